@@ -1,0 +1,30 @@
+"""Train and evaluate "thinking with images" agents on unmodified upstream packages.
+
+Importing this package costs milliseconds and does nothing else: no files, connections or threads.
+
+A third-party plugin needs one name from here::
+
+    from deepeyes_plugins import hookimpl
+
+    @hookimpl
+    def register_tools(register):
+        register("my_tool", MyTool)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deepeyes_plugins.hookspecs import hookimpl as hookimpl
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "hookimpl"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "hookimpl":
+        from deepeyes_plugins.hookspecs import hookimpl
+
+        return hookimpl
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

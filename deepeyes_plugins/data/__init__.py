@@ -1,0 +1,1 @@
+"""Data sets: schemas, checks and formatters."""

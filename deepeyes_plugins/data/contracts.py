@@ -1,0 +1,38 @@
+"""What a dataset formatter makes of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from deepeyes_plugins.protocol.content import Role
+
+
+class RowError(ValueError):
+    """A row cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A training conversation.
+
+    Attributes:
+        turns: Role and text in order: at most one system turn, first; then user and assistant in
+            alternation, ending with the assistant. Images stand as ``<image>``.
+        images: One per ``<image>``, in order: paths, bytes or Pillow images.
+    """
+
+    turns: tuple[tuple[Role, str], ...]
+    images: tuple[Any, ...] = ()
+
+
+class Formatter(Protocol):
+    """Turns a row of a data set into a conversation."""
+
+    def __call__(self, row: Mapping[str, Any]) -> Conversation:
+        """Format one row.
+
+        Raises:
+            RowError: The row cannot be used.
+        """

@@ -1,0 +1,1 @@
+"""Named presets of what a trajectory acts on: dialect, tools and limits."""

@@ -1,0 +1,97 @@
+"""An environment made of tools: the one behind all presets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+
+from deepeyes_plugins.protocol.actions import (
+    Action,
+    AnswerAction,
+    CodeAction,
+    MalformedAction,
+    ToolCallAction,
+)
+from deepeyes_plugins.protocol.dialect import Dialect
+from deepeyes_plugins.protocol.observations import code_observation, defuse, tool_response
+from deepeyes_plugins.rollout.contracts import (
+    Environment,
+    InfrastructureError,
+    Limits,
+    Observation,
+    Step,
+    Task,
+    Tool,
+)
+
+logger = logging.getLogger(__name__)
+
+CODE_TOOL = "python"
+
+
+class ToolEnvironment(Environment):
+    """Hands each action to its tool; whatever can be mended comes back as an observation."""
+
+    def __init__(self, dialect: Dialect, tools: Sequence[Tool], limits: Limits) -> None:
+        """Make an environment for one trajectory.
+
+        Args:
+            dialect: How turns are opened and closed.
+            tools: Fresh tools; one named ``python`` takes the code actions.
+            limits: When the episode ends.
+        """
+        self.dialect = dialect
+        self.limits = limits
+        self._tools: Mapping[str, Tool] = {tool.name: tool for tool in tools}
+
+    async def open(self, task: Task) -> None:
+        """Open all tools at once.
+
+        Raises:
+            InfrastructureError: One of them cannot be opened.
+        """
+        await asyncio.gather(*(tool.open(task) for tool in self._tools.values()))
+
+    async def step(self, action: Action) -> Step:
+        """Run the action's tool."""
+        if isinstance(action, AnswerAction):
+            return Step(None)
+        if isinstance(action, MalformedAction):
+            return Step(_refusal(action.message))
+        if isinstance(action, CodeAction):
+            name, arguments = CODE_TOOL, {"code": action.code}
+        else:
+            name, arguments = action.name, action.arguments
+        tool = self._tools.get(name)
+        if tool is None or (isinstance(action, ToolCallAction) and name == CODE_TOOL):
+            return Step(_refusal(self._unknown(name)))
+        try:
+            return Step(await tool.call(arguments), tool=name)
+        except InfrastructureError as error:
+            logger.warning("tool %s failed: %s", name, error)
+            reason = f"The tool {name} is unavailable at the moment."
+            parts = (
+                code_observation("", reason)
+                if name == CODE_TOOL
+                else tool_response([f"Error: {reason}"])
+            )
+            return Step(Observation(parts, error=str(error), infrastructure=True), tool=name)
+
+    async def close(self) -> None:
+        """Close all tools; a failure to do so is logged."""
+        for tool in self._tools.values():
+            try:
+                await tool.close()
+            except Exception:
+                logger.warning("tool %s cannot be closed", tool.name, exc_info=True)
+
+    def _unknown(self, name: str) -> str:
+        callable_names = sorted(set(self._tools) - {CODE_TOOL})
+        known = ", ".join(callable_names) or "none"
+        code = " Python runs in <code> blocks." if CODE_TOOL in self._tools else ""
+        return f"There is no tool {defuse(name)!r}. Tools: {known}.{code}"
+
+
+def _refusal(reason: str) -> Observation:
+    return Observation(tool_response([f"Error: {defuse(reason)}"]), error=reason)

@@ -1,0 +1,1 @@
+"""The only rooms that import an upstream framework, one folder per framework."""

@@ -1,0 +1,38 @@
+"""What a policy must know of the wire format, whatever engine it runs on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+IMAGE_PLACEHOLDER = "<image>"
+"""Where an image stands in the text columns of the published datasets."""
+
+VISION_TOKENS = (
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+)
+CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>")
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How turns are opened and closed.
+
+    Attributes:
+        prefill: Text that every assistant turn starts with; context, never policy output.
+        stop: Strings that end a turn; they are kept in the output.
+        forbidden: Tokens that must not be generated. A policy that emits a vision placeholder
+            breaks the count of image features and with it the training step.
+    """
+
+    prefill: str = ""
+    stop: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = VISION_TOKENS + CONTROL_TOKENS
+
+
+PLAIN = Dialect()
+DEEPEYES_V2 = Dialect(prefill="<think>", stop=("</code>", "</tool_call>"))
+VISUAL_TOOLBOX_V2 = Dialect(stop=("</tool_call>",))

@@ -1,0 +1,96 @@
+"""Render what a tool returned as the text and images that the model reads.
+
+Byte for byte the forms of the DeepEyesV2 and DeepEyes training code; released checkpoints depend
+on them. Everything a tool returned is data: control strings in it are defused first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepeyes_plugins.protocol.content import EncodedImage, Part
+
+MAXIMUM_IMAGES = 10
+"""Images that one observation carries at most, as in the DeepEyesV2 training code."""
+
+_CONTROL = re.compile(r"<(?=\|[A-Za-z0-9_]+\|>|(?:image|video|audio)>)")
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """One web page, or one hit of an image search (``image`` may be missing)."""
+
+    title: str
+    link: str = ""
+    snippet: str = ""
+    date: str = ""
+    image: EncodedImage | None = None
+
+
+def defuse(text: str) -> str:
+    """Make control strings in ``text`` plain text, by one space behind the ``<``.
+
+    ``<|im_start|>`` becomes ``< |im_start|>`` and ``<image>`` becomes ``< image>``: no tokenizer,
+    chat template or dataset converter takes them for more than text, on any host alike.
+    """
+    return _CONTROL.sub("< ", text)
+
+
+def code_observation(
+    stdout: str, stderr: str, images: Sequence[EncodedImage] = ()
+) -> tuple[Part, ...]:
+    """The result of a code action: streams first, then the figures."""
+    text = (
+        f"Code execution result:\nstdout:\n```\n{defuse(stdout)}\n```\n\n"
+        f"stderr:\n```\n{defuse(stderr)}\n```\n\n"
+    )
+    if not images:
+        return (text.strip(),)
+    return (text + "Images:\n", *images[:MAXIMUM_IMAGES])
+
+
+def tool_response(body: Sequence[Part]) -> tuple[Part, ...]:
+    """Wrap parts that are already rendered in ``<tool_response>`` tags."""
+    return _join("<tool_response>\n", *body, "\n</tool_response>")
+
+
+def text_search_observation(query: str, results: Sequence[SearchResult]) -> tuple[Part, ...]:
+    """The result of a text search, entries numbered from 1."""
+    entries = []
+    for number, result in enumerate(results, 1):
+        entry = f"{number}. [{defuse(result.title)}]({defuse(result.link)})"
+        if result.date:
+            entry += f"\nDate published: {defuse(result.date)}"
+        entry += "\n"
+        if result.snippet:
+            entry += f"\n{defuse(result.snippet)}"
+        entries.append(entry)
+    head = f"A Google search for '{defuse(query)}' found {len(results)} results:\n\n"
+    return tool_response([head + "## Web Results\n" + "\n\n".join(entries)])
+
+
+def image_search_observation(results: Sequence[SearchResult]) -> tuple[Part, ...]:
+    """The result of an image search; at most ten entries carry their image."""
+    head = f"A Google image search for the image found {len(results)} results:\n\n"
+    parts: list[Part] = [head + "## Web Results\n"]
+    carried = 0
+    for number, result in enumerate(results, 1):
+        parts.append(("" if number == 1 else "\n\n") + f"{number}. ")
+        if result.image is not None and carried < MAXIMUM_IMAGES:
+            parts.append(result.image)
+            carried += 1
+        parts.append(f"\n[{defuse(result.title)}] \n")
+    return tool_response(parts)
+
+
+def _join(*parts: Part) -> tuple[Part, ...]:
+    """Merge neighbouring text parts."""
+    merged: list[Part] = []
+    for part in parts:
+        if merged and isinstance(part, str) and isinstance(merged[-1], str):
+            merged[-1] += part
+        else:
+            merged.append(part)
+    return tuple(merged)

@@ -1,0 +1,1 @@
+"""What a finished trajectory earns: format, accuracy, and the DeepEyes scores made of them."""

@@ -1,0 +1,123 @@
+"""The only loop that joins a policy and an environment."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from deepeyes_plugins.protocol.actions import (
+    Action,
+    AnswerAction,
+    CodeAction,
+    MalformedAction,
+    ToolCallAction,
+)
+from deepeyes_plugins.rollout.contracts import Environment, InfrastructureError, Policy, Task
+from deepeyes_plugins.rollout.trajectory import (
+    ActionKind,
+    EndReason,
+    PartRecord,
+    Trajectory,
+    TurnRecord,
+)
+
+logger = logging.getLogger(__name__)
+
+_KINDS: dict[type[Action], ActionKind] = {
+    CodeAction: "code",
+    ToolCallAction: "tool_call",
+    AnswerAction: "answer",
+    MalformedAction: "malformed",
+}
+
+
+async def rollout(
+    policy: Policy, environment: Environment, task: Task, *, name: str = ""
+) -> Trajectory:
+    """Play one episode.
+
+    The environment opens while the policy takes in the prompt and generates its first turn. On
+    the last turn that the limits allow, a tool is no longer called: its result could not be read.
+
+    Args:
+        policy: Fresh policy, for this trajectory only.
+        environment: Fresh environment; opened and closed here.
+        task: The question.
+        name: Name of the environment, for the record.
+
+    Returns:
+        The record, whatever happened: a failure of ours ends with
+        :attr:`EndReason.INFRASTRUCTURE` and its reason, it does not raise.
+    """
+    trajectory = Trajectory(
+        task_id=task.id,
+        data_source=task.data_source,
+        environment=name,
+        end_reason=EndReason.WALL_TIME,
+    )
+    started = time.monotonic()
+    opening = asyncio.ensure_future(environment.open(task))
+    deadline = asyncio.timeout(environment.limits.wall_time)
+    try:
+        async with deadline:
+            await policy.begin(task)
+            trajectory.end_reason = await _play(policy, environment, opening, trajectory)
+    except Exception as error:
+        if not (isinstance(error, TimeoutError) and deadline.expired()):
+            known = isinstance(error, InfrastructureError)
+            logger.warning("task %s ended early: %r", task.id, error, exc_info=not known)
+            trajectory.end_reason = EndReason.INFRASTRUCTURE
+            trajectory.error = str(error) if known else repr(error)
+    finally:
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        await environment.close()
+    trajectory.seconds = time.monotonic() - started
+    return trajectory
+
+
+async def _play(
+    policy: Policy,
+    environment: Environment,
+    opening: asyncio.Future[None],
+    trajectory: Trajectory,
+) -> EndReason:
+    limits = environment.limits
+    while True:
+        started = time.monotonic()
+        turn = await policy.act()
+        if turn is None:
+            return EndReason.TOKENS
+        action = environment.parse(turn)
+        record = TurnRecord(
+            text=turn.text,
+            finish_reason=turn.finish_reason,
+            tokens=turn.tokens,
+            action=_KINDS[type(action)] if action is not None else None,
+            generate_seconds=time.monotonic() - started,
+        )
+        trajectory.turns.append(record)
+        if isinstance(action, AnswerAction):
+            trajectory.answer = action.text
+            return EndReason.ANSWER
+        if action is None or turn.finish_reason == "length":
+            return EndReason.TOKENS if turn.finish_reason == "length" else EndReason.NO_ACTION
+        if len(trajectory.turns) >= limits.turns:
+            return EndReason.TURNS
+
+        started = time.monotonic()
+        await opening
+        step = await environment.step(action)
+        record.tool_seconds = time.monotonic() - started
+        record.tool = step.tool
+        observation = step.observation
+        if observation is None:
+            return EndReason.NO_ACTION
+        record.error = observation.error
+        record.infrastructure_error = observation.infrastructure
+        record.observation = [PartRecord.of(part) for part in observation.parts]
+        if trajectory.images_returned > limits.images:
+            return EndReason.IMAGES
+        if not await policy.observe(observation):
+            return EndReason.TOKENS

@@ -1,0 +1,99 @@
+"""The record of a trajectory: what rewards, evaluation and logs read."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deepeyes_plugins.protocol.content import EncodedImage, Part
+
+
+class EndReason(StrEnum):
+    """Why a trajectory ended."""
+
+    ANSWER = "answer"
+    NO_ACTION = "no_action"
+    TURNS = "turns"
+    TOKENS = "tokens"
+    IMAGES = "images"
+    WALL_TIME = "wall_time"
+    INFRASTRUCTURE = "infrastructure"
+
+
+ActionKind = Literal["code", "tool_call", "answer", "malformed"]
+
+
+class PartRecord(BaseModel):
+    """A part of an observation: text, or an image by its content hash."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str | None = None
+    image: str | None = Field(None, description="sha256 of the image file's bytes.")
+
+    @classmethod
+    def of(cls, part: Part) -> PartRecord:
+        """Record a part; an image leaves only its hash here."""
+        return cls(image=part.sha256) if isinstance(part, EncodedImage) else cls(text=part)
+
+
+class TurnRecord(BaseModel):
+    """One assistant turn and what came back."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str = Field(description="The assistant turn, prefill included.")
+    finish_reason: Literal["stop", "length"] = "stop"
+    tokens: int = Field(0, description="Generated tokens.")
+    action: ActionKind | None = None
+    tool: str | None = Field(None, description="Tool that was called.")
+    observation: list[PartRecord] | None = None
+    error: str | None = Field(None, description="Why the action failed.")
+    infrastructure_error: bool = False
+    generate_seconds: float = 0.0
+    tool_seconds: float = 0.0
+
+
+class Trajectory(BaseModel):
+    """One finished trajectory. ``model_dump_json()`` is one line of a trajectory log."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task_id: str
+    data_source: str = ""
+    environment: str = ""
+    turns: list[TurnRecord] = []
+    answer: str | None = None
+    end_reason: EndReason
+    error: str | None = Field(None, description="What failed, for end reason infrastructure.")
+    seconds: float = 0.0
+
+    @property
+    def assistant_turns(self) -> list[str]:
+        """The text of each assistant turn."""
+        return [turn.text for turn in self.turns]
+
+    @property
+    def tool_calls(self) -> dict[str, int]:
+        """Number of calls by tool."""
+        counts: dict[str, int] = {}
+        for turn in self.turns:
+            if turn.tool is not None:
+                counts[turn.tool] = counts.get(turn.tool, 0) + 1
+        return counts
+
+    @property
+    def images_returned(self) -> int:
+        """Images that observations brought."""
+        return sum(
+            part.image is not None for turn in self.turns for part in turn.observation or ()
+        )
+
+    @property
+    def infrastructure_errors(self) -> int:
+        """Failures that were ours."""
+        return sum(turn.infrastructure_error for turn in self.turns) + (
+            self.end_reason is EndReason.INFRASTRUCTURE
+        )

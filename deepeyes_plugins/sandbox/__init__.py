@@ -1,0 +1,55 @@
+"""The code sandbox: runs untrusted, model-written Python in live Jupyter-style sessions.
+
+`SandboxClient` talks to a server; `ensure_server` finds or starts one; `python -m
+deepeyes_plugins.sandbox` runs one. Names are imported on first use, so that importing this package
+costs nothing in the processes that must stay small.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .client import SandboxClient, SandboxSession
+    from .contracts import (
+        ExecutionResult,
+        Health,
+        Outcome,
+        SandboxError,
+        SandboxUnavailable,
+    )
+    from .embedded import EmbeddedServer, ensure_server, start_server
+    from .settings import SandboxSettings
+
+_HOMES = {
+    "SandboxClient": "client",
+    "SandboxSession": "client",
+    "ExecutionResult": "contracts",
+    "Health": "contracts",
+    "Outcome": "contracts",
+    "SandboxError": "contracts",
+    "SandboxUnavailable": "contracts",
+    "EmbeddedServer": "embedded",
+    "ensure_server": "embedded",
+    "start_server": "embedded",
+    "SandboxSettings": "settings",
+}
+
+__all__ = [
+    "EmbeddedServer",
+    "ExecutionResult",
+    "Health",
+    "Outcome",
+    "SandboxClient",
+    "SandboxError",
+    "SandboxSession",
+    "SandboxSettings",
+    "SandboxUnavailable",
+    "ensure_server",
+    "start_server",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

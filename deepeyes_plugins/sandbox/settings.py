@@ -1,0 +1,72 @@
+"""Settings of the code sandbox."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class SandboxSettings(BaseModel):
+    """Where the sandbox is and what its sessions may use."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str | None = Field(
+        None,
+        description="Base URL of a running server. Unset: $DEEPEYES_SANDBOX_URL, else a server is "
+        "started on loopback for this process tree.",
+    )
+    token_env: str = Field(
+        "DEEPEYES_SANDBOX_TOKEN",
+        description="Name of the environment variable that holds the bearer token. The server asks "
+        "for a token when the variable is set.",
+    )
+    cell_timeout: float = Field(
+        200.0, gt=0, description="Longest time a cell may run, in seconds, whatever a client asks."
+    )
+    interrupt_grace: float = Field(
+        2.0,
+        gt=0,
+        description="Seconds between the interrupt of a cell at its timeout and the kill of a "
+        "session that did not react.",
+    )
+    idle_timeout: float = Field(
+        1800.0, gt=0, description="Seconds after which a session that runs nothing is closed."
+    )
+    max_sessions: int = Field(1024, gt=0, description="Live sessions at which more are refused.")
+    memory_mb: int = Field(
+        2048,
+        gt=0,
+        description="Address space that a session may add to the warm interpreter's, in MiB.",
+    )
+    file_mb: int = Field(64, gt=0, description="Largest file that a session may write, in MiB.")
+    max_stdout_characters: int = Field(
+        8000, ge=100, description="Characters of standard output (and of the result) per cell."
+    )
+    max_stderr_characters: int = Field(
+        4000, ge=100, description="Characters of standard error per cell."
+    )
+    max_images: int = Field(10, ge=0, description="Images that one cell may return.")
+    max_image_pixels: int = Field(
+        100_000_000, gt=0, description="Pixels of the largest image, uploaded or returned."
+    )
+    image_cache_mb: int = Field(
+        1024, gt=0, description="Decoded images kept for sessions to come, in MiB."
+    )
+    readable_paths: tuple[str, ...] = Field(
+        (),
+        description="Paths that sessions may read besides the interpreter, its packages and the "
+        "system libraries.",
+    )
+    warm_modules: tuple[str, ...] = Field(
+        (),
+        description="Modules imported once for all sessions, besides IPython, NumPy, Pillow and "
+        "matplotlib.",
+    )
+    allow_unisolated: bool = Field(
+        False,
+        description="Run even where the kernel lacks an isolation layer. Then code from the model "
+        "can do what this user can.",
+    )
+    startup_timeout: float = Field(
+        120.0, gt=0, description="Seconds that a server may take until its first session works."
+    )

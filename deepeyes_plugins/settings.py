@@ -1,0 +1,110 @@
+"""One settings file for all hosts: ``agent.yaml``.
+
+``DEEPEYES_…`` environment variables override it (``DEEPEYES_SANDBOX_URL`` sets ``sandbox.url``,
+``DEEPEYES_LIMITS_TURNS`` sets ``limits.turns``). Secrets are given by the NAME of a variable.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from deepeyes_plugins.rollout.contracts import Limits
+from deepeyes_plugins.sandbox.settings import SandboxSettings
+
+SETTINGS_VARIABLE = "DEEPEYES_AGENT_CONFIG"
+"""Environment variable with the path of agent.yaml, for hosts that cannot pass one."""
+
+
+class SettingsError(ValueError):
+    """A setting is wrong; the message names the file, the key and the reason."""
+
+
+class RewardSettings(BaseModel):
+    """Rewards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sources: dict[str, str] = Field(
+        default_factory=dict,
+        description="Reward to use for a data_source that has none of its own name.",
+    )
+
+
+class AgentSettings(BaseSettings):
+    """Everything the agent core can be told."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix="DEEPEYES_",
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
+    )
+
+    environment: str = Field(
+        "deepeyes_v2", description="Environment of tasks that do not name one themselves."
+    )
+    tools: dict[str, list[str]] = Field(
+        default_factory=dict,
+        description="Tools by environment, where they are not the environment's own choice.",
+    )
+    limits: Limits = Field(default_factory=Limits, description="When a trajectory ends.")
+    sandbox: SandboxSettings = Field(
+        default_factory=SandboxSettings, description="The code sandbox."
+    )
+    rewards: RewardSettings = Field(default_factory=RewardSettings, description="Rewards.")
+    trajectories: Path | None = Field(
+        None, description="Folder for trajectory logs (JSON lines); none are written without it."
+    )
+    plugins: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Settings of third-party plugins, by plugin name."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over the file."""
+        return env_settings, init_settings
+
+
+def load_settings(path: str | Path | None = None) -> AgentSettings:
+    """Read the settings.
+
+    Args:
+        path: An agent.yaml; by default the file that ``DEEPEYES_AGENT_CONFIG`` names; without
+            either, the built-in defaults.
+
+    Raises:
+        SettingsError: The file cannot be read or a value is wrong; file and key are named.
+    """
+    path = path or os.environ.get(SETTINGS_VARIABLE)
+    values: Any = {}
+    if path:
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise SettingsError(f"{path}: cannot be read as YAML: {error}") from error
+        values = {} if values is None else values
+        if not isinstance(values, dict):
+            raise SettingsError(f"{path}: expected keys and values, found {type(values).__name__}")
+    try:
+        return AgentSettings(**values)
+    except ValidationError as error:
+        where = path or "settings from the environment"
+        reasons = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}"
+            for item in error.errors()
+        )
+        raise SettingsError(f"{where}: {reasons}") from error

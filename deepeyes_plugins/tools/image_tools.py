@@ -1,0 +1,151 @@
+"""The tools of DeepEyes V1: zoom into a box and rotate.
+
+The rules for boxes are those of the V1 training code (Visual-Agent/DeepEyes): a box is clamped to
+the image; refused when empty, when its shorter side is 30 pixels or less, or its aspect ratio is
+over 100; a shorter side under 28 would be grown about its centre.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from deepeyes_plugins.protocol.content import EncodedImage, fit_for_model
+from deepeyes_plugins.protocol.observations import tool_response
+from deepeyes_plugins.rollout.contracts import Observation, Task, Tool
+from deepeyes_plugins.tools.resources import Resources
+
+MINIMUM_BOX_SIDE = 30
+MAXIMUM_BOX_ASPECT_RATIO = 100
+
+_NEXT_STEP = (
+    "\nThink first. Then call a tool again if a closer look is needed; otherwise write the answer "
+    "in <answer> tags."
+)
+
+
+class BoxError(ValueError):
+    """A box that cannot be cropped; the message is for the model."""
+
+
+def clamp_box(box: Any, width: int, height: int) -> tuple[int, int, int, int]:
+    """Turn a model's box into one that can be cropped.
+
+    Args:
+        box: ``[x1, y1, x2, y2]`` in absolute pixels of the original image.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+
+    Raises:
+        BoxError: Not four finite numbers, empty, too small or too elongated.
+    """
+    if not isinstance(box, list | tuple) or len(box) != 4:
+        raise BoxError("bbox_2d must be a list of four numbers [x1, y1, x2, y2]")
+    try:
+        left, top, right, bottom = (float(value) for value in box)
+    except (TypeError, ValueError) as error:
+        raise BoxError("bbox_2d must hold four numbers") from error
+    if not all(math.isfinite(value) for value in (left, top, right, bottom)):
+        raise BoxError("bbox_2d must hold finite numbers")
+    x1, y1 = max(0, math.floor(left)), max(0, math.floor(top))
+    x2, y2 = min(width, math.ceil(right)), min(height, math.ceil(bottom))
+    if x2 <= x1 or y2 <= y1:
+        raise BoxError(f"bbox_2d {box} is empty within the image of {width} x {height} pixels")
+    shorter, longer = sorted((x2 - x1, y2 - y1))
+    if shorter <= MINIMUM_BOX_SIDE:
+        raise BoxError(f"bbox_2d {box} is too small: each side must exceed {MINIMUM_BOX_SIDE} px")
+    if longer / shorter > MAXIMUM_BOX_ASPECT_RATIO:
+        raise BoxError(f"bbox_2d {box} is too elongated (over {MAXIMUM_BOX_ASPECT_RATIO} : 1)")
+    return x1, y1, x2, y2
+
+
+class _ImageTool(Tool):
+    """A tool that turns the first image of the question into another."""
+
+    def __init__(self, resources: Resources) -> None:
+        """Image tools need no shared resources."""
+        del resources
+        self._image: EncodedImage | None = None
+
+    async def open(self, task: Task) -> None:
+        """Keep the question's first image."""
+        self._image = task.images[0] if task.images else None
+
+    async def call(self, arguments: Mapping[str, Any]) -> Observation:
+        """Return the changed image, or an ``Error: …`` line."""
+        if self._image is None:
+            return _error("the question has no image")
+        try:
+            image = await asyncio.to_thread(self._changed, self._image, arguments)
+        except ValueError as error:
+            return _error(str(error))
+        return Observation(tool_response_v1(image))
+
+    def _changed(self, image: EncodedImage, arguments: Mapping[str, Any]) -> EncodedImage:
+        return fit_for_model(EncodedImage.from_pil(self.transform(image.pil(), arguments)))
+
+    @abstractmethod
+    def transform(self, image: Image.Image, arguments: Mapping[str, Any]) -> Image.Image:
+        """Return the new image.
+
+        Raises:
+            ValueError: The arguments are wrong; the message is for the model.
+        """
+
+
+def tool_response_v1(image: EncodedImage) -> tuple[str | EncodedImage, ...]:
+    """The observation of DeepEyes V1: the image, then what to do next."""
+    return ("<tool_response>", image, f"{_NEXT_STEP.strip()}</tool_response>")
+
+
+def _error(reason: str) -> Observation:
+    return Observation(tool_response([f"Error: {reason}"]), error=reason)
+
+
+class ZoomTool(_ImageTool):
+    """Crop a box of the original image."""
+
+    name = "image_zoom_in_tool"
+    schema = {
+        "type": "object",
+        "properties": {
+            "bbox_2d": {
+                "type": "array",
+                "items": {"type": "number"},
+                "minItems": 4,
+                "maxItems": 4,
+                "description": "[x1, y1, x2, y2] in pixels of the original image.",
+            },
+            "label": {"type": "string", "description": "What is in the box."},
+        },
+        "required": ["bbox_2d"],
+    }
+
+    def transform(self, image: Image.Image, arguments: Mapping[str, Any]) -> Image.Image:
+        """Crop ``bbox_2d``."""
+        return image.crop(clamp_box(arguments.get("bbox_2d"), *image.size))
+
+
+class RotateTool(_ImageTool):
+    """Rotate the original image."""
+
+    name = "image_rotate_tool"
+    schema = {
+        "type": "object",
+        "properties": {"angle": {"type": "number", "description": "Degrees, anticlockwise."}},
+        "required": ["angle"],
+    }
+
+    def transform(self, image: Image.Image, arguments: Mapping[str, Any]) -> Image.Image:
+        """Rotate by ``angle``, growing the canvas so that nothing is cut off."""
+        angle = arguments.get("angle")
+        if isinstance(angle, bool) or not isinstance(angle, int | float):
+            raise ValueError("angle must be a number of degrees")
+        if not math.isfinite(angle):
+            raise ValueError("angle must be finite")
+        return image.rotate(angle, expand=True)

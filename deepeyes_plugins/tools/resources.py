@@ -1,0 +1,44 @@
+"""What tools share within one event loop: settings and connections, made on first use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from deepeyes_plugins.rollout.contracts import Environment, Tool
+from deepeyes_plugins.sandbox.client import SandboxClient
+from deepeyes_plugins.sandbox.embedded import ensure_server
+from deepeyes_plugins.settings import AgentSettings
+
+
+class Resources:
+    """Shared by all trajectories of one event loop; close it when the loop ends."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        """Hold ``settings``; nothing is connected yet."""
+        self.settings = settings
+        self._sandbox: SandboxClient | None = None
+        self._lock = asyncio.Lock()
+
+    async def sandbox(self) -> SandboxClient:
+        """The sandbox client; starts a loopback server if the settings name none.
+
+        Raises:
+            SandboxUnavailable: No server could be started.
+        """
+        async with self._lock:
+            if self._sandbox is None:
+                settings = self.settings.sandbox
+                url = await asyncio.to_thread(ensure_server, settings)
+                self._sandbox = SandboxClient(url, token=settings.token())
+        return self._sandbox
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        if self._sandbox is not None:
+            await self._sandbox.aclose()
+            self._sandbox = None
+
+
+ToolFactory = Callable[[Resources], Tool]
+EnvironmentFactory = Callable[[Resources], Environment]
