@@ -6,13 +6,20 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as UnreadableVariableError
 
 from deepeyes_plugins.rollout.contracts import Limits
 from deepeyes_plugins.sandbox.settings import SandboxSettings
@@ -90,21 +97,39 @@ def load_settings(path: str | Path | None = None) -> AgentSettings:
         SettingsError: The file cannot be read or a value is wrong; file and key are named.
     """
     path = path or os.environ.get(SETTINGS_VARIABLE)
-    values: Any = {}
-    if path:
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise SettingsError(f"{path}: cannot be read as YAML: {error}") from error
-        values = {} if values is None else values
-        if not isinstance(values, dict):
-            raise SettingsError(f"{path}: expected keys and values, found {type(values).__name__}")
+    where = path or "settings from the environment"
     try:
-        return AgentSettings(**values)
+        return AgentSettings(**(_read(Path(path)) if path else {}))
     except ValidationError as error:
-        where = path or "settings from the environment"
-        reasons = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}"
-            for item in error.errors()
-        )
+        reasons = "; ".join(map(_reason, error.errors()))
         raise SettingsError(f"{where}: {reasons}") from error
+    except UnreadableVariableError as error:
+        raise SettingsError(f"a DEEPEYES_ environment variable is no JSON: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file; a key without a value counts as absent."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path}: cannot be read as YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: expected keys and values, found {type(values).__name__}")
+    known = AgentSettings.model_fields
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise SettingsError(f"{path}: unknown key {key!r}.{hint} Known: {', '.join(known)}.")
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _reason(error: ErrorDetails) -> str:
+    """Say which setting is wrong and why, and which variable set it if one did."""
+    key = ".".join(map(str, error["loc"]))
+    variable = "_".join(["DEEPEYES", *map(str, error["loc"][:2])]).upper()
+    source = f" (set by {variable})" if variable in os.environ else ""
+    unknown = error["type"] == "extra_forbidden"
+    return f"{key}{source}: {'unknown key' if unknown else error['msg']}"

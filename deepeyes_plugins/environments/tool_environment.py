@@ -46,12 +46,15 @@ class ToolEnvironment(Environment):
         self._tools: Mapping[str, Tool] = {tool.name: tool for tool in tools}
 
     async def open(self, task: Task) -> None:
-        """Open all tools at once.
+        """Open all tools at once; none is still opening when this returns or raises.
 
         Raises:
             InfrastructureError: One of them cannot be opened.
         """
-        await asyncio.gather(*(tool.open(task) for tool in self._tools.values()))
+        openings = (tool.open(task) for tool in self._tools.values())
+        for result in await asyncio.gather(*openings, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
 
     async def step(self, action: Action) -> Step:
         """Run the action's tool."""

@@ -13,13 +13,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_CODE = re.compile(r"<code>(.*?)</code>", re.DOTALL)
-# The closing fence ends its line, so that backticks inside the code do not end the block.
-_FENCE = re.compile(
-    r"```(?:python|py)?[ \t]*\r?\n(.*?)(?:\r?\n)?[ \t]*```[ \t]*(?=\r?\n|\Z)", re.DOTALL
-)
-_TOOL_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+# The opening fence ends its line; the closing one has a line of its own, so that backticks inside
+# the code do not end the block. Only where there is none may it stand behind the last statement.
+_OPENING_FENCE = re.compile(r"```(?:python|py)?[ \t]*\r?\n")
+_CLOSING_LINE = re.compile(r"(?:\A|\r?\n)[ \t]*```[ \t]*(?=\r?\n|\Z)")
+_CLOSING_FENCE = re.compile(r"```[ \t]*(?=\r?\n|\Z)")
 _THINK_END = "</think>"
 
 
@@ -66,8 +64,8 @@ def parse_action(text: str) -> Action | None:
         The action by precedence answer, code, tool call.
     """
     body = text.rpartition(_THINK_END)[2]
-    if answer := _ANSWER.search(body):
-        return AnswerAction(answer.group(1).strip())
+    if answers := _blocks(body, "answer"):
+        return AnswerAction(answers[0].strip())
     if "<code>" in body:
         return _parse_code(body)
     if "<tool_call>" in body:
@@ -75,21 +73,47 @@ def parse_action(text: str) -> Action | None:
     return None
 
 
+def _blocks(text: str, tag: str) -> list[str]:
+    """Return what stands between each opening tag and the next closing one.
+
+    Takes linear time whatever the text; a lazy pattern is quadratic in unclosed tags.
+    """
+    blocks = []
+    for piece in text.split(f"</{tag}>")[:-1]:
+        _, opened, block = piece.partition(f"<{tag}>")
+        if opened:
+            blocks.append(block)
+    return blocks
+
+
+def _fenced(block: str) -> str | None:
+    """Return the code between the first fences in ``block``."""
+    opening = _OPENING_FENCE.search(block)
+    if opening is None:
+        return None
+    rest = block[opening.end() :]
+    if closing := _CLOSING_LINE.search(rest):
+        return rest[: closing.start()]
+    if closing := _CLOSING_FENCE.search(rest):
+        return rest[: closing.start()].rstrip(" \t")
+    return None
+
+
 def _parse_code(body: str) -> Action:
-    blocks = _CODE.findall(body)
+    blocks = _blocks(body, "code")
     if not blocks:
         return MalformedAction("The <code> block is not closed. Close it with </code>.")
-    fence = _FENCE.search(blocks[-1])
-    if fence is None:
+    code = _fenced(blocks[-1])
+    if code is None:
         return MalformedAction(
             "The <code> block holds no fenced Python. Write <code>, a line ```python, the code, "
             "a line ``` and </code>."
         )
-    return CodeAction(fence.group(1))
+    return CodeAction(code)
 
 
 def _parse_tool_call(body: str) -> Action:
-    blocks = _TOOL_CALL.findall(body)
+    blocks = _blocks(body, "tool_call")
     if not blocks:
         return MalformedAction("The <tool_call> is not closed. Close it with </tool_call>.")
     try:

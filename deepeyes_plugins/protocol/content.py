@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 Role = Literal["system", "user", "assistant"]
 
@@ -17,6 +17,12 @@ MINIMUM_SIDE = 32
 MAXIMUM_ASPECT_RATIO = 200.0
 MAXIMUM_PIXELS = 178_956_970
 """Pillow's own threshold for a decompression bomb; above it an image is refused."""
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""File formats that are read. Pillow knows more, some of which start programs (EPS)."""
+
+_ORIENTATION = 0x0112
+_ON_THEIR_SIDE = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
 
 
 class ImageError(ValueError):
@@ -24,7 +30,7 @@ class ImageError(ValueError):
 
 
 class EncodedImage:
-    """An image file held as bytes, decoded on first use.
+    """An image file held as bytes, decoded when it is asked for.
 
     The bytes are what travels (sandbox, OpenAI-compatible servers, trajectory files); the hash of
     the bytes names it everywhere.
@@ -50,12 +56,14 @@ class EncodedImage:
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, read from the header.
+        """Width and height in pixels of the upright image, read from the header.
 
         Raises:
             ImageError: The bytes are no image.
         """
-        return self._open().size
+        image = self._open()
+        width, height = image.size
+        return (height, width) if _orientation(image) in _ON_THEIR_SIDE else (width, height)
 
     @cached_property
     def media_type(self) -> str:
@@ -69,20 +77,36 @@ class EncodedImage:
     def pil(self) -> Image.Image:
         """Decode to an RGB Pillow image, upright (EXIF rotation applied), in original size.
 
+        Transparent pixels come out white, 16-bit grey values scaled to 8 bits; of an animation
+        the first frame is taken.
+
         Raises:
             ImageError: The bytes are no image, are cut short, or hold too many pixels.
         """
-        image = self._open()
+        file = self._open()
         try:
-            return ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return _as_rgb(file if _orientation(file) is None else ImageOps.exif_transpose(file))
+        # Decoders raise whatever they stumble on: struct.error, KeyError, zlib.error, ...
+        except Exception as error:
             raise ImageError(f"the image cannot be decoded: {error}") from error
 
-    def _open(self) -> Image.Image:
+    def upright(self) -> EncodedImage:
+        """Return the image without EXIF rotation: itself, or re-encoded where it has one.
+
+        Raises:
+            ImageError: The bytes are no readable image.
+        """
+        turned = _orientation(self._open()) not in (None, 1)
+        return EncodedImage.from_pil(self.pil()) if turned else self
+
+    def _open(self) -> ImageFile.ImageFile:
         try:
-            image = Image.open(io.BytesIO(self.data))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ImageError(f"not a readable image ({len(self.data)} bytes): {error}") from error
+            image = Image.open(io.BytesIO(self.data), formats=FORMATS)
+        except Exception as error:
+            raise ImageError(
+                f"not a readable image ({len(self.data)} bytes): {error}. "
+                f"Accepted are {', '.join(FORMATS)}."
+            ) from error
         if image.width * image.height > MAXIMUM_PIXELS:
             raise ImageError(f"image of {image.width} x {image.height} pixels is too large")
         return image
@@ -97,7 +121,33 @@ class EncodedImage:
         return f"EncodedImage({len(self.data)} bytes, sha256={self.sha256[:12]})"
 
 
+def _orientation(image: Image.Image) -> int | None:
+    """EXIF orientation 1 to 8; ``None`` where the image has none or its EXIF data are broken."""
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:
+        return None
+    return value if isinstance(value, int) and 1 <= value <= 8 else None
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow would clip every value above 255 to white.
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGB", image.size, "white")
+        canvas.paste(image, mask=image)
+        return canvas
+    return image.convert("RGB")
+
+
 Part = str | EncodedImage
+
+
+def encodable(text: str) -> str:
+    """Replace lone surrogates in ``text`` by U+FFFD: neither UTF-8 nor tokenizers have them."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +196,16 @@ def fit_for_model(image: EncodedImage) -> EncodedImage:
     A side under 32 pixels is upscaled to 32 (Lanczos) and an aspect ratio over 200 brought under
     it, as in the DeepEyesV2 training code. Any other image is returned as it is, not re-encoded.
 
+    Every image is decoded once, so that a broken one is found here and not by the policy.
+
     Raises:
         ImageError: The bytes are no readable image.
     """
-    width, height = image.size
+    pixels = image.pil()
+    width, height = pixels.size
     width, height = max(width, MINIMUM_SIDE), max(height, MINIMUM_SIDE)
     width = min(width, int(height * MAXIMUM_ASPECT_RATIO))
     height = min(height, int(width * MAXIMUM_ASPECT_RATIO))
-    if (width, height) == image.size:
+    if (width, height) == pixels.size:
         return image
-    resized = image.pil().resize((width, height), Image.Resampling.LANCZOS)
-    return EncodedImage.from_pil(resized)
+    return EncodedImage.from_pil(pixels.resize((width, height), Image.Resampling.LANCZOS))

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deepeyes_plugins.protocol.content import EncodedImage, Part
+from deepeyes_plugins.protocol.content import EncodedImage, Part, encodable
 
 MAXIMUM_IMAGES = 10
 """Images that one observation carries at most, as in the DeepEyesV2 training code."""
@@ -33,9 +33,10 @@ def defuse(text: str) -> str:
     """Make control strings in ``text`` plain text, by one space behind the ``<``.
 
     ``<|im_start|>`` becomes ``< |im_start|>`` and ``<image>`` becomes ``< image>``: no tokenizer,
-    chat template or dataset converter takes them for more than text, on any host alike.
+    chat template or dataset converter takes them for more than text, on any host alike. Lone
+    surrogates, on which tokenizers fail, become U+FFFD. All other text stays as it is.
     """
-    return _CONTROL.sub("< ", text)
+    return _CONTROL.sub("< ", encodable(text))
 
 
 def code_observation(

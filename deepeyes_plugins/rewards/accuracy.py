@@ -3,44 +3,52 @@
 from __future__ import annotations
 
 import re
-import string
 from fractions import Fraction
 
-_OPTION = re.compile(r"^\(?([A-Za-z])(?:[).:]|\s*$)")
-_NUMBER = re.compile(r"^[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?%?$")
+_OPTION = re.compile(r"\(?([A-Za-z])(?:[).:]|\s*\Z)")
+_NUMBER = re.compile(
+    r"(?P<sign>[-+]?)\s?\$?\s?"
+    r"(?P<value>(?:\d{1,3}(?:[, ]\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?)"
+    r"\s?(?P<percent>%?)"
+)
+_BOLD = re.compile(r"\*\*(.+?)\*\*")
 _ARTICLES = {"a", "an", "the"}
+# Only what never changes the meaning: "-5", "C#" and ".5" are other words than "5" and "C".
+_BEFORE_WORD = "\"'`([{“‘«"
+_AFTER_WORD = "\"'`)]}”’».,;:!?…。"
 
 
 def normalize(text: str) -> str:
-    """Lower-case, without articles, surrounding punctuation and runs of white space."""
-    words = [word.strip(string.punctuation) for word in text.casefold().split()]
-    kept = [word for word in words if word and word not in _ARTICLES]
-    return " ".join(kept or [word for word in words if word])
+    """Lower-case, without articles, the punctuation of sentences and runs of white space."""
+    words = _BOLD.sub(r"\1", text.casefold()).split()
+    bare = [word.lstrip(_BEFORE_WORD).rstrip(_AFTER_WORD) for word in words]
+    kept = [word for word in bare if word and word not in _ARTICLES]
+    return " ".join(kept or filter(None, bare))
 
 
 def _number(text: str) -> Fraction | None:
-    compact = text.strip().replace(" ", "").removeprefix("$").rstrip(".")
-    if not any(character.isdigit() for character in compact) or not _NUMBER.match(compact):
+    compact = text.strip().replace("−", "-").removeprefix("$").strip().rstrip(".")
+    match = _NUMBER.fullmatch(compact)
+    if match is None:
         return None
-    percent = compact.endswith("%")
     try:
-        value = Fraction(compact.rstrip("%").replace(",", ""))
+        value = Fraction(match["sign"] + match["value"].replace(",", "").replace(" ", ""))
     except (ValueError, ZeroDivisionError):
         return None
-    return value / 100 if percent else value
+    return value / 100 if match["percent"] else value
 
 
 def _option(text: str) -> str | None:
     match = _OPTION.match(text.strip())
-    return match.group(1).upper() if match else None
+    return match[1].upper() if match else None
 
 
 def rule_accuracy(answer: str | None, ground_truth: str) -> float:
     """Compare an answer with the reference by rules.
 
     Equal are: the same text up to case, articles and punctuation; the same number however it is
-    written (``1,000`` and ``1000.0``, ``50%`` and ``0.5``, ``1/2`` and ``0.5``); the same option
-    letter where the reference is one (``B``, ``(b)``, ``B. red``).
+    written (``1,000`` and ``1000.0``, ``50%`` and ``0.5``, ``1/2`` and ``0.5``); where the
+    reference is an option letter, an answer that starts with it (``B``, ``(b)``, ``B. red``).
 
     Args:
         answer: The model's answer; ``None`` or empty is wrong.
@@ -52,9 +60,18 @@ def rule_accuracy(answer: str | None, ground_truth: str) -> float:
     if not answer or not answer.strip():
         return 0.0
     truth = ground_truth.strip()
-    if len(truth.strip("().: ")) == 1 and truth.strip("().: ").isalpha():
-        return float(_option(answer) == _option(truth.strip("().: ")))
+    if answer.strip().casefold() == truth.casefold():
+        return 1.0
+    letter = truth.strip("().: ")
+    if len(letter) == 1 and letter.isascii() and letter.isalpha():
+        return float(_option(answer) == letter.upper())
     number = _number(truth)
     if number is not None:
         return float(_number(answer) == number)
     return float(bool(normalize(truth)) and normalize(answer) == normalize(truth))
+
+
+def starts_with_truth(answer: str | None, ground_truth: str) -> bool:
+    """Return whether ``answer`` begins with the words of ``ground_truth``, whatever their case."""
+    truth = re.escape(ground_truth.strip())
+    return bool(answer and truth and re.match(rf"{truth}(?!\w)", answer.strip(), re.IGNORECASE))

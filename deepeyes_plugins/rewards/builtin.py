@@ -17,10 +17,8 @@ LONGEST_ANSWER = 300
 _WEIGHTS = {
     "perception": ScoreWeights(longest_answer=LONGEST_ANSWER),
     "reason": ScoreWeights(),
-    "search": ScoreWeights(
-        longest_answer=LONGEST_ANSWER, search_penalty=0.1, tool_calls=True
-    ),
-    "vstar-test": ScoreWeights(accuracy=1.0, form=0.0),
+    "search": ScoreWeights(longest_answer=LONGEST_ANSWER, search_penalty=0.1, tool_calls=True),
+    "vstar-test": ScoreWeights(accuracy=1.0, form=0.0, prefix=True),
 }
 
 

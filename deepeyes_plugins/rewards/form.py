@@ -6,10 +6,9 @@ prints a tag changes the reward; here tool output cannot.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+from deepeyes_plugins.protocol.actions import AnswerAction, parse_action
 
 
 def _balanced(text: str, tag: str) -> bool:
@@ -22,10 +21,8 @@ def final_answer(turns: Sequence[str]) -> str | None:
     Args:
         turns: The assistant's turns in order.
     """
-    if not turns:
-        return None
-    match = _ANSWER.search(turns[-1].rpartition("</think>")[2])
-    return match.group(1).strip() if match else None
+    action = parse_action(turns[-1]) if turns else None
+    return action.text if isinstance(action, AnswerAction) else None
 
 
 def is_well_formed(turns: Sequence[str], *, tool_calls: bool = False) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deepeyes_plugins.rewards.accuracy import rule_accuracy
+from deepeyes_plugins.rewards.accuracy import rule_accuracy, starts_with_truth
 from deepeyes_plugins.rewards.form import final_answer, is_well_formed
 from deepeyes_plugins.rollout.contracts import RewardResult, Task
 from deepeyes_plugins.rollout.trajectory import Trajectory
 
 
 class ScoreWeights(BaseModel):
-    """Weights of a DeepEyesV2 score; the defaults are the published ones (Visual-Agent/DeepEyesV2)."""
+    """Weights of a score; the defaults are the published ones (Visual-Agent/DeepEyesV2)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -22,6 +22,9 @@ class ScoreWeights(BaseModel):
     )
     longest_answer: int | None = Field(
         None, ge=1, description="An answer of this many characters or more scores nothing."
+    )
+    prefix: bool = Field(
+        False, description="An answer that starts with the reference is right as well."
     )
     tool_calls: bool = Field(False, description="Ask for balanced <tool_call> tags as well.")
 
@@ -43,6 +46,8 @@ class WeightedScore:
         turns = trajectory.assistant_turns
         answer = final_answer(turns)
         accuracy = rule_accuracy(answer, task.ground_truth)
+        if weights.prefix and starts_with_truth(answer, task.ground_truth):
+            accuracy = 1.0
         form = float(is_well_formed(turns, tool_calls=weights.tool_calls))
         longest = weights.longest_answer
         if longest is not None and answer is not None and len(answer) >= longest:

@@ -24,7 +24,14 @@ class Scorer:
         """
         if data_source not in self._rewards:
             name = self._settings.rewards.sources.get(data_source, data_source)
-            self._rewards[data_source] = plugins.rewards()[name](self._settings)
+            try:
+                factory = plugins.rewards()[name]
+            except plugins.UnknownNameError as error:
+                raise plugins.UnknownNameError(
+                    f"data source {data_source!r} has no reward: {error} Name the one to use under "
+                    "rewards.sources in agent.yaml."
+                ) from error
+            self._rewards[data_source] = factory(self._settings)
         return self._rewards[data_source]
 
     async def score(self, task: Task, trajectory: Trajectory) -> RewardResult:

@@ -24,6 +24,9 @@ from deepeyes_plugins.rollout.trajectory import (
 
 logger = logging.getLogger(__name__)
 
+CLOSE_TIMEOUT = 60.0
+"""Seconds that an environment may take to close, beyond the wall time of the trajectory."""
+
 _KINDS: dict[type[Action], ActionKind] = {
     CodeAction: "code",
     ToolCallAction: "tool_call",
@@ -70,11 +73,20 @@ async def rollout(
             trajectory.end_reason = EndReason.INFRASTRUCTURE
             trajectory.error = str(error) if known else repr(error)
     finally:
-        opening.cancel()
-        await asyncio.gather(opening, return_exceptions=True)
-        await environment.close()
+        await _close(environment, opening)
     trajectory.seconds = time.monotonic() - started
     return trajectory
+
+
+async def _close(environment: Environment, opening: asyncio.Future[None]) -> None:
+    """Stop the opening and close; a failure to do so is logged, since the episode is over."""
+    opening.cancel()
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await asyncio.gather(opening, return_exceptions=True)
+            await environment.close()
+    except Exception:
+        logger.warning("an environment cannot be closed", exc_info=True)
 
 
 async def _play(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
-from deepeyes_plugins.protocol.content import EncodedImage, Part
+from deepeyes_plugins.protocol.content import EncodedImage, Part, encodable
+
+Text = Annotated[str, PlainSerializer(encodable, when_used="json")]
+"""Text of a model or a tool: what UTF-8 cannot hold is replaced when it is written."""
 
 
 class EndReason(StrEnum):
@@ -30,7 +33,7 @@ class PartRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    text: str | None = None
+    text: Text | None = None
     image: str | None = Field(None, description="sha256 of the image file's bytes.")
 
     @classmethod
@@ -44,13 +47,13 @@ class TurnRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    text: str = Field(description="The assistant turn, prefill included.")
+    text: Text = Field(description="The assistant turn, prefill included.")
     finish_reason: Literal["stop", "length"] = "stop"
     tokens: int = Field(0, description="Generated tokens.")
     action: ActionKind | None = None
-    tool: str | None = Field(None, description="Tool that was called.")
+    tool: Text | None = Field(None, description="Tool that was called.")
     observation: list[PartRecord] | None = None
-    error: str | None = Field(None, description="Why the action failed.")
+    error: Text | None = Field(None, description="Why the action failed.")
     infrastructure_error: bool = False
     generate_seconds: float = 0.0
     tool_seconds: float = 0.0
@@ -65,9 +68,9 @@ class Trajectory(BaseModel):
     data_source: str = ""
     environment: str = ""
     turns: list[TurnRecord] = []
-    answer: str | None = None
+    answer: Text | None = None
     end_reason: EndReason
-    error: str | None = Field(None, description="What failed, for end reason infrastructure.")
+    error: Text | None = Field(None, description="What failed, for end reason infrastructure.")
     seconds: float = 0.0
 
     @property
@@ -87,9 +90,7 @@ class Trajectory(BaseModel):
     @property
     def images_returned(self) -> int:
         """Images that observations brought."""
-        return sum(
-            part.image is not None for turn in self.turns for part in turn.observation or ()
-        )
+        return sum(part.image is not None for turn in self.turns for part in turn.observation or ())
 
     @property
     def infrastructure_errors(self) -> int:

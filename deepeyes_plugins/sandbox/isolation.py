@@ -56,11 +56,14 @@ class _Machine(NamedTuple):
     denied: tuple[int, ...]
 
 
-# Numbers from 424 on are the same on every architecture: pidfd_send_signal, io_uring_setup,
-# open_tree, move_mount, fsopen, fsconfig, fsmount, fspick, pidfd_getfd, process_madvise,
-# mount_setattr, quotactl_fd, memfd_secret, fchmodat2, setxattrat, removexattrat, file_setattr.
+# Numbers from 424 on are the same on every architecture.
 _COMMON_DENIED = (
-    *(424, 425, 428, 429, 430, 431, 432, 433, 438, 440, 442, 443, 447, 452, 463, 466, 469),
+    # pidfd_send_signal, pidfd_getfd, io_uring_setup, process_madvise, memfd_secret
+    *(424, 438, 425, 440, 447),
+    # open_tree, move_mount, fsopen, fsconfig, fsmount, fspick, mount_setattr, quotactl_fd
+    *(428, 429, 430, 431, 432, 433, 442, 443),
+    # fchmodat2, setxattrat, removexattrat, file_setattr
+    *(452, 463, 466, 469),
 )
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT, _CLONE3 = 444, 445, 446, 435
 
@@ -169,6 +172,12 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def mapped_bytes() -> int:
+    """Address space that this process uses now."""
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[0]) * resource.getpagesize()
+
+
 def landlock_version() -> int:
     """The kernel's Landlock ABI, 0 where it has none."""
     try:
@@ -213,12 +222,11 @@ def interpreter_paths() -> list[str]:
 
 # Landlock's file rights, by bit.
 _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 1, 1 << 2, 1 << 3
-_REMOVE_DIR, _REMOVE_FILE, _MAKE_DIR, _MAKE_FILE, _MAKE_LINK = 1 << 4, 1 << 5, 1 << 7, 1 << 8, 1 << 12
-_REFER, _TRUNCATE = 1 << 13, 1 << 14
+_REMOVE_DIR, _REMOVE_FILE, _MAKE_DIR, _MAKE_FILE = 1 << 4, 1 << 5, 1 << 7, 1 << 8
+_MAKE_LINK, _REFER, _TRUNCATE = 1 << 12, 1 << 13, 1 << 14
 _READ = _READ_FILE | _READ_DIR
-_SCRATCH = (
-    _READ | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_FILE | _MAKE_LINK
-) | (_REFER | _TRUNCATE)
+_CHANGE = _WRITE_FILE | _TRUNCATE | _REMOVE_DIR | _REMOVE_FILE | _REFER
+_SCRATCH = _READ | _CHANGE | _MAKE_DIR | _MAKE_FILE | _MAKE_LINK
 # Number of file rights that each ABI knows, from ABI 1.
 _FILE_RIGHTS = (13, 14, 15, 15, 16)
 
@@ -272,13 +280,13 @@ class Jail:
     Attributes:
         layers: Names of the layers to enter, out of LAYERS.
         readable: Paths that may be read, with all below them.
-        memory_bytes: Address space to add to what the process has now.
+        address_space_bytes: Most that the process may map, all libraries included.
         file_bytes: Size of the largest file that may be written.
     """
 
     layers: Sequence[str]
     readable: Sequence[str]
-    memory_bytes: int
+    address_space_bytes: int
     file_bytes: int
 
     def enter(self, scratch: str | None) -> None:
@@ -305,10 +313,8 @@ class Jail:
                     raise IsolationError(f"cannot enter isolation layer {layer}: {error}") from None
 
     def _limit_resources(self) -> None:
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            current = int(statm.read().split()[0]) * resource.getpagesize()
         limits = {
-            resource.RLIMIT_AS: current + self.memory_bytes,
+            resource.RLIMIT_AS: self.address_space_bytes,
             resource.RLIMIT_FSIZE: self.file_bytes,
             resource.RLIMIT_NOFILE: 256,
             resource.RLIMIT_CORE: 0,
@@ -330,7 +336,7 @@ class Jail:
         try:
             for path in (*self.readable, "/proc/self"):
                 _allow(rules, path, _READ)
-            _allow(rules, "/dev/null", _READ_FILE | _WRITE_FILE)
+            _allow(rules, "/dev/null", (_READ_FILE | _WRITE_FILE | _TRUNCATE) & known)
             if scratch is not None:
                 _allow(rules, scratch, _SCRATCH & known)
             _syscall(_LANDLOCK_RESTRICT, rules, 0)
@@ -345,7 +351,7 @@ def _allow(rules: int, path: str, rights: int) -> None:
         return
     try:
         if not os.path.isdir(path):
-            rights &= _READ_FILE | _WRITE_FILE
+            rights &= _READ_FILE | _WRITE_FILE | _TRUNCATE
         _syscall(_LANDLOCK_ADD, rules, 1, struct.pack("=Qi", rights, target), 0)
     finally:
         os.close(target)

@@ -16,7 +16,7 @@ class SandboxSettings(BaseModel):
         "started on loopback for this process tree.",
     )
     token_env: str = Field(
-        "DEEPEYES_SANDBOX_TOKEN",
+        "DEEPEYES_TOKEN_SANDBOX",
         description="Name of the environment variable that holds the bearer token. The server asks "
         "for a token when the variable is set.",
     )

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgpack
 
 HEADER: Final = struct.Struct("!I")
-MAX_FRAME_BYTES: Final = 256 << 20
+MAX_FRAME_BYTES: Final = 128 << 20
 MAX_FILE_DESCRIPTORS: Final = 200
 
 

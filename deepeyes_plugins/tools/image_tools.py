@@ -2,7 +2,8 @@
 
 The rules for boxes are those of the V1 training code (Visual-Agent/DeepEyes): a box is clamped to
 the image; refused when empty, when its shorter side is 30 pixels or less, or its aspect ratio is
-over 100; a shorter side under 28 would be grown about its centre.
+over 100. (That code also grows a shorter side under 28 about its centre, but refuses such a box
+first, so it never happens.)
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from deepeyes_plugins.protocol.content import EncodedImage, fit_for_model
-from deepeyes_plugins.protocol.observations import tool_response
+from deepeyes_plugins.protocol.observations import defuse
 from deepeyes_plugins.rollout.contracts import Observation, Task, Tool
 from deepeyes_plugins.tools.resources import Resources
 
@@ -24,7 +25,7 @@ MINIMUM_BOX_SIDE = 30
 MAXIMUM_BOX_ASPECT_RATIO = 100
 
 _NEXT_STEP = (
-    "\nThink first. Then call a tool again if a closer look is needed; otherwise write the answer "
+    "Think first. Then call a tool again if a closer look is needed; otherwise write the answer "
     "in <answer> tags."
 )
 
@@ -37,31 +38,39 @@ def clamp_box(box: Any, width: int, height: int) -> tuple[int, int, int, int]:
     """Turn a model's box into one that can be cropped.
 
     Args:
-        box: ``[x1, y1, x2, y2]`` in absolute pixels of the original image.
+        box: ``[x1, y1, x2, y2]`` in absolute pixels of the original image; numbers, or strings of
+            numbers.
         width: Width of the image in pixels.
         height: Height of the image in pixels.
+
+    Returns:
+        The box within the image, grown to whole pixels. The rules are applied before that.
 
     Raises:
         BoxError: Not four finite numbers, empty, too small or too elongated.
     """
     if not isinstance(box, list | tuple) or len(box) != 4:
         raise BoxError("bbox_2d must be a list of four numbers [x1, y1, x2, y2]")
-    try:
-        left, top, right, bottom = (float(value) for value in box)
-    except (TypeError, ValueError) as error:
-        raise BoxError("bbox_2d must hold four numbers") from error
-    if not all(math.isfinite(value) for value in (left, top, right, bottom)):
-        raise BoxError("bbox_2d must hold finite numbers")
-    x1, y1 = max(0, math.floor(left)), max(0, math.floor(top))
-    x2, y2 = min(width, math.ceil(right)), min(height, math.ceil(bottom))
-    if x2 <= x1 or y2 <= y1:
+    left, top, right, bottom = (_coordinate(value) for value in box)
+    left, top, right, bottom = max(0, left), max(0, top), min(width, right), min(height, bottom)
+    if right <= left or bottom <= top:
         raise BoxError(f"bbox_2d {box} is empty within the image of {width} x {height} pixels")
-    shorter, longer = sorted((x2 - x1, y2 - y1))
+    shorter, longer = sorted((right - left, bottom - top))
     if shorter <= MINIMUM_BOX_SIDE:
         raise BoxError(f"bbox_2d {box} is too small: each side must exceed {MINIMUM_BOX_SIDE} px")
     if longer / shorter > MAXIMUM_BOX_ASPECT_RATIO:
         raise BoxError(f"bbox_2d {box} is too elongated (over {MAXIMUM_BOX_ASPECT_RATIO} : 1)")
-    return x1, y1, x2, y2
+    return math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+
+
+def _coordinate(value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BoxError("bbox_2d must hold four finite numbers")
+    return number
 
 
 class _ImageTool(Tool):
@@ -100,18 +109,19 @@ class _ImageTool(Tool):
 
 def tool_response_v1(image: EncodedImage) -> tuple[str | EncodedImage, ...]:
     """The observation of DeepEyes V1: the image, then what to do next."""
-    return ("<tool_response>", image, f"{_NEXT_STEP.strip()}</tool_response>")
+    return ("<tool_response>", image, f"{_NEXT_STEP}</tool_response>")
 
 
 def _error(reason: str) -> Observation:
-    return Observation(tool_response([f"Error: {reason}"]), error=reason)
+    """The observation of a failed call; DeepEyes V1 has no tags around it."""
+    return Observation((f"Error: {defuse(reason)}",), error=reason)
 
 
 class ZoomTool(_ImageTool):
     """Crop a box of the original image."""
 
     name = "image_zoom_in_tool"
-    schema = {
+    schema: Mapping[str, Any] = {
         "type": "object",
         "properties": {
             "bbox_2d": {
@@ -135,7 +145,7 @@ class RotateTool(_ImageTool):
     """Rotate the original image."""
 
     name = "image_rotate_tool"
-    schema = {
+    schema: Mapping[str, Any] = {
         "type": "object",
         "properties": {"angle": {"type": "number", "description": "Degrees, anticlockwise."}},
         "required": ["angle"],
@@ -148,4 +158,4 @@ class RotateTool(_ImageTool):
             raise ValueError("angle must be a number of degrees")
         if not math.isfinite(angle):
             raise ValueError("angle must be finite")
-        return image.rotate(angle, expand=True)
+        return image.rotate(angle % 360, expand=True)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from deepeyes_plugins.protocol.content import EncodedImage, ImageError, fit_for_model
 from deepeyes_plugins.protocol.observations import MAXIMUM_IMAGES, code_observation
 from deepeyes_plugins.rollout.contracts import InfrastructureError, Observation, Task, Tool
-from deepeyes_plugins.sandbox.client import SandboxError, SandboxSession
+from deepeyes_plugins.sandbox.client import SandboxSession
+from deepeyes_plugins.sandbox.contracts import SandboxError
 from deepeyes_plugins.tools.resources import Resources
+
+_NEW_SESSION = "The next code block runs in a new session, in which only the images are loaded."
 
 
 class PythonTool(Tool):
-    """Runs Python in a live session that lasts as long as the trajectory."""
+    """Runs Python in a live session that lasts as long as the trajectory.
+
+    A session that is lost (the code killed it, or its server was restarted) is replaced by a new
+    one at the next call.
+    """
 
     name = "python"
-    schema = {
+    schema: Mapping[str, Any] = {
         "type": "object",
         "properties": {"code": {"type": "string", "description": "Python source."}},
         "required": ["code"],
@@ -26,26 +34,35 @@ class PythonTool(Tool):
     def __init__(self, resources: Resources) -> None:
         """Use the sandbox of ``resources``."""
         self._resources = resources
-        self._session: SandboxSession | None = None
+        self._images: list[bytes] = []
+        self._session: asyncio.Future[SandboxSession] | None = None
 
     async def open(self, task: Task) -> None:
-        """Start the session with the task's images as ``image_1``, ``image_2``, …"""
+        """Start the session; the task's images are ``image_1``, ``image_2`` and so on in it.
+
+        Raises:
+            InfrastructureError: The sandbox is not there or refuses an image.
+        """
         try:
-            client = await self._resources.sandbox()
-            self._session = await client.create_session([image.data for image in task.images])
-        except SandboxError as error:
-            raise InfrastructureError(f"the sandbox session cannot be opened: {error}") from error
+            upright = await asyncio.to_thread(lambda: [image.upright() for image in task.images])
+        except ImageError as error:
+            raise InfrastructureError(f"an image of task {task.id} is broken: {error}") from error
+        self._images = [image.data for image in upright]
+        await self._current_session()
 
     async def call(self, arguments: Mapping[str, Any]) -> Observation:
-        """Run ``arguments["code"]``; the code's own failure is an observation with its stderr."""
+        """Run ``arguments["code"]``; the code's own failure is an observation with its stderr.
+
+        Raises:
+            InfrastructureError: The sandbox does not answer.
+        """
         code = arguments.get("code")
         if not isinstance(code, str):
             reason = "the argument 'code' must be a string"
             return Observation(code_observation("", reason), error=reason)
-        if self._session is None:
-            raise InfrastructureError("the sandbox session is not open")
+        session = await self._current_session()
         try:
-            result = await self._session.execute(
+            result = await session.execute(
                 code, timeout=self._resources.settings.sandbox.cell_timeout
             )
         except SandboxError as error:
@@ -55,6 +72,9 @@ class PythonTool(Tool):
             separator = "\n" if stdout and not stdout.endswith("\n") else ""
             stdout = f"{stdout}{separator}{result.result}"
         stderr = result.stderr
+        if result.outcome in ("killed", "lost"):
+            await self.close()
+            stderr = f"{stderr}\n{_NEW_SESSION}".lstrip()
         images: list[EncodedImage] = []
         for data in result.images[:MAXIMUM_IMAGES]:
             try:
@@ -62,10 +82,29 @@ class PythonTool(Tool):
             except ImageError as error:
                 stderr += f"\nA displayed image cannot be shown: {error}"
         error_text = None if result.outcome == "ok" else (result.error_name or result.outcome)
-        return Observation(code_observation(stdout, stderr, images), error=error_text)
+        return Observation(
+            code_observation(stdout, stderr, images),
+            error=error_text,
+            infrastructure=result.outcome == "lost",
+        )
 
     async def close(self) -> None:
-        """End the session."""
+        """End the session, also one that is just being opened; quiet if it is gone already."""
         session, self._session = self._session, None
         if session is not None:
-            await session.close()
+            with contextlib.suppress(SandboxError, InfrastructureError):
+                await (await session).close()
+
+    async def _current_session(self) -> SandboxSession:
+        # Its creation outlives a cancelled caller, since only then can `close` end what the server
+        # has begun.
+        if self._session is None or (self._session.done() and self._session.exception()):
+            self._session = asyncio.ensure_future(self._new_session())
+        return await asyncio.shield(self._session)
+
+    async def _new_session(self) -> SandboxSession:
+        try:
+            client = await self._resources.sandbox()
+            return await client.create_session(self._images)
+        except SandboxError as error:
+            raise InfrastructureError(f"the sandbox session cannot be opened: {error}") from error

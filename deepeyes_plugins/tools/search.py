@@ -25,7 +25,7 @@ class SearchTool(_UnconfiguredSearch):
     """Text search."""
 
     name = "search"
-    schema = {
+    schema: Mapping[str, Any] = {
         "type": "object",
         "properties": {"query": {"type": "string", "description": "What to search for."}},
         "required": ["query"],

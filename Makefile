@@ -1,0 +1,56 @@
+# One virtual environment with everything, installed once: `make test` and the rest need no more.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# The first interpreter that all frameworks support; `make PYTHON=/path/to/python3.12` to choose.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3; do \
+	"$$name" -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+	2>/dev/null && { echo "$$name"; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/installed-from.txt
+# What decides the content of the environment. The stamp keeps their checksums, not a time: a fresh
+# clone over a kept environment installs nothing again.
+SOURCES := pyproject.toml constraints.txt deepeyes_plugins.pth
+VERSIONS := torch torchvision torchaudio
+
+.PHONY: help install quickstart quickstart-fast test lint format bench
+
+help: ## Show what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: ## Make .venv and install everything, once
+	@if ! sha256sum --check --status $(STAMP) 2>/dev/null || ! $(BIN)/deepeyes --version >/dev/null 2>&1; \
+	then $(MAKE) --no-print-directory reinstall; fi
+
+.PHONY: reinstall
+reinstall:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 with venv is needed: install python3.11 and" \
+	  "python3.11-venv, or say make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt $(VERSIONS) --editable '.[all,dev]'
+	$(PIP) install --quiet --no-deps --constraint constraints.txt ms-vlmeval
+	sha256sum $(SOURCES) > $(STAMP)
+
+quickstart: install ## Train and evaluate a tiny agent on this machine, GPU or not
+	$(BIN)/deepeyes quickstart
+
+quickstart-fast: install ## The same in its shortest form: every step runs, little is learned
+	$(BIN)/deepeyes quickstart --fast
+
+test: install ## Run the tests, then the short quickstart
+	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/deepeyes quickstart --fast
+
+lint: install ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## Format the code and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## Measure and print what the documentation claims
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

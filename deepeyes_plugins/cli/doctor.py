@@ -1,0 +1,409 @@
+"""``deepeyes doctor``: what works on this machine, what does not, and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deepeyes_plugins import _activation, plugins
+from deepeyes_plugins.cli.paths import constraints_file
+from deepeyes_plugins.cli.probes import MARK, Registration
+from deepeyes_plugins.settings import (
+    SETTINGS_VARIABLE,
+    AgentSettings,
+    SettingsError,
+    load_settings,
+)
+
+Status = Literal["ok", "warning", "problem", "absent"]
+
+_COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "absent": "dim"}
+_PURPOSES = {"sft": "llamafactory", "rl": "verl", "eval": "vlmeval"}
+"""What each framework is for, and the module that it is imported by."""
+_REQUIRABLE = (*_PURPOSES, "sandbox")
+_SANDBOX_MODULES = ("IPython", "matplotlib", "starlette", "uvicorn")
+_COMPARED = (
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "transformers",
+    "llamafactory",
+    "verl",
+    "ray",
+    "tensordict",
+    "TransferQueue",
+    "ms-vlmeval",
+)
+_ENGINES = ("vllm", "sglang")
+_PROBE_SECONDS = 300.0
+_GIB = 1 << 30
+_LEAST_MEMORY = 8 * _GIB
+_LEAST_DISK = 10 * _GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was checked.
+
+    Attributes:
+        area: ``machine``, ``versions``, ``settings``, ``plugins``, ``activation``, ``sandbox``, or
+            what a framework is for: ``sft``, ``rl``, ``eval``.
+        name: What was checked.
+        status: ``problem``: something that was asked for cannot work; ``absent``: optional, and
+            not installed.
+        text: What was found.
+        action: What to do; empty where there is nothing to do.
+    """
+
+    area: str
+    name: str
+    status: Status
+    text: str
+    action: str = ""
+
+
+Check = Callable[[], Iterable[Finding]]
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    require: Annotated[
+        str, typer.Option(help=f"What must not be absent, of: {','.join(_REQUIRABLE)}.")
+    ] = "",
+) -> None:
+    """Check this installation: versions, registrations, sandbox, settings, machine.
+
+    Frameworks are really imported, each in a process of its own, which takes half a minute. Exits
+    with 1 if something that is installed or required cannot work.
+    """
+    required = {name.strip() for name in require.split(",") if name.strip()}
+    if unknown := required.difference(_REQUIRABLE):
+        raise typer.BadParameter(
+            f"{', '.join(sorted(unknown))}: choose of {', '.join(_REQUIRABLE)}",
+            param_hint="--require",
+        )
+    console = Console()
+    findings = [
+        replace(finding, status="problem")
+        if finding.status == "absent" and finding.area in required
+        else finding
+        for finding in diagnose(Console(stderr=True, quiet=as_json))
+    ]
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        _show(console, findings)
+    if any(finding.status == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+def diagnose(console: Console) -> list[Finding]:
+    """Run all checks, the slow ones at once.
+
+    Args:
+        console: Shows a spinner while they run.
+
+    Returns:
+        The findings, in a fixed order.
+    """
+    findings: dict[str, list[Finding]] = {}
+    try:
+        settings, settings_findings = load_settings(), []
+    except SettingsError as error:
+        settings = AgentSettings.model_construct()
+        settings_findings = [Finding("settings", "agent.yaml", "problem", str(error), "Mend it.")]
+    checks: dict[str, Check] = {
+        "machine": check_machine,
+        "versions": check_versions,
+        "settings": lambda: settings_findings or check_settings(settings),
+        "activation": check_activation,
+        "sandbox": lambda: [] if settings_findings else check_sandbox(settings),
+        **{
+            framework: lambda purpose=purpose, framework=framework: check_framework(
+                purpose, framework
+            )
+            for purpose, framework in _PURPOSES.items()
+        },
+    }
+    with ThreadPoolExecutor(len(checks)) as threads, console.status("") as spinner:
+        running: dict[Future[list[Finding]], str] = {
+            threads.submit(lambda check=check: list(check())): name
+            for name, check in checks.items()
+        }
+        pending = list(checks)
+        spinner.update(f"checking {', '.join(pending)}")
+        for done in as_completed(running):
+            name = running[done]
+            pending.remove(name)
+            spinner.update(f"checking {', '.join(pending)}")
+            findings[name] = done.result()
+    return [finding for name in checks for finding in findings[name]]
+
+
+def check_machine() -> Iterator[Finding]:
+    """Python, processors, memory, disk and GPU."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    if (3, 11) <= sys.version_info[:2] < (3, 13):
+        yield Finding("machine", "python", "ok", python)
+    else:
+        yield Finding(
+            "machine", "python", "problem", python, "Make an environment with Python 3.11 or 3.12."
+        )
+    yield Finding("machine", "processors", "ok", f"{len(os.sched_getaffinity(0))} usable")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield _amount("memory", memory, _LEAST_MEMORY, "Training may be killed for want of memory.")
+    disk = shutil.disk_usage(".").free
+    yield _amount("free disk here", disk, _LEAST_DISK, "Checkpoints may not fit.")
+    names = _graphics_cards()
+    if not names:
+        yield Finding("machine", "gpu", "absent", "none; the recipes in recipes/tiny need none")
+        return
+    yield Finding("machine", "gpu", "ok", "; ".join(names))
+    if find_spec("torch") is not None:
+        yield from _probe("machine", "torch", "Install the PyTorch build for your driver.")
+    if find_spec("verl") is not None and not any(find_spec(engine) for engine in _ENGINES):
+        yield Finding(
+            "rl",
+            "rollout engine",
+            "absent",
+            f"none of {', '.join(_ENGINES)}; rollouts on the GPU need one",
+            "pip install vllm==0.24.0",
+        )
+
+
+def _amount(name: str, size: int, least: int, consequence: str) -> Finding:
+    text = f"{size / _GIB:.0f} GiB"
+    if size >= least:
+        return Finding("machine", name, "ok", text)
+    advice = f"{consequence} At least {least // _GIB} GiB are advised."
+    return Finding("machine", name, "warning", text, advice)
+
+
+def _graphics_cards() -> list[str]:
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return answer.stdout.strip().splitlines()
+
+
+def check_versions() -> Iterator[Finding]:
+    """The frameworks' versions against those that were tested together."""
+    lines = constraints_file().read_text(encoding="utf-8").splitlines()
+    tested = dict(line.split("==") for line in lines if "==" in line)
+    for name in _COMPARED:
+        try:
+            # A local part names the build, for instance 2.11.0+cu130.
+            found = version(name).partition("+")[0]
+        except PackageNotFoundError:
+            yield Finding("versions", name, "absent", f"tested with {tested[name]}")
+            continue
+        if found == tested[name]:
+            yield Finding("versions", name, "ok", found)
+        else:
+            yield Finding(
+                "versions",
+                name,
+                "warning",
+                f"{found}; tested with {tested[name]}",
+                f"If it makes trouble: pip install {name}=={tested[name]}",
+            )
+
+
+def check_settings(settings: AgentSettings) -> Iterator[Finding]:
+    """The settings that hosts will use, and whether the plugins that they name exist.
+
+    Args:
+        settings: As read from the file and the environment.
+    """
+    source = os.environ.get(SETTINGS_VARIABLE) or f"defaults; {SETTINGS_VARIABLE} names no file"
+    yield Finding("settings", "agent.yaml", "ok", source)
+    try:
+        environments, tools = plugins.environments(), plugins.tools()
+        counts = (len(tools), len(environments), len(plugins.rewards()), len(plugins.formatters()))
+    except plugins.PluginError as error:
+        yield Finding("plugins", "registered", "problem", str(error), "See `deepeyes plugins`.")
+        return
+    yield Finding(
+        "plugins",
+        "registered",
+        "ok",
+        "{} tools, {} environments, {} rewards, {} formatters".format(*counts),
+    )
+    try:
+        environments[settings.environment]
+        for name, chosen in settings.tools.items():
+            environments[name]
+            for tool in chosen:
+                tools[tool]
+    except plugins.UnknownNameError as error:
+        yield Finding(
+            "settings", "names", "problem", str(error), "Correct the name, or install its plugin."
+        )
+
+
+def check_activation() -> Iterator[Finding]:
+    """Whether this interpreter waits for the frameworks without a plugin mechanism."""
+    if os.environ.get(_activation.SWITCH) == "0":
+        yield Finding(
+            "activation",
+            "at interpreter start",
+            "warning",
+            f"off: {_activation.SWITCH}=0",
+            "LLaMA-Factory and VLMEvalKit do not find our plugins; unset it to change that.",
+        )
+    elif not _activation.state:
+        yield Finding(
+            "activation",
+            "at interpreter start",
+            "warning",
+            "off: deepeyes_plugins.pth is not in site-packages",
+            "Install the package into this environment, with pip install -e . in a checkout.",
+        )
+    else:
+        yield Finding("activation", "at interpreter start", "ok", "on")
+
+
+def check_framework(purpose: str, framework: str) -> Iterator[Finding]:
+    """Whether a framework, if it is installed, really finds our plugins.
+
+    Args:
+        purpose: ``sft``, ``rl`` or ``eval``.
+        framework: The module that the framework is imported by.
+    """
+    if find_spec(framework) is None:
+        install = f"pip install 'deepeyes-plugins[{purpose}]'"
+        if purpose == "eval":
+            install += " && pip install --no-deps ms-vlmeval==0.0.20"
+        yield Finding(purpose, framework, "absent", "not installed", install)
+        return
+    yield from _probe(
+        purpose,
+        framework,
+        "Install deepeyes-plugins again into this environment; if that does not help, report it.",
+    )
+
+
+def _probe(area: str, framework: str, action: str) -> Iterator[Finding]:
+    command = [sys.executable, "-m", "deepeyes_plugins.cli.probes", framework]
+    try:
+        answer = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PROBE_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        text = f"its import took more than {_PROBE_SECONDS:g} s"
+        yield Finding(area, framework, "problem", text, f"Try: {' '.join(command)}")
+        return
+    lines = [line for line in answer.stdout.splitlines() if line.startswith(MARK)]
+    if not lines:
+        complaint = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1]
+        text = f"cannot be imported: {complaint}"
+        yield Finding(area, framework, "problem", text, f"Try: {' '.join(command)}")
+        return
+    for fields in json.loads(lines[-1].removeprefix(MARK)):
+        registration = Registration(**fields)
+        if registration.registered:
+            yield Finding(area, framework, "ok", f"{registration.what} found")
+        else:
+            text = f"{registration.what} not found: {registration.reason}"
+            yield Finding(area, framework, "problem", text, action)
+
+
+def check_sandbox(settings: AgentSettings) -> Iterator[Finding]:
+    """Whether code can be run, and how well it is shut in.
+
+    Args:
+        settings: Name a running server; without one an embedded server is started and ended.
+    """
+    missing = [name for name in _SANDBOX_MODULES if find_spec(name) is None]
+    given = settings.sandbox.url or os.environ.get("DEEPEYES_SANDBOX_URL")
+    if missing and not given:
+        yield Finding(
+            "sandbox",
+            "server",
+            "absent",
+            f"not installed: {', '.join(missing)}",
+            "pip install 'deepeyes-plugins[sandbox]', or set DEEPEYES_SANDBOX_URL to a server.",
+        )
+        return
+    from deepeyes_plugins.sandbox.client import SandboxClient
+    from deepeyes_plugins.sandbox.contracts import Health, SandboxError
+    from deepeyes_plugins.sandbox.embedded import start_server
+
+    async def ask(url: str, token: str | None) -> Health:
+        async with SandboxClient(url, token=token) as client:
+            return await client.health()
+
+    try:
+        with ExitStack() as stack:
+            if given:
+                url, token = given, os.environ.get(settings.sandbox.token_env)
+            else:
+                server = stack.enter_context(start_server(settings.sandbox))
+                url, token = server.url, server.token
+            health = asyncio.run(ask(url, token))
+    except SandboxError as error:
+        action = f"Is {given} right and running?" if given else "See its log above."
+        yield Finding("sandbox", "server", "problem", str(error), action)
+        return
+    place = given or "an embedded server starts and runs code"
+    yield Finding("sandbox", "server", "ok", f"{place}; {health.status}")
+    weak = {layer: state for layer, state in health.isolation.items() if state != "active"}
+    if weak:
+        yield Finding(
+            "sandbox",
+            "isolation",
+            "warning",
+            "; ".join(f"{layer}: {state}" for layer, state in weak.items()),
+            "Code from the model is less shut in: use a newer kernel, or a container for the server.",
+        )
+    else:
+        yield Finding("sandbox", "isolation", "ok", f"active: {', '.join(health.isolation)}")
+
+
+def _show(console: Console, findings: list[Finding]) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("area", "check", "", "finding"):
+        table.add_column(column, overflow="fold")
+    area = ""
+    for finding in findings:
+        colour = _COLOURS[finding.status]
+        text = Text(finding.text, style="dim" if finding.status == "absent" else "")
+        if finding.action:
+            text.append(f"\n→ {finding.action}", style="" if finding.status == "absent" else colour)
+        table.add_row(
+            finding.area if finding.area != area else "",
+            finding.name,
+            Text(finding.status, style=colour),
+            text,
+        )
+        area = finding.area
+    console.print(table)
+    problems = sum(finding.status == "problem" for finding in findings)
+    warnings = sum(finding.status == "warning" for finding in findings)
+    if problems:
+        console.print(f"\n[red]{problems} to mend[/], {warnings} to know of.")
+    else:
+        console.print(f"\n[green]Ready.[/] {warnings} to know of.")

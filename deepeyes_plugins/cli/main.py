@@ -1,0 +1,85 @@
+"""The ``deepeyes`` command: its subcommands, each imported when it is called."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from deepeyes_plugins import __version__
+
+app = typer.Typer(
+    name="deepeyes",
+    help="Train and evaluate agents that think with images.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+sandbox = typer.Typer(help="The code sandbox.", no_args_is_help=True)
+app.add_typer(sandbox, name="sandbox")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"deepeyes-plugins {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    del version
+
+
+def _mount(group: typer.Typer, name: str, summary: str, home: str) -> None:
+    """Add a command that is imported when it is called.
+
+    Args:
+        group: Where to add it.
+        name: What the user types.
+        summary: One line for the list of commands.
+        home: ``module:function``; the function's signature and docstring make its ``--help``.
+    """
+
+    @group.command(
+        name,
+        help=summary,
+        add_help_option=False,
+        context_settings={
+            "allow_extra_args": True,
+            "allow_interspersed_args": False,
+            "ignore_unknown_options": True,
+        },
+    )
+    def command(context: typer.Context) -> None:
+        module, _, function = home.partition(":")
+        inner = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
+        inner.command()(getattr(import_module(f"deepeyes_plugins.cli.{module}"), function))
+        inner(context.args, prog_name=context.command_path)
+
+
+_mount(
+    app,
+    "quickstart",
+    "Train and evaluate a tiny agent on this machine, GPU or not.",
+    "quickstart:quickstart",
+)
+_mount(
+    app,
+    "doctor",
+    "Check this installation: versions, registrations, sandbox, settings, machine.",
+    "doctor:doctor",
+)
+_mount(
+    app,
+    "plugins",
+    "List tools, environments, rewards and formatters, and who provides them.",
+    "plugins:plugins",
+)
+_mount(sandbox, "serve", "Run a sandbox server for other machines or jobs.", "sandbox:serve")

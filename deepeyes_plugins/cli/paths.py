@@ -1,0 +1,28 @@
+"""Files that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import deepeyes_plugins
+
+
+def recipes_folder() -> Path:
+    """The folder of recipes: inside the installed package, or beside it in a checkout.
+
+    Raises:
+        FileNotFoundError: The installation lacks them.
+    """
+    package = Path(deepeyes_plugins.__file__).parent
+    for folder in (package / "recipes", package.parent / "recipes"):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"no recipes in {package} or beside it; install the package again: "
+        "pip install --force-reinstall --no-deps deepeyes-plugins"
+    )
+
+
+def constraints_file() -> Path:
+    """The versions that were tested together, one ``name==version`` a line."""
+    return Path(deepeyes_plugins.__file__).parent / "constraints.txt"

@@ -1,0 +1,39 @@
+"""``deepeyes plugins``: what is registered, and by whom."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from deepeyes_plugins import plugins as registries
+
+
+def plugins(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List tools, environments, rewards and formatters, and who provides them."""
+    try:
+        found = [
+            {"kind": registry.kind, "name": name, "owner": registry.owner(name)}
+            for registry in (
+                registries.tools(),
+                registries.environments(),
+                registries.rewards(),
+                registries.formatters(),
+            )
+            for name in sorted(registry)
+        ]
+    except registries.PluginError as error:
+        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False)
+        raise typer.Exit(1) from error
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    table = Table("kind", "name", "provided by", box=None, header_style="bold")
+    for row in found:
+        table.add_row(row["kind"], row["name"], row["owner"])
+    Console().print(table)

@@ -1,0 +1,117 @@
+"""Asks a framework, in a process of its own, whether our plugins are really registered in it.
+
+``python -m deepeyes_plugins.cli.probes verl`` imports verl as a training job would and prints one
+line, :data:`MARK` and a JSON list of :class:`Registration` fields, among whatever verl prints.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import import_module
+
+from deepeyes_plugins import _activation
+
+MARK = "deepeyes-probe:"
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """Whether one thing of ours is known to a framework.
+
+    Attributes:
+        what: For instance ``agent loop 'deepeyes'``.
+        registered: The framework finds it.
+        reason: Why it does not, as far as that is known.
+    """
+
+    what: str
+    registered: bool
+    reason: str = ""
+
+
+def llamafactory() -> list[Registration]:
+    """The dataset converter of LLaMA-Factory."""
+    converter = import_module("llamafactory.data.converter")
+    return [
+        Registration(
+            "dataset converter 'deepeyes'",
+            "deepeyes" in converter.DATASET_CONVERTERS,
+            _outcome(converter.__name__),
+        )
+    ]
+
+
+def vlmeval() -> list[Registration]:
+    """The model of VLMEvalKit."""
+    config = import_module("vlmeval.config")
+    return [
+        Registration(
+            "model 'DeepEyesV2'", "DeepEyesV2" in config.supported_VLM, _outcome(config.__name__)
+        )
+    ]
+
+
+def verl() -> list[Registration]:
+    """The agent loop of verl and, without a GPU, the platform and engine that replace it."""
+    import_module("verl")
+    plugin = "deepeyes_plugins.hosts.verl.plugin"
+    reason = ""
+    if plugin not in sys.modules:
+        # verl hides why the import of a plugin failed.
+        try:
+            import_module(plugin)
+            reason = "verl did not load the entry point; is VERL_USE_EXTERNAL_PLUGINS set?"
+        except Exception as error:
+            reason = f"{plugin}: {type(error).__name__}: {error}"
+    loops = import_module("verl.experimental.agent_loop.agent_loop")
+    replicas = import_module("verl.workers.rollout.replica")
+    found = [
+        Registration(
+            "agent loop 'deepeyes'",
+            not reason and "deepeyes" in loops._agent_loop_registry,
+            reason or _outcome(loops.__name__),
+        )
+    ]
+    if not import_module("torch").cuda.is_available():
+        platforms = import_module("verl.plugin.platform").PlatformRegistry
+        found += [
+            Registration("platform 'cpu'", "cpu" in platforms.registered_names(), reason),
+            Registration(
+                "rollout engine 'transformers'",
+                "transformers" in replicas.RolloutReplicaRegistry._registry,
+                reason or _outcome(replicas.__name__),
+            ),
+        ]
+    return found
+
+
+def torch() -> list[Registration]:
+    """Whether PyTorch can use the GPU."""
+    library = import_module("torch")
+    return [
+        Registration(
+            "CUDA in PyTorch",
+            library.cuda.is_available(),
+            f"torch {library.__version__} was built for CUDA {library.version.cuda}",
+        )
+    ]
+
+
+PROBES: dict[str, Callable[[], list[Registration]]] = {
+    probe.__name__: probe for probe in (llamafactory, torch, verl, vlmeval)
+}
+
+
+def _outcome(module: str) -> str:
+    return _activation.state.get(
+        module,
+        f"switched off by {_activation.SWITCH}=0, or deepeyes_plugins.pth is not installed",
+    )
+
+
+if __name__ == "__main__":
+    registrations = [asdict(registration) for registration in PROBES[sys.argv[1]]()]
+    sys.stdout.write(f"\n{MARK}{json.dumps(registrations)}\n")

@@ -1,0 +1,176 @@
+"""Read ShareGPT-style rows as conversations in the DeepEyesV2 protocol.
+
+A row that would teach the wrong thing, or break a trainer later, is refused with a reason. What
+only looks unusual is a doubt: it is reported by the data check and trains all the same.
+
+Refused: roles out of order; a last turn that is not the assistant's; text that is not a string;
+as many ``<image>`` as images not given; an ``<image>`` outside a user turn; a literal ``<video>``,
+``<audio>`` or control token; and, since observations follow actions, an assistant turn before
+the last one without an action, with a malformed one, or with an answer. The last turn has to
+answer, except in conversations of a single assistant turn: most of the published data is plain
+chain of thought, which may state its answer in any form.
+
+Doubtful: thinking that is not closed exactly once per opening; an empty answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError
+from deepeyes_plugins.protocol.actions import AnswerAction, MalformedAction, parse_action
+from deepeyes_plugins.protocol.content import Role
+from deepeyes_plugins.protocol.dialect import CONTROL_TOKENS, IMAGE_PLACEHOLDER, VISION_TOKENS
+
+_ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "tool": "user",
+    "observation": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "function_call": "assistant",
+}
+_RESERVED = ("<video>", "<audio>", "<|im_end|>", *VISION_TOKENS, *CONTROL_TOKENS)
+
+
+def format_sharegpt(row: Mapping[str, Any]) -> Conversation:
+    """Make a conversation of ``messages`` (role, content) or ``conversations`` (from, value).
+
+    Args:
+        row: One row, optionally with ``images``: paths, bytes, ``{"bytes", "path"}`` or Pillow
+            images, one per ``<image>`` in the user turns. Roles ``tool`` and ``observation`` are
+            user turns.
+
+    Raises:
+        RowError: The row would train something wrong or not at all.
+    """
+    conversation = Conversation(tuple(_turns(row)), tuple(_images(row)))
+    check_structure(conversation)
+    check_actions(conversation)
+    return conversation
+
+
+def format_row(formatter: Formatter, row: Mapping[str, Any]) -> Conversation:
+    """Apply anybody's formatter and check the structure of what it returns.
+
+    Raises:
+        RowError: The row cannot be used, or the formatter failed on it.
+    """
+    try:
+        conversation = formatter(row)
+    except RowError:
+        raise
+    except Exception as error:
+        raise RowError(f"the formatter failed: {error!r}") from error
+    check_structure(conversation)
+    return conversation
+
+
+def check_structure(conversation: Conversation) -> None:
+    """Check what every trainer relies on: order of roles, placeholders and images.
+
+    Raises:
+        RowError: Something of it does not hold; the message names the turn, counted from 1.
+    """
+    turns = conversation.turns
+    system = 1 if turns and turns[0][0] == "system" else 0
+    if len(turns) == system:
+        raise RowError("the conversation has no user and no assistant turn")
+    for number, (role, text) in enumerate(turns, 1):
+        if number > system:
+            expected = "assistant" if (number - system) % 2 == 0 else "user"
+            if role != expected:
+                raise RowError(f"turn {number} is a {role} turn where a {expected} turn belongs")
+        for token in _RESERVED:
+            if token in text:
+                raise RowError(
+                    f"turn {number} ({role}) holds a literal {token}, which tokenizers take for "
+                    f"more than text; write it as {token.replace('<', '< ', 1)!r}"
+                )
+        if role != "user" and IMAGE_PLACEHOLDER in text:
+            raise RowError(
+                f"turn {number} ({role}) holds an {IMAGE_PLACEHOLDER}; only user turns show images"
+            )
+    if turns[-1][0] != "assistant":
+        raise RowError(f"the last turn is a {turns[-1][0]} turn; it has to be the assistant's")
+    placeholders = sum(text.count(IMAGE_PLACEHOLDER) for _, text in turns)
+    if placeholders != len(conversation.images):
+        raise RowError(
+            f"{placeholders} {IMAGE_PLACEHOLDER} placeholders but {len(conversation.images)} images"
+        )
+
+
+def check_actions(conversation: Conversation) -> None:
+    """Check that the assistant acts until it answers, as the rollout would let it.
+
+    Raises:
+        RowError: It does not; the message names the turn, counted from 1.
+    """
+    assistant = [
+        (number, text)
+        for number, (role, text) in enumerate(conversation.turns, 1)
+        if role == "assistant"
+    ]
+    for number, text in assistant:
+        action = parse_action(text)
+        last = number == assistant[-1][0]
+        where = f"turn {number} (assistant)"
+        if isinstance(action, MalformedAction):
+            raise RowError(f"{where}: {action.message}")
+        if last:
+            plain = action is None and len(assistant) == 1
+            if not plain and not isinstance(action, AnswerAction):
+                raise RowError(f"{where} is the last one but has no <answer>...</answer>")
+        elif action is None:
+            raise RowError(f"{where} has no action, yet the conversation goes on")
+        elif isinstance(action, AnswerAction):
+            raise RowError(f"{where} answers, yet the conversation goes on")
+
+
+def doubts(conversation: Conversation) -> Iterator[str]:
+    """Yield what is unusual about a conversation that can be used."""
+    for number, (role, text) in enumerate(conversation.turns, 1):
+        if role != "assistant":
+            continue
+        opened, closed = text.count("<think>"), text.count("</think>")
+        if opened != closed:
+            yield f"turn {number} (assistant) has {opened} <think> and {closed} </think>"
+        if parse_action(text) == AnswerAction(""):
+            yield f"turn {number} (assistant) has an empty answer"
+
+
+def _turns(row: Mapping[str, Any]) -> Iterator[tuple[Role, str]]:
+    messages = row.get("messages")
+    if messages is None:
+        messages = row.get("conversations")
+    if not isinstance(messages, list | tuple):
+        raise RowError(
+            "no list 'messages' (with role and content) or 'conversations' (with from and value); "
+            f"the row has {', '.join(sorted(map(str, row))) or 'no keys'}"
+        )
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, Mapping):
+            raise RowError(f"turn {number} is a {type(message).__name__}, not a role and a content")
+        role, content = message.get("role"), message.get("content")
+        if role is None and content is None:
+            role, content = message.get("from"), message.get("value")
+        if not isinstance(role, str) or role not in _ROLES:
+            raise RowError(f"turn {number} has the unknown role {role!r}")
+        if not isinstance(content, str):
+            raise RowError(f"turn {number} ({role}) is a {type(content).__name__}, not a string")
+        yield _ROLES[role], content
+
+
+def _images(row: Mapping[str, Any]) -> list[Any]:
+    images = row.get("images")
+    if images is None:
+        return []
+    if not isinstance(images, list | tuple):
+        raise RowError(f"'images' is a {type(images).__name__}, not a list")
+    for number, image in enumerate(images, 1):
+        if not image:
+            raise RowError(f"image {number} of 'images' is empty")
+    return list(images)

@@ -1,0 +1,162 @@
+"""A LLaMA-Factory dataset converter around any of our formatters.
+
+LLaMA-Factory hands a converter one row at a time, without its number, in as many processes as it
+likes. So that a bad row is named before training starts, the data file is checked when the
+converter is made.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+import pyarrow as pa
+from llamafactory.data.converter import DatasetConverter
+
+from deepeyes_plugins import plugins
+from deepeyes_plugins.data.checks import DataError, Report, check_sft_file, image_findings
+from deepeyes_plugins.data.contracts import Conversation, RowError
+from deepeyes_plugins.data.formatter import format_row
+from deepeyes_plugins.settings import SettingsError
+
+if TYPE_CHECKING:
+    from llamafactory.data.parser import DatasetAttr
+    from llamafactory.hparams import DataArguments
+
+BAD_ROWS_VARIABLE = "DEEPEYES_SFT_BAD_ROWS"
+"""Environment variable: ``stop`` (the default) before training, or ``drop`` bad rows."""
+
+BadRows = Literal["stop", "drop"]
+
+_JSON_SUFFIXES = (".json", ".jsonl")
+_PATHS = pa.list_(pa.string())
+
+logger = logging.getLogger(__name__)
+
+
+def make_converter(
+    name: str, dataset_attr: DatasetAttr, data_args: DataArguments
+) -> FormatterConverter:
+    """Make a converter and, in one process per machine, check its data file.
+
+    Args:
+        name: Name of a registered formatter.
+        dataset_attr: LLaMA-Factory's entry of dataset_info.json.
+        data_args: LLaMA-Factory's data arguments.
+
+    Raises:
+        DataError: Rows cannot be used and are to stop the run; the message names them.
+        SettingsError: ``DEEPEYES_SFT_BAD_ROWS`` is neither ``stop`` nor ``drop``.
+    """
+    converter = FormatterConverter(dataset_attr, data_args, name, _bad_rows())
+    if os.environ.get("LOCAL_RANK", "0") in ("0", "-1"):
+        for path in _json_files(dataset_attr, data_args):
+            _report(converter.check(path), converter.bad_rows)
+    return converter
+
+
+@dataclass
+class FormatterConverter(DatasetConverter):  # type: ignore[misc]
+    """Turns rows into LLaMA-Factory's aligned form.
+
+    The fields are what ``datasets`` makes the key of its cache from.
+
+    Attributes:
+        name: Name of the formatter.
+        bad_rows: What becomes of a row that cannot be used.
+    """
+
+    name: str
+    bad_rows: BadRows
+
+    def check(self, path: Path) -> Report:
+        """Check the rows of a JSON file and their images."""
+        return check_sft_file(
+            path,
+            self.data_args.media_dir,
+            formatter=plugins.formatters()[self.name],
+            limit=None if self.dataset_attr.num_samples else self.data_args.max_samples,
+        )
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        """Align one row.
+
+        Raises:
+            RowError: It cannot be used and is to stop the run.
+        """
+        try:
+            conversation = format_row(plugins.formatters()[self.name], example)
+            if self.bad_rows == "drop":
+                # What cannot be decoded would stop the tokenization later.
+                for finding in image_findings(conversation, Path(self.data_args.media_dir)):
+                    raise RowError(finding.reason)
+        except RowError as error:
+            if self.bad_rows == "stop":
+                beginning = repr(next(iter(example.values()), None))[:200]
+                raise RowError(f"{self.dataset_attr}: {error}. The row is: {beginning}") from error
+            # LLaMA-Factory drops rows without a prompt and a response.
+            conversation = Conversation(())
+        return self._align(conversation)
+
+    def _align(self, conversation: Conversation) -> dict[str, Any]:
+        turns = conversation.turns
+        system = turns[0][1] if turns and turns[0][0] == "system" else ""
+        messages = [{"role": role, "content": text} for role, text in turns if role != "system"]
+        aligned = {
+            "_prompt": messages[:-1],
+            "_response": messages[-1:],
+            "_system": system,
+            "_tools": "",
+            "_images": self._find_medias(list(conversation.images)),
+            "_videos": None,
+            "_audios": None,
+        }
+        return aligned if self.data_args.streaming else _with_image_type(aligned)
+
+
+def _with_image_type(aligned: dict[str, Any]) -> dict[str, Any]:
+    """Tell ``datasets`` the type of the images where the first rows have none.
+
+    It settles the type of a column on the first 1,000 rows, and fails where those have no images
+    and later ones do. An Arrow value carries its type; and the column ``images``, which the
+    tokenization replaces by one of the same name, hands the type on to that.
+    """
+    images = aligned["_images"]
+    if images is not None and not all(isinstance(image, str) for image in images):
+        return aligned
+    return {**aligned, "_images": pa.array([images], _PATHS), "images": pa.array([None], _PATHS)}
+
+
+def _bad_rows() -> BadRows:
+    choice = os.environ.get(BAD_ROWS_VARIABLE, "stop")
+    if choice not in get_args(BadRows):
+        raise SettingsError(f"{BAD_ROWS_VARIABLE} is {choice!r}; it can be stop or drop")
+    return cast(BadRows, choice)
+
+
+def _json_files(dataset_attr: DatasetAttr, data_args: DataArguments) -> list[Path]:
+    """The files that LLaMA-Factory reads for a local dataset, where they are JSON."""
+    if dataset_attr.load_from != "file":
+        return []
+    path = Path(data_args.dataset_dir) / dataset_attr.dataset_name
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [file for file in files if file.suffix in _JSON_SUFFIXES]
+
+
+def _report(report: Report, bad_rows: BadRows) -> None:
+    for problem in report.warnings[:10]:
+        logger.warning("%s", problem)
+    if len(report.warnings) > 10:
+        logger.warning("%s: %d more such warnings", report.file, len(report.warnings) - 10)
+    if report.ok:
+        logger.info("%s: %d rows checked", report.file, report.rows)
+    elif bad_rows == "drop" and report.bad_rows < report.rows:
+        logger.warning("dropping %d rows. %s", report.bad_rows, report.describe())
+    else:
+        raise DataError(
+            f"{report.describe()}\n"
+            f"Repair them, or set {BAD_ROWS_VARIABLE}=drop to train without them."
+        )

@@ -1,0 +1,7 @@
+"""The policy over any OpenAI-compatible server: vLLM, SGLang, `transformers serve`, an API."""
+
+from deepeyes_plugins.hosts.openai.client import ChatClient
+from deepeyes_plugins.hosts.openai.policy import OpenAIPolicy
+from deepeyes_plugins.hosts.openai.settings import OpenAISettings, load_openai_settings
+
+__all__ = ["ChatClient", "OpenAIPolicy", "OpenAISettings", "load_openai_settings"]

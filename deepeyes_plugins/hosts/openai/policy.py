@@ -1,0 +1,167 @@
+"""A policy that speaks to an OpenAI-compatible server, message by message."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from deepeyes_plugins.hosts.openai.client import ChatClient, Completion, ContextLengthError
+from deepeyes_plugins.protocol.actions import complete_at_tag
+from deepeyes_plugins.protocol.content import EncodedImage, Message, Part
+from deepeyes_plugins.protocol.dialect import Dialect
+from deepeyes_plugins.rollout.contracts import AssistantTurn, Observation, Task
+
+logger = logging.getLogger(__name__)
+
+
+class OpenAIPolicy:
+    """One conversation, on one of the client's servers.
+
+    Whatever the server does with opening texts and stop strings, a turn starts with the dialect's
+    prefill and ends at the first closing tag, tag included.
+    """
+
+    def __init__(self, client: ChatClient, dialect: Dialect) -> None:
+        """Make a policy for one trajectory.
+
+        Args:
+            client: Shared by the trajectories of an event loop.
+            dialect: How turns are opened and closed.
+        """
+        self._client = client
+        self._settings = client.settings
+        self._dialect = dialect
+        self._server = client.next_server()
+        self._messages: list[bytes] = []
+        self._total_tokens = 0
+
+    async def begin(self, task: Task) -> None:
+        """Take the prompt.
+
+        Raises:
+            ImageError: An image of the prompt is unreadable.
+        """
+        self._messages = [_serialise(message) for message in task.messages]
+
+    async def act(self) -> AssistantTurn | None:
+        """Generate the next turn; ``None`` if the token budget or the context is used up.
+
+        Raises:
+            InfrastructureError: The server cannot be reached or refuses for good.
+        """
+        limit = self._settings.max_tokens
+        if self._settings.max_total_tokens is not None:
+            left = self._settings.max_total_tokens - self._total_tokens
+            if left <= 0:
+                return None
+            limit = left if limit is None else min(limit, left)
+        try:
+            completion = await self._complete(limit)
+        except ContextLengthError as error:
+            logger.warning("the conversation does not fit the model's context: %s", error)
+            return None
+        turn = as_turn(completion, self._dialect)
+        self._total_tokens = completion.total_tokens
+        self._messages.append(_serialise(Message("assistant", (turn.text,))))
+        return turn
+
+    async def observe(self, observation: Observation) -> bool:
+        """Append an observation. What it costs shows at the next turn; only servers can count."""
+        self._messages.append(_serialise(observation.message))
+        return True
+
+    async def _complete(self, limit: int | None) -> Completion:
+        messages = list(self._messages)
+        if self._opens_turns:
+            messages.append(_serialise(Message("assistant", (self._dialect.prefill,))))
+        fields = self._fields()
+        if limit is None:
+            return await self._client.complete(self._server, messages, fields)
+        try:
+            return await self._client.complete(
+                self._server, messages, {**fields, "max_tokens": limit}
+            )
+        except ContextLengthError:
+            # vLLM refuses a limit beyond the room that is left; without one it uses that room.
+            return await self._client.complete(self._server, messages, fields)
+
+    @property
+    def _opens_turns(self) -> bool:
+        return self._settings.sends_prefill and bool(self._dialect.prefill)
+
+    def _fields(self) -> Mapping[str, Any]:
+        settings, dialect = self._settings, self._dialect
+        fields: dict[str, Any] = {"temperature": settings.temperature, "stream": False}
+        for name in ("top_p", "seed"):
+            if (value := getattr(settings, name)) is not None:
+                fields[name] = value
+        if dialect.stop:
+            fields["stop"] = list(dialect.stop)
+        if settings.profile == "vllm":
+            fields |= {"include_stop_str_in_output": True, "bad_words": list(dialect.forbidden)}
+            if self._opens_turns:
+                fields |= {"add_generation_prompt": False, "continue_final_message": True}
+        elif settings.profile == "sglang":
+            # It forbids tokens by number only, and the tokenizer is not ours to know.
+            fields |= {"no_stop_trim": True, "separate_reasoning": False}
+            if self._opens_turns:
+                fields["continue_final_message"] = True
+        elif self._opens_turns:
+            fields["continue_final_message"] = True
+        return fields | settings.extra_body
+
+
+def as_turn(completion: Completion, dialect: Dialect) -> AssistantTurn:
+    """Bring what a server returned into the form of ``dialect``.
+
+    Text past the first closing tag is cut, a closing tag that the server swallowed as a stop
+    string is put back, and the prefill is supplied where the text does not start with it.
+    """
+    generated = completion.text
+    text = complete_at_tag(generated, dialect.stop)
+    finish_reason: Literal["stop", "length"] = completion.finish_reason
+    if text.endswith(dialect.stop):
+        finish_reason = "stop"
+    elif finish_reason == "stop":
+        text += _swallowed_tag(text, dialect.stop)
+    if dialect.prefill:
+        opened = text.lstrip()
+        text = opened if opened.startswith(dialect.prefill) else dialect.prefill + text
+    return AssistantTurn(text, finish_reason, completion.tokens)
+
+
+def _swallowed_tag(text: str, stop: tuple[str, ...]) -> str:
+    """The closing tag that is missing from a finished text; empty if none is."""
+    body = text.rpartition("</think>")[2]
+    if "</answer>" in body:
+        return ""
+    opened = {tag: body.rfind(tag.replace("</", "<", 1)) for tag in stop}
+    last = max(opened, key=lambda tag: opened[tag], default="")
+    return last if opened.get(last, -1) >= 0 else ""
+
+
+def _serialise(message: Message) -> bytes:
+    content: str | list[dict[str, Any]] = (
+        [_content_part(part) for part in message.parts if part]
+        if message.images
+        else _valid(message.text)
+    )
+    return json.dumps({"role": message.role, "content": content}).encode()
+
+
+def _content_part(part: Part) -> dict[str, Any]:
+    if isinstance(part, EncodedImage):
+        data = base64.b64encode(part.data).decode("ascii")
+        return {
+            "type": "image_url",
+            "image_url": {"url": f"data:{part.media_type};base64,{data}"},
+        }
+    return {"type": "text", "text": _valid(part)}
+
+
+def _valid(text: str) -> str:
+    """``text`` without lone surrogates, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")

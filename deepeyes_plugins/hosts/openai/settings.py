@@ -1,0 +1,140 @@
+"""Settings of the policy over an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from deepeyes_plugins.settings import SettingsError
+
+ENVIRONMENT_PREFIX = "DEEPEYES_OPENAI_"
+
+
+class OpenAISettings(BaseSettings):
+    """Which servers answer, and how they are asked.
+
+    ``DEEPEYES_OPENAI_…`` environment variables win over what the code or a file says.
+    """
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENVIRONMENT_PREFIX, protected_namespaces=()
+    )
+
+    url: str = Field(
+        description="Base URL of the server, with its version path (http://host:8000/v1; /v1 is "
+        "added where a URL has no path). Several, separated by commas, share the conversations."
+    )
+    model: str | None = Field(
+        None, description="Model to ask for. Unset: the one model that GET /models lists."
+    )
+    api_key_env: str = Field(
+        "DEEPEYES_OPENAI_API_KEY",
+        description="Name of the environment variable that holds the API key. No key is sent when "
+        "the variable is not set.",
+    )
+    profile: Literal["generic", "vllm", "sglang"] = Field(
+        "generic",
+        description="Kind of server. 'generic' sends standard fields only; the others also ask "
+        "for kept stop strings and send each turn's opening <think> ahead.",
+    )
+    prefill: bool | None = Field(
+        None,
+        description="Send the dialect's opening text as the start of the assistant's message. "
+        "Unset: as the profile can (vllm and sglang yes, generic no).",
+    )
+    temperature: float = Field(0.0, ge=0, description="Sampling temperature; 0 is greedy.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Nucleus sampling; unset: not sent.")
+    seed: int | None = Field(None, description="Seed of the sampling; unset: not sent.")
+    max_tokens: int | None = Field(
+        8192, ge=1, description="Generated tokens per turn at most; null leaves it to the server."
+    )
+    max_total_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of a whole conversation at most (prompt, turns and observations, as "
+        "the server counts them). Unset: the server's context length is the limit.",
+    )
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further fields for every request, for instance top_k for vLLM.",
+    )
+    timeout: float = Field(600.0, gt=0, description="Seconds that one request may take.")
+    connect_timeout: float = Field(10.0, gt=0, description="Seconds to open a connection.")
+    retries: int = Field(
+        5,
+        ge=0,
+        description="Further attempts after a failed connection, a time-out, HTTP 408, 429 or 5xx.",
+    )
+    retry_wait: float = Field(
+        0.5, ge=0, description="Seconds before the first further attempt; doubles each time."
+    )
+    retry_wait_maximum: float = Field(
+        30.0, ge=0, description="Seconds between attempts at most, whatever Retry-After says."
+    )
+    max_connections: int = Field(256, ge=1, description="Open connections at most.")
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        if not _split(value):
+            raise ValueError("no URL given")
+        for url in _split(value):
+            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+                raise ValueError(f"{url!r} is not an http:// or https:// URL")
+        return value
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The base URLs, each with its version path and without a trailing slash."""
+        return tuple(
+            url if urlsplit(url).path else f"{url}/v1" for url in _split(self.url)
+        )
+
+    @property
+    def sends_prefill(self) -> bool:
+        """Whether the opening of a turn goes over the wire."""
+        return self.profile != "generic" if self.prefill is None else self.prefill
+
+    def api_key(self) -> str | None:
+        """The API key, ``None`` where the variable is not set."""
+        return os.environ.get(self.api_key_env) or None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win."""
+        return env_settings, init_settings
+
+
+def load_openai_settings(**values: Any) -> OpenAISettings:
+    """Make the settings from ``values`` and the environment.
+
+    Raises:
+        SettingsError: A value is wrong or missing; the message names it and its variable.
+    """
+    try:
+        return OpenAISettings(**values)
+    except ValidationError as error:
+        reasons = "; ".join(_explain(item["loc"], item["msg"]) for item in error.errors())
+        raise SettingsError(f"settings of the OpenAI-compatible server: {reasons}") from error
+
+
+def _explain(location: tuple[int | str, ...], message: str) -> str:
+    name = ".".join(map(str, location))
+    top = str(location[0]) if location else ""
+    variable = f" (or {ENVIRONMENT_PREFIX}{top.upper()})"
+    return f"{name}{variable if top in OpenAISettings.model_fields else ''}: {message}"
+
+
+def _split(value: str) -> list[str]:
+    return [url.strip().rstrip("/") for url in value.split(",") if url.strip()]

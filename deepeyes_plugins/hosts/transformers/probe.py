@@ -1,0 +1,141 @@
+"""Measures what the model's own view of a picture gives away.
+
+A task needs its tools only if its answer cannot be read without them. The probe trains a small
+convolutional network to name the framed colour, once from the view of the whole picture and once
+from the view of the right crop, both exactly as the checkpoint's image processor makes them. The
+first accuracy should be near chance, the second near one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import Qwen2VLImageProcessor
+
+from deepeyes_plugins.quickstart.task import (
+    COLOURS,
+    PICTURE_SIDE,
+    Example,
+    cell_box,
+    crop_box,
+)
+
+_BATCH = 64
+_EPOCHS = 8
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """Accuracy of the probe on pictures that it was not trained on, from 0 to 1.
+
+    Attributes:
+        whole_picture: Reading the framed cell in the view of the whole picture.
+        right_crop: Reading the view of the crop around the framed dot.
+    """
+
+    whole_picture: float
+    right_crop: float
+
+
+def measure_leakage(
+    image_processor: Qwen2VLImageProcessor,
+    examples: Sequence[Example],
+    heldout: Sequence[Example],
+    *,
+    seed: int = 0,
+) -> Leakage:
+    """Trains the probe on `examples` and measures it on `heldout`.
+
+    Args:
+        image_processor: The processor of the checkpoint in question.
+        examples: What the probe learns from; a few thousand make the result meaningful.
+        heldout: What it is measured on.
+        seed: Seed of the probe's weights and of the order of its training.
+    """
+    accuracies = []
+    for view in (framed_cell_view, right_crop_view):
+        train, test = (
+            (
+                torch.stack([view(image_processor, example) for example in group]),
+                torch.tensor([list(COLOURS).index(example.answer) for example in group]),
+            )
+            for group in (examples, heldout)
+        )
+        accuracies.append(probe_accuracy(train, test, seed=seed))
+    return Leakage(*accuracies)
+
+
+def framed_cell_view(image_processor: Qwen2VLImageProcessor, example: Example) -> Tensor:
+    """Returns the framed cell as the model sees it in the whole picture.
+
+    Returns:
+        Normalised pixels of shape (3, height, width).
+    """
+    view = model_view(image_processor, example.picture)
+    height, width = view.shape[1:]
+    left, upper, right, lower = cell_box(example.framed_cell)
+    rows = slice(upper * height // PICTURE_SIDE, lower * height // PICTURE_SIDE)
+    columns = slice(left * width // PICTURE_SIDE, right * width // PICTURE_SIDE)
+    return view[:, rows, columns]
+
+
+def right_crop_view(image_processor: Qwen2VLImageProcessor, example: Example) -> Tensor:
+    """Returns the crop around the framed dot as the model sees it.
+
+    Returns:
+        Normalised pixels of shape (3, height, width).
+    """
+    return model_view(image_processor, example.picture.crop(crop_box(example.framed_cell)))
+
+
+def model_view(image_processor: Qwen2VLImageProcessor, image: Image.Image) -> Tensor:
+    """Returns the pixels that the vision tower receives, put back in their places.
+
+    Returns:
+        Normalised pixels of shape (3, height, width).
+    """
+    inputs = image_processor(images=[image], return_tensors="pt")
+    _, rows, columns = inputs["image_grid_thw"][0].tolist()
+    merge, patch = image_processor.merge_size, image_processor.patch_size
+    # The processor lists patches block by block of merge x merge, each as (channel, time, y, x).
+    patches = inputs["pixel_values"].reshape(
+        rows // merge, columns // merge, merge, merge, 3, -1, patch, patch
+    )[..., 0, :, :]
+    return patches.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * patch, columns * patch)
+
+
+def probe_accuracy(
+    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, seed: int = 0
+) -> float:
+    """Trains a small convolutional classifier and returns its accuracy on `test`.
+
+    Args:
+        train: Views of shape (n, 3, height, width) and class indices of shape (n,).
+        test: The same for the views to be classified.
+        seed: Seed of the weights and of the order of training.
+    """
+    views, labels = train
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = nn.Sequential(
+            nn.Conv2d(3, 32, kernel_size=5, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, kernel_size=3, stride=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.LazyLinear(int(labels.max()) + 1),
+        )
+        network(views[:1])
+        optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
+        for _ in range(_EPOCHS):
+            for batch in torch.randperm(len(views)).split(_BATCH):
+                loss = nn.functional.cross_entropy(network(views[batch]), labels[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    with torch.no_grad():
+        return float((network(test[0]).argmax(dim=1) == test[1]).float().mean())

@@ -1,0 +1,16 @@
+"""Entry point of the group ``verl.plugins``: loaded by ``import verl`` in every process.
+
+At that moment verl is only half imported, so registration waits until the module that holds each
+registry has been imported.
+"""
+
+from __future__ import annotations
+
+from deepeyes_plugins._activation import watch
+from deepeyes_plugins.hosts.verl_cpu import activation
+
+watch(
+    "verl.experimental.agent_loop.agent_loop",
+    "deepeyes_plugins.hosts.verl.register:register_agent_loop",
+)
+activation.activate()

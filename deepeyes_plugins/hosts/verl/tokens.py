@@ -1,0 +1,115 @@
+"""Token bookkeeping of one trajectory: append-only, generated ids are never re-encoded.
+
+::
+
+    prompt_ids    |<- system, question, "<think>" ->|
+    response_ids                                    |<- turn ->|<- context ->|<- turn ->| ...
+    response_mask                                   | 1 1 1  1 | 0  0  0   0 | 1  1  1  |
+
+Context is everything that the policy did not generate: an ``<|im_end|>`` that a stop string made
+the engine leave out, the observation, the opening of the next turn and its ``<think>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class TokenStream:
+    """The tokens of one trajectory.
+
+    Attributes:
+        prompt_ids: Ids before the first generated token.
+        response_ids: Ids from the first generated token on.
+        response_mask: 1 for each id that the policy generated, else 0.
+        log_probs: The engine's log-probability of each response id, 0.0 for context; ``None`` as
+            soon as the engine has given none for a turn.
+        budget: Largest length of ``response_ids``.
+    """
+
+    prompt_ids: list[int]
+    budget: int
+    response_ids: list[int] = field(default_factory=list)
+    response_mask: list[int] = field(default_factory=list)
+    log_probs: list[float] | None = field(default_factory=list)
+
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and response, as the engine gets them."""
+        return self.prompt_ids + self.response_ids
+
+    @property
+    def room(self) -> int:
+        """Response tokens that still fit."""
+        return self.budget - len(self.response_ids)
+
+    def append_generated(self, ids: Sequence[int], log_probs: Sequence[float] | None) -> None:
+        """Append a turn of the policy.
+
+        Args:
+            ids: Generated ids, at most :attr:`room`.
+            log_probs: One per id, or ``None`` if the engine gives none.
+
+        Raises:
+            ValueError: Too many ids, or not one log-probability each.
+        """
+        if log_probs is not None and len(log_probs) != len(ids):
+            raise ValueError(f"{len(ids)} generated ids came with {len(log_probs)} log-probs")
+        self._append(ids, mask=1)
+        if log_probs is None:
+            self.log_probs = None
+        elif self.log_probs is not None:
+            self.log_probs.extend(log_probs)
+
+    def append_context(self, ids: Sequence[int]) -> None:
+        """Append ids that the policy did not generate.
+
+        Raises:
+            ValueError: Too many ids.
+        """
+        self._append(ids, mask=0)
+        if self.log_probs is not None:
+            self.log_probs.extend([0.0] * len(ids))
+
+    def _append(self, ids: Sequence[int], mask: int) -> None:
+        if len(ids) > self.room:
+            raise ValueError(f"{len(ids)} ids do not fit into the {self.room} that are left")
+        self.response_ids.extend(ids)
+        self.response_mask.extend([mask] * len(ids))
+
+
+def cut_turn(
+    ids: Sequence[int],
+    decode: Callable[[Sequence[int]], str],
+    closing_tags: Sequence[str],
+    forbidden: frozenset[int],
+) -> int:
+    """Return how many of the generated ids belong to the turn.
+
+    A turn ends with the first id whose text completes a closing tag (an engine without stop
+    strings runs on), and before the first forbidden id (an engine may not know how to forbid it).
+
+    Args:
+        ids: Generated ids.
+        decode: Ids to text, the same for a prefix as for the whole.
+        closing_tags: For instance ``("</code>", "</tool_call>")``.
+        forbidden: Ids that must not be trained on, see ``Dialect.forbidden``.
+    """
+    length = next((at for at, token in enumerate(ids) if token in forbidden), len(ids))
+
+    def complete(count: int) -> bool:
+        text = decode(ids[:count])
+        return any(tag in text for tag in closing_tags)
+
+    if not complete(length):
+        return length
+    low, high = 1, length
+    while low < high:
+        middle = (low + high) // 2
+        if complete(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low

@@ -1,0 +1,1 @@
+"""verl on machines without an accelerator: a platform and a rollout engine on transformers."""

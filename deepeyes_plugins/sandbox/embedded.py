@@ -1,0 +1,169 @@
+"""Starts a sandbox server for this process tree, where none is given."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import secrets
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from .contracts import SandboxUnavailable
+from .settings import SandboxSettings
+
+logger = logging.getLogger(__name__)
+
+URL_VARIABLE = "DEEPEYES_SANDBOX_URL"
+
+_STOP_SECONDS = 15.0
+_lock = threading.Lock()
+_shared: EmbeddedServer | None = None
+
+
+class EmbeddedServer:
+    """A server on loopback that ends with this process.
+
+    Attributes:
+        url: Base URL.
+        token: Bearer token that clients must send.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str, token: str) -> None:
+        self.url = url
+        self.token = token
+        self._process = process
+        self._owner = os.getpid()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server still runs."""
+        return self._process.poll() is None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the server and its sessions; idempotent, and without effect in a forked child."""
+        if os.getpid() == self._owner:
+            _stop(self._process)
+
+
+def start_server(settings: SandboxSettings | None = None) -> EmbeddedServer:
+    """Starts a server and waits until a first session has worked.
+
+    The token is the one in the environment variable that the settings name, else a new one.
+
+    Args:
+        settings: Limits of the sessions; the defaults without.
+
+    Raises:
+        SandboxUnavailable: The server did not come up; the message says why.
+    """
+    settings = settings or SandboxSettings()
+    token = os.environ.get(settings.token_env) or secrets.token_urlsafe(24)
+    package_root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    reading, writing = os.pipe()
+    with open(reading, "rb") as announcements:
+        try:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", __package__ or "deepeyes_plugins.sandbox"),
+                    *("--port", "0", "--log-level", "warning"),
+                    *("--settings", settings.model_dump_json()),
+                    *("--announce-fd", str(writing), "--parent", str(os.getpid())),
+                ],
+                pass_fds=[writing],
+                env=os.environ | {settings.token_env: token, "PYTHONPATH": path},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                # A Ctrl-C at the terminal is for this process, which then ends the server.
+                start_new_session=True,
+            )
+        finally:
+            os.close(writing)
+        message = _announcement(announcements.fileno(), settings.startup_timeout)
+    if "port" not in message:
+        _stop(process)
+        raise SandboxUnavailable(f"the embedded sandbox did not start: {message['failure']}")
+    return EmbeddedServer(process, f"http://127.0.0.1:{message['port']}", token)
+
+
+def ensure_server(settings: SandboxSettings | None = None) -> str:
+    """Returns the URL of a sandbox, and starts one for this process tree if there is none.
+
+    The settings' URL comes first, then $DEEPEYES_SANDBOX_URL. A server that is started here is
+    shared by all callers in this process, ends with it, and is put into the environment (URL and
+    token), where child processes find it.
+
+    Args:
+        settings: Where the sandbox is, or how to start one; the defaults without.
+
+    Raises:
+        SandboxUnavailable: None is given and none could be started.
+    """
+    global _shared
+    settings = settings or SandboxSettings()
+    if settings.url:
+        return settings.url
+    with _lock:
+        ours = _shared is not None and os.environ.get(URL_VARIABLE) == _shared.url
+        if _shared is not None and ours and _shared._owner == os.getpid() and not _shared.alive:
+            logger.error("the embedded sandbox server has died; starting another")
+            del os.environ[URL_VARIABLE]
+        given = os.environ.get(URL_VARIABLE)
+        if given:
+            return given
+        _shared = start_server(settings)
+        atexit.register(_shared.close)
+        os.environ[URL_VARIABLE] = _shared.url
+        os.environ[settings.token_env] = _shared.token
+        return _shared.url
+
+
+def _announcement(pipe: int, timeout: float) -> dict[str, object]:
+    """Reads the one line that the server writes when it is ready or has failed."""
+    deadline = time.monotonic() + timeout
+    line = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while not line.endswith(b"\n"):
+            if not selector.select(max(0.0, deadline - time.monotonic())):
+                return {"failure": f"it was not ready within {timeout:g} s"}
+            chunk = os.read(pipe, 1 << 16)
+            if not chunk:
+                return {"failure": "its process ended at once; see its log above"}
+            line += chunk
+    message: dict[str, object] = json.loads(line)
+    return message
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_SECONDS)
+        return
+    process.kill()
+    process.wait()

@@ -1,0 +1,162 @@
+"""Images in and out of a session: encoded bytes, shared pixels, PNG."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import struct
+import zlib
+from typing import Any, Final
+
+from PIL import Image
+
+INPUT_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+"""What may be uploaded: no format whose reader starts programs or interprets scripts."""
+
+PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+
+# Modes whose pixels Pillow uses in place, by the layout in which they lie in memory.
+_SHARED_LAYOUTS = {"RGB": "RGBX", "RGBA": "RGBA", "L": "L", "CMYK": "CMYK"}
+_MAX_INFO_BYTES = 64 << 10
+_PNG_COLOUR_TYPES = {"L": 0, "RGB": 2, "LA": 4, "RGBA": 6}
+# Deflate at any level costs tens of milliseconds a megapixel and saves a third of a photo; below
+# this size a PNG is stored without it.
+_STORED_BYTES = 4 << 20
+
+
+class ImageRefused(Exception):
+    """An image cannot be used; the message says why."""
+
+
+def decode_into(source: int, target: int, max_pixels: int) -> dict[str, Any]:
+    """Decodes an image file and writes its pixels where several sessions can map them.
+
+    Args:
+        source: File descriptor of the encoded image.
+        target: File descriptor that receives the pixels.
+        max_pixels: Largest area to accept.
+
+    Returns:
+        What `attach` needs to make an image of the pixels.
+
+    Raises:
+        ImageRefused: No image, a format that is not accepted, or too large.
+    """
+    try:
+        with (
+            open(source, "rb", closefd=False) as file,
+            Image.open(file, formats=INPUT_FORMATS) as im,
+        ):
+            if im.width * im.height > max_pixels:
+                raise ImageRefused(
+                    f"the image has {im.width}x{im.height} pixels; at most {max_pixels} are allowed"
+                )
+            im.load()
+            layout = _SHARED_LAYOUTS.get(im.mode, im.mode)
+            pixels = memoryview(im.tobytes("raw", layout))
+            palette = im.getpalette("RGB") if im.mode == "P" else None
+            described = {
+                "mode": im.mode,
+                "layout": layout,
+                "size": list(im.size),
+                "format": im.format,
+                "palette": None if palette is None else bytes(palette),
+                "info": _portable(im.info),
+            }
+    except ImageRefused:
+        raise
+    except Exception as error:
+        known = ", ".join(INPUT_FORMATS)
+        raise ImageRefused(f"not a readable image ({error}); accepted are {known}") from error
+    while pixels:
+        pixels = pixels[os.write(target, pixels) :]
+    return described
+
+
+def attach(described: dict[str, Any], descriptor: int) -> Image.Image:
+    """Makes a Pillow image of shared pixels, without a copy where Pillow can do so.
+
+    Pillow copies such an image before it is changed in place, so sessions never see each other's
+    drawings; the pages are sealed by the server in any case.
+
+    Args:
+        described: What `decode_into` returned.
+        descriptor: File descriptor of the pixels; closed here.
+    """
+    mode, layout, size = described["mode"], described["layout"], tuple(described["size"])
+    with open(descriptor, "rb") as file:
+        # Pillow takes any buffer; its types say bytes.
+        pixels: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if mode in _SHARED_LAYOUTS:
+        image = Image.frombuffer(layout, size, pixels, "raw", layout, 0, 1)
+        if mode != layout:
+            image.im.setmode(mode)
+            image = image._new(image.im)
+            image.readonly = 1
+    else:
+        image = Image.frombytes(mode, size, pixels, "raw", layout)
+    if described["palette"] is not None:
+        image.putpalette(described["palette"])
+    image.format = described["format"]
+    image.info = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in described["info"].items()
+    }
+    return image
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """Encodes any Pillow image as PNG, for speed rather than size."""
+    if image.mode not in _PNG_COLOUR_TYPES:
+        transparent = "transparency" in image.info or image.mode in ("PA", "RGBa", "La")
+        grey = image.mode in ("1", "I", "F", "I;16", "I;16B", "I;16L")
+        image = image.convert("L" if grey else "RGBA" if transparent else "RGB")
+    width, height = image.size
+    row = width * len(image.getbands())
+    pixels = image.tobytes()
+    # Each row starts with its filter type, 0: none.
+    lines = b"".join(b"\0" + pixels[at : at + row] for at in range(0, row * height, row))
+    header = struct.pack("!IIBBBBB", width, height, 8, _PNG_COLOUR_TYPES[image.mode], 0, 0, 0)
+    level = 0 if len(lines) <= _STORED_BYTES else 1
+    return b"".join(
+        (
+            PNG_SIGNATURE,
+            _chunk(b"IHDR", header),
+            _chunk(b"IDAT", zlib.compress(lines, level)),
+            _chunk(b"IEND", b""),
+        )
+    )
+
+
+def as_png(data: bytes) -> bytes:
+    """Turns an encoded image that user code displayed into PNG.
+
+    Raises:
+        ImageRefused: The bytes are no image.
+    """
+    if data.startswith(PNG_SIGNATURE):
+        return data
+    try:
+        with Image.open(io.BytesIO(data), formats=INPUT_FORMATS) as image:
+            return encode_png(image)
+    except Exception as error:
+        raise ImageRefused(f"displayed data is not a readable image: {error}") from error
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = zlib.crc32(data, zlib.crc32(kind))
+    return b"".join((struct.pack("!I", len(data)), kind, data, struct.pack("!I", checksum)))
+
+
+def _portable(info: dict[Any, Any]) -> dict[str, Any]:
+    """The plain part of an image's metadata: EXIF, resolution, colour profile, transparency."""
+
+    def plain(value: object) -> bool:
+        if isinstance(value, tuple):
+            return all(isinstance(item, int | float) for item in value)
+        if isinstance(value, bytes | str):
+            return len(value) <= _MAX_INFO_BYTES
+        return isinstance(value, int | float)
+
+    return {key: value for key, value in info.items() if isinstance(key, str) and plain(value)}

@@ -1,0 +1,363 @@
+"""The Python of one session: an IPython shell whose output is captured and bounded."""
+
+from __future__ import annotations
+
+import base64
+import builtins
+import getpass
+import io
+import signal
+import sys
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import IPython
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+from PIL import Image
+from traitlets import Type
+from traitlets.config import Config
+
+from .images import ImageRefused, as_png, encode_png
+
+_MAX_IMAGE_BYTES = 64 << 20
+_OUR_FOLDERS = tuple(str(Path(file).parent) for file in (IPython.__file__, __file__))
+
+
+@dataclass(frozen=True)
+class OutputLimits:
+    """What one cell may return."""
+
+    stdout_characters: int
+    stderr_characters: int
+    images: int
+    image_pixels: int
+
+
+class BoundedText(io.TextIOBase):
+    """A text stream that keeps the beginning and the end of what is written to it.
+
+    Memory stays bounded however much is written: the first half of the limit is kept as it comes,
+    the last half in a queue that forgets its oldest piece.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._head_limit = limit - limit // 2
+        self._tail_limit = limit // 2
+        self._clear()
+        self._buffer = _Bytes(self)
+
+    def _clear(self) -> None:
+        self._head: list[str] = []
+        self._head_size = 0
+        self._tail: deque[str] = deque()
+        self._tail_size = 0
+        self._dropped = 0
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return "utf-8"
+
+    @property
+    def buffer(self) -> io.RawIOBase:
+        """The byte stream beneath, as `sys.stdout.buffer`."""
+        return self._buffer
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        room = self._head_limit - self._head_size
+        if room > 0 and text:
+            self._head.append(text[:room])
+            self._head_size += len(self._head[-1])
+        rest = len(text) - max(room, 0)
+        if rest > 0:
+            kept = text[-min(rest, self._tail_limit) :]
+            self._dropped += rest - len(kept)
+            self._tail.append(kept)
+            self._tail_size += len(kept)
+            while self._tail_size - len(self._tail[0]) >= self._tail_limit:
+                self._forget(len(self._tail[0]))
+        return len(text)
+
+    def _forget(self, count: int) -> None:
+        oldest = self._tail.popleft()
+        if count < len(oldest):
+            self._tail.appendleft(oldest[count:])
+        self._tail_size -= count
+        self._dropped += count
+
+    def take(self) -> str:
+        """Returns what is kept, with a mark where something is missing, and starts afresh."""
+        if self._tail_size > self._tail_limit:
+            self._forget(self._tail_size - self._tail_limit)
+        mark = f"\n... [{self._dropped} characters cut] ...\n" if self._dropped else ""
+        text = "".join(self._head) + mark + "".join(self._tail)
+        self._clear()
+        # A lone surrogate has no UTF-8 form; every other character passes through.
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class _Bytes(io.RawIOBase):
+    def __init__(self, text: BoundedText) -> None:
+        self._text = text
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        raw = bytes(data)
+        self._text.write(raw.decode("utf-8", "replace"))
+        return len(raw)
+
+
+class CellOutput:
+    """What the running cell has shown so far, besides its text streams."""
+
+    def __init__(self, limits: OutputLimits) -> None:
+        self.limits = limits
+        self.stdout = BoundedText(limits.stdout_characters)
+        self.stderr = BoundedText(limits.stderr_characters)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets results, images and errors; text written between two cells is kept."""
+        self.result = ""
+        self.images: list[bytes] = []
+        self.images_dropped = 0
+        self._image_bytes = 0
+        self.error_name: str | None = None
+
+    def show(self, data: dict[str, Any]) -> bool:
+        """Takes the image of a MIME bundle, if it has one."""
+        encoded = data.get("image/png") or data.get("image/jpeg")
+        if not encoded:
+            return False
+        try:
+            png = as_png(base64.b64decode(encoded) if isinstance(encoded, str) else encoded)
+        except (ImageRefused, ValueError) as error:
+            self.stderr.write(f"{error}\n")
+            return True
+        self._image_bytes += len(png)
+        if len(self.images) >= self.limits.images or self._image_bytes > _MAX_IMAGE_BYTES:
+            self.images_dropped += 1
+        else:
+            self.images.append(png)
+        return True
+
+
+class _Publisher(DisplayPublisher):
+    output: CellOutput
+
+    def publish(self, data: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        if not self.output.show(data) and "text/plain" in data:
+            sys.stdout.write(f"{data['text/plain']}\n")
+
+    def clear_output(self, wait: bool = False) -> None:
+        """Nothing to clear: what a cell showed is kept."""
+
+
+class _Hook(DisplayHook):
+    output: CellOutput
+
+    def start_displayhook(self) -> None:
+        """Nothing to prepare."""
+
+    def write_output_prompt(self) -> None:
+        """No prompt: the value is returned on its own."""
+
+    def write_format_data(self, format_dict: dict[str, Any], md_dict: Any = None) -> None:
+        self.output.show(format_dict)
+        text = BoundedText(self.output.limits.stdout_characters)
+        text.write(format_dict.get("text/plain") or "")
+        self.output.result = text.take()
+
+    def finish_displayhook(self) -> None:
+        """Nothing to flush."""
+
+
+class _Interactive(InteractiveShell):
+    display_pub_class = Type(_Publisher)
+    displayhook_class = Type(_Hook)
+    output: CellOutput
+
+    def enable_gui(self, gui: str | None = None) -> None:
+        """There is no screen; `%matplotlib` magics call this."""
+
+    def ask_exit(self) -> None:
+        sys.stderr.write("exit() and quit() do nothing here: the session stays open.\n")
+
+    def _showtraceback(self, etype: type, evalue: BaseException, stb: list[str]) -> None:
+        self.output.error_name = etype.__name__
+        syntax = isinstance(evalue, SyntaxError)
+        sys.stderr.write("\n".join(stb).strip() + "\n" if syntax else _plain_traceback(evalue))
+
+    def system(self, cmd: str) -> NoReturn:
+        raise PermissionError(f"shell commands cannot run in this sandbox: {cmd}")
+
+    def getoutput(self, cmd: str, split: bool = True, depth: int = 0) -> NoReturn:
+        self.system(cmd)
+
+
+class Shell:
+    """One IPython shell. Built once and warmed; each forked child then owns its copy."""
+
+    def __init__(self, limits: OutputLimits) -> None:
+        self._output = CellOutput(limits)
+        self._interruptible = False
+        config = Config()
+        config.HistoryManager.enabled = False
+        config.InteractiveShell.colors = "nocolor"
+        config.InteractiveShell.xmode = "Plain"
+        config.InteractiveShell.cache_size = 0
+        # IPython is typed in part only.
+        self._shell: Any = _Interactive.instance(config=config)
+        self._shell.compile.get_code_name = _cell_name
+        self._shell.output = self._output
+        self._shell.display_pub.output = self._output
+        self._shell.displayhook.output = self._output
+        self._shell.display_formatter.active_types = ["text/plain", "image/png", "image/jpeg"]
+
+    def warm(self) -> None:
+        """Imports what nearly every cell needs and draws once, so that no session pays for it."""
+        import numpy.random  # noqa: F401  # NumPy itself imports this one on first use.
+        from matplotlib import pyplot
+        from matplotlib.figure import Figure
+        from PIL import ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps  # noqa: F401
+
+        Image.init()
+        self._shell.run_line_magic("matplotlib", "inline")
+        pyplot.imshow([[0.0, 1.0]])
+        pyplot.title("warm")
+        png = self._shell.display_formatter.formatters["image/png"]
+        png.for_type(Figure, self._unless_full(_figure_png))
+        png.for_type(Image.Image, self._unless_full(self._image_png))
+        # Pillow would compute a JPEG as well, for nobody.
+        self._shell.display_formatter.formatters["image/jpeg"].for_type(Image.Image, _nothing)
+        warnings.filterwarnings("ignore", message="To exit: use")
+        reply = self.run(
+            "from PIL import Image\nimport numpy\ndisplay(Image.new('L', (2, 2)))\n1/0"
+        )
+        if reply["error_name"] != "ZeroDivisionError" or not reply["images"]:
+            raise RuntimeError(f"the warm-up cell failed: {reply['stderr']}")
+        self._shell.reset(new_session=True)
+
+    def begin(self, images: list[Image.Image]) -> None:
+        """Makes this copy a session of its own, whose cells see the images by name."""
+        import numpy
+
+        numpy.random.seed()  # The fork copied the state; `random` reseeds itself.
+        sys.stdin = io.StringIO()
+        builtins.input = _no_input
+        getpass.getpass = _no_input
+        # IPython's own only guards streams that are captured here, and shows up in tracebacks.
+        self._shell.user_ns.pop("open", None)
+        for number, image in enumerate(images, start=1):
+            self._shell.user_ns[f"image_{number}"] = image
+        signal.signal(signal.SIGINT, self._on_interrupt)
+
+    def run(self, code: str) -> dict[str, Any]:
+        """Runs one cell.
+
+        Returns:
+            The fields of an `ExecutionResult` that are known here.
+        """
+        output = self._output
+        output.clear()
+        # A previous cell may have put others in their place.
+        sys.stdout, sys.stderr = output.stdout, output.stderr
+        finished = False
+        try:
+            try:
+                self._interruptible = True
+                result = self._shell.run_cell(code, store_history=True)
+                finished = result.success
+            finally:
+                self._interruptible = False
+        except BaseException as error:
+            # IPython reports what the code raises; this is for what escapes it: an interrupt
+            # between two statements of its own, code that is no text.
+            self._interruptible = False
+            output.error_name = type(error).__name__
+            output.stderr.write("".join(traceback.format_exception_only(error)))
+        if output.images_dropped:
+            output.stderr.write(
+                f"{output.images_dropped} images cut: a cell returns at most "
+                f"{output.limits.images}, and {_MAX_IMAGE_BYTES >> 20} MiB in all.\n"
+            )
+        return {
+            "outcome": "ok" if finished and output.error_name is None else "error",
+            "stdout": output.stdout.take(),
+            "stderr": output.stderr.take(),
+            "result": output.result,
+            "images": output.images,
+            "error_name": output.error_name,
+        }
+
+    def listen_for_interrupts(self) -> None:
+        """Puts the interrupt handler back, should the last cell have replaced it."""
+        signal.signal(signal.SIGINT, self._on_interrupt)
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        # An interrupt that arrives when the cell has just ended must not hit what comes next.
+        if self._interruptible:
+            raise KeyboardInterrupt
+
+    def _unless_full(self, encode: Callable[[Any], bytes]) -> Callable[[Any], bytes | None]:
+        def encode_if_wanted(shown: Any) -> bytes | None:
+            if len(self._output.images) < self._output.limits.images:
+                return encode(shown)
+            self._output.images_dropped += 1
+            return None
+
+        return encode_if_wanted
+
+    def _image_png(self, image: Image.Image) -> bytes:
+        if image.width * image.height > self._output.limits.image_pixels:
+            raise ValueError(
+                f"an image of {image.width}x{image.height} pixels is too large to return; "
+                "crop or resize it first"
+            )
+        return encode_png(image)
+
+
+def _cell_name(raw_code: str, transformed_code: str, number: int) -> str:
+    return f"<cell {number}>"
+
+
+def _plain_traceback(error: BaseException) -> str:
+    """Python's own traceback, without the frames between IPython's loop and the cell."""
+    described = traceback.TracebackException.from_exception(error)
+    parts: list[traceback.TracebackException | None] = [described]
+    while parts:
+        part = parts.pop()
+        if part is not None:
+            shown = [frame for frame in part.stack if not frame.filename.startswith(_OUR_FOLDERS)]
+            part.stack = traceback.StackSummary.from_list(shown)
+            parts += [part.__cause__, part.__context__, *(part.exceptions or ())]
+    return "".join(described.format())
+
+
+def _figure_png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    # Fast compression: the default one takes a good part of a plot's time.
+    figure.savefig(buffer, format="png", bbox_inches="tight", pil_kwargs={"compress_level": 1})
+    return buffer.getvalue()
+
+
+def _nothing(shown: Any) -> None:
+    return None
+
+
+def _no_input(*args: Any, **kwargs: Any) -> NoReturn:
+    raise EOFError("input() is not available: nobody is at the keyboard of this session")

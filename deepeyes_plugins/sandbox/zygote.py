@@ -1,0 +1,222 @@
+"""The process that warms Python once and forks a child for every session.
+
+It never runs code from outside, holds no threads and no event loop, and does nothing between two
+requests. Requests come on a SEQPACKET socket, one message each, with the socket of the new child
+as file descriptor. When that socket closes, the server is gone: the zygote kills what it forked,
+removes the server's files and ends.
+
+Images are decoded in a child too, jailed like a session but never given code: the bytes come from
+outside, and a fault in a decoder must reach neither this process, from which all sessions are
+copied, nor the pixels of a session that runs code. One such child serves all images; its pixels go
+into memory that the server seals, and every session maps the same pages. So sixteen rollouts of a
+prompt decode their image once and hold it once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
+
+import msgpack
+
+from . import wire
+from .isolation import Jail, die_with_parent, mapped_bytes
+
+MAX_MESSAGE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the server tells its zygote first."""
+
+    base: str
+    warm_modules: list[str]
+    layers: list[str]
+    readable: list[str]
+    memory_bytes: int
+    file_bytes: int
+    limits: dict[str, int]
+
+
+class Zygote:
+    """The fork server."""
+
+    def __init__(self, control: socket.socket, plan: Plan) -> None:
+        from .shell import OutputLimits, Shell
+
+        self._control = control
+        self._plan = plan
+        self._pid = os.getpid()
+        self._children: set[int] = set()
+        self._shell = Shell(OutputLimits(**plan.limits))
+
+    def warm(self) -> None:
+        """Imports everything that sessions share, and makes the shared pages stay shared."""
+        self._shell.warm()
+        for module in self._plan.warm_modules:
+            importlib.import_module(module)
+        threads = len(os.listdir("/proc/self/task"))
+        if threads != 1:
+            raise RuntimeError(
+                f"importing {', '.join(self._plan.warm_modules) or 'the libraries'} started "
+                f"{threads - 1} threads, which a fork would lose; leave it out of warm_modules"
+            )
+        # A session imports from its own folder and from what it may read, from nowhere else.
+        sys.path[:] = ["", *(entry for entry in sys.path if self._readable(entry))]
+        mapped = mapped_bytes()
+        pixel_bytes = 4 * self._plan.limits["image_pixels"]
+        jail = Jail(
+            layers=self._plan.layers,
+            readable=self._plan.readable,
+            address_space_bytes=mapped + self._plan.memory_bytes,
+            file_bytes=self._plan.file_bytes,
+        )
+        self._jails = {
+            "session": jail,
+            # Room for a file, its pixels, and the same in the layout that sessions share.
+            "decoder": replace(
+                jail, address_space_bytes=mapped + 4 * pixel_bytes, file_bytes=pixel_bytes
+            ),
+        }
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+
+    def _readable(self, path: str) -> bool:
+        real = os.path.realpath(path)
+        return bool(path) and any(
+            real == root or real.startswith(f"{root}/") for root in self._plan.readable
+        )
+
+    def serve(self) -> None:
+        """Forks on request until the server is gone."""
+        signal.signal(signal.SIGCHLD, self._reap)
+        self._control.send(msgpack.packb({"ready": True}))
+        while True:
+            packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE_BYTES, 1)
+            if not packet:
+                break
+            request = msgpack.unpackb(packet)
+            pid = os.fork()
+            if pid == 0:
+                _run_child(self, request, descriptors[0])
+            self._children.add(pid)
+            os.close(descriptors[0])
+        self._end()
+
+    def _reap(self, number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                self._children.discard(pid)
+
+    def _end(self) -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for pid in self._children:
+            # Only a child of ours that was not reaped can be waited for: its number is not reused.
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+        shutil.rmtree(self._plan.base, ignore_errors=True)
+
+    def become(self, request: dict[str, Any], conn: socket.socket) -> None:
+        """Turns a fresh child into what was asked for; returns when its socket has closed."""
+        die_with_parent(self._pid)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in range(3):
+            os.dup2(null, standard)
+        os.closerange(3, conn.fileno())
+        os.closerange(conn.fileno() + 1, 1 << 16)
+        gc.enable()
+        # Where memory runs out, a session goes before the server and its neighbours.
+        score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(score, b"1000")
+        os.close(score)
+        scratch = request["scratch"]
+        if scratch is not None:
+            os.chdir(scratch)
+            os.environ.update(HOME=scratch, TMPDIR=scratch)
+            tempfile.tempdir = scratch
+        handle = os.pidfd_open(os.getpid())
+        self._jails[request["role"]].enter(scratch)
+        socket.send_fds(conn, [wire.pack({"ready": True})], [handle])
+        os.close(handle)
+        if request["role"] == "decoder":
+            _decode_images(conn)
+        else:
+            self._run_cells(conn)
+
+    def _run_cells(self, conn: socket.socket) -> None:
+        from .images import attach
+
+        received = wire.receive(conn)
+        if received is None:
+            return
+        opening, descriptors = received
+        images = [attach(*pair) for pair in zip(opening["images"], descriptors, strict=True)]
+        self._shell.begin(images)
+        while (received := wire.receive(conn)) is not None:
+            self._shell.listen_for_interrupts()
+            wire.send(conn, self._shell.run(received[0]["code"]))
+
+
+def _run_child(zygote: Zygote, request: dict[str, Any], descriptor: int) -> None:
+    """Never returns: a child must not run on into the zygote's own loop."""
+    status = 1
+    try:
+        conn = socket.socket(fileno=descriptor)
+        try:
+            zygote.become(request, conn)
+            status = 0
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                wire.send(conn, {"failure": f"{type(error).__name__}: {error}"})
+    finally:
+        os._exit(status)
+
+
+def _decode_images(conn: socket.socket) -> None:
+    from .images import ImageRefused, decode_into
+
+    while (received := wire.receive(conn)) is not None:
+        request, (source, target) = received
+        reply: dict[str, Any]
+        try:
+            reply = {"image": decode_into(source, target, request["max_pixels"])}
+        except ImageRefused as error:
+            reply = {"refused": str(error)}
+        os.close(source)
+        os.close(target)
+        wire.send(conn, reply)
+
+
+def main() -> None:
+    """Runs the zygote on the inherited socket whose number is the only argument."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Ends by its socket only, after it has cleaned up.
+        signal.signal(number, signal.SIG_IGN)
+    plan = Plan(**msgpack.unpackb(control.recv(MAX_MESSAGE_BYTES)))
+    zygote = Zygote(control, plan)
+    try:
+        zygote.warm()
+    except Exception as error:
+        control.send(msgpack.packb({"failure": f"{type(error).__name__}: {error}"}))
+        raise
+    zygote.serve()
+
+
+if __name__ == "__main__":
+    main()

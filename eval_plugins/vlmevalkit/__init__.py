@@ -1,0 +1,1 @@
+"""VLMEvalKit finds `DeepEyesV2` and `DeepEyesQuickstart` among its own models and datasets."""

@@ -1,0 +1,84 @@
+"""Plays episodes for VLMEvalKit's threads on one background event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+from concurrent.futures import Future
+
+from deepeyes_plugins import plugins
+from deepeyes_plugins.hosts.openai import ChatClient, OpenAIPolicy, OpenAISettings
+from deepeyes_plugins.protocol.content import EncodedImage
+from deepeyes_plugins.rollout import Task, Trajectory, rollout
+from deepeyes_plugins.rollout.log import RecordingEnvironment
+from deepeyes_plugins.settings import AgentSettings
+from deepeyes_plugins.tools.resources import EnvironmentFactory, Resources
+
+_SHUTDOWN_SECONDS = 30.0
+
+
+class EpisodeRunner:
+    """A thread with an event loop, whose connections all episodes share.
+
+    Constructing it asks the model's servers whether they are there.
+    """
+
+    def __init__(self, agent: AgentSettings, openai: OpenAISettings) -> None:
+        """Start the thread.
+
+        Raises:
+            UnknownNameError: The agent's environment is not registered.
+            InfrastructureError: A server does not answer, or its model is not clear.
+        """
+        self._agent = agent
+        self._openai = openai
+        self._environment: EnvironmentFactory = plugins.environments()[agent.environment]
+        self._loop: asyncio.AbstractEventLoop
+        self._client: ChatClient
+        self._resources: Resources
+        self._stop: asyncio.Event
+        started: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(started)), name="deepeyes-episodes", daemon=True
+        )
+        self._thread.start()
+        started.result()
+        atexit.register(self.close)
+
+    def run(self, task: Task) -> tuple[Trajectory, list[EncodedImage]]:
+        """Play one episode; callable from any thread.
+
+        Returns:
+            The trajectory and the images of its observations.
+        """
+        return asyncio.run_coroutine_threadsafe(self._play(task), self._loop).result()
+
+    def close(self) -> None:
+        """Close the connections and end the thread; idempotent."""
+        atexit.unregister(self.close)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(_SHUTDOWN_SECONDS)
+
+    async def _serve(self, started: Future[None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._resources = Resources(self._agent)
+        async with ChatClient(self._openai) as self._client:
+            try:
+                await self._client.check()
+            except Exception as error:
+                started.set_exception(error)
+                return
+            started.set_result(None)
+            try:
+                await self._stop.wait()
+            finally:
+                await self._resources.aclose()
+
+    async def _play(self, task: Task) -> tuple[Trajectory, list[EncodedImage]]:
+        environment = RecordingEnvironment(self._environment(self._resources))
+        policy = OpenAIPolicy(self._client, environment.dialect)
+        trajectory = await rollout(policy, environment, task, name=self._agent.environment)
+        return trajectory, environment.images

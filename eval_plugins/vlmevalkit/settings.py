@@ -1,0 +1,50 @@
+"""Settings of the evaluation that belong neither to the agent nor to the model's server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from deepeyes_plugins.protocol.prompts import deepeyes_v2_prompt
+from deepeyes_plugins.settings import AgentSettings, SettingsError
+
+
+class PromptSettings(BaseSettings):
+    """The system prompt; without either setting the environment's own."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix="DEEPEYES_EVAL_")
+
+    system_prompt: str | None = Field(
+        None, description="System prompt; an empty one sends none at all."
+    )
+    system_prompt_file: Path | None = Field(
+        None,
+        description="UTF-8 file with the system prompt. For a released checkpoint: the prompt of "
+        "its training data.",
+    )
+
+    def resolve(self, agent: AgentSettings) -> str | None:
+        """The system prompt for ``agent``; ``None`` for none.
+
+        Raises:
+            SettingsError: Both are given, the file cannot be read, or there is no prompt for the
+                agent's tools.
+        """
+        if self.system_prompt_file is not None:
+            if self.system_prompt is not None:
+                raise SettingsError("give system_prompt or system_prompt_file, not both")
+            try:
+                return self.system_prompt_file.read_text(encoding="utf-8").strip() or None
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(f"system_prompt_file cannot be read: {error}") from error
+        if self.system_prompt is not None:
+            return self.system_prompt or None
+        if agent.environment != "deepeyes_v2":
+            return None
+        # Search is off in the published evaluation, except where agent.yaml names it.
+        try:
+            return deepeyes_v2_prompt(agent.tools.get("deepeyes_v2", ["python"]))
+        except ValueError as error:
+            raise SettingsError(f"{error} (system_prompt_file)") from error
