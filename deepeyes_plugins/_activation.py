@@ -39,7 +39,7 @@ _functions: dict[str, str] = {}
 
 
 class RegistryFinder:
-    """A ``sys.meta_path`` finder that finds nothing itself: it marks the specs of watched modules."""
+    """A ``sys.meta_path`` finder that finds nothing itself: it marks what the others find."""
 
     def __init__(self) -> None:
         """Make a finder; :func:`watch` puts it in place."""

@@ -14,11 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariableError
 
 from deepeyes_plugins.rollout.contracts import Limits
@@ -104,7 +100,10 @@ def load_settings(path: str | Path | None = None) -> AgentSettings:
         reasons = "; ".join(map(_reason, error.errors()))
         raise SettingsError(f"{where}: {reasons}") from error
     except UnreadableVariableError as error:
-        raise SettingsError(f"a DEEPEYES_ environment variable is no JSON: {error}") from error
+        raise SettingsError(
+            f"settings from the environment: {error}. Set DEEPEYES_<FIELD> to JSON, or one key of "
+            "it with DEEPEYES_<FIELD>_<KEY>."
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

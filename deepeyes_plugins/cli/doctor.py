@@ -8,10 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Annotated, Literal
@@ -26,7 +27,6 @@ from deepeyes_plugins.cli.paths import constraints_file
 from deepeyes_plugins.cli.probes import MARK, Registration
 from deepeyes_plugins.settings import (
     SETTINGS_VARIABLE,
-    AgentSettings,
     SettingsError,
     load_settings,
 )
@@ -37,6 +37,7 @@ _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "absent": "dim
 _PURPOSES = {"sft": "llamafactory", "rl": "verl", "eval": "vlmeval"}
 """What each framework is for, and the module that it is imported by."""
 _REQUIRABLE = (*_PURPOSES, "sandbox")
+_CHECKS = ("machine", "versions", "settings", "activation", "sandbox", *_PURPOSES)
 _SANDBOX_MODULES = ("IPython", "matplotlib", "starlette", "uvicorn")
 _COMPARED = (
     "torch",
@@ -86,74 +87,71 @@ def doctor(
     require: Annotated[
         str, typer.Option(help=f"What must not be absent, of: {','.join(_REQUIRABLE)}.")
     ] = "",
+    only: Annotated[
+        str, typer.Option(help=f"What to check, of: {','.join(_CHECKS)}. Everything by default.")
+    ] = "",
 ) -> None:
     """Check this installation: versions, registrations, sandbox, settings, machine.
 
     Frameworks are really imported, each in a process of its own, which takes half a minute. Exits
     with 1 if something that is installed or required cannot work.
     """
-    required = {name.strip() for name in require.split(",") if name.strip()}
-    if unknown := required.difference(_REQUIRABLE):
-        raise typer.BadParameter(
-            f"{', '.join(sorted(unknown))}: choose of {', '.join(_REQUIRABLE)}",
-            param_hint="--require",
-        )
-    console = Console()
+    required = _names(require, _REQUIRABLE, "--require")
+    chosen = _names(only, _CHECKS, "--only") or list(_CHECKS)
     findings = [
         replace(finding, status="problem")
         if finding.status == "absent" and finding.area in required
         else finding
-        for finding in diagnose(Console(stderr=True, quiet=as_json))
+        for finding in diagnose(chosen, Console(stderr=True, quiet=as_json))
     ]
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
-        _show(console, findings)
+        _show(Console(), findings)
     if any(finding.status == "problem" for finding in findings):
         raise typer.Exit(1)
 
 
-def diagnose(console: Console) -> list[Finding]:
-    """Run all checks, the slow ones at once.
+def _names(option: str, known: Sequence[str], hint: str) -> list[str]:
+    names = [name.strip() for name in option.split(",") if name.strip()]
+    if unknown := sorted(set(names) - set(known)):
+        raise typer.BadParameter(
+            f"{', '.join(unknown)}: choose of {', '.join(known)}", param_hint=hint
+        )
+    return names
+
+
+def diagnose(chosen: Sequence[str], console: Console) -> list[Finding]:
+    """Run checks, all at once.
 
     Args:
+        chosen: Names of checks.
         console: Shows a spinner while they run.
 
     Returns:
         The findings, in a fixed order.
     """
-    findings: dict[str, list[Finding]] = {}
-    try:
-        settings, settings_findings = load_settings(), []
-    except SettingsError as error:
-        settings = AgentSettings.model_construct()
-        settings_findings = [Finding("settings", "agent.yaml", "problem", str(error), "Mend it.")]
     checks: dict[str, Check] = {
         "machine": check_machine,
         "versions": check_versions,
-        "settings": lambda: settings_findings or check_settings(settings),
+        "settings": check_settings,
         "activation": check_activation,
-        "sandbox": lambda: [] if settings_findings else check_sandbox(settings),
-        **{
-            framework: lambda purpose=purpose, framework=framework: check_framework(
-                purpose, framework
-            )
-            for purpose, framework in _PURPOSES.items()
-        },
+        "sandbox": check_sandbox,
+        **{purpose: partial(check_framework, purpose) for purpose in _PURPOSES},
     }
-    with ThreadPoolExecutor(len(checks)) as threads, console.status("") as spinner:
-        running: dict[Future[list[Finding]], str] = {
-            threads.submit(lambda check=check: list(check())): name
-            for name, check in checks.items()
-        }
-        pending = list(checks)
-        spinner.update(f"checking {', '.join(pending)}")
+    findings: dict[str, list[Finding]] = {}
+    with ThreadPoolExecutor(len(chosen)) as threads, console.status("") as spinner:
+        running = {threads.submit(_finish, checks[name]): name for name in chosen}
+        spinner.update(f"checking {', '.join(chosen)}")
         for done in as_completed(running):
-            name = running[done]
-            pending.remove(name)
+            findings[running[done]] = done.result()
+            pending = [name for name in chosen if name not in findings]
             spinner.update(f"checking {', '.join(pending)}")
-            findings[name] = done.result()
-    return [finding for name in checks for finding in findings[name]]
+    return [finding for name in checks if name in findings for finding in findings[name]]
+
+
+def _finish(check: Check) -> list[Finding]:
+    return list(check())
 
 
 def check_machine() -> Iterator[Finding]:
@@ -227,12 +225,15 @@ def check_versions() -> Iterator[Finding]:
             )
 
 
-def check_settings(settings: AgentSettings) -> Iterator[Finding]:
-    """The settings that hosts will use, and whether the plugins that they name exist.
-
-    Args:
-        settings: As read from the file and the environment.
-    """
+def check_settings() -> Iterator[Finding]:
+    """The settings that hosts will use, and whether the plugins that they name exist."""
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        yield Finding(
+            "settings", "agent.yaml", "problem", str(error), "Correct the file or the variable."
+        )
+        return
     source = os.environ.get(SETTINGS_VARIABLE) or f"defaults; {SETTINGS_VARIABLE} names no file"
     yield Finding("settings", "agent.yaml", "ok", source)
     try:
@@ -281,13 +282,13 @@ def check_activation() -> Iterator[Finding]:
         yield Finding("activation", "at interpreter start", "ok", "on")
 
 
-def check_framework(purpose: str, framework: str) -> Iterator[Finding]:
+def check_framework(purpose: str) -> Iterator[Finding]:
     """Whether a framework, if it is installed, really finds our plugins.
 
     Args:
         purpose: ``sft``, ``rl`` or ``eval``.
-        framework: The module that the framework is imported by.
     """
+    framework = _PURPOSES[purpose]
     if find_spec(framework) is None:
         install = f"pip install 'deepeyes-plugins[{purpose}]'"
         if purpose == "eval":
@@ -331,14 +332,17 @@ def _probe(area: str, framework: str, action: str) -> Iterator[Finding]:
             yield Finding(area, framework, "problem", text, action)
 
 
-def check_sandbox(settings: AgentSettings) -> Iterator[Finding]:
+def check_sandbox() -> Iterator[Finding]:
     """Whether code can be run, and how well it is shut in.
 
-    Args:
-        settings: Name a running server; without one an embedded server is started and ended.
+    Asks the server that the settings name; without one an embedded server is started and ended.
     """
+    try:
+        settings = load_settings().sandbox
+    except SettingsError:
+        return  # The check of the settings says so.
     missing = [name for name in _SANDBOX_MODULES if find_spec(name) is None]
-    given = settings.sandbox.url or os.environ.get("DEEPEYES_SANDBOX_URL")
+    given = settings.url or os.environ.get("DEEPEYES_SANDBOX_URL")
     if missing and not given:
         yield Finding(
             "sandbox",
@@ -359,9 +363,9 @@ def check_sandbox(settings: AgentSettings) -> Iterator[Finding]:
     try:
         with ExitStack() as stack:
             if given:
-                url, token = given, os.environ.get(settings.sandbox.token_env)
+                url, token = given, os.environ.get(settings.token_env)
             else:
-                server = stack.enter_context(start_server(settings.sandbox))
+                server = stack.enter_context(start_server(settings))
                 url, token = server.url, server.token
             health = asyncio.run(ask(url, token))
     except SandboxError as error:
@@ -377,7 +381,7 @@ def check_sandbox(settings: AgentSettings) -> Iterator[Finding]:
             "isolation",
             "warning",
             "; ".join(f"{layer}: {state}" for layer, state in weak.items()),
-            "Code from the model is less shut in: use a newer kernel, or a container for the server.",
+            "Code from the model is less shut in: use a newer kernel, or a container.",
         )
     else:
         yield Finding("sandbox", "isolation", "ok", f"active: {', '.join(health.isolation)}")

@@ -7,6 +7,7 @@ line, :data:`MARK` and a JSON list of :class:`Registration` fields, among whatev
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -56,36 +57,32 @@ def vlmeval() -> list[Registration]:
 
 def verl() -> list[Registration]:
     """The agent loop of verl and, without a GPU, the platform and engine that replace it."""
-    import_module("verl")
-    plugin = "deepeyes_plugins.hosts.verl.plugin"
-    reason = ""
-    if plugin not in sys.modules:
-        # verl hides why the import of a plugin failed.
-        try:
-            import_module(plugin)
-            reason = "verl did not load the entry point; is VERL_USE_EXTERNAL_PLUGINS set?"
-        except Exception as error:
-            reason = f"{plugin}: {type(error).__name__}: {error}"
     loops = import_module("verl.experimental.agent_loop.agent_loop")
     replicas = import_module("verl.workers.rollout.replica")
-    found = [
-        Registration(
-            "agent loop 'deepeyes'",
-            not reason and "deepeyes" in loops._agent_loop_registry,
-            reason or _outcome(loops.__name__),
-        )
-    ]
+    known = {"agent loop 'deepeyes'": "deepeyes" in loops._agent_loop_registry}
     if not import_module("torch").cuda.is_available():
         platforms = import_module("verl.plugin.platform").PlatformRegistry
-        found += [
-            Registration("platform 'cpu'", "cpu" in platforms.registered_names(), reason),
-            Registration(
-                "rollout engine 'transformers'",
-                "transformers" in replicas.RolloutReplicaRegistry._registry,
-                reason or _outcome(replicas.__name__),
-            ),
-        ]
-    return found
+        engines = replicas.RolloutReplicaRegistry._registry
+        known["platform 'cpu'"] = "cpu" in platforms.registered_names()
+        known["rollout engine 'transformers'"] = "transformers" in engines
+    reason = _why_verl_did_not_load_us()
+    if not reason:
+        outcomes = (_outcome(module.__name__) for module in (loops, replicas))
+        reason = "; ".join(outcome for outcome in outcomes if outcome != "registered")
+    return [Registration(what, registered, reason) for what, registered in known.items()]
+
+
+def _why_verl_did_not_load_us() -> str:
+    """The reason, which verl itself hides; empty if it did."""
+    plugin = "deepeyes_plugins.hosts.verl.plugin"
+    if plugin in sys.modules:
+        return ""
+    try:
+        import_module(plugin)
+    except Exception as error:
+        return f"{plugin}: {type(error).__name__}: {error}"
+    policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto")
+    return f"verl did not load the entry point {plugin} (VERL_USE_EXTERNAL_PLUGINS={policy})"
 
 
 def torch() -> list[Registration]:

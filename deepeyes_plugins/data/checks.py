@@ -5,6 +5,7 @@ Files are streamed: one of many gigabytes needs the memory of a few rows. Rows a
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,12 +18,13 @@ from typing import Any, Literal, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from deepeyes_plugins import plugins
 from deepeyes_plugins.data import rl_rows
 from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError
 from deepeyes_plugins.data.formatter import doubts, format_row, format_sharegpt
-from deepeyes_plugins.protocol.content import ImageError
+from deepeyes_plugins.protocol.content import EncodedImage, ImageError
 
 Level = Literal["error", "warning"]
 
@@ -230,10 +232,26 @@ def rl_findings(row: Mapping[str, Any], *, default_environment: str) -> Iterator
 
 
 def _image_findings(number: int, image: Any) -> Iterator[Finding]:
+    name = f"image {number} ({image})" if isinstance(image, str | Path) else f"image {number}"
     try:
-        rl_rows.image_from(image).pil()
+        _decode(rl_rows.image_from(image))
     except (RowError, ImageError) as error:
-        yield Finding(f"image {number}: {error}", "images")
+        yield Finding(f"{name}: {error}", "images")
+
+
+def _decode(image: EncodedImage) -> None:
+    """Read an image to its last byte; a JPEG at an eighth of its size, which is much faster.
+
+    Raises:
+        ImageError: It is none, is cut short, or holds too many pixels.
+    """
+    width, height = image.size
+    try:
+        with Image.open(io.BytesIO(image.data)) as opened:
+            opened.draft("RGB", (width // 8, height // 8))
+            opened.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(f"cannot be decoded: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ def check_structure(conversation: Conversation) -> None:
         if number > system:
             expected = "assistant" if (number - system) % 2 == 0 else "user"
             if role != expected:
-                raise RowError(f"turn {number} is a {role} turn where a {expected} turn belongs")
+                raise RowError(f"turn {number} has the role {role} where {expected} belongs")
         for token in _RESERVED:
             if token in text:
                 raise RowError(

@@ -17,7 +17,7 @@ MINIMUM_SIDE = 32
 MAXIMUM_ASPECT_RATIO = 200.0
 MAXIMUM_PIXELS = 178_956_970
 """Pillow's own threshold for a decompression bomb; above it an image is refused."""
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """File formats that are read. Pillow knows more, some of which start programs (EPS)."""
 
 _ORIENTATION = 0x0112
@@ -72,7 +72,10 @@ class EncodedImage:
         Raises:
             ImageError: The bytes are no image.
         """
-        return self._open().get_format_mimetype() or "application/octet-stream"
+        image = self._open()
+        # Multi-picture files are JPEG files with more behind them; servers know only the latter.
+        format = "JPEG" if image.format == "MPO" else image.format
+        return Image.MIME.get(format or "", "application/octet-stream")
 
     def pil(self) -> Image.Image:
         """Decode to an RGB Pillow image, upright (EXIF rotation applied), in original size.

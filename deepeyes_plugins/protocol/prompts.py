@@ -28,10 +28,10 @@ _CODE = """\
 ```
 </code>
 The images of the question are loaded as Pillow images: image_1 is the first, image_2 the second, \
-and so on. Variables stay alive from one block to the next. Use print() for text, and \
-matplotlib's plt.imshow(...) with plt.show() to look at a crop, an enlargement or a drawing. \
-Coordinates are pixels of the original image, whose size is image_1.size. Files and the network \
-are out of reach."""
+and so on. Import what else you use. Variables stay alive from one block to the next. Use print() \
+for text, and matplotlib's plt.imshow(...) with plt.show() to look at a crop, an enlargement or a \
+drawing. Coordinates are pixels of the original image, whose size is image_1.size. Files and the \
+network are out of reach."""
 
 _SEARCH = """\
 ## Text search

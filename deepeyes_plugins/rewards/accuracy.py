@@ -20,14 +20,18 @@ _AFTER_WORD = "\"'`)]}”’».,;:!?…。"
 
 def normalize(text: str) -> str:
     """Lower-case, without articles, the punctuation of sentences and runs of white space."""
-    words = _BOLD.sub(r"\1", text.casefold()).split()
+    words = text.casefold().split()
     bare = [word.lstrip(_BEFORE_WORD).rstrip(_AFTER_WORD) for word in words]
     kept = [word for word in bare if word and word not in _ARTICLES]
     return " ".join(kept or filter(None, bare))
 
 
+def _plain(text: str) -> str:
+    return _BOLD.sub(r"\1", text).strip() or text.strip()
+
+
 def _number(text: str) -> Fraction | None:
-    compact = text.strip().replace("−", "-").removeprefix("$").strip().rstrip(".")
+    compact = text.replace("−", "-").removeprefix("$").strip().rstrip(".")
     match = _NUMBER.fullmatch(compact)
     if match is None:
         return None
@@ -39,16 +43,17 @@ def _number(text: str) -> Fraction | None:
 
 
 def _option(text: str) -> str | None:
-    match = _OPTION.match(text.strip())
+    match = _OPTION.match(text)
     return match[1].upper() if match else None
 
 
 def rule_accuracy(answer: str | None, ground_truth: str) -> float:
     """Compare an answer with the reference by rules.
 
-    Equal are: the same text up to case, articles and punctuation; the same number however it is
-    written (``1,000`` and ``1000.0``, ``50%`` and ``0.5``, ``1/2`` and ``0.5``); where the
-    reference is an option letter, an answer that starts with it (``B``, ``(b)``, ``B. red``).
+    Equal are, in bold type or not: the same text up to case, articles and punctuation; the same
+    number however it is written (``1,000`` and ``1000.0``, ``50%`` and ``0.5``, ``1/2`` and
+    ``0.5``); where the reference is an option letter, an answer that starts with it (``B``,
+    ``(b)``, ``B. red``).
 
     Args:
         answer: The model's answer; ``None`` or empty is wrong.
@@ -57,21 +62,22 @@ def rule_accuracy(answer: str | None, ground_truth: str) -> float:
     Returns:
         1.0 or 0.0.
     """
-    if not answer or not answer.strip():
+    given, truth = _plain(answer or ""), _plain(ground_truth)
+    if not given:
         return 0.0
-    truth = ground_truth.strip()
-    if answer.strip().casefold() == truth.casefold():
+    if given.casefold() == truth.casefold():
         return 1.0
     letter = truth.strip("().: ")
     if len(letter) == 1 and letter.isascii() and letter.isalpha():
-        return float(_option(answer) == letter.upper())
+        return float(_option(given) == letter.upper())
     number = _number(truth)
     if number is not None:
-        return float(_number(answer) == number)
-    return float(bool(normalize(truth)) and normalize(answer) == normalize(truth))
+        return float(_number(given) == number)
+    return float(bool(normalize(truth)) and normalize(given) == normalize(truth))
 
 
 def starts_with_truth(answer: str | None, ground_truth: str) -> bool:
     """Return whether ``answer`` begins with the words of ``ground_truth``, whatever their case."""
-    truth = re.escape(ground_truth.strip())
-    return bool(answer and truth and re.match(rf"{truth}(?!\w)", answer.strip(), re.IGNORECASE))
+    truth = re.escape(_plain(ground_truth))
+    given = _plain(answer or "")
+    return bool(given and truth and re.match(rf"{truth}(?!\w)", given, re.IGNORECASE))

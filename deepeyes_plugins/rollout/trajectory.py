@@ -72,6 +72,9 @@ class Trajectory(BaseModel):
     end_reason: EndReason
     error: Text | None = Field(None, description="What failed, for end reason infrastructure.")
     seconds: float = 0.0
+    labels: dict[str, int | float | str] = Field(
+        default_factory=dict, description="Where it was played: training step, split and the like."
+    )
 
     @property
     def assistant_turns(self) -> list[str]:

@@ -151,6 +151,7 @@ class SandboxSession:
     """One live Python session. Cells run one after another and share their variables."""
 
     def __init__(self, client: SandboxClient, session_id: str) -> None:
+        """Takes up a session of that name; `SandboxClient.create_session` makes one."""
         self._client = client
         self._id = session_id
         self._closed = False

@@ -38,6 +38,7 @@ class EmbeddedServer:
     """
 
     def __init__(self, process: subprocess.Popen[bytes], url: str, token: str) -> None:
+        """Takes charge of a running server; `start_server` makes one."""
         self.url = url
         self.token = token
         self._process = process

@@ -23,6 +23,7 @@ class ImagesMissing(SandboxError):
     """
 
     def __init__(self, digests: Sequence[str]) -> None:
+        """Names the images by their hashes."""
         super().__init__(f"{len(digests)} images must be uploaded first")
         self.digests = list(digests)
 

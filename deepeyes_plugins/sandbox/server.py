@@ -55,6 +55,7 @@ class Session:
     """One live session: a kernel, its queue and its idle clock."""
 
     def __init__(self, kernel: Kernel) -> None:
+        """Takes charge of a fresh kernel."""
         self.kernel = kernel
         self.lock = asyncio.Lock()
         self.waiting = 0
@@ -65,6 +66,7 @@ class Sessions:
     """The live sessions of a server, by id."""
 
     def __init__(self, provider: KernelProvider, settings: SandboxSettings) -> None:
+        """Starts with none."""
         self._provider = provider
         self._settings = settings
         self._live: dict[str, Session] = {}
@@ -84,6 +86,8 @@ class Sessions:
             ImagesMissing: Images must be uploaded first.
             SandboxUnavailable: The server is full or cannot start a process.
         """
+        if len(self._live) + self._opening >= self._settings.max_sessions:
+            self._sweep()
         if len(self._live) + self._opening >= self._settings.max_sessions:
             raise SandboxUnavailable(
                 f"all {self._settings.max_sessions} sessions are in use; close some, raise "
@@ -138,6 +142,12 @@ class Sessions:
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
+    def _sweep(self) -> None:
+        """Forgets sessions that died between two cells."""
+        for session_id, session in list(self._live.items()):
+            if not session.kernel.alive:
+                self.close(session_id)
+
     async def close_all(self) -> None:
         """Ends every session and waits until nothing is left of them."""
         for session_id in list(self._live):
@@ -146,8 +156,9 @@ class Sessions:
 
     def _watch_idle(self, session_id: str, session: Session) -> None:
         def expire() -> None:
-            logger.info("session %s was idle for too long", session_id)
-            self.close(session_id)
+            if self._live.get(session_id) is session:
+                logger.info("session %s was idle for too long", session_id)
+                self.close(session_id)
 
         loop = asyncio.get_running_loop()
         session.idle_timer = loop.call_later(self._settings.idle_timeout, expire)
@@ -159,6 +170,7 @@ class SandboxServer:
     def __init__(
         self, provider: KernelProvider, settings: SandboxSettings, token: str | None
     ) -> None:
+        """Serves kernels of the provider to those who know the token."""
         self._provider = provider
         self._settings = settings
         self._token = token
@@ -168,6 +180,7 @@ class SandboxServer:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Starts the provider before the first request and ends everything after the last."""
         try:
             await self._provider.start()
             self._started = True
@@ -180,6 +193,7 @@ class SandboxServer:
             await self._provider.close()
 
     def routes(self) -> list[Route]:
+        """The paths served, as in the table above."""
         return [
             Route("/health", self.health, methods=["GET"]),
             Route("/v1/images/{digest}", self._guarded(self.put_image), methods=["PUT"]),
@@ -212,6 +226,7 @@ class SandboxServer:
         return guarded
 
     async def health(self, request: Request) -> Response:
+        """Tells about isolation, load and versions."""
         versions = {"python": platform.python_version(), "kernel": platform.release()}
         for package in _VERSIONS:
             versions[package] = importlib.metadata.version(package)
@@ -225,6 +240,7 @@ class SandboxServer:
         return JSONResponse(health.as_dict())
 
     async def put_image(self, request: Request) -> Response:
+        """Holds an image under its hash."""
         data = await _body(request)
         digest = request.path_params["digest"]
         actual = hashlib.sha256(data).hexdigest()
@@ -234,6 +250,7 @@ class SandboxServer:
         return Response(status_code=204)
 
     async def create(self, request: Request) -> Response:
+        """Opens a session on images that are held."""
         images = (await _json(request)).get("images", [])
         if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
             return _error(422, "images must be a list of SHA-256 hashes")
@@ -242,6 +259,7 @@ class SandboxServer:
         return JSONResponse({"id": await self._sessions.create(images)}, 201)
 
     async def execute(self, request: Request) -> Response:
+        """Runs a cell."""
         code, timeout = _cell(await _json(request), self._settings.cell_timeout)
         try:
             result = await self._sessions.execute(request.path_params["id"], code, timeout)
@@ -250,6 +268,7 @@ class SandboxServer:
         return _result(result, request)
 
     async def interrupt(self, request: Request) -> Response:
+        """Interrupts a running cell."""
         try:
             self._sessions.interrupt(request.path_params["id"])
         except KeyError:
@@ -257,6 +276,7 @@ class SandboxServer:
         return Response(status_code=204)
 
     async def close(self, request: Request) -> Response:
+        """Ends a session."""
         self._sessions.close(request.path_params["id"])
         return Response(status_code=204)
 
@@ -286,20 +306,17 @@ class SandboxServer:
         )
 
     async def _legacy_run(self, session_id: str, code: str, timeout: float) -> ExecutionResult:
-        lock = self._legacy_locks.setdefault(session_id, asyncio.Lock())
-        async with lock:
+        # Two first cells at once must share one session.
+        async with self._legacy_locks.setdefault(session_id, asyncio.Lock()):
             if session_id not in self._sessions:
                 await self._sessions.create([], session_id)
-        try:
-            return await self._sessions.execute(session_id, code, timeout)
-        finally:
-            if session_id not in self._sessions:
-                self._legacy_locks.pop(session_id, None)
+        self._legacy_locks.pop(session_id, None)
+        return await self._sessions.execute(session_id, code, timeout)
 
     async def legacy_clear(self, request: Request) -> Response:
+        """Ends a session that the client named."""
         session_id = _legacy_id(await _json(request))
         self._sessions.close(session_id)
-        self._legacy_locks.pop(session_id, None)
         return JSONResponse({"status": "success"})
 
 

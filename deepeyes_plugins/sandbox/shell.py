@@ -49,6 +49,7 @@ class BoundedText(io.TextIOBase):
     """
 
     def __init__(self, limit: int) -> None:
+        """Keeps at most `limit` characters, and a mark."""
         self._head_limit = limit - limit // 2
         self._tail_limit = limit // 2
         self._clear()
@@ -63,6 +64,7 @@ class BoundedText(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
+        """What `buffer` takes bytes for."""
         return "utf-8"
 
     @property
@@ -71,9 +73,11 @@ class BoundedText(io.TextIOBase):
         return self._buffer
 
     def writable(self) -> bool:
+        """True, and only that."""
         return True
 
     def write(self, text: str) -> int:
+        """Keeps what there is room for; returns the length of the text, as streams do."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         room = self._head_limit - self._head_size
@@ -122,9 +126,10 @@ class _Bytes(io.RawIOBase):
 
 
 class CellOutput:
-    """What the running cell has shown so far, besides its text streams."""
+    """What the running cell has shown so far."""
 
     def __init__(self, limits: OutputLimits) -> None:
+        """Starts empty."""
         self.limits = limits
         self.stdout = BoundedText(limits.stdout_characters)
         self.stderr = BoundedText(limits.stderr_characters)
@@ -213,6 +218,7 @@ class Shell:
     """One IPython shell. Built once and warmed; each forked child then owns its copy."""
 
     def __init__(self, limits: OutputLimits) -> None:
+        """Builds the shell of this process; there is one."""
         self._output = CellOutput(limits)
         self._interruptible = False
         config = Config()
@@ -220,13 +226,13 @@ class Shell:
         config.InteractiveShell.colors = "nocolor"
         config.InteractiveShell.xmode = "Plain"
         config.InteractiveShell.cache_size = 0
-        # IPython is typed in part only.
-        self._shell: Any = _Interactive.instance(config=config)
-        self._shell.compile.get_code_name = _cell_name
-        self._shell.output = self._output
-        self._shell.display_pub.output = self._output
-        self._shell.displayhook.output = self._output
-        self._shell.display_formatter.active_types = ["text/plain", "image/png", "image/jpeg"]
+        shell: Any = _Interactive.instance(config=config)  # IPython is typed in part only.
+        self._shell = shell
+        shell.compile.get_code_name = _cell_name
+        shell.output = self._output
+        shell.display_pub.output = self._output
+        shell.displayhook.output = self._output
+        shell.display_formatter.active_types = ["text/plain", "image/png", "image/jpeg"]
 
     def warm(self) -> None:
         """Imports what nearly every cell needs and draws once, so that no session pays for it."""

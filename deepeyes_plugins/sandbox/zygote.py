@@ -52,16 +52,17 @@ class Zygote:
     """The fork server."""
 
     def __init__(self, control: socket.socket, plan: Plan) -> None:
-        from .shell import OutputLimits, Shell
-
+        """Prepares for what the plan says, on the server's socket."""
         self._control = control
         self._plan = plan
         self._pid = os.getpid()
         self._children: set[int] = set()
-        self._shell = Shell(OutputLimits(**plan.limits))
 
     def warm(self) -> None:
         """Imports everything that sessions share, and makes the shared pages stay shared."""
+        from .shell import OutputLimits, Shell
+
+        self._shell = Shell(OutputLimits(**self._plan.limits))
         self._shell.warm()
         for module in self._plan.warm_modules:
             importlib.import_module(module)
@@ -112,14 +113,14 @@ class Zygote:
                 _run_child(self, request, descriptors[0])
             self._children.add(pid)
             os.close(descriptors[0])
-        self._end()
 
     def _reap(self, number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(ChildProcessError):
             while pid := os.waitpid(-1, os.WNOHANG)[0]:
                 self._children.discard(pid)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Kills what was forked and removes the server's files."""
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for pid in self._children:
             # Only a child of ours that was not reaped can be waited for: its number is not reused.
@@ -212,10 +213,13 @@ def main() -> None:
     zygote = Zygote(control, plan)
     try:
         zygote.warm()
+        zygote.serve()
     except Exception as error:
-        control.send(msgpack.packb({"failure": f"{type(error).__name__}: {error}"}))
+        with contextlib.suppress(OSError):
+            control.send(msgpack.packb({"failure": f"{type(error).__name__}: {error}"}))
         raise
-    zygote.serve()
+    finally:
+        zygote.end()
 
 
 if __name__ == "__main__":

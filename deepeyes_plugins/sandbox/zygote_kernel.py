@@ -132,6 +132,13 @@ class ZygoteKernel:
     """One forked session."""
 
     def __init__(self, child: _Child, channel: _Channel, grace: float) -> None:
+        """Takes charge of a child that waits for cells.
+
+        Args:
+            child: The forked process.
+            channel: The connection to it.
+            grace: Seconds between an interrupt at a timeout and the kill.
+        """
         self._child = child
         self._channel = channel
         self._grace = grace
@@ -139,9 +146,11 @@ class ZygoteKernel:
 
     @property
     def alive(self) -> bool:
+        """Whether the process is there and its connection intact."""
         return self._channel.open and self._child.handle >= 0
 
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
+        """Runs one cell; see `Kernel`."""
         if not self.alive:
             return ExecutionResult("lost", stderr=_DIED)
         started = time.perf_counter()
@@ -174,10 +183,12 @@ class ZygoteKernel:
         return result if in_time else _timed_out(result, timeout)
 
     def interrupt(self) -> None:
+        """Interrupts the running cell."""
         if self._running:
             self._child.signal(signal.SIGINT)
 
     async def close(self) -> None:
+        """Kills the process and removes its files."""
         if self._channel.transport is not None:
             self._channel.transport.abort()
         await self._child.end()
@@ -220,6 +231,7 @@ class ZygoteProvider:
     """Keeps a zygote running, forks kernels from it and shares decoded images between them."""
 
     def __init__(self, settings: SandboxSettings) -> None:
+        """Prepares; `start` starts."""
         self._settings = settings
         self._layers = isolation.probe()
         self._base: Path | None = None
@@ -233,9 +245,11 @@ class ZygoteProvider:
         self._decoder_lock = asyncio.Lock()
 
     def isolation(self) -> dict[str, str]:
+        """Isolation layer to "active" or to the reason why it is missing."""
         return dict(self._layers)
 
     async def start(self) -> None:
+        """Starts a zygote and runs a first session; see `KernelProvider`."""
         missing = isolation.missing(self._layers)
         if missing and not self._settings.allow_unisolated:
             reasons = "; ".join(f"{layer}: {reason}" for layer, reason in missing.items())
@@ -352,6 +366,7 @@ class ZygoteProvider:
             shutil.rmtree(base, ignore_errors=True)
 
     async def open(self, images: Sequence[str]) -> ZygoteKernel:
+        """Forks a session; see `KernelProvider`."""
         pictures = self._held(images)
         # Duplicates, so that the images outlive their place in the cache.
         memory = [os.dup(picture.memory) for picture in pictures]
@@ -424,6 +439,7 @@ class ZygoteProvider:
         return [self._pictures[digest] for digest in images]
 
     async def add_image(self, digest: str, data: bytes) -> None:
+        """Decodes an image once and holds its pixels; see `KernelProvider`."""
         if digest in self._pictures:
             return
         if digest not in self._decoding:
@@ -459,6 +475,7 @@ class ZygoteProvider:
             return None
 
     async def close(self) -> None:
+        """Ends the zygote and with it every session."""
         self._closed = True
         if self._decoder is not None:
             await self._decoder.end()
@@ -486,9 +503,14 @@ def _decode(conn: socket.socket, data: bytes, max_pixels: int) -> _Picture:
         received = wire.receive(conn)
         if received is None:
             raise wire.WireError("the decoder ended")
-        reply = received[0]
-        if "refused" in reply:
-            raise ImageRejected(reply["refused"])
+        reply, descriptors = received
+        if descriptors or not isinstance(reply, dict) or len(reply) != 1:
+            # Whatever took the decoder over must not fill this process with descriptors either.
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise wire.WireError("the decoder sent something else than a reply")
+        if "image" not in reply:
+            raise ImageRejected(str(reply.get("refused")))
         # From here on nobody can change the pixels, neither the decoder nor a session.
         seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
         fcntl.fcntl(target, fcntl.F_ADD_SEALS, seals)
@@ -511,6 +533,8 @@ def _zygote_environment(base: Path) -> dict[str, str]:
         "PYTHONSAFEPATH": "1",
         "TMPDIR": str(base),
         "IPYTHONDIR": str(base / "ipython"),
+        # Every malloc arena reserves 64 MiB of the address space that a session is given.
+        "MALLOC_ARENA_MAX": "2",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",

@@ -156,6 +156,7 @@ class RotateTool(_ImageTool):
         angle = arguments.get("angle")
         if isinstance(angle, bool) or not isinstance(angle, int | float):
             raise ValueError("angle must be a number of degrees")
+        angle %= 360  # also makes integers manageable that no float can hold
         if not math.isfinite(angle):
             raise ValueError("angle must be finite")
-        return image.rotate(angle % 360, expand=True)
+        return image.rotate(angle, expand=True)

@@ -99,10 +99,12 @@ class DeepEyesV2(BaseAPI):
         summary = f"{task.id}: {trajectory.end_reason} after {len(trajectory.turns)} turns"
         return 0, prediction(trajectory), summary
 
+    def close(self) -> None:
+        """Close the connections; also done when the interpreter exits."""
+        self._runner.close()
 
-def make_task(
-    inputs: Sequence[Mapping[str, str]], dataset: str, system_prompt: str | None
-) -> Task:
+
+def make_task(inputs: Sequence[Mapping[str, str]], dataset: str, system_prompt: str | None) -> Task:
     """Make a task of a sample; images keep the bytes of their files.
 
     VLMEvalKit does not tell a model the sample's index, so the id is made of what it gives: the

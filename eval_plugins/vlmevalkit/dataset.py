@@ -26,6 +26,7 @@ class DeepEyesQuickstart(ImageBaseDataset):
 
     TYPE = "VQA"
     DATASET_URL: ClassVar[dict[str, str]] = {"DeepEyesQuickstart": ""}
+    JUDGE_FAIL_MARKERS = ()  # rules do not fail; a failed inference is not counted twice
 
     def load_data(self, dataset: str) -> pd.DataFrame:
         """Read the table; every column is text, so that 1.0 stays 1.0 and None stays None.
@@ -83,3 +84,8 @@ class DeepEyesQuickstart(ImageBaseDataset):
         )
         dump(result, get_intermediate_file_path(eval_file, "_acc"))
         return result
+
+    @classmethod
+    def report_primary_metric(cls, metrics: dict[str, Any] | None) -> dict[str, float | int]:
+        """The accuracy, if anything was answered, and never one of the counts."""
+        return {"Overall": metrics["Overall"]} if metrics and "Overall" in metrics else {}

@@ -59,7 +59,7 @@ def make_converter(
 
 
 @dataclass
-class FormatterConverter(DatasetConverter):  # type: ignore[misc]
+class FormatterConverter(DatasetConverter):
     """Turns rows into LLaMA-Factory's aligned form.
 
     The fields are what ``datasets`` makes the key of its cache from.

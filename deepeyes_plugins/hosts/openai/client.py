@@ -79,9 +79,9 @@ class ChatClient:
         self._turn = itertools.count()
         self._models: dict[str, str] = {}
         self._lock = asyncio.Lock()
-        self._backoff = tenacity.wait_exponential_jitter(
-            settings.retry_wait, settings.retry_wait_maximum, jitter=settings.retry_wait
-        )
+        self._backoff = tenacity.wait_exponential(
+            settings.retry_wait, settings.retry_wait_maximum
+        ) + tenacity.wait_random(0, settings.retry_wait)
 
     async def __aenter__(self) -> Self:
         """Return the client itself."""

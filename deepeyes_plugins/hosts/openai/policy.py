@@ -98,7 +98,7 @@ class OpenAIPolicy:
         for name in ("top_p", "seed"):
             if (value := getattr(settings, name)) is not None:
                 fields[name] = value
-        if dialect.stop:
+        if dialect.stop and settings.send_stop:
             fields["stop"] = list(dialect.stop)
         if settings.profile == "vllm":
             fields |= {"include_stop_str_in_output": True, "bad_words": list(dialect.forbidden)}

@@ -46,6 +46,12 @@ class OpenAISettings(BaseSettings):
         description="Send the dialect's opening text as the start of the assistant's message. "
         "Unset: as the profile can (vllm and sglang yes, generic no).",
     )
+    send_stop: bool = Field(
+        True,
+        description="Send the stop strings. Switch it off for a server that fails on them "
+        "(transformers serve 5.5 does, with vision-language models): turns are then cut at their "
+        "closing tag after they were generated.",
+    )
     temperature: float = Field(0.0, ge=0, description="Sampling temperature; 0 is greedy.")
     top_p: float | None = Field(None, gt=0, le=1, description="Nucleus sampling; unset: not sent.")
     seed: int | None = Field(None, description="Seed of the sampling; unset: not sent.")
@@ -90,9 +96,7 @@ class OpenAISettings(BaseSettings):
     @property
     def servers(self) -> tuple[str, ...]:
         """The base URLs, each with its version path and without a trailing slash."""
-        return tuple(
-            url if urlsplit(url).path else f"{url}/v1" for url in _split(self.url)
-        )
+        return tuple(url if urlsplit(url).path else f"{url}/v1" for url in _split(self.url))
 
     @property
     def sends_prefill(self) -> bool:

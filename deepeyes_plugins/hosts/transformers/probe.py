@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -39,6 +40,11 @@ class Leakage:
 
     whole_picture: float
     right_crop: float
+
+
+def load_image_processor(checkpoint: Path) -> Qwen2VLImageProcessor:
+    """Loads the image processor of a checkpoint."""
+    return Qwen2VLImageProcessor.from_pretrained(checkpoint)
 
 
 def measure_leakage(

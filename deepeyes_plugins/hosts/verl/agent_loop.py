@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -20,6 +21,7 @@ from deepeyes_plugins.data.rl_rows import environment_name, task_from_row
 from deepeyes_plugins.hosts.verl.policy import TokenBudget, TokenPolicy
 from deepeyes_plugins.hosts.verl.reward import TRAJECTORY_FIELD
 from deepeyes_plugins.rollout import EndReason, InfrastructureError, Trajectory, rollout
+from deepeyes_plugins.rollout.log import RecordingEnvironment, TrajectoryLog
 from deepeyes_plugins.settings import load_settings
 from deepeyes_plugins.tools.resources import Resources
 
@@ -70,7 +72,7 @@ class DeepEyesAgentLoop(AgentLoopBase):  # type: ignore[misc]
         resources = shared_resources(section.get("agent_config"))
         name = environment_name(kwargs, resources.settings.environment)
         task = task_from_row(kwargs)
-        environment = plugins.environments()[name](resources)
+        environment = RecordingEnvironment(plugins.environments()[name](resources))
         response_length = self.rollout_config.response_length
         policy = TokenPolicy(
             partial(self.server_manager.generate, request_id=uuid4().hex),
@@ -85,6 +87,10 @@ class DeepEyesAgentLoop(AgentLoopBase):  # type: ignore[misc]
             engine=self.rollout_config.name,
         )
         trajectory = await rollout(policy, environment, task, name=name)
+        trajectory.labels = labels(kwargs)
+        if resources.settings.trajectories is not None:
+            log = TrajectoryLog(resources.settings.trajectories)
+            await asyncio.to_thread(log.append, trajectory, environment.images)
         if trajectory.end_reason is EndReason.INFRASTRUCTURE or not policy.stream.response_ids:
             raise InfrastructureError(
                 f"task {task.id} is left out: {trajectory.error or trajectory.end_reason}"
@@ -113,3 +119,14 @@ class DeepEyesAgentLoop(AgentLoopBase):  # type: ignore[misc]
                 "tool_rewards": [],
             },
         )
+
+
+def labels(row: Mapping[str, Any]) -> dict[str, int | float | str]:
+    """What tells a trajectory of one training step from another's in the log."""
+    extra_info = row.get("extra_info") or {}
+    found = {
+        "step": row.get("global_steps"),
+        "session": row.get("session_id"),
+        "split": extra_info.get("split"),
+    }
+    return {key: value for key, value in found.items() if isinstance(value, int | float | str)}

@@ -1,0 +1,168 @@
+"""Run the frameworks' own commands as a user would, with their output in a log file."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+POLL_SECONDS = 0.5
+STOP_SECONDS = 20.0
+LOG_TAIL_LINES = 25
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "PYTHONUNBUFFERED": "1",
+}
+"""Nothing here needs a network."""
+
+
+class StageError(RuntimeError):
+    """A command of a stage failed; the message has its log's end and how to run it by hand."""
+
+
+class Process:
+    """A child process in a group of its own, so that its children end with it."""
+
+    def __init__(
+        self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Start ``command``; its output goes to ``log``."""
+        self.command = list(command)
+        self.log = log
+        self._variables = dict(environment or {})
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **OFFLINE, **self._variables},
+                start_new_session=True,
+            )
+
+    def running(self) -> bool:
+        """Whether it has not ended yet.
+
+        Raises:
+            StageError: It has ended with an error.
+        """
+        status = self._process.poll()
+        if status is None:
+            return True
+        if status:
+            raise self.failure(f"ended with status {status}")
+        return False
+
+    def failure(self, reason: str) -> StageError:
+        """An error that tells what happened and how to see it again."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        variables = "".join(
+            f"{key}={shlex.quote(value)} " for key, value in self._variables.items()
+        )
+        return StageError(
+            f"{variables}{shlex.join(self.command)}\n{reason}. Its log, {self.log}, ends with:\n"
+            + "\n".join(lines[-LOG_TAIL_LINES:])
+        )
+
+    def stop(self) -> None:
+        """End the whole group, gently first."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self._process.pid, number)
+            except ProcessLookupError:
+                break
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+        self._process.wait()
+
+
+def run(
+    processes: Mapping[str, Process] | Process,
+    progress: Callable[[], None],
+    *,
+    limit: float,
+) -> None:
+    """Wait for processes, calling ``progress`` all the while; whatever happens, they end.
+
+    Args:
+        processes: One process, or several by name.
+        progress: Called about twice a second.
+        limit: Seconds that they may take.
+
+    Raises:
+        StageError: One of them failed, or the time is over.
+    """
+    waiting = [processes] if isinstance(processes, Process) else list(processes.values())
+    deadline = time.monotonic() + limit
+    started = list(waiting)
+    try:
+        while waiting := [process for process in waiting if process.running()]:
+            if time.monotonic() > deadline:
+                raise waiting[0].failure(f"did not end within {limit:.0f} seconds")
+            progress()
+            time.sleep(POLL_SECONDS)
+        progress()
+    finally:
+        for process in started:
+            process.stop()
+
+
+@contextmanager
+def model_server(
+    command: Sequence[str], log: Path, environment: Mapping[str, str], *, limit: float = 180.0
+) -> Iterator[str]:
+    """Run an OpenAI-compatible server while the block lasts.
+
+    Args:
+        command: Its command line; ``{port}`` in it becomes a free port.
+        log: Where its output goes.
+        environment: Further environment variables.
+        limit: Seconds until it must answer.
+
+    Yields:
+        Its base URL, ending in ``/v1``.
+
+    Raises:
+        StageError: It ended or did not answer in time.
+    """
+    port = free_port()
+    process = Process([part.format(port=port) for part in command], log, environment)
+    try:
+        deadline = time.monotonic() + limit
+        while not _answers(port):
+            if not process.running() or time.monotonic() > deadline:
+                raise process.failure("did not answer")
+            time.sleep(POLL_SECONDS)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.stop()
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).is_success
+    except httpx.HTTPError:
+        return False

@@ -1,0 +1,1 @@
+"""Tests; a package, so that one may use another's servers."""

@@ -1,0 +1,191 @@
+"""The ``deepeyes`` command, as it is typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deepeyes_plugins import __version__
+
+DEEPEYES = (sys.executable, "-m", "deepeyes_plugins.cli")
+
+
+def deepeyes(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*DEEPEYES, *arguments],
+        env={**os.environ, "COLUMNS": "200", **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def findings(answer: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(answer.stdout)
+    return found
+
+
+def test_the_version_is_the_packages() -> None:
+    assert deepeyes("--version").stdout == f"deepeyes-plugins {__version__}\n"
+
+
+def test_the_help_names_every_command() -> None:
+    text = deepeyes("--help").stdout
+
+    for command in ("quickstart", "doctor", "plugins", "sandbox"):
+        assert re.search(rf"\b{command}\b", text)
+
+
+def test_the_help_is_quick_because_no_command_is_imported() -> None:
+    show = (
+        "import sys\n"
+        "from deepeyes_plugins.cli.main import app\n"
+        "app(['--help'], standalone_mode=False)\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", show], capture_output=True, text=True, timeout=60, check=True
+    )
+
+    ours = {name for name in answer.stderr.split() if name.startswith("deepeyes_plugins.")}
+    assert ours == {
+        "deepeyes_plugins._activation",
+        "deepeyes_plugins.cli",
+        "deepeyes_plugins.cli.main",
+    }
+    assert not {"pydantic", "PIL", "numpy", "httpx", "yaml"} & set(answer.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (("quickstart",), "--fast"),
+        (("doctor",), "--require"),
+        (("plugins",), "--json"),
+        (("sandbox", "serve"), "--port"),
+    ],
+)
+def test_each_command_explains_its_own_options(command: tuple[str, ...], option: str) -> None:
+    answer = deepeyes(*command, "--help")
+
+    assert answer.returncode == 0
+    assert f"Usage: deepeyes {' '.join(command)} [OPTIONS]" in answer.stdout
+    assert option in answer.stdout
+
+
+def test_an_unknown_option_is_refused() -> None:
+    answer = deepeyes("plugins", "--jsn")
+
+    assert answer.returncode == 2
+    assert "No such option" in answer.stderr
+
+
+def test_plugins_are_shown_with_their_owners() -> None:
+    assert re.search(r"tool +python +deepeyes_plugins\.tools\.builtin", deepeyes("plugins").stdout)
+
+
+def test_the_doctor_finds_our_plugins_in_every_framework() -> None:
+    answer = deepeyes("doctor", "--json", "--require", "sft,rl,eval,sandbox")
+
+    found = findings(answer)
+    registered = {(row["area"], row["text"]) for row in found if row["status"] == "ok"}
+    assert ("sft", "dataset converter 'deepeyes' found") in registered
+    assert ("rl", "agent loop 'deepeyes' found") in registered
+    assert ("eval", "model 'DeepEyesV2' found") in registered
+    assert [row for row in found if row["status"] == "problem"] == []
+    assert answer.returncode == 0
+
+
+def test_the_doctor_sees_that_a_framework_does_not_find_us() -> None:
+    answer = deepeyes("doctor", "--json", "--only", "activation,sft", DEEPEYES_ACTIVATION="0")
+
+    activation, converter = findings(answer)
+    assert activation["status"] == "warning"
+    assert converter["status"] == "problem"
+    assert "DEEPEYES_ACTIVATION=0" in converter["text"]
+    assert answer.returncode == 1
+
+
+def test_the_doctor_says_why_verl_did_not_load_us() -> None:
+    answer = deepeyes("doctor", "--json", "--only", "rl", VERL_USE_EXTERNAL_PLUGINS="none")
+
+    assert {row["status"] for row in findings(answer)} == {"problem"}
+    assert "VERL_USE_EXTERNAL_PLUGINS" in findings(answer)[0]["text"]
+
+
+def test_the_doctor_names_file_and_key_of_a_wrong_setting(tmp_path: Path) -> None:
+    agent_yaml = tmp_path / "agent.yaml"
+    agent_yaml.write_text("limits:\n  turns: many\n")
+
+    answer = deepeyes(
+        "doctor", "--json", "--only", "settings", DEEPEYES_AGENT_CONFIG=str(agent_yaml)
+    )
+
+    (finding,) = findings(answer)
+    assert answer.returncode == 1
+    assert str(agent_yaml) in finding["text"]
+    assert "limits.turns" in finding["text"]
+
+
+def test_the_doctor_names_a_tool_that_nobody_registered(tmp_path: Path) -> None:
+    agent_yaml = tmp_path / "agent.yaml"
+    agent_yaml.write_text("tools:\n  deepeyes_v2: [pythn]\n")
+
+    answer = deepeyes(
+        "doctor", "--json", "--only", "settings", DEEPEYES_AGENT_CONFIG=str(agent_yaml)
+    )
+
+    assert answer.returncode == 1
+    assert "Did you mean 'python'?" in findings(answer)[-1]["text"]
+
+
+def test_the_doctor_sees_that_a_named_sandbox_is_down() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    answer = deepeyes("doctor", "--json", "--only", "sandbox", DEEPEYES_SANDBOX_URL=url)
+
+    (finding,) = findings(answer)
+    assert answer.returncode == 1
+    assert finding["status"] == "problem"
+    assert url in finding["action"]
+
+
+def test_the_doctor_reads_well_for_people() -> None:
+    answer = deepeyes("doctor", "--only", "machine,versions,settings")
+
+    assert answer.returncode == 0
+    assert re.search(r"versions +torch +ok", answer.stdout)
+    assert "Ready." in answer.stdout
+
+
+def test_a_sandbox_is_served_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    agent_yaml = tmp_path / "agent.yaml"
+    agent_yaml.write_text("sandbox:\n  max_sessions: 3\n")
+    with subprocess.Popen(
+        [*DEEPEYES, "sandbox", "serve", "--port", "0", "--config", str(agent_yaml)],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stderr is not None
+        url = next(
+            match.group()
+            for line in server.stderr
+            if (match := re.search(r"http://127\.0\.0\.1:\d+", line))
+        )
+        health = httpx.get(f"{url}/health").json()
+        server.send_signal(signal.SIGTERM)
+        server.stderr.read()
+
+    assert health["max_sessions"] == 3
+    assert server.returncode == -signal.SIGTERM

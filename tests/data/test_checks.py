@@ -1,0 +1,240 @@
+"""Data checks name the file, the row and the reason, and need the memory of a few rows."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from deepeyes_plugins.data import checks
+from deepeyes_plugins.data.checks import DataError, check_rl_parquet, check_sft_file
+
+PLAIN = {
+    "messages": [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "<think>Easy.</think>\n<answer>4</answer>"},
+    ]
+}
+
+
+def image_bytes(kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 48), 40).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def with_image(*images: str) -> dict[str, Any]:
+    question = {"role": "user", "content": "<image>What is it?"}
+    return {"messages": [question, PLAIN["messages"][1]], "images": list(images)}
+
+
+def write(path: Path, rows: list[Any], *, lines: bool = False) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows, indent=1))
+    return path
+
+
+def reasons(report: checks.Report) -> list[tuple[int | None, str, str]]:
+    return [(problem.row, problem.key, problem.reason) for problem in report.problems]
+
+
+@pytest.mark.parametrize("lines", [False, True], ids=["array", "lines"])
+def test_good_file(tmp_path: Path, lines: bool) -> None:
+    (tmp_path / "a.png").write_bytes(image_bytes())
+    file = write(tmp_path / "x.json", [PLAIN, with_image("a.png")] * 50, lines=lines)
+
+    report = check_sft_file(file)
+
+    assert (report.rows, report.ok, report.problems) == (100, True, [])
+    assert check_sft_file(file, limit=30).rows == 30
+    report.raise_if_bad()
+
+
+def test_bad_rows_are_named(tmp_path: Path) -> None:
+    media = tmp_path / "media"
+    media.mkdir()
+    (media / "good.png").write_bytes(image_bytes())
+    (media / "cut.png").write_bytes(image_bytes()[:-200])
+    (media / "cut.jpg").write_bytes(image_bytes("JPEG")[:-200])
+    (media / "text.png").write_bytes(b"<html>404</html>")
+    rows = [with_image(f"{name}") for name in ("good.png", "cut.png", "cut.jpg", "text.png")]
+    rows += [with_image("gone.png"), with_image("good.png", "good.png"), "no row"]
+    file = write(tmp_path / "x.json", rows)
+
+    report = check_sft_file(file, media)
+
+    (cut_png, cut_jpeg, text, gone, count, no_row) = reasons(report)
+    assert cut_png[:2] == (2, "images") and "cut.png" in cut_png[2]
+    assert cut_jpeg[:2] == (3, "images") and "truncated" in cut_jpeg[2]
+    assert text[:2] == (4, "images") and "not a readable image" in text[2]
+    assert gone == (5, "images", "image 1 (gone.png): image gone.png cannot be read: No such file "
+                    "or directory")  # fmt: skip
+    assert count == (6, "", "1 <image> placeholders but 2 images")
+    assert no_row == (7, "", "the row is a str, not an object")
+    with pytest.raises(DataError) as raised:
+        report.raise_if_bad(most=2)
+    message = str(raised.value)
+    assert f"{file}: 6 of 7 rows cannot be used" in message
+    assert f"{file}, row 2: images: image 1 (" in message
+    assert "and 4 more problems" in message
+
+
+def test_doubts_are_warnings(tmp_path: Path) -> None:
+    row = json.loads(json.dumps(PLAIN).replace("</think>", ""))
+
+    report = check_sft_file(write(tmp_path / "x.json", [row]))
+
+    assert report.ok
+    assert [str(problem) for problem in report.warnings] == [
+        f"{tmp_path / 'x.json'}, row 1: turn 2 (assistant) has 1 <think> and 0 </think>"
+    ]
+
+
+def test_files_that_cannot_be_read_on(tmp_path: Path) -> None:
+    whole = json.dumps([PLAIN, PLAIN, PLAIN])
+    contents = {
+        "": (None, "the file has no rows"),
+        "[]": (None, "the file has no rows"),
+        whole[:-50]: (3, "not valid JSON, perhaps cut short"),
+        whole[:-1]: (4, "not valid JSON, perhaps cut short"),
+        whole.replace("}, {\"messages", "} {\"messages"): (None, "after row 1 a comma or ] is"),
+        json.dumps(PLAIN) + "\n{": (2, "not valid JSON, perhaps cut short"),
+    }  # fmt: skip
+    for number, (text, (row, reason)) in enumerate(contents.items()):
+        file = tmp_path / f"{number}.json"
+        file.write_text(text)
+        (problem,) = check_sft_file(file).problems
+        assert (problem.row, problem.level) == (row, "error")
+        assert reason in problem.reason
+    (gone,) = check_sft_file(tmp_path / "gone.json").problems
+    assert "gone.json: cannot be read: No such file" in str(gone)
+    (tmp_path / "latin.json").write_bytes(b'["\xff"]')
+    (latin,) = check_sft_file(tmp_path / "latin.json").problems
+    assert "is not UTF-8" in latin.reason
+
+
+def test_images_that_come_too_late_in_json_lines(tmp_path: Path) -> None:
+    """Hugging Face datasets would fail to cast the column, naming no row."""
+    (tmp_path / "a.png").write_bytes(image_bytes())
+    long = json.loads(json.dumps(PLAIN).replace("Easy.", "Easy. " * 200_000))
+    rows = [*[long] * 10, with_image("a.png"), with_image("a.png")]
+
+    late = check_sft_file(write(tmp_path / "late.jsonl", rows, lines=True))
+    early = check_sft_file(write(tmp_path / "early.jsonl", rows[::-1], lines=True))
+    array = check_sft_file(write(tmp_path / "array.json", rows))
+
+    assert reasons(late)[0][:2] == (11, "images")
+    assert "first 10 MiB" in late.problems[0].reason
+    assert early.ok and array.ok
+
+
+@given(
+    rows=st.lists(st.dictionaries(st.text(), st.text() | st.lists(st.integers())), max_size=8),
+    piece=st.integers(1, 40),
+    indent=st.none() | st.integers(0, 2),
+)
+def test_an_array_is_read_the_same_in_pieces_of_any_size(
+    rows: list[Any], piece: int, indent: int | None
+) -> None:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(checks, "_CHARACTERS_AT_A_TIME", piece)
+        file = Path(folder) / "x.json"
+        file.write_text("\n " + json.dumps(rows, indent=indent), encoding="utf-8")
+        assert [row.value for row in checks._json_rows(file)] == rows
+
+
+def rl_row(**columns: Any) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": "user", "content": "<image>What?"}],
+        "images": [{"bytes": image_bytes(), "path": None}],
+        "data_source": "reason",
+        "env_name": "deepeyes_v2",
+        "reward_model": {"ground_truth": "A", "style": "rule"},
+        "extra_info": {"index": "1", "answer": "A"},
+        **columns,
+    }
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=5)
+    return path
+
+
+def test_good_parquet_of_several_row_groups(tmp_path: Path) -> None:
+    file = write_parquet(tmp_path / "x.parquet", [rl_row() for _ in range(12)])
+
+    report = check_rl_parquet(file)
+
+    assert (report.rows, report.problems) == (12, [])
+    assert check_rl_parquet(file, limit=7).rows == 7
+
+
+def test_bad_parquet_rows_are_named(tmp_path: Path) -> None:
+    no_image = {"bytes": None, "path": None}
+    file = write_parquet(
+        tmp_path / "x.parquet",
+        [
+            rl_row(),
+            rl_row(images=[{"bytes": image_bytes()[:-200], "path": None}]),
+            rl_row(images=[no_image]),
+            rl_row(images=[]),
+            rl_row(env_name="deepeyes_v3"),
+            rl_row(env_name="code_toolbox_lingyi_v1"),
+            rl_row(reward_model={"ground_truth": "", "style": "rule"}, data_source=None),
+        ],
+    )
+
+    report = check_rl_parquet(file)
+
+    assert report.rows == 7
+    found = {(problem.row, problem.key): problem for problem in report.problems}
+    assert list(found) == [
+        (2, "images"),
+        (3, "images"),
+        (4, "prompt"),
+        (5, "env_name"),
+        (6, "env_name"),
+        (7, "data_source"),
+        (7, "reward_model"),
+    ]
+    assert "truncated" in found[2, "images"].reason
+    assert "without bytes or path" in found[3, "images"].reason
+    assert "more <image> placeholders" in found[4, "prompt"].reason
+    assert "Did you mean 'deepeyes_v2'?" in found[5, "env_name"].reason
+    assert found[6, "env_name"].level == "warning"
+    assert report.bad_rows == 5
+
+
+def test_parquet_without_env_name_uses_the_default(tmp_path: Path) -> None:
+    row = rl_row()
+    del row["env_name"]
+    file = write_parquet(tmp_path / "x.parquet", [row])
+
+    assert check_rl_parquet(file).ok
+    assert not check_rl_parquet(file, default_environment="unheard_of").ok
+
+
+def test_parquet_that_cannot_be_used_at_all(tmp_path: Path) -> None:
+    good = write_parquet(tmp_path / "good.parquet", [rl_row()]).read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(good[:-100])
+    pq.write_table(pa.table({"question": ["a"]}), tmp_path / "other.parquet")
+
+    (cut,) = check_rl_parquet(tmp_path / "cut.parquet").problems
+    (gone,) = check_rl_parquet(tmp_path / "gone.parquet").problems
+    other = check_rl_parquet(tmp_path / "other.parquet").problems
+
+    assert "cannot be read as parquet from its start, perhaps cut short" in str(cut)
+    assert "gone.parquet" in str(gone)
+    assert [(problem.row, problem.key) for problem in other] == [
+        (None, "prompt"),
+        (None, "data_source"),
+        (None, "reward_model"),
+    ]

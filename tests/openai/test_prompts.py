@@ -1,0 +1,34 @@
+"""The system prompts and the parser speak one language."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from deepeyes_plugins.protocol.actions import (
+    AnswerAction,
+    CodeAction,
+    ToolCallAction,
+    parse_action,
+)
+from deepeyes_plugins.protocol.prompts import deepeyes_v2_prompt
+
+
+def test_every_form_that_the_prompt_shows_is_an_action() -> None:
+    prompt = deepeyes_v2_prompt(["python", "search", "image_search"])
+    forms = re.findall(r"<code>.*?</code>|<tool_call>.*?</tool_call>", prompt, re.DOTALL)
+    assert [parse_action(form) for form in forms] == [
+        CodeAction("# your code"),
+        ToolCallAction("search", {"query": "what to search for"}),
+        ToolCallAction("image_search"),
+    ]
+    assert isinstance(parse_action(prompt.rpartition("## Answer")[2]), AnswerAction)
+
+
+def test_only_the_tools_at_hand_are_described() -> None:
+    assert "search" not in deepeyes_v2_prompt()
+    assert "run Python or answer." in deepeyes_v2_prompt()
+    assert "<code>" not in deepeyes_v2_prompt([])
+    with pytest.raises(ValueError, match="no description of the tools sonar"):
+        deepeyes_v2_prompt(["python", "sonar"])

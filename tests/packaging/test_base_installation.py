@@ -1,0 +1,44 @@
+"""The package without any extra: what its own dependencies are enough for."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.packaging.conftest import REPOSITORY, FreshEnvironment
+
+
+@pytest.fixture(scope="module")
+def base(make_environment: Callable[[], FreshEnvironment], wheel: Path) -> FreshEnvironment:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    environment = make_environment()
+    environment.pip("install", "--quiet", "--no-deps", wheel)
+    environment.add_packages(*(Requirement(line).name for line in project["dependencies"]))
+    return environment
+
+
+def test_plugins_are_listed(base: FreshEnvironment) -> None:
+    listed = json.loads(base.run("deepeyes", "plugins", "--json"))
+
+    assert {"tool", "environment", "reward", "formatter"} == {row["kind"] for row in listed}
+
+
+def test_the_doctor_finds_the_frameworks_absent_and_nothing_wrong(base: FreshEnvironment) -> None:
+    findings = json.loads(base.run("deepeyes", "doctor", "--json"))
+
+    absent = {row["area"]: row for row in findings if row["status"] == "absent"}
+    assert {"sft", "rl", "eval", "sandbox"} <= set(absent)
+    assert absent["rl"]["action"] == "pip install 'deepeyes-plugins[rl]'"
+    assert "problem" not in {row["status"] for row in findings}
+
+
+@pytest.mark.parametrize("area", ["sft", "rl", "eval", "sandbox"])
+def test_what_is_required_must_not_be_absent(base: FreshEnvironment, area: str) -> None:
+    answer = base.run("deepeyes", "doctor", "--json", "--require", area, "--only", area, exits=1)
+
+    assert [row["status"] for row in json.loads(answer)] == ["problem"]

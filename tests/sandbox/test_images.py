@@ -1,0 +1,154 @@
+"""Images on their way into a session and out of it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import pytest
+from PIL import Image, ImageChops
+
+from deepeyes_plugins.sandbox import SandboxClient, SandboxError, SandboxSession
+from deepeyes_plugins.sandbox.images import encode_png
+
+from .conftest import decoded, encoded, gradient, png
+
+
+def same(one: Image.Image, two: Image.Image) -> bool:
+    return (
+        one.size == two.size
+        and not ImageChops.difference(one.convert("RGB"), two.convert("RGB")).getbbox()
+    )
+
+
+async def test_images_are_there_before_the_first_cell(client: SandboxClient) -> None:
+    first, second = gradient(40, 30), gradient(20, 60)
+    async with await client.create_session([png(first), encoded(second, "BMP")]) as session:
+        result = await session.execute("print(image_1.format, image_2.size)\nimage_1", timeout=10)
+    assert result.stdout == "PNG (20, 60)\n"
+    assert same(decoded(result.images[0]), first)
+
+
+async def test_a_crop_as_last_expression_is_returned(client: SandboxClient) -> None:
+    image = gradient()
+    async with await client.create_session([png(image)]) as session:
+        result = await session.execute("image_1.crop((8, 4, 40, 36))", timeout=10)
+    assert result.outcome == "ok" and len(result.images) == 1
+    assert same(decoded(result.images[0]), image.crop((8, 4, 40, 36)))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+async def test_every_mode_arrives_unchanged(client: SandboxClient, mode: str) -> None:
+    kind = "TIFF" if mode in ("CMYK", "I;16", "I", "F") else "PNG"
+    image = gradient().convert("I").point(lambda v: v, "F") if mode == "F" else None
+    image = image or (
+        gradient().convert("L").convert("I").convert("I;16")
+        if mode == "I;16"
+        else gradient().convert(mode)
+    )
+    async with await client.create_session([encoded(image, kind)]) as session:
+        result = await session.execute(
+            "from hashlib import md5\n"
+            "(image_1.mode, image_1.size, md5(image_1.tobytes()).hexdigest())",
+            timeout=10,
+        )
+        shown = await session.execute("image_1", timeout=10)
+    expected = (image.mode, image.size, hashlib.md5(image.tobytes()).hexdigest())
+    assert result.result == repr(expected)
+    assert shown.outcome == "ok" and len(shown.images) == 1
+
+
+async def test_metadata_such_as_orientation_survives(client: SandboxClient) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = encoded(gradient(40, 30), "JPEG", exif=exif)
+    async with await client.create_session([photo]) as session:
+        result = await session.execute(
+            "from PIL import ImageOps\n(image_1.format, ImageOps.exif_transpose(image_1).size)",
+            timeout=10,
+        )
+    assert result.result == "('JPEG', (30, 40))"
+
+
+async def test_one_session_cannot_paint_on_anothers_image(client: SandboxClient) -> None:
+    image = png(gradient())
+    async with (
+        await client.create_session([image]) as one,
+        await client.create_session([image]) as two,
+    ):
+        painted = await one.execute(
+            "from PIL import ImageDraw\nImageDraw.Draw(image_1).rectangle((0, 0, 9, 9), 'red')\n"
+            "image_1.putpixel((20, 20), (1, 2, 3))\nimage_1.getpixel((5, 5))",
+            timeout=10,
+        )
+        assert painted.result == "(255, 0, 0)"
+        assert (await two.execute("image_1.getpixel((5, 5))", 10)).result == "(5, 5, 25)"
+
+
+async def test_numpy_sees_the_pixels(client: SandboxClient) -> None:
+    async with await client.create_session([png(gradient(6, 4))]) as session:
+        result = await session.execute(
+            "import numpy as np\na = np.array(image_1); a.shape, a[3, 5].tolist()", timeout=10
+        )
+    assert result.result == "((4, 6, 3), [5, 3, 15])"
+
+
+async def test_sixteen_sessions_share_one_upload(client: SandboxClient) -> None:
+    image = png(gradient(200, 200))
+
+    async def size() -> str:
+        async with await client.create_session([image, image]) as session:
+            return (await session.execute("image_2.size", timeout=30)).result
+
+    assert set(await asyncio.gather(*(size() for _ in range(16)))) == {"(200, 200)"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no image", png(gradient())[:200], b"%!PS-Adobe-3.0 EPSF-3.0\n"],
+    ids=["empty", "text", "truncated", "postscript"],
+)
+async def test_what_is_no_image_is_refused(client: SandboxClient, data: bytes) -> None:
+    with pytest.raises(SandboxError, match="not a readable image"):
+        await client.create_session([data])
+
+
+async def test_display_show_and_last_expression_all_return_images(session: SandboxSession) -> None:
+    result = await session.execute(
+        "from PIL import Image\n"
+        "display(Image.new('RGB', (10, 10), 'red'))\n"
+        "display(Image.new('L', (20, 20)), 'and text')\n"
+        "Image.new('RGBA', (30, 30))",
+        timeout=10,
+    )
+    assert [decoded(image).size for image in result.images] == [(10, 10), (20, 20), (30, 30)]
+    assert "and text" in result.stdout
+
+
+async def test_too_many_images_are_cut_and_that_is_said(session: SandboxSession) -> None:
+    result = await session.execute(
+        "from PIL import Image\nfor n in range(5): display(Image.new('L', (8, 8)))", timeout=10
+    )
+    assert len(result.images) == 3 and "2 images cut" in result.stderr
+
+
+async def test_a_displayed_jpeg_comes_back_as_png(session: SandboxSession) -> None:
+    result = await session.execute(
+        "import io\nfrom PIL import Image\nfrom IPython import display as d\n"
+        "file = io.BytesIO(); Image.new('RGB', (9, 9), 'blue').save(file, 'JPEG')\n"
+        "d.display(d.Image(data=file.getvalue()))",
+        timeout=10,
+    )
+    assert [decoded(image).format for image in result.images] == ["PNG"]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_the_png_encoder_agrees_with_pillow(mode: str) -> None:
+    image = gradient(37, 23).convert(mode)
+    assert same(decoded(encode_png(image)), image)
+
+
+def test_a_large_image_is_compressed() -> None:
+    image = Image.new("RGB", (2000, 1500), "white")
+    assert len(encode_png(image)) < 100_000
+    assert same(decoded(encode_png(image)), image)

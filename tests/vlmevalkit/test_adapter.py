@@ -1,0 +1,166 @@
+"""The model class that VLMEvalKit calls, in its threads, against a real server."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepeyes_plugins.plugins import UnknownNameError
+from deepeyes_plugins.rollout import EndReason, InfrastructureError, Trajectory, TurnRecord
+from deepeyes_plugins.rollout.log import read_log
+from deepeyes_plugins.settings import SettingsError
+from eval_plugins.vlmevalkit.adapter import LONGEST_PREDICTION, UNANSWERED, DeepEyesV2, prediction
+from tests.openai.server import ChatServer, Reply, question
+from tests.vlmevalkit.conftest import png
+
+ZOOM = (
+    '<tool_call>\n{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [0, 0, 40, 40]}}\n'
+    "</tool_call>"
+)
+MakeModel = Callable[..., DeepEyesV2]
+
+
+@pytest.fixture
+def make_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeModel]:
+    """Makes a model with an agent.yaml of its own and closes it in the end."""
+    models: list[DeepEyesV2] = []
+
+    def make(url: str, environment: str = "none", **keywords: Any) -> DeepEyesV2:
+        monkeypatch.delenv("DEEPEYES_OPENAI_URL", raising=False)
+        config = tmp_path / "agent.yaml"
+        config.write_text(f"environment: {environment}\ntrajectories: {tmp_path / 'log'}\n")
+        keywords = {"retry_wait": 0.01, "retries": 0, "retry": 1, **keywords}
+        models.append(DeepEyesV2(agent_config=str(config), url=url, **keywords))
+        return models[-1]
+
+    yield make
+    for model in models:
+        model.close()
+
+
+def sample(folder: Path, text: str, *colours: str) -> list[dict[str, str]]:
+    """A question as VLMEvalKit hands it over: images as files, then the text."""
+    parts = []
+    for number, colour in enumerate(colours):
+        path = folder / f"7_{number}.png"
+        path.write_bytes(png(colour))
+        parts.append({"type": "image", "value": str(path)})
+    return [*parts, {"type": "text", "value": text}]
+
+
+def test_images_reach_the_model_unchanged_and_in_order(
+    tmp_path: Path, make_model: MakeModel
+) -> None:
+    with ChatServer.saying("<answer>two</answer>") as server:
+        model = make_model(server.url)
+        inputs = sample(tmp_path, "How many?", "red", "blue")
+        assert model.generate(inputs, dataset="Pairs") == "two"
+
+    content = server.requests[0]["messages"][0]["content"]
+    urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+    assert [base64.b64decode(url.partition(",")[2]) for url in urls] == [png("red"), png("blue")]
+    (trajectory,) = read_log(tmp_path / "log")
+    assert trajectory.task_id.startswith("Pairs/7_0-")
+    assert trajectory.data_source == "Pairs"
+
+
+def test_a_question_without_images(make_model: MakeModel) -> None:
+    with ChatServer.saying("<answer>hi</answer>") as server:
+        assert make_model(server.url).generate("hello") == "hi"
+
+
+def test_tools_act_on_the_image_and_their_images_are_kept(
+    tmp_path: Path, make_model: MakeModel
+) -> None:
+    with ChatServer.saying(ZOOM, "<answer>red</answer>") as server:
+        model = make_model(server.url, "visual_toolbox_v2")
+        assert model.generate(sample(tmp_path, "Colour?", "red"), dataset="V") == "red"
+
+    (trajectory,) = read_log(tmp_path / "log")
+    (image,) = [part.image for part in trajectory.turns[0].observation or [] if part.image]
+    assert (tmp_path / "log" / "images" / f"{image}.png").exists()
+
+
+def test_the_system_prompt_describes_the_tools_or_comes_from_a_file(
+    tmp_path: Path, make_model: MakeModel
+) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("As it was trained.\n", encoding="utf-8")
+    with ChatServer(lambda body: Reply("<answer>1</answer>")) as server:
+        make_model(server.url, "deepeyes_v2").generate("x")
+        make_model(server.url, system_prompt_file=str(prompt)).generate("x")
+        make_model(server.url, "deepeyes_v2", system_prompt="").generate("x")
+
+    own, given, none = (body["messages"] for body in server.requests)
+    assert "<code>\n```python" in own[0]["content"]
+    assert "search" not in own[0]["content"]
+    assert given[0] == {"role": "system", "content": "As it was trained."}
+    assert [message["role"] for message in none] == ["user"]
+
+
+def test_a_failure_of_ours_is_reported_as_one(make_model: MakeModel) -> None:
+    with ChatServer(lambda body: Reply(status=500, body="down")) as server:
+        code, text, log = make_model(server.url).generate_inner([{"type": "text", "value": "x"}])
+
+    assert code != 0
+    assert text.startswith("Failed to obtain answer via API.")
+    assert "HTTP 500: down" in text and "HTTP 500: down" in log
+
+
+def test_many_threads_share_one_event_loop(tmp_path: Path, make_model: MakeModel) -> None:
+    together = threading.Event()
+
+    def script(body: dict[str, Any]) -> Reply:
+        if len(server.requests) == 32:
+            together.set()
+        return Reply(f"<answer>{question(body)}</answer>", until=together)
+
+    with ChatServer(script) as server, ThreadPoolExecutor(32) as threads:
+        model = make_model(server.url)
+        questions = [str(number) for number in range(32)]
+        assert list(threads.map(model.generate, questions)) == questions
+
+    assert len(list(read_log(tmp_path / "log"))) == 32
+
+
+def test_a_wrong_setting_fails_before_the_first_sample(
+    tmp_path: Path, make_model: MakeModel
+) -> None:
+    with ChatServer.saying() as server:
+        gone = server.url
+    with pytest.raises(InfrastructureError, match=gone):
+        make_model(gone, model="m")
+    with pytest.raises(SettingsError, match="temprature"):
+        make_model(gone, temprature=1)
+    with pytest.raises(UnknownNameError, match="Did you mean 'deepeyes_v2'"):
+        make_model(gone, "deepeyes_v3")
+    with pytest.raises(SettingsError, match="system_prompt_file cannot be read"):
+        make_model(gone, system_prompt_file=str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "turns", "expected"),
+    [
+        ("red", ["<think>a</think><answer>red</answer>"], "red"),
+        (None, ["<think>a</think>", "<think>b</think>\nIt is red.\n"], "It is red."),
+        (None, ["<think>cut"], "<think>cut"),
+        ("", ["<answer></answer>"], UNANSWERED),
+        (None, [], UNANSWERED),
+        ("x" * 20_000 + "end", [], "x" * (LONGEST_PREDICTION - 3) + "end"),
+        ("a \ud800", [], "a ?"),
+    ],
+)
+def test_what_is_scored(answer: str | None, turns: list[str], expected: str) -> None:
+    trajectory = Trajectory(
+        task_id="t",
+        turns=[TurnRecord(text=text) for text in turns],
+        answer=answer,
+        end_reason=EndReason.NO_ACTION,
+    )
+    assert prediction(trajectory) == expected

@@ -1,0 +1,48 @@
+"""The local table and its scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from eval_plugins.vlmevalkit.dataset import DeepEyesQuickstart
+from tests.vlmevalkit.conftest import write_table
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DeepEyesQuickstart:
+    rows = {"red": ("a?", "None"), "blue": ("b?", "1.0"), "lime": ("c?", "B")}
+    write_table(tmp_path, rows)
+    monkeypatch.setenv("LMUData", str(tmp_path))
+    return DeepEyesQuickstart("DeepEyesQuickstart")
+
+
+def test_the_prompt_is_the_question_as_it_is(dataset: DeepEyesQuickstart) -> None:
+    image, text = dataset.build_prompt(1)
+    assert (image["type"], text) == ("image", {"type": "text", "value": "b?"})
+
+
+def test_failed_samples_are_counted_apart(tmp_path: Path, dataset: DeepEyesQuickstart) -> None:
+    predictions = ["none", "1", "Failed to obtain answer via API. HTTP 500"]
+    table = dataset.data.drop(columns="image").assign(prediction=predictions)
+    table.to_excel(tmp_path / "model.xlsx", index=False)
+
+    scores = dataset.evaluate(str(tmp_path / "model.xlsx"))
+
+    assert scores.loc[0].to_dict() == {"Overall": 100.0, "answered": 2, "failed": 1}
+    assert pd.read_csv(tmp_path / "model_acc.csv").equals(
+        pd.DataFrame({"Overall": [100.0], "answered": [2], "failed": [1]})
+    )
+
+
+def test_a_table_that_is_missing_or_incomplete_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LMUData", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"DeepEyesQuickstart\.tsv does not exist"):
+        DeepEyesQuickstart("DeepEyesQuickstart")
+    (tmp_path / "DeepEyesQuickstart.tsv").write_text("index\tquestion\n1\tx\n")
+    with pytest.raises(ValueError, match="lacks the columns image, answer"):
+        DeepEyesQuickstart("DeepEyesQuickstart")
