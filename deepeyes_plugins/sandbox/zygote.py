@@ -150,10 +150,8 @@ class Zygote:
             os.chdir(scratch)
             os.environ.update(HOME=scratch, TMPDIR=scratch)
             tempfile.tempdir = scratch
-        handle = os.pidfd_open(os.getpid())
         self._jails[request["role"]].enter(scratch)
-        socket.send_fds(conn, [wire.pack({"ready": True})], [handle])
-        os.close(handle)
+        wire.send(conn, {"pid": os.getpid()})
         if request["role"] == "decoder":
             _decode_images(conn)
         else:

@@ -32,7 +32,10 @@ logger = logging.getLogger(__name__)
 
 _FORK_SECONDS = 60.0
 _DECODE_SECONDS = 60.0
-_EXIT_SECONDS = 5.0
+_EXIT_SECONDS = 30.0
+# The zygote forks one after the other. The kernel counts descriptors on their way against a limit
+# and the socket buffers them, so the queue is kept here.
+_FORKS_AT_ONCE = 64
 _SCRATCH_PREFIX = "deepeyes-sandbox-"
 _DIED = (
     "The Python process of this session ended while it ran this cell (os._exit, a crash in native "
@@ -243,6 +246,7 @@ class ZygoteProvider:
         self._decoding: dict[str, asyncio.Future[None]] = {}
         self._decoder: _Child | None = None
         self._decoder_lock = asyncio.Lock()
+        self._fork_slots = asyncio.Semaphore(_FORKS_AT_ONCE)
 
     def isolation(self) -> dict[str, str]:
         """Isolation layer to "active" or to the reason why it is missing."""
@@ -367,6 +371,10 @@ class ZygoteProvider:
 
     async def open(self, images: Sequence[str]) -> ZygoteKernel:
         """Forks a session; see `KernelProvider`."""
+        async with self._fork_slots:
+            return await self._open(images)
+
+    async def _open(self, images: Sequence[str]) -> ZygoteKernel:
         pictures = self._held(images)
         # Duplicates, so that the images outlive their place in the cache.
         memory = [os.dup(picture.memory) for picture in pictures]
@@ -410,7 +418,7 @@ class ZygoteProvider:
         handle = -1
         try:
             with theirs:
-                await self._send_control(msgpack.packb(request), theirs.fileno())
+                socket.send_fds(self._control, [msgpack.packb(request)], [theirs.fileno()])
             handle = await _read_greeting(ours)
         except (OSError, TimeoutError, wire.WireError) as error:
             raise SandboxUnavailable(f"a session could not be started: {error}") from error
@@ -419,16 +427,6 @@ class ZygoteProvider:
                 ours.close()
                 await _remove(scratch)
         return _Child(ours, handle, scratch)
-
-    async def _send_control(self, request: bytes, descriptor: int) -> None:
-        while True:
-            if self._control is None:
-                raise OSError("the zygote has ended")
-            try:
-                socket.send_fds(self._control, [request], [descriptor])
-                return
-            except BlockingIOError:
-                await _writable(self._control, _FORK_SECONDS)
 
     def _held(self, images: Sequence[str]) -> list[_Picture]:
         missing = sorted({digest for digest in images if digest not in self._pictures})
@@ -545,15 +543,26 @@ def _zygote_environment(base: Path) -> dict[str, str]:
 
 
 async def _read_greeting(conn: socket.socket) -> int:
-    """Waits for a forked child to report; returns the handle of its process."""
+    """Waits for a forked child to report; returns a handle of its process."""
     await _readable(conn.fileno(), _FORK_SECONDS)
-    greeting, descriptors, _, _ = socket.recv_fds(conn, 1 << 16, 1)
+    greeting = conn.recv(1 << 16)
     if not greeting:
         raise wire.WireError("its process ended at once")
     message = wire.unpack(memoryview(greeting)[wire.HEADER.size :])
-    if "failure" in message or not descriptors:
-        raise wire.WireError(message.get("failure", "it sent no handle"))
-    return descriptors[0]
+    if "failure" in message:
+        raise wire.WireError(message["failure"])
+    handle = os.pidfd_open(message["pid"])
+    try:
+        # Its end is still open: so the process was alive, and the handle is no other's.
+        if conn.recv(1, socket.MSG_PEEK) == b"":
+            raise wire.WireError("its process ended at once")
+    except BlockingIOError:
+        return handle
+    except BaseException:
+        os.close(handle)
+        raise
+    os.close(handle)
+    raise wire.WireError("it spoke out of turn")
 
 
 async def _readable(descriptor: int, timeout: float) -> None:
@@ -564,18 +573,6 @@ async def _readable(descriptor: int, timeout: float) -> None:
         await asyncio.wait_for(event.wait(), timeout)
     finally:
         loop.remove_reader(descriptor)
-
-
-async def _writable(sock: socket.socket, timeout: float) -> None:
-    # A duplicate, for several callers may wait and a loop knows one callback per descriptor.
-    loop = asyncio.get_running_loop()
-    event = asyncio.Event()
-    with sock.dup() as duplicate:
-        loop.add_writer(duplicate, event.set)
-        try:
-            await asyncio.wait_for(event.wait(), timeout)
-        finally:
-            loop.remove_writer(duplicate)
 
 
 async def _remove(directory: Path | None) -> None:

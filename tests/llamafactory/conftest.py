@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deepeyes_plugins.hosts.transformers.tiny_model import make_tiny_qwen2_5_vl
 from deepeyes_plugins.quickstart.datasets import write_sft
 from deepeyes_plugins.quickstart.task import split_examples, task_texts
+
+Rows = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +23,50 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def dataset_folder(tmp_path: Path) -> Path:
-    """Eight demonstrations as the data set ``framed_dots`` with formatting ``deepeyes``."""
-    write_sft(split_examples("sft", 8), tmp_path / "data")
-    return tmp_path / "data"
+@pytest.fixture(scope="session")
+def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight rows as the data set ``framed_dots``; its folder is not to be changed."""
+    folder = tmp_path_factory.mktemp("demonstrations")
+    write_sft(split_examples("sft", 8), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows(demonstrations: Path) -> Rows:
+    """The rows of ``demonstrations``; their image paths are relative to it."""
+    loaded: Rows = json.loads((demonstrations / "framed_dots.json").read_text())
+    return loaded
+
+
+def write_dataset(folder: Path, rows: Rows, formatting: str = "deepeyes") -> Path:
+    """Write ``rows`` as the data set ``rows`` and return ``folder``."""
+    folder.mkdir(exist_ok=True)
+    (folder / "rows.json").write_text(json.dumps(rows))
+    entry = {"file_name": "rows.json", "formatting": formatting}
+    (folder / "dataset_info.json").write_text(json.dumps({"rows": entry}))
+    return folder
+
+
+def train_arguments(model: Path, data: Path, media: Path, output: Path) -> dict[str, Any]:
+    """The arguments of a run of two steps on the CPU."""
+    return {
+        "model_name_or_path": str(model),
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "full",
+        "freeze_vision_tower": True,
+        "dataset_dir": str(data),
+        "media_dir": str(media),
+        "dataset": "rows",
+        "template": "qwen2_vl",
+        "cutoff_len": 4096,
+        "overwrite_cache": True,
+        "output_dir": str(output),
+        "per_device_train_batch_size": 2,
+        "max_steps": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "bf16": False,
+        "use_cpu": True,
+    }

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -157,12 +157,14 @@ class TestCropHits:
         hits = [crop_hits(crop_turn(cell), example) for cell in range(len(CELL_NAMES))]
         assert hits == [cell == example.framed_cell for cell in range(len(CELL_NAMES))]
 
+    @settings(deadline=None)
     @given(spaces=st.lists(st.sampled_from(["", " ", "  "]), min_size=6, max_size=6))
     def test_spaces_do_not_matter(self, spaces: list[str]) -> None:
         a, b, c, d, e, f = spaces
         code = f"image_1.crop({a}({b}0,{c}0,{d}{PICTURE_SIDE},{e}{PICTURE_SIDE}){f}).resize((9, 9))"
         assert crop_hits(code, make_example(3))
 
+    @settings(deadline=None)
     @given(code=st.text())
     def test_any_text_is_understood_or_misses(self, code: str) -> None:
         assert crop_hits(code, make_example(3)) is False

@@ -144,22 +144,18 @@ def _swallowed_tag(text: str, stop: tuple[str, ...]) -> str:
 
 
 def _serialise(message: Message) -> bytes:
-    content: str | list[dict[str, Any]] = (
-        [_content_part(part) for part in message.parts if part]
-        if message.images
-        else _valid(message.text)
-    )
-    return json.dumps({"role": message.role, "content": content}).encode()
+    if not message.images:
+        return json.dumps({"role": message.role, "content": _valid(message.text)}).encode()
+    parts = b", ".join(_content_part(part) for part in message.parts if part)
+    return b'{"role": "%s", "content": [%s]}' % (message.role.encode(), parts)
 
 
-def _content_part(part: Part) -> dict[str, Any]:
+def _content_part(part: Part) -> bytes:
     if isinstance(part, EncodedImage):
-        data = base64.b64encode(part.data).decode("ascii")
-        return {
-            "type": "image_url",
-            "image_url": {"url": f"data:{part.media_type};base64,{data}"},
-        }
-    return {"type": "text", "text": _valid(part)}
+        # Base64 needs no escaping, and the JSON encoder takes five times as long over it.
+        url = b"data:%s;base64,%s" % (part.media_type.encode(), base64.b64encode(part.data))
+        return b'{"type": "image_url", "image_url": {"url": "%s"}}' % url
+    return json.dumps({"type": "text", "text": _valid(part)}).encode()
 
 
 def _valid(text: str) -> str:

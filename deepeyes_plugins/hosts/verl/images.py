@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from PIL import Image
-from qwen_vl_utils.vision_process import smart_resize
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from deepeyes_plugins.protocol.content import EncodedImage
 

@@ -112,7 +112,7 @@ class TokenPolicy:
         output = await self._generate(
             prompt_ids=self.stream.ids,
             sampling_params=self._engine_params(limit),
-            image_data=self.images or None,
+            image_data=list(self.images) or None,
         )
         count = await asyncio.to_thread(
             cut_turn,

@@ -1,0 +1,72 @@
+"""Generated ids are kept as they are, and every id knows whose it is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepeyes_plugins.hosts.verl.tokens import TokenStream, cut_turn
+
+ids = st.lists(st.integers(0, 500), max_size=30)
+pieces = st.lists(st.tuples(st.booleans(), ids), max_size=8)
+
+
+@given(prompt=ids, pieces=pieces)
+def test_ids_masks_and_log_probs_stay_aligned(
+    prompt: list[int], pieces: list[tuple[bool, list[int]]]
+) -> None:
+    stream = TokenStream(prompt, budget=1000)
+    for generated, piece in pieces:
+        if generated:
+            stream.append_generated(piece, [float(-token) for token in piece])
+        else:
+            stream.append_context(piece)
+
+    assert stream.ids == prompt + [token for _, piece in pieces for token in piece]
+    assert stream.response_mask == [int(mine) for mine, piece in pieces for _ in piece]
+    assert stream.log_probs == [float(-t) if mine else 0.0 for mine, p in pieces for t in p]
+
+
+def test_nothing_is_appended_beyond_the_budget() -> None:
+    stream = TokenStream([1], budget=3)
+    stream.append_generated([2, 3], None)
+    with pytest.raises(ValueError, match="2 ids do not fit into the 1 that are left"):
+        stream.append_context([4, 5])
+    assert stream.response_ids == [2, 3]
+
+
+def test_log_probs_are_given_for_all_turns_or_for_none() -> None:
+    stream = TokenStream([1], budget=10)
+    stream.append_generated([2], [-1.0])
+    stream.append_generated([3], None)
+    stream.append_generated([4], [-1.0])
+    assert stream.log_probs is None
+
+
+def test_a_log_prob_that_is_missing_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 generated ids came with 1 log-probs"):
+        TokenStream([1], budget=10).append_generated([2, 3], [-1.0])
+
+
+def spell(tokens: object) -> str:
+    return "".join(map(chr, tokens))  # type: ignore[call-overload]
+
+
+@given(st.text("<>/codeabx", max_size=40))
+def test_a_turn_is_cut_behind_its_first_closing_tag(text: str) -> None:
+    count = cut_turn([ord(letter) for letter in text], spell, ["</code>"], frozenset())
+    before, tag, _ = text.partition("</code>")
+    assert text[:count] == before + tag
+
+
+def test_a_token_that_completes_the_tag_and_goes_on_is_kept_whole() -> None:
+    words = {0: "x</co", 1: "de>\n\n", 2: "more"}
+    count = cut_turn([0, 1, 2], lambda t: "".join(words[i] for i in t), ["</code>"], frozenset())
+    assert count == 2
+
+
+def test_a_turn_ends_before_a_forbidden_token() -> None:
+    forbidden = frozenset([ord("#")])
+    assert cut_turn([ord(c) for c in "ab#</code>"], spell, ["</code>"], forbidden) == 2
+    assert cut_turn([ord(c) for c in "</code>#"], spell, ["</code>"], forbidden) == 7
