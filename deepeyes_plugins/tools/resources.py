@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 
 from deepeyes_plugins.rollout.contracts import Environment, Tool
@@ -30,13 +31,13 @@ class Resources:
             if self._sandbox is None:
                 settings = self.settings.sandbox
                 url = await asyncio.to_thread(ensure_server, settings)
-                self._sandbox = SandboxClient(url, token=settings.token())
+                self._sandbox = SandboxClient(url, token=os.environ.get(settings.token_env))
         return self._sandbox
 
     async def aclose(self) -> None:
         """Close every connection."""
         if self._sandbox is not None:
-            await self._sandbox.aclose()
+            await self._sandbox.close()
             self._sandbox = None
 
 

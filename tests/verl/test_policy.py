@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepeyes_plugins.protocol.content import EncodedImage
@@ -58,7 +58,8 @@ async def test_an_episode_reads_like_an_independent_rendering(
     image_tokens = "<|vision_start|>" + "<|image_pad|>" * 4 + "<|vision_end|>"
     stream = policy.stream
     assert tokenizer.decode(stream.ids) == rendered(episode, image_tokens)
-    masked = [token for token, mine in zip(stream.response_ids, stream.response_mask) if mine]
+    pairs = zip(stream.response_ids, stream.response_mask, strict=True)
+    masked = [token for token, mine in pairs if mine]
     assert masked == [token for turn in generated for token in turn]
     pads = stream.ids.count(tokenizer.convert_tokens_to_ids("<|image_pad|>"))
     assert pads == 4 * len(policy.images) == 4 * (1 + sum(n for _, (_, n) in episode))

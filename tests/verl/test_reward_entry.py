@@ -51,5 +51,5 @@ async def test_without_a_trajectory_the_turns_are_recovered_from_the_text() -> N
 
 
 async def test_an_unknown_data_source_is_named() -> None:
-    with pytest.raises(UnknownNameError, match="percepton.*Did you mean 'perception'"):
+    with pytest.raises(UnknownNameError, match=r"percepton.*Did you mean 'perception'"):
         await compute_score("percepton", "", "red", recorded(ANSWER))

@@ -42,7 +42,7 @@ def shared_resources(settings_path: str | None) -> Resources:
     return _resources[loop]
 
 
-class DeepEyesAgentLoop(AgentLoopBase):  # type: ignore[misc]
+class DeepEyesAgentLoop(AgentLoopBase):
     """Plays every row: its ``env_name`` chooses the environment.
 
     Settings come from the recipe's own section::

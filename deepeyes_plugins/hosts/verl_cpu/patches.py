@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import wraps
-from types import ModuleType
 from typing import Any
 
 
-def use_one_gloo_backend(module: ModuleType) -> None:
+def use_one_gloo_backend(module: Any) -> None:
     """Name one backend: verl builds ``cpu:gloo,cpu:gloo``, which torch refuses as a duplicate.
 
     Args:
@@ -22,7 +21,7 @@ def use_one_gloo_backend(module: ModuleType) -> None:
     module.initialize_global_process_group_ray = initialize
 
 
-def never_pin_memory(module: ModuleType) -> None:
+def never_pin_memory(module: Any) -> None:
     """Do not pin memory for the reference policy: pinning needs an accelerator.
 
     Args:

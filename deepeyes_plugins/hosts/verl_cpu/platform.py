@@ -51,7 +51,7 @@ class _DeviceModule(types.ModuleType):
 
 
 @PlatformRegistry.register(platform="cpu")
-class CPUPlatform(PlatformBase):  # type: ignore[misc]
+class CPUPlatform(PlatformBase):
     """Device ``cpu``, collectives by gloo."""
 
     _module = _DeviceModule("deepeyes_cpu_device")

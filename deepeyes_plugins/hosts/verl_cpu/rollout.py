@@ -247,7 +247,7 @@ class TransformersServer:
         return results
 
 
-class TransformersReplica(RolloutReplica):  # type: ignore[misc]
+class TransformersReplica(RolloutReplica):
     """One server per replica, on the node of its training worker."""
 
     async def launch_servers(self) -> None:
@@ -279,7 +279,7 @@ class TransformersReplica(RolloutReplica):  # type: ignore[misc]
         self._server_address = f"{host}:{port}-{self.replica_rank}"
 
 
-class TransformersAdapter(BaseRollout):  # type: ignore[misc]
+class TransformersAdapter(BaseRollout):
     """Lives in every training worker and pushes the weights to its replica's server."""
 
     def __init__(
