@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
+from llamafactory.hparams import get_train_args
+from llamafactory.model import load_tokenizer
 
 from deepeyes_plugins.hosts.transformers.tiny_model import make_tiny_qwen2_5_vl
 from deepeyes_plugins.quickstart.datasets import write_sft
@@ -60,7 +63,7 @@ def train_arguments(model: Path, data: Path, media: Path, output: Path) -> dict[
         "dataset": "rows",
         "template": "qwen2_vl",
         "cutoff_len": 4096,
-        "overwrite_cache": True,
+        "cache_dir": str(output.parent / "cache"),
         "output_dir": str(output),
         "per_device_train_batch_size": 2,
         "max_steps": 2,
@@ -70,3 +73,12 @@ def train_arguments(model: Path, data: Path, media: Path, output: Path) -> dict[
         "bf16": False,
         "use_cpu": True,
     }
+
+
+def tokenized(arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run LLaMA-Factory up to the point where training would start."""
+    model, data, training, _, _ = get_train_args(arguments)
+    tokenizer_and_processor = load_tokenizer(model)
+    template = get_template_and_fix_tokenizer(tokenizer_and_processor["tokenizer"], data)
+    module = get_dataset(template, model, data, training, stage="sft", **tokenizer_and_processor)
+    return list(module["train_dataset"])

@@ -154,7 +154,7 @@ def _report(report: Report, bad_rows: BadRows) -> None:
     if report.ok:
         logger.info("%s: %d rows checked", report.file, report.rows)
     elif bad_rows == "drop" and report.bad_rows < report.rows:
-        logger.warning("dropping %d rows. %s", report.bad_rows, report.describe())
+        logger.warning("dropping %d row(s). %s", report.bad_rows, report.describe())
     else:
         raise DataError(
             f"{report.describe()}\n"
