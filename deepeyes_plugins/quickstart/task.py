@@ -1,8 +1,8 @@
 """The framed-dot task: a question that can only be answered by cropping the picture.
 
-A picture of `PICTURE_SIDE` x `PICTURE_SIDE` pixels has two by two cells on noisy ground. Near the
-centre of each cell sits a dot a few pixels wide in one of four colours, and a white frame marks
-the cell that the question is about. The tiny model sees every image at 56 x 56 pixels: in that
+A picture of `PICTURE_SIDE` x `PICTURE_SIDE` pixels is noisy ground with a cell in each
+corner. Near the centre of each cell sits a dot a few pixels wide in one of four colours, and a
+white frame marks the cell that the question is about. The tiny model sees every image at 56 x 56 pixels: in that
 view the frame is plain and the dots are gone, because a ring in the complementary colour cancels
 each of them when the picture is scaled down. A crop of the framed cell, made in the sandbox,
 shows the dot.
@@ -22,10 +22,11 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-CELL_SIDE = 224
+CELL_SIDE = 160
 """Side of a cell in pixels."""
-PICTURE_SIDE = 2 * CELL_SIDE
-"""Side of the picture in pixels."""
+PICTURE_SIDE = 448
+"""Side of the picture in pixels. The cells sit in its corners with a gap between them, so that
+each lies differently on the grid of the model's image patches and can be told from the others."""
 CROP_SIDE = 32
 """Side of a demonstrated crop in pixels: the smallest image that is shown without enlarging it."""
 
@@ -170,7 +171,8 @@ def make_example(seed: int) -> Example:
 
 def cell_box(cell: int) -> Box:
     """Returns the region of a whole cell."""
-    left, upper = cell % 2 * CELL_SIDE, cell // 2 * CELL_SIDE
+    step = PICTURE_SIDE - CELL_SIDE
+    left, upper = cell % 2 * step, cell // 2 * step
     return left, upper, left + CELL_SIDE, upper + CELL_SIDE
 
 

@@ -32,7 +32,8 @@ class ExecutionResult:
         outcome: How the cell ended.
         stdout: Captured standard output, cut in the middle where it was too long.
         stderr: Captured standard error with plain-text tracebacks, cut likewise.
-        result: Text of the last expression's value, "" if there was none.
+        result: Text of the last expression's value; "" if there was none or it was displayed as
+            an image.
         images: Displayed images in order, each an encoded PNG.
         duration: Wall time of the cell in seconds.
         error_name: Class name of the exception that ended the cell, if one did.

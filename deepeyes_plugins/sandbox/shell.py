@@ -182,7 +182,9 @@ class _Hook(DisplayHook):
         """No prompt: the value is returned on its own."""
 
     def write_format_data(self, format_dict: dict[str, Any], md_dict: Any = None) -> None:
-        self.output.show(format_dict)
+        # The richest form wins, as in a notebook: an image does without its repr.
+        if self.output.show(format_dict):
+            return
         text = BoundedText(self.output.limits.stdout_characters)
         text.write(format_dict.get("text/plain") or "")
         self.output.result = text.take()

@@ -189,6 +189,17 @@ async def test_turns_have_one_form_whatever_the_server_does(
     assert turn.finish_reason == expected_reason
 
 
+async def test_without_stop_strings_a_missing_tag_is_the_models_mistake() -> None:
+    unclosed = CODE.removesuffix("</code>")
+    with ChatServer.saying(CODE + "\nIt prints 2.", unclosed) as server:
+        async with policy_for(server.url, send_stop=False) as policy:
+            await policy.begin(task())
+            turns = [await policy.act(), await policy.act()]
+
+    assert [turn and turn.text for turn in turns] == [CODE, unclosed]
+    assert "stop" not in server.requests[0]
+
+
 async def test_reasoning_that_the_server_splits_off_is_put_back() -> None:
     reply = Reply("<answer>red</answer>", message={"reasoning_content": "look"})
     with ChatServer.saying(reply) as server:

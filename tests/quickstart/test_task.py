@@ -121,7 +121,7 @@ class TestDemonstrations:
             (
                 "assistant",
                 "<think>Look at the top left.</think>\n<code>\n```python\n"
-                "image_1.crop((96, 96, 128, 128))\n```\n</code>",
+                "image_1.crop((64, 64, 96, 96))\n```\n</code>",
                 0,
             ),
             (

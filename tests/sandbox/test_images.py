@@ -152,3 +152,11 @@ def test_a_large_image_is_compressed() -> None:
     image = Image.new("RGB", (2000, 1500), "white")
     assert len(encode_png(image)) < 100_000
     assert same(decoded(encode_png(image)), image)
+
+
+async def test_an_image_as_last_expression_comes_without_its_repr(client: SandboxClient) -> None:
+    async with await client.create_session([]) as session:
+        result = await session.execute(
+            "from PIL import Image\nImage.new('RGB', (40, 40))", timeout=20
+        )
+    assert (len(result.images), result.result, result.stdout) == (1, "", "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -100,29 +99,16 @@ def test_api_mode_and_the_settings_file(tmp_path: Path, vlmeval: Vlmeval) -> Non
     assert pd.read_csv(scores).loc[0, "Overall"] == 25.0
 
 
-def test_a_config_file_names_the_classes(tmp_path: Path, vlmeval: Vlmeval) -> None:
+def test_the_tiny_recipe_names_the_classes(tmp_path: Path, vlmeval: Vlmeval) -> None:
     write_table(tmp_path / "data", QUESTIONS)
+    recipe = Path(__file__).parents[2] / "recipes" / "tiny" / "eval.json"
     with ChatServer(lambda body: Reply("<answer>red</answer>")) as server:
-        config = {
-            "model": {
-                "Mine": {
-                    "class": "DeepEyesV2",
-                    "url": server.url,
-                    "max_tokens": 64,
-                    "system_prompt": "Look closely.",
-                }
-            },
-            "data": {
-                "DeepEyesQuickstart": {
-                    "class": "DeepEyesQuickstart",
-                    "dataset": "DeepEyesQuickstart",
-                }
-            },
-        }
-        (tmp_path / "eval.json").write_text(json.dumps(config), encoding="utf-8")
-        vlmeval("--config", "eval.json", DEEPEYES_ENVIRONMENT="none")
+        # The recipe's own URL is overridden, as every setting can be.
+        vlmeval("--config", str(recipe), DEEPEYES_OPENAI_URL=server.url)
 
-    assert all(body["max_tokens"] == 64 for body in server.requests)
-    assert server.requests[0]["messages"][0] == {"role": "system", "content": "Look closely."}
-    scores = tmp_path / "out" / "Mine" / "Mine_DeepEyesQuickstart_acc.csv"
+    assert len(server.requests) == 4
+    assert all(body["max_tokens"] == 80 and "stop" not in body for body in server.requests)
+    first = server.requests[0]["messages"][0]
+    assert first == {"role": "system", "content": "Use code to zoom in, then answer."}
+    scores = tmp_path / "out" / "DeepEyesV2" / "DeepEyesV2_DeepEyesQuickstart_acc.csv"
     assert pd.read_csv(scores).loc[0, "Overall"] == 25.0

@@ -63,7 +63,9 @@ class OpenAIPolicy:
         except ContextLengthError as error:
             logger.warning("the conversation does not fit the model's context: %s", error)
             return None
-        turn = as_turn(completion, self._dialect)
+        settings = self._settings
+        swallows = settings.send_stop and settings.profile == "generic"
+        turn = as_turn(completion, self._dialect, swallows_stop=swallows)
         self._total_tokens = completion.total_tokens
         self._messages.append(_serialise(Message("assistant", (turn.text,))))
         return turn
@@ -114,18 +116,24 @@ class OpenAIPolicy:
         return fields | settings.extra_body
 
 
-def as_turn(completion: Completion, dialect: Dialect) -> AssistantTurn:
+def as_turn(completion: Completion, dialect: Dialect, *, swallows_stop: bool) -> AssistantTurn:
     """Bring what a server returned into the form of ``dialect``.
 
-    Text past the first closing tag is cut, a closing tag that the server swallowed as a stop
-    string is put back, and the prefill is supplied where the text does not start with it.
+    Text past the first closing tag is cut, and the prefill is supplied where the text does not
+    start with it.
+
+    Args:
+        completion: What the server returned.
+        dialect: How turns are opened and closed.
+        swallows_stop: The server may have removed a stop string, as OpenAI's own does: put back
+            the closing tag that is missing from a finished text.
     """
     generated = completion.text
     text = complete_at_tag(generated, dialect.stop)
     finish_reason: Literal["stop", "length"] = completion.finish_reason
     if text.endswith(dialect.stop):
         finish_reason = "stop"
-    elif finish_reason == "stop":
+    elif finish_reason == "stop" and swallows_stop:
         text += _swallowed_tag(text, dialect.stop)
     if dialect.prefill:
         opened = text.lstrip()
