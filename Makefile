@@ -28,6 +28,7 @@ install: ## Make .venv and install everything, once
 reinstall:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 with venv is needed: install python3.11 and" \
 	  "python3.11-venv, or say make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Installing everything into $(VENV), once: about 7 GB and some minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt $(VERSIONS) --editable '.[all,dev]'
 	$(PIP) install --quiet --no-deps --constraint constraints.txt ms-vlmeval

@@ -6,11 +6,16 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = {
@@ -89,6 +94,8 @@ def imports(path: Path, *, for_types: bool = True) -> Iterator[str]:
             yield from (f"{base.rstrip('.')}.{alias.name}" for alias in node.names)
 
 
+OPENAI = "deepeyes_plugins.hosts.openai"
+
 SOURCES = sorted(
     path for top in ("deepeyes_plugins", "eval_plugins") for path in (ROOT / top).rglob("*.py")
 )
@@ -131,6 +138,38 @@ def test_only_hosts_and_eval_plugins_import_frameworks(path: Path) -> None:
         return
     found = {name.partition(".")[0] for name in imports(path)} & FRAMEWORKS
     assert not found, f"{path.relative_to(ROOT)} imports {found}"
+
+
+@cache
+def declared(*extras: str) -> set[str]:
+    """Names of the packages that pyproject.toml asks for, with those of some extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = list(project["dependencies"])
+    for extra in extras:
+        lines += project["optional-dependencies"][extra]
+    names = {canonicalize_name(Requirement(line).name) for line in lines}
+    return names | {canonicalize_name("pydantic-core")}  # A part of pydantic.
+
+
+@cache
+def _owners() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_imported_is_declared(path: Path) -> None:
+    name = module_name(path)
+    if room(name) in ("hosts", "eval_plugins") and not name.startswith(OPENAI):
+        return  # Those bring their framework, and with it what that depends on.
+    allowed = declared(*(["sandbox"] if room(name) == "sandbox" else []))
+    if room(name) == "quickstart":
+        allowed = declared("sandbox", "sft", "rl", "eval")
+    owners = _owners()
+    for top in {imported.partition(".")[0] for imported in imports(path)}:
+        if top in sys.stdlib_module_names or top in ("deepeyes_plugins", "eval_plugins"):
+            continue
+        found = {canonicalize_name(owner) for owner in owners.get(top, [])}
+        assert found & allowed, f"{path.relative_to(ROOT)} imports {top}, which nobody installs"
 
 
 def interpreter(program: str) -> str:

@@ -213,10 +213,10 @@ def _messages(prompt: Any, images: Iterator[EncodedImage]) -> tuple[Message, ...
 
 def _part(entry: Any, where: str) -> Part:
     if isinstance(entry, Mapping):
-        if isinstance(entry.get("text"), str):
-            return cast(str, entry["text"])
         if entry.get("type") == "image":
             return image_from(entry)
+        if isinstance(entry.get("text"), str):
+            return cast(str, entry["text"])
     raise RowError(f"{where} holds an entry that is neither a text nor an image: {entry!r:.80}")
 
 

@@ -98,6 +98,7 @@ def test_plain_chain_of_thought_may_answer_in_any_form(text: str) -> None:
         (tool_row(*"abc", last="It is red."), r"turn 5 .* has no <answer>"),
         (tool_row(*"ab", first="<image>" + CODE), r"turn 3 .* only user turns show images"),
         (tool_row(*"abc", first=CODE + "<|im_end|>"), r"literal <\|im_end\|>.*'< \|im_end\|>'"),
+        (tool_row(*"abc", first=CODE + "\ud83d"), r"turn 3 .* lone surrogate"),
         ({"messages": [message("user", "hi")]}, "the last turn is a user turn"),
         ({"messages": [message("system", "hi")]}, "no user and no assistant turn"),
         (

@@ -75,5 +75,5 @@ def test_good_rows_pass(rows: list[dict[str, Any]], tmp_path: Path, processor: A
 def test_an_unknown_policy_is_refused(
     rows: list[dict[str, Any]], tmp_path: Path, processor: Any
 ) -> None:
-    with pytest.raises(ValueError, match="data.bad_rows is 'ignore'"):
+    with pytest.raises(ValueError, match=r"data\.bad_rows is 'ignore'"):
         open_dataset(rows, tmp_path / "good.parquet", tmp_path, processor, bad_rows="ignore")

@@ -39,9 +39,7 @@ def rendered(turns: list[tuple[str, tuple[str, int]]], image_tokens: str) -> str
 
 
 @given(episode=episodes)
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, deadline=None)
 async def test_an_episode_reads_like_an_independent_rendering(
     builder: Any, processor: Any, episode: list[tuple[str, tuple[str, int]]]
 ) -> None:
