@@ -1,11 +1,11 @@
 """The framed-dot task: a question that can only be answered by cropping the picture.
 
-A picture of `PICTURE_SIDE` x `PICTURE_SIDE` pixels is noisy ground with a cell in each
-corner. Near the centre of each cell sits a dot a few pixels wide in one of four colours, and a
-white frame marks the cell that the question is about. The tiny model sees every image at 56 x 56 pixels: in that
-view the frame is plain and the dots are gone, because a ring in the complementary colour cancels
-each of them when the picture is scaled down. A crop of the framed cell, made in the sandbox,
-shows the dot.
+A picture of `PICTURE_SIDE` x `PICTURE_SIDE` pixels is noisy ground with a cell in each corner.
+Near the centre of each cell sits a dot a few pixels wide in one of four colours, and a white
+frame marks the cell that the question is about. The tiny model sees every image at 56 x 56
+pixels: in that view the frame is plain and the dots are gone, because a ring in the complementary
+colour cancels each of them when the picture is scaled down. A crop of the framed cell, made in
+the sandbox, shows the dot.
 
 The demonstrations are imperfect on purpose, so that reinforcement learning has something to
 learn: they follow the frame with probability `FOLLOW_PROBABILITY` and look at `HABIT_CELL`

@@ -13,4 +13,8 @@ watch(
     "verl.experimental.agent_loop.agent_loop",
     "deepeyes_plugins.hosts.verl.register:register_agent_loop",
 )
+watch(
+    "transformers.processing_utils",
+    "deepeyes_plugins.hosts.verl.speedups:reuse_equal_schemas",
+)
 activation.activate()
