@@ -85,6 +85,11 @@ class TransformersServer:
         self._serving = asyncio.create_task(self._serve())
         return ray.util.get_node_ip_address(), 0
 
+    async def stop(self) -> None:
+        """Stop serving; requests that wait are not answered any more."""
+        self._serving.cancel()
+        await asyncio.gather(self._serving, return_exceptions=True)
+
     async def load_weights(self, weights: list[tuple[str, torch.Tensor]]) -> None:
         """Replace the model's weights.
 
