@@ -34,7 +34,7 @@ _ROLES: Mapping[str, Role] = {
     "gpt": "assistant",
     "function_call": "assistant",
 }
-_SURROGATE = re.compile("[\\ud800-\\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _RESERVED = ("<video>", "<audio>", "<|im_end|>", *VISION_TOKENS, *CONTROL_TOKENS)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -136,6 +136,7 @@ def test_images_that_come_too_late_in_json_lines(tmp_path: Path) -> None:
     assert early.ok and array.ok
 
 
+@settings(deadline=None)
 @given(
     rows=st.lists(st.dictionaries(st.text(), st.text() | st.lists(st.integers())), max_size=8),
     piece=st.integers(1, 40),

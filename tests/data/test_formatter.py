@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepeyes_plugins import plugins
@@ -147,6 +147,7 @@ texts = st.sampled_from([CODE, SEARCH, ANSWER, "<image>", "<code>", "</think>"])
 messages = st.lists(st.fixed_dictionaries({"role": roles, "content": texts}) | json_values)
 
 
+@settings(deadline=None)
 @given(st.fixed_dictionaries({"messages": messages | json_values, "images": json_values}))
 def test_whatever_the_row_a_conversation_is_well_formed(row: dict[str, Any]) -> None:
     try:

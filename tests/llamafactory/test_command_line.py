@@ -16,8 +16,8 @@ import yaml
 from deepeyes_plugins.hosts.llamafactory.converter import BAD_ROWS_VARIABLE
 from tests.llamafactory.conftest import Rows, train_arguments, write_dataset
 
-SECONDS = 300
-"""A run takes about twenty on an idle machine, nearly all of them imports."""
+SECONDS = 600
+"""A run takes about twenty-five on an idle machine, nearly all of them imports."""
 
 
 @pytest.fixture(scope="module")
