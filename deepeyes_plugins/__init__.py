@@ -11,10 +11,9 @@ A third-party plugin needs one name from here::
         register("my_tool", MyTool)
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+# Every interpreter of the environment imports this module (see _activation.py); the module typing
+# alone would cost it several milliseconds. Type checkers know the name.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from deepeyes_plugins.hookspecs import hookimpl as hookimpl
 

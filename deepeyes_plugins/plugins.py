@@ -6,6 +6,7 @@ import difflib
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pluggy
@@ -94,14 +95,16 @@ def manager() -> pluggy.PluginManager:
     plugin_manager.add_hookspecs(hookspecs)
     for name in BUILT_INS:
         plugin_manager.register(importlib.import_module(name), name)
-    try:
-        plugin_manager.load_setuptools_entrypoints(hookspecs.ENTRY_POINT_GROUP)
-        plugin_manager.check_pending()
-    except Exception as error:
-        raise PluginError(
-            f"a plugin of the entry-point group {hookspecs.ENTRY_POINT_GROUP!r} cannot be "
-            f"loaded: {error!r}. Fix it or uninstall its package."
-        ) from error
+    for entry_point in entry_points(group=hookspecs.ENTRY_POINT_GROUP):
+        package = entry_point.dist.name if entry_point.dist else entry_point.value
+        try:
+            plugin_manager.register(entry_point.load(), entry_point.name)
+            plugin_manager.check_pending()
+        except Exception as error:
+            raise PluginError(
+                f"the plugin {entry_point.name!r} of the package {package!r} cannot be loaded: "
+                f"{error!r}. Fix it or uninstall its package."
+            ) from error
     return plugin_manager
 
 

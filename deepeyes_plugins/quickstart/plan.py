@@ -41,7 +41,7 @@ class Plan:
 
 FULL = Plan(
     folder=Path("runs/quickstart"),
-    sft_examples=4000,
+    sft_examples=2000,
     sft_steps=None,
     rl_examples=2048,
     rl_steps=None,

@@ -10,7 +10,7 @@ POLL_SECONDS = 0.1
 
 
 class EagerReplayBuffer(ReplayBuffer):
-    """verl's own, looking for finished trajectories ten times a second instead of every two seconds.
+    """verl's own, looking for finished trajectories ten times a second, not every two seconds.
 
     ``trainer.v1.sampler.custom_sampler`` names it.
     """
