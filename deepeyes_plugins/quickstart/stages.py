@@ -269,8 +269,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
         score = next(csv.DictReader(file))
     if int(score["failed"]):
         raise StageError(
-            f"{score['failed']} samples of {folder.name} failed; "
-            f"{folder / FILE_NAME} tells why"
+            f"{score['failed']} samples of {folder.name} failed; {folder / FILE_NAME} tells why"
         )
     trajectories = list(read_log(folder))
     return {
