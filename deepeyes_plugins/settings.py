@@ -39,7 +39,23 @@ class RewardSettings(BaseModel):
     )
 
 
-class AgentSettings(BaseSettings):
+class LayeredSettings(BaseSettings):
+    """Settings from code or a file, over which environment variables win."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win."""
+        return env_settings, init_settings
+
+
+class AgentSettings(LayeredSettings):
     """Everything the agent core can be told."""
 
     model_config = SettingsConfigDict(
@@ -68,18 +84,6 @@ class AgentSettings(BaseSettings):
     plugins: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Settings of third-party plugins, by plugin name."
     )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment win over the file."""
-        return env_settings, init_settings
 
 
 def load_settings(path: str | Path | None = None) -> AgentSettings:

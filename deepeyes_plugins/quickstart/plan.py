@@ -47,7 +47,7 @@ FULL = Plan(
     rl_steps=None,
     heldout=400,
     blind=400,
-    probe_examples=3000,
+    probe_examples=2000,
     claims=True,
 )
 FAST = Plan(

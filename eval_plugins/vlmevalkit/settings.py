@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from deepeyes_plugins.protocol.prompts import deepeyes_v2_prompt
-from deepeyes_plugins.settings import AgentSettings, SettingsError
+from deepeyes_plugins.settings import AgentSettings, LayeredSettings, SettingsError
 
 
-class PromptSettings(BaseSettings):
+class PromptSettings(LayeredSettings):
     """The system prompt; without either setting the environment's own."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix="DEEPEYES_EVAL_")
@@ -24,18 +24,6 @@ class PromptSettings(BaseSettings):
         description="UTF-8 file with the system prompt. For a released checkpoint: the prompt of "
         "its training data.",
     )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment win."""
-        return env_settings, init_settings
 
     def resolve(self, agent: AgentSettings) -> str | None:
         """The system prompt for ``agent``; ``None`` for none.

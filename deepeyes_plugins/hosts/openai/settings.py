@@ -7,14 +7,14 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
-from deepeyes_plugins.settings import SettingsError
+from deepeyes_plugins.settings import LayeredSettings, SettingsError
 
 ENVIRONMENT_PREFIX = "DEEPEYES_OPENAI_"
 
 
-class OpenAISettings(BaseSettings):
+class OpenAISettings(LayeredSettings):
     """Which servers answer, and how they are asked.
 
     ``DEEPEYES_OPENAI_…`` environment variables win over what the code or a file says.
@@ -106,18 +106,6 @@ class OpenAISettings(BaseSettings):
     def api_key(self) -> str | None:
         """The API key, ``None`` where the variable is not set."""
         return os.environ.get(self.api_key_env) or None
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment win."""
-        return env_settings, init_settings
 
 
 def load_openai_settings(**values: Any) -> OpenAISettings:
