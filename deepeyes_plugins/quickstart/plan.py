@@ -46,7 +46,7 @@ FULL = Plan(
     rl_examples=2048,
     rl_steps=None,
     heldout=400,
-    blind=400,
+    blind=200,
     probe_examples=2000,
     claims=True,
 )

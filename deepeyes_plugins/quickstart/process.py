@@ -9,13 +9,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 
 POLL_SECONDS = 0.5
-STOP_SECONDS = 20.0
+STOP_SECONDS = 10.0
 LOG_TAIL_LINES = 25
 
 OFFLINE = {
@@ -78,22 +78,33 @@ class Process:
             + "\n".join(lines[-LOG_TAIL_LINES:])
         )
 
-    def stop(self) -> None:
-        """End the whole group, gently first."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self._process.pid, number)
-            except ProcessLookupError:
-                break
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                continue
-        self._process.wait()
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the whole group, if any of it is left."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it ended within ``seconds``."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.poll() is not None
+
+
+def stop(processes: Sequence[Process]) -> None:
+    """End processes with all their children, gently first and all at once."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        for process in processes:
+            process.signal(number)
+        deadline = time.monotonic() + STOP_SECONDS
+        if all([process.wait(max(0.0, deadline - time.monotonic())) for process in processes]):
+            break
+    for process in processes:
+        process.signal(signal.SIGKILL)  # also whatever a process left behind in its group
+        process.wait(STOP_SECONDS)
 
 
 def run(
-    processes: Mapping[str, Process] | Process,
+    processes: Sequence[Process],
     progress: Callable[[], None],
     *,
     limit: float,
@@ -101,16 +112,15 @@ def run(
     """Wait for processes, calling ``progress`` all the while; whatever happens, they end.
 
     Args:
-        processes: One process, or several by name.
+        processes: Processes that run side by side.
         progress: Called about twice a second.
         limit: Seconds that they may take.
 
     Raises:
         StageError: One of them failed, or the time is over.
     """
-    waiting = [processes] if isinstance(processes, Process) else list(processes.values())
+    waiting = list(processes)
     deadline = time.monotonic() + limit
-    started = list(waiting)
     try:
         while waiting := [process for process in waiting if process.running()]:
             if time.monotonic() > deadline:
@@ -119,8 +129,7 @@ def run(
             time.sleep(POLL_SECONDS)
         progress()
     finally:
-        for process in started:
-            process.stop()
+        stop(processes)
 
 
 @contextmanager
@@ -151,7 +160,7 @@ def model_server(
             time.sleep(POLL_SECONDS)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        process.stop()
+        stop([process])
 
 
 def free_port() -> int:

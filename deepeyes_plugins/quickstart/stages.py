@@ -71,8 +71,8 @@ def prepare(plan: Plan, recipes: Path, report: Report) -> dict[str, Any]:
     report(4, 5)
     leakage = measure_leakage(
         load_image_processor(model),
-        list(split_examples("sft", plan.probe_examples)),
-        list(split_examples("heldout", plan.heldout)),
+        split_examples("sft", plan.probe_examples),
+        split_examples("heldout", plan.heldout),
     )
     report(5, 5)
     return {
@@ -105,7 +105,7 @@ def fine_tune(plan: Plan, recipes: Path, report: Report) -> dict[str, Any]:
         if last:
             report(last["current_steps"], last["total_steps"])
 
-    run(Process(command, plan.folder / "logs/sft.log"), progress, limit=LONGEST_STAGE)
+    run([Process(command, plan.folder / "logs/sft.log")], progress, limit=LONGEST_STAGE)
     losses = [(line["current_steps"], line["loss"]) for line in json_lines(log) if "loss" in line]
     if not losses:
         raise StageError(f"{log} holds no loss: see {plan.folder / 'logs/sft.log'}")
@@ -158,7 +158,7 @@ def reinforce(plan: Plan, recipes: Path, report: Report) -> dict[str, Any]:
         last = next(reversed(list(json_lines(metrics))), None)
         report(last["step"] if last else 0, plan.rl_steps or recipe_steps(recipes))
 
-    run(process, progress, limit=LONGEST_STAGE)
+    run([process], progress, limit=LONGEST_STAGE)
     lines = {line["step"]: line["data"] for line in json_lines(metrics)}
     validation = "val-core/perception/acc/mean@1"
     accuracies = [(step, data[validation]) for step, data in lines.items() if validation in data]
@@ -211,12 +211,10 @@ def evaluate(plan: Plan, recipes: Path, report: Report) -> dict[str, Any]:
             model: servers.enter_context(serve(model, plan.folder / f"logs/serve_{model.name}.log"))
             for model in {model for model, *_ in runs.values()}
         }
-        processes = {
-            name: vlmevalkit(
-                folder / name, plan, urls[model], model, recipes / "tiny" / agent, data
-            )
+        processes = [
+            vlmevalkit(folder / name, plan, urls[model], model, recipes / "tiny" / agent, data)
             for name, (model, agent, data, _) in runs.items()
-        }
+        ]
         run(processes, progress, limit=LONGEST_STAGE)
     return {name: read_evaluation(folder / name) for name in runs}
 

@@ -8,7 +8,7 @@ first accuracy should be near chance, the second near one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +49,8 @@ def load_image_processor(checkpoint: Path) -> Qwen2VLImageProcessor:
 
 def measure_leakage(
     image_processor: Qwen2VLImageProcessor,
-    examples: Sequence[Example],
-    heldout: Sequence[Example],
+    examples: Iterable[Example],
+    heldout: Iterable[Example],
     *,
     seed: int = 0,
 ) -> Leakage:
@@ -62,17 +62,28 @@ def measure_leakage(
         heldout: What it is measured on.
         seed: Seed of the probe's weights and of the order of its training.
     """
-    accuracies = []
-    for view in (framed_cell_view, right_crop_view):
-        train, test = (
-            (
-                torch.stack([view(image_processor, example) for example in group]),
-                torch.tensor([list(COLOURS).index(example.answer) for example in group]),
-            )
-            for group in (examples, heldout)
-        )
-        accuracies.append(probe_accuracy(train, test, seed=seed))
+    train, test = (_views(image_processor, group) for group in (examples, heldout))
+    accuracies = [
+        probe_accuracy((train[view], train[-1]), (test[view], test[-1]), seed=seed)
+        for view in range(2)
+    ]
     return Leakage(*accuracies)
+
+
+def _views(
+    image_processor: Qwen2VLImageProcessor, examples: Iterable[Example]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Framed cells, right crops and colours; the pictures themselves are not kept."""
+    rows = [
+        (
+            framed_cell_view(image_processor, example),
+            right_crop_view(image_processor, example),
+            torch.tensor(list(COLOURS).index(example.answer)),
+        )
+        for example in examples
+    ]
+    cells, crops, colours = zip(*rows, strict=True)
+    return torch.stack(cells), torch.stack(crops), torch.stack(colours)
 
 
 def framed_cell_view(image_processor: Qwen2VLImageProcessor, example: Example) -> Tensor:
