@@ -136,7 +136,8 @@ def probe_accuracy(
         seed: Seed of the weights and of the order of training.
     """
     views, labels = train
-    with torch.random.fork_rng(devices=[]):
+    # Gradients are asked for, since a framework in the same process may have switched them off.
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         network = nn.Sequential(
             nn.Conv2d(3, 32, kernel_size=5, stride=2),
