@@ -9,7 +9,9 @@ the sandbox, shows the dot.
 
 The demonstrations are imperfect on purpose, so that reinforcement learning has something to
 learn: they follow the frame with probability `FOLLOW_PROBABILITY` and look at `HABIT_CELL`
-otherwise. They always answer with the colour that their crop shows.
+otherwise. They always answer with the colour that their crop shows. In a few of them nothing comes
+back from the tool and they guess: so that the model still answers when its sandbox is switched
+off, and can be seen to be right by chance only.
 """
 
 from __future__ import annotations
@@ -40,9 +42,11 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 """Each colour as its direction from grey, per RGB channel."""
 HABIT_CELL = 0
 """Where a demonstration looks when it does not follow the frame."""
-FOLLOW_PROBABILITY = 0.42
+FOLLOW_PROBABILITY = 0.38
 """Share of demonstrations that follow the frame: below one half, so that greedy decoding of the
 imitated policy prefers the habit."""
+FAILURE_PROBABILITY = 0.06
+"""Share of demonstrations in which nothing comes back from the tool."""
 
 SYSTEM_PROMPT = "Use code to zoom in, then answer."
 QUESTIONS = (
@@ -53,6 +57,13 @@ QUESTIONS = (
     "The dot in the frame: what colour?",
 )
 IMAGE_PLACEHOLDER = "<image>"
+
+_NO_IMAGE = "Code execution result:\nstdout:\n```\n\n```\n\nstderr:\n```\n\n```"
+FAILED_OBSERVATIONS = (
+    _NO_IMAGE,
+    "<tool_response>\nError: There is no tool 'python'. Tools: none.\n</tool_response>",
+)
+"""What comes back when a cell showed nothing, and when there is no sandbox at all."""
 
 Split = Literal["sft", "train", "heldout"]
 SEEDS_PER_SPLIT = 1_000_000
@@ -92,6 +103,9 @@ class Example:
         colours: The colour name of the dot in each of the four cells.
         dot_centres: Pixel (x, y) of the dot in each of the four cells.
         demonstrated_cell: Index of the cell that the demonstration crops.
+        failed_observation: What the demonstration gets instead of its crop, if anything.
+        demonstrated_answer: The colour name that the demonstration answers with: what its crop
+            shows, or a guess.
     """
 
     seed: int
@@ -101,6 +115,8 @@ class Example:
     colours: tuple[str, ...]
     dot_centres: tuple[tuple[int, int], ...]
     demonstrated_cell: int
+    failed_observation: str | None
+    demonstrated_answer: str
 
     @property
     def answer(self) -> str:
@@ -150,6 +166,10 @@ def make_example(seed: int) -> Example:
     colours = tuple(names[i] for i in generator.integers(len(names), size=len(CELL_NAMES)))
     question = QUESTIONS[int(generator.integers(len(QUESTIONS)))]
     follows = generator.random() < FOLLOW_PROBABILITY
+    demonstrated_cell = framed_cell if follows else HABIT_CELL
+    fails = generator.random() < FAILURE_PROBABILITY
+    failure = FAILED_OBSERVATIONS[int(generator.integers(len(FAILED_OBSERVATIONS)))]
+    guess = names[int(generator.integers(len(names)))]
     dot_centres = tuple(
         (left + CELL_SIDE // 2 + int(dx), upper + CELL_SIDE // 2 + int(dy))
         for (left, upper, _, _), (dx, dy) in zip(
@@ -165,7 +185,9 @@ def make_example(seed: int) -> Example:
         framed_cell=framed_cell,
         colours=colours,
         dot_centres=dot_centres,
-        demonstrated_cell=framed_cell if follows else HABIT_CELL,
+        demonstrated_cell=demonstrated_cell,
+        failed_observation=failure if fails else None,
+        demonstrated_answer=guess if fails else colours[demonstrated_cell],
     )
 
 
@@ -184,15 +206,21 @@ def crop_box(cell: int) -> Box:
 
 
 def demonstration(example: Example) -> list[Turn]:
-    """Returns the demonstrated trajectory: prompt, crop, what the crop shows, answer."""
+    """Returns the demonstrated trajectory: prompt, crop, what comes back, answer."""
     cell = example.demonstrated_cell
-    crop = example.picture.crop(crop_box(cell))
-    return [
-        *prompt(example),
-        Turn("assistant", crop_turn(cell)),
-        Turn("user", observation_turn(), (crop,)),
-        Turn("assistant", answer_turn(example.colours[cell])),
-    ]
+    colour = example.demonstrated_answer
+    if example.failed_observation is None:
+        crop = example.picture.crop(crop_box(cell))
+        outcome = [
+            Turn("user", observation_turn(), (crop,)),
+            Turn("assistant", answer_turn(colour)),
+        ]
+    else:
+        outcome = [
+            Turn("user", example.failed_observation),
+            Turn("assistant", guess_turn(colour)),
+        ]
+    return [*prompt(example), Turn("assistant", crop_turn(cell)), *outcome]
 
 
 def prompt(example: Example) -> list[Turn]:
@@ -211,15 +239,17 @@ def crop_turn(cell: int) -> str:
 
 def observation_turn() -> str:
     """Returns what the sandbox reports after a cell that showed one image and printed nothing."""
-    return (
-        "Code execution result:\nstdout:\n```\n\n```\n\nstderr:\n```\n\n```\n\n"
-        f"Images:\n{IMAGE_PLACEHOLDER}"
-    )
+    return f"{_NO_IMAGE}\n\nImages:\n{IMAGE_PLACEHOLDER}"
 
 
 def answer_turn(colour: str) -> str:
     """Returns the assistant turn that answers with a colour."""
     return f"<think>It is {colour}.</think>\n<answer>{colour}</answer>"
+
+
+def guess_turn(colour: str) -> str:
+    """Returns the assistant turn that guesses a colour, having seen none."""
+    return f"<think>I have to guess.</think>\n<answer>{colour}</answer>"
 
 
 def crop_hits(code: str, example: Example) -> bool:
@@ -242,7 +272,9 @@ def task_texts() -> list[str]:
         *QUESTIONS,
         *map(crop_turn, range(len(CELL_NAMES))),
         observation_turn().replace(IMAGE_PLACEHOLDER, ""),
+        *FAILED_OBSERVATIONS,
         *map(answer_turn, COLOURS),
+        *map(guess_turn, COLOURS),
     ]
 
 

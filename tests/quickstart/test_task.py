@@ -17,12 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from deepeyes_plugins.protocol.content import EncodedImage
+from deepeyes_plugins.protocol.observations import code_observation
 from deepeyes_plugins.quickstart import task
 from deepeyes_plugins.quickstart.datasets import write_rl, write_sft, write_vlmevalkit
 from deepeyes_plugins.quickstart.task import (
     CELL_NAMES,
     COLOURS,
     CROP_SIDE,
+    FAILED_OBSERVATIONS,
+    FAILURE_PROBABILITY,
     FOLLOW_PROBABILITY,
     HABIT_CELL,
     PICTURE_SIDE,
@@ -33,6 +37,7 @@ from deepeyes_plugins.quickstart.task import (
     crop_turn,
     demonstration,
     make_example,
+    observation_turn,
     split_examples,
 )
 
@@ -49,9 +54,9 @@ def image_of(data: bytes) -> np.ndarray:
 class TestPictures:
     def test_a_seed_always_gives_the_same_example(self) -> None:
         first, second = make_example(7), make_example(7)
-        assert np.array_equal(first.picture, second.picture)
+        assert first.picture == second.picture
         assert (first.question, first.answer) == (second.question, second.answer)
-        assert not np.array_equal(first.picture, make_example(8).picture)
+        assert first.picture != make_example(8).picture
 
     def test_the_crop_shows_the_dot_in_its_colour(self, examples: list[Example]) -> None:
         for example in examples[:100]:
@@ -113,7 +118,11 @@ class TestSplits:
 
 class TestDemonstrations:
     def test_the_exact_text(self) -> None:
-        example = next(e for e in split_examples("sft", 100) if e.demonstrated_cell == 0)
+        example = next(
+            e
+            for e in split_examples("sft", 100)
+            if e.demonstrated_cell == 0 and e.failed_observation is None
+        )
         colour = example.colours[0]
         assert [(turn.role, turn.text, len(turn.images)) for turn in demonstration(example)] == [
             ("system", "Use code to zoom in, then answer.", 0),
@@ -144,11 +153,28 @@ class TestDemonstrations:
         } == {HABIT_CELL}
 
     def test_the_answer_is_what_the_crop_shows(self, examples: list[Example]) -> None:
-        for example in examples[:100]:
+        for example in [e for e in examples if e.failed_observation is None][:100]:
             *_, observation, answer = demonstration(example)
             expected = example.picture.crop(crop_box(example.demonstrated_cell))
-            assert np.array_equal(observation.images[0], expected)
+            assert observation.images[0] == expected
             assert f"<answer>{example.colours[example.demonstrated_cell]}</answer>" in answer.text
+
+    def test_a_few_get_nothing_back_and_guess(self, examples: list[Example]) -> None:
+        failures = [example for example in examples if example.failed_observation is not None]
+        assert len(failures) / len(examples) == pytest.approx(FAILURE_PROBABILITY, abs=0.02)
+        right = [example.demonstrated_answer == example.answer for example in failures]
+        assert np.mean(right) == pytest.approx(0.25, abs=0.15)
+        *_, observation, answer = demonstration(failures[0])
+        assert (observation.text, observation.images) == (failures[0].failed_observation, ())
+        assert answer.text == (
+            f"<think>I have to guess.</think>\n<answer>{failures[0].demonstrated_answer}</answer>"
+        )
+
+    def test_what_comes_back_is_worded_as_the_agent_words_it(self) -> None:
+        picture = make_example(0).picture
+        *text, _ = code_observation("", "", [EncodedImage.from_pil(picture)])
+        assert "".join(map(str, text)) + "<image>" == observation_turn()
+        assert code_observation("", "") == (FAILED_OBSERVATIONS[0],)
 
 
 class TestCropHits:
@@ -183,14 +209,15 @@ class TestFiles:
         assert len(rows) == 5
         for row, example in zip(rows, examples, strict=True):
             text = "".join(message["content"] for message in row["messages"])
-            assert text.count("<image>") == len(row["images"]) == 2
+            assert text.count("<image>") == len(row["images"])
             picture = (tmp_path / row["images"][0]).read_bytes()
             assert np.array_equal(image_of(picture), np.array(example.picture))
 
     def test_image_files_are_named_by_content_and_carry_no_metadata(self, tmp_path: Path) -> None:
-        write_sft(split_examples("sft", 5), tmp_path, formatting="sharegpt")
+        examples = list(split_examples("sft", 5))
+        write_sft(examples, tmp_path, formatting="sharegpt")
         files = sorted((tmp_path / "images").iterdir())
-        assert len(files) == 10
+        assert len(files) == sum(1 + (e.failed_observation is None) for e in examples)
         for file in files:
             assert hashlib.sha256(file.read_bytes()).hexdigest().startswith(file.stem)
             assert Image.open(file).info == {}
