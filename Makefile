@@ -54,4 +54,4 @@ format: install ## Format the code and mend what can be mended
 	$(BIN)/ruff format .
 
 bench: install ## Measure and print what the documentation claims
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@shopt -s nullglob; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

@@ -85,28 +85,29 @@ def play(stage: Stage, number: int, plan: Plan, state: RunState, console: Consol
             spent = time.monotonic() - started
             left = stage.seconds - spent if not done else spent / done * (total - done)
             text = f"about {max(1.0, (max(0.0, left) + later) / 60):.0f} min left in all"
-            progress.update(task, completed=done, total=total, left=text if plan.claims else "")
-            say(done, total)
+            text = text if plan.claims else ""
+            progress.update(task, completed=done, total=total, left=text)
+            say(done, total, text)
 
-        say(0, 0)
+        say(0, 0, "")
         result = stage.play(plan, recipes_folder(), report)
     result["seconds"] = round(time.monotonic() - started, 1)
     state.finish(stage.name, result)
     console.print(f"{title}: done in {result['seconds']:.0f} s", markup=False)
 
 
-def _plain_reporter(title: str, console: Console) -> Callable[[int, int], None]:
+def _plain_reporter(title: str, console: Console) -> Callable[[int, int, str], None]:
     """Progress for logs and pipes: a line now and then, and only when something moved."""
     if console.is_terminal:
-        return lambda done, total: None
+        return lambda done, total, left: None
     last_time, last_done = float("-inf"), -1
 
-    def say(done: int, total: int) -> None:
+    def say(done: int, total: int, left: str) -> None:
         nonlocal last_time, last_done
         now = time.monotonic()
         if done != last_done and now - last_time >= SILENCE_SECONDS:
             step = f" {done}/{total}" if total else ""
-            console.print(f"{title}{step}", markup=False)
+            console.print(f"{title}{step} {left}".rstrip(), markup=False)
             last_time, last_done = now, done
 
     return say
