@@ -57,7 +57,7 @@ def summarize_run(plan: Plan, stages: Mapping[str, Mapping[str, Any]]) -> dict[s
             "rl": {"greedy": rl_model["accuracy"], "sampled": _last(sampled)},
             "rl_without_sandbox": {"greedy": evaluation["rl_without_sandbox"]["accuracy"]},
         },
-        "trajectories": evaluation,
+        "trajectories": {name: result for name, result in evaluation.items() if name != "seconds"},
         "wall_seconds": sum(result["seconds"] for result in stages.values()),
         "versions": {"python": platform.python_version(), **_versions()},
     }
@@ -68,7 +68,8 @@ def table(summary: Mapping[str, Any]) -> Table:
     heldout, trajectories = summary["heldout"], summary["trajectories"]
     rows = Table(title=f"Held-out questions: {heldout['questions']}, chance {CHANCE:.0%}")
     rows.add_column("")
-    for model in ("SFT", "SFT + RL", "SFT + RL, no sandbox"):
+    blind = trajectories["rl_without_sandbox"]["answered"]
+    for model in ("SFT", "SFT + RL", f"SFT + RL, no sandbox ({blind} questions)"):
         rows.add_column(model, justify="right")
     names = ("sft", "rl", "rl_without_sandbox")
     rows.add_row("accuracy, greedy (VLMEvalKit)", *(_percent(heldout[n]["greedy"]) for n in names))
@@ -96,6 +97,7 @@ def draw_curves(stages: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
     """Draw loss, reward, tool calls and accuracy over training."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     sft, rl, evaluation = stages["sft"], stages["rl"], stages["evaluate"]
     figure = Figure(figsize=(11, 7), layout="constrained")
@@ -109,7 +111,8 @@ def draw_curves(stages: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
     reward.set(title="RL reward (training batch)", xlabel="step", ylim=(0, 1.05))
 
     calls.plot(*zip(*rl["tool_calls"], strict=True), color="tab:green", marker=".")
-    calls.set(title="RL tool calls per sample", xlabel="step", ylim=(0, None))
+    most = max(count for _, count in rl["tool_calls"])
+    calls.set(title="RL tool calls per sample", xlabel="step", ylim=(0, max(1.0, most) * 1.1))
 
     accuracy.plot(
         *zip(*rl["accuracy_sampled"], strict=True),
@@ -134,8 +137,9 @@ def draw_curves(stages: Mapping[str, Mapping[str, Any]], folder: Path) -> Path:
     )
     accuracy.axhline(CHANCE, color="grey", linestyle=":", label="chance")
     accuracy.set(title="Held-out accuracy", xlabel="RL step", ylim=(0, 1.05))
-    accuracy.legend(loc="lower right", fontsize="small")
+    accuracy.legend(loc="center", fontsize="small")
     for axes in (loss, reward, calls, accuracy):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     path = folder / "curves.png"
     figure.savefig(path, dpi=120)
