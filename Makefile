@@ -38,11 +38,11 @@ quickstart: install ## Train and evaluate a tiny agent on this machine, GPU or n
 	$(BIN)/deepeyes quickstart
 
 quickstart-fast: install ## The same in its shortest form: every step runs, little is learned
-	$(BIN)/deepeyes quickstart --fast
+	$(BIN)/deepeyes quickstart --fast --restart
 
 test: install ## Run the tests, then the short quickstart
 	$(BIN)/python -m pytest $(PYTEST)
-	$(BIN)/deepeyes quickstart --fast
+	$(BIN)/deepeyes quickstart --fast --restart
 
 lint: install ## Check style and types
 	$(BIN)/ruff check .
