@@ -214,7 +214,7 @@ def test_importing_the_core_touches_no_files_connections_or_threads() -> None:
         for path in SOURCES
         if room(module_name(path)) in CORE
         # Programs that are only ever started, never imported.
-        and path.name not in ("__main__.py", "zygote.py", "zygote_kernel.py")
+        and path.name not in ("__main__.py", "zygote.py", "provider.py")
     ]
     program = f"""
 import importlib, json, os, sys, threading

@@ -37,6 +37,8 @@ class ExecutionResult:
         images: Displayed images in order, each an encoded PNG.
         duration: Wall time of the cell in seconds.
         error_name: Class name of the exception that ended the cell, if one did.
+        lost_names: Variables and files that this session had and has no more, with the reason: in
+            the first cell after a restore, and where the session or its process is gone.
     """
 
     outcome: Outcome
@@ -46,6 +48,7 @@ class ExecutionResult:
     images: list[bytes] = field(default_factory=list)
     duration: float = 0.0
     error_name: str | None = None
+    lost_names: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .contracts import ExecutionResult, Health, SandboxUnavailable
-from .kernel import ImageRejected, ImagesMissing, Kernel, KernelProvider
+from .kernels.contract import ImageRejected, ImagesMissing, Kernel, KernelProvider
 from .settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
@@ -331,7 +331,7 @@ def create_app(
         provider: Where kernels come from; by default a zygote.
     """
     if provider is None:
-        from .zygote_kernel import ZygoteProvider
+        from .kernels.fork.provider import ZygoteProvider
 
         provider = ZygoteProvider(settings)
     server = SandboxServer(provider, settings, token)

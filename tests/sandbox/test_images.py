@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from deepeyes_plugins.sandbox import SandboxClient, SandboxError, SandboxSession
-from deepeyes_plugins.sandbox.images import encode_png
+from deepeyes_plugins.sandbox.kernels.fork.images import encode_png
 
 from .conftest import decoded, encoded, gradient, png
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from deepeyes_plugins.sandbox import EmbeddedServer, SandboxClient, SandboxSession, isolation
+from deepeyes_plugins.sandbox import EmbeddedServer, SandboxClient, SandboxSession
+from deepeyes_plugins.sandbox.kernels.fork import isolation
 
 from .conftest import children
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 # the server.
 WITHOUT_LANDLOCK = """
 import ctypes, struct, sys
-from deepeyes_plugins.sandbox.isolation import _MACHINES, _Program, _libc
+from deepeyes_plugins.sandbox.kernels.fork.isolation import _MACHINES, _Program, _libc
 code = [(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x50026), (0x06, 0, 0, 0x7FFF0000)]
 program = b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 buffer = ctypes.create_string_buffer(program, len(program))

@@ -23,10 +23,10 @@ from uuid import uuid4
 
 import msgpack
 
+from ...contracts import ExecutionResult, SandboxUnavailable
+from ...settings import SandboxSettings
+from ..contract import ImageRejected, ImagesMissing
 from . import isolation, wire
-from .contracts import ExecutionResult, SandboxUnavailable
-from .kernel import ImageRejected, ImagesMissing
-from .settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
 
@@ -522,7 +522,7 @@ def _decode(conn: socket.socket, data: bytes, max_pixels: int) -> _Picture:
 
 def _zygote_environment(base: Path) -> dict[str, str]:
     """All that sessions see of the environment: no secret of the server's is in it."""
-    package_root = str(Path(__file__).resolve().parents[2])
+    package_root = str(Path(__file__).resolve().parents[4])
     path = [package_root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {
         "PATH": os.defpath,

@@ -1,14 +1,17 @@
 """The kernel contract: what a session needs from the thing that runs its code.
 
-The server knows kernels by these two protocols only; `zygote_kernel` holds the one that ships.
+The server knows kernels by these two protocols only. `fork` and `jupyter` ship; a third party's
+are named in the settings as `module:factory`, and `conformance` tells whether they keep the
+contract.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from .contracts import ExecutionResult, SandboxError
+from ..contracts import ExecutionResult, SandboxError
 
 
 class ImageRejected(SandboxError):
@@ -28,15 +31,41 @@ class ImagesMissing(SandboxError):
         self.digests = list(digests)
 
 
+class SnapshotFailed(SandboxError):
+    """A session's variables could not be saved now; the kernel may still be alive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A session's variables and files, for another kernel of the same provider.
+
+    Attributes:
+        data: Opaque bytes, made of what untrusted code left: only a kernel may open them.
+        names: The variables that it holds.
+        lost: What it could not hold: variable or file name to the reason.
+    """
+
+    data: bytes
+    names: list[str]
+    lost: dict[str, str] = field(default_factory=dict)
+
+
 class Kernel(Protocol):
-    """Runs the cells of one session, with state that lives from cell to cell."""
+    """Runs the cells of one session, with state that lives from cell to cell.
+
+    The caller asks for one thing at a time; only `interrupt` and `close` may come in between.
+    """
 
     @property
     def alive(self) -> bool:
         """Whether the next cell can still run; False for good once False."""
 
+    @property
+    def names(self) -> Sequence[str]:
+        """The variables that the code had made when its last cell ended, if that is known."""
+
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
-        """Runs one cell to its end. The caller runs one at a time.
+        """Runs one cell to its end.
 
         Args:
             code: Source text of the cell.
@@ -47,7 +76,30 @@ class Kernel(Protocol):
         """
 
     def interrupt(self) -> None:
-        """Interrupts the running cell, which then ends with KeyboardInterrupt."""
+        """Interrupts the running cell, which ends with KeyboardInterrupt, or the snapshot."""
+
+    async def snapshot(self, max_bytes: int) -> Snapshot:
+        """Saves the variables; the session goes on as if nothing had happened.
+
+        Args:
+            max_bytes: Most that the snapshot may hold; what does not fit is named as lost.
+
+        Raises:
+            SnapshotFailed: It was interrupted, took too long, or the kernel has died.
+        """
+
+    async def restore(self, data: bytes) -> dict[str, str]:
+        """Takes over the variables of a snapshot; called at most once, before the first cell.
+
+        Returns:
+            What did not come back: variable or file name to the reason.
+
+        Raises:
+            SnapshotFailed: Nothing could be restored.
+        """
+
+    def memory(self) -> int:
+        """Bytes that only this kernel holds; 0 where that is not known."""
 
     async def close(self) -> None:
         """Ends the kernel and removes all that it left, at once and at any time; idempotent."""
@@ -55,6 +107,10 @@ class Kernel(Protocol):
 
 class KernelProvider(Protocol):
     """Makes kernels."""
+
+    @property
+    def restorable(self) -> bool:
+        """Whether its kernels can be saved and restored; if not, sessions are never evicted."""
 
     async def start(self) -> None:
         """Makes the provider ready.
@@ -87,6 +143,9 @@ class KernelProvider(Protocol):
 
     def isolation(self) -> dict[str, str]:
         """Isolation layer to "active" or to the reason why it is missing."""
+
+    def notes(self) -> dict[str, str]:
+        """What users of this provider may want to know, such as the fonts that figures have."""
 
     async def close(self) -> None:
         """Ends the provider and all its kernels."""
