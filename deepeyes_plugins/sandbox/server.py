@@ -40,6 +40,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .contracts import ExecutionResult, Health, SandboxUnavailable
+from .kernels import make_provider
 from .kernels.contract import ImageRejected, ImagesMissing, Kernel, KernelProvider
 from .settings import SandboxSettings
 
@@ -328,13 +329,9 @@ def create_app(
     Args:
         settings: Limits of the sessions.
         token: Bearer token that clients must send, if any.
-        provider: Where kernels come from; by default a zygote.
+        provider: Where kernels come from; by default the one that the settings name.
     """
-    if provider is None:
-        from .kernels.fork.provider import ZygoteProvider
-
-        provider = ZygoteProvider(settings)
-    server = SandboxServer(provider, settings, token)
+    server = SandboxServer(provider or make_provider(settings), settings, token)
     return Starlette(
         routes=server.routes(),
         lifespan=server.lifespan,

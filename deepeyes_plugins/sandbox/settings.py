@@ -20,6 +20,14 @@ class SandboxSettings(BaseModel):
         description="Name of the environment variable that holds the bearer token. The server asks "
         "for a token when the variable is set.",
     )
+    kernel: str = Field(
+        "fork",
+        description="What runs the code: `fork` (isolated sessions of one warm interpreter), "
+        "`jupyter` (any installed kernelspec), or a third party's, as `module:factory`.",
+    )
+    jupyter_kernelspec: str = Field(
+        "python3", description="Name of the kernelspec that the `jupyter` kernel starts."
+    )
     cell_timeout: float = Field(
         200.0, gt=0, description="Longest time a cell may run, in seconds, whatever a client asks."
     )

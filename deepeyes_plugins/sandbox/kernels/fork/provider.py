@@ -25,7 +25,7 @@ import msgpack
 
 from ...contracts import ExecutionResult, SandboxUnavailable
 from ...settings import SandboxSettings
-from ..contract import ImageRejected, ImagesMissing
+from ..contract import ImageRejected, ImagesMissing, Snapshot, SnapshotFailed
 from . import isolation, wire
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class _Child:
         await _remove(self.scratch)
 
 
-class ZygoteKernel:
+class ForkKernel:
     """One forked session."""
 
     def __init__(self, child: _Child, channel: _Channel, grace: float) -> None:
@@ -185,6 +185,23 @@ class ZygoteKernel:
             return ExecutionResult("killed", stderr=_MALFORMED, duration=duration)
         return result if in_time else _timed_out(result, timeout)
 
+    @property
+    def names(self) -> Sequence[str]:
+        """The variables that the code had made; see `Kernel`."""
+        return ()
+
+    async def snapshot(self, max_bytes: int) -> Snapshot:
+        """Saves the variables; see `Kernel`."""
+        raise SnapshotFailed("not yet")
+
+    async def restore(self, data: bytes) -> dict[str, str]:
+        """Takes over saved variables; see `Kernel`."""
+        raise SnapshotFailed("not yet")
+
+    def memory(self) -> int:
+        """Bytes that only this session holds; see `Kernel`."""
+        return 0
+
     def interrupt(self) -> None:
         """Interrupts the running cell."""
         if self._running:
@@ -230,7 +247,7 @@ class _Picture:
     size: int
 
 
-class ZygoteProvider:
+class ForkProvider:
     """Keeps a zygote running, forks kernels from it and shares decoded images between them."""
 
     def __init__(self, settings: SandboxSettings) -> None:
@@ -247,6 +264,12 @@ class ZygoteProvider:
         self._decoder: _Child | None = None
         self._decoder_lock = asyncio.Lock()
         self._fork_slots = asyncio.Semaphore(_FORKS_AT_ONCE)
+
+    restorable = False
+
+    def notes(self) -> dict[str, str]:
+        """Nothing yet; see `KernelProvider`."""
+        return {}
 
     def isolation(self) -> dict[str, str]:
         """Isolation layer to "active" or to the reason why it is missing."""
@@ -271,7 +294,7 @@ class ZygoteProvider:
         finally:
             await kernel.close()
 
-    async def _self_check(self, kernel: ZygoteKernel) -> None:
+    async def _self_check(self, kernel: ForkKernel) -> None:
         """Proves in a real session that the jail holds, rather than that it was asked for."""
         assert self._base is not None
         canary = self._base / "canary"
@@ -369,12 +392,12 @@ class ZygoteProvider:
         if base is not None:
             shutil.rmtree(base, ignore_errors=True)
 
-    async def open(self, images: Sequence[str]) -> ZygoteKernel:
+    async def open(self, images: Sequence[str]) -> ForkKernel:
         """Forks a session; see `KernelProvider`."""
         async with self._fork_slots:
             return await self._open(images)
 
-    async def _open(self, images: Sequence[str]) -> ZygoteKernel:
+    async def _open(self, images: Sequence[str]) -> ForkKernel:
         pictures = self._held(images)
         # Duplicates, so that the images outlive their place in the cache.
         memory = [os.dup(picture.memory) for picture in pictures]
@@ -394,7 +417,7 @@ class ZygoteProvider:
         finally:
             for descriptor in memory:
                 os.close(descriptor)
-        return ZygoteKernel(child, channel, self._settings.interrupt_grace)
+        return ForkKernel(child, channel, self._settings.interrupt_grace)
 
     async def _fork(self, role: str) -> _Child:
         assert self._ready is not None
