@@ -47,6 +47,22 @@ class SandboxSettings(BaseModel):
         description="Address space that a session may add to the warm interpreter's, in MiB.",
     )
     file_mb: int = Field(64, gt=0, description="Largest file that a session may write, in MiB.")
+    scratch_mb: int = Field(
+        64,
+        gt=0,
+        description="Size of all files that a session has at once, in MiB; they are kept in memory "
+        "where the system allows it a file system of its own.",
+    )
+    allow_network: bool = Field(
+        False,
+        description="Let sessions connect to other machines (and to this one's network services).",
+    )
+    spare_sessions: int = Field(
+        4, ge=0, description="Sessions that are started ahead of those who will ask for them."
+    )
+    snapshot_mb: int = Field(
+        256, gt=0, description="Largest snapshot of a session's variables and files, in MiB."
+    )
     max_stdout_characters: int = Field(
         8000, ge=100, description="Characters of standard output (and of the result) per cell."
     )
@@ -56,6 +72,12 @@ class SandboxSettings(BaseModel):
     max_images: int = Field(10, ge=0, description="Images that one cell may return.")
     max_image_pixels: int = Field(
         100_000_000, gt=0, description="Pixels of the largest image, uploaded or returned."
+    )
+    lazy_pixels: int = Field(
+        32_000_000,
+        ge=0,
+        description="Images with more pixels are not decoded once for all sessions, but by each "
+        "session that uses them.",
     )
     image_cache_mb: int = Field(
         1024, gt=0, description="Decoded images kept for sessions to come, in MiB."
