@@ -40,7 +40,20 @@ class SandboxSettings(BaseModel):
     idle_timeout: float = Field(
         1800.0, gt=0, description="Seconds after which a session that runs nothing is closed."
     )
-    max_sessions: int = Field(1024, gt=0, description="Live sessions at which more are refused.")
+    max_lifetime: float = Field(
+        86_400.0, gt=0, description="Seconds after which a session is closed, used or not."
+    )
+    max_sessions: int = Field(
+        1024,
+        gt=0,
+        description="Sessions that have a process. One more puts the longest unused one away until "
+        "its next cell.",
+    )
+    min_free_memory_mb: int = Field(
+        512,
+        ge=0,
+        description="Free memory of the machine, in MiB, below which unused sessions are put away.",
+    )
     memory_mb: int = Field(
         2048,
         gt=0,
@@ -59,6 +72,18 @@ class SandboxSettings(BaseModel):
     )
     spare_sessions: int = Field(
         4, ge=0, description="Sessions that are started ahead of those who will ask for them."
+    )
+    redis_url: str | None = Field(
+        None,
+        description="Redis in which sessions are saved, as redis://host:6379/0. Servers that share "
+        "it take over each other's sessions. Unset: sessions are put away to memory.",
+    )
+    redis_password_env: str = Field(
+        "DEEPEYES_REDIS_PASSWORD",
+        description="Name of the environment variable that holds the password of Redis, if any.",
+    )
+    snapshot_store_mb: int = Field(
+        2048, gt=0, description="Memory for sessions that were put away, in MiB."
     )
     snapshot_mb: int = Field(
         256, gt=0, description="Largest snapshot of a session's variables and files, in MiB."
