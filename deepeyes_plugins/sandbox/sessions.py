@@ -306,7 +306,7 @@ class Sessions:
             raise SandboxUnavailable("sessions of this kernel cannot be put away")
         try:
             if session.dirty or not self._store.shared:
-                await self._save(session)
+                await self._save(session, or_here=True)
         except TakenOver:
             self._forget(session, "taken over", keep_stored=True)
             return
@@ -319,7 +319,7 @@ class Sessions:
         self._metrics.evictions.labels(reason).inc()
         await kernel.close()
 
-    async def _save(self, session: Session) -> None:
+    async def _save(self, session: Session, *, or_here: bool = False) -> None:
         """Brings a session's state into the store; the caller holds its lock."""
         assert session.kernel is not None
         session.saving = True
@@ -337,7 +337,7 @@ class Sessions:
         if self._store.shared:
             with contextlib.suppress(StoreUnavailable):
                 await self._images.share(session.images)
-        await self._store.put(session.id, stored)
+        await self._store.put(session.id, stored, or_here=or_here)
         session.dirty = False
 
     def _plan_save(self, session: Session, delay: float) -> None:
@@ -404,6 +404,7 @@ class Sessions:
             try:
                 self._expire()
                 await self._relieve_memory()
+                await self._store.catch_up()
                 await self._count()
             except Exception:
                 logger.exception("looking after the sessions failed; it is tried again")

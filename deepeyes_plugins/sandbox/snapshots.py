@@ -77,8 +77,13 @@ class SnapshotStore(Protocol):
     def shared(self) -> bool:
         """Whether other servers see it: then sessions are saved after their cells, too."""
 
-    async def put(self, session_id: str, stored: StoredSession) -> None:
+    async def put(self, session_id: str, stored: StoredSession, *, or_here: bool = False) -> None:
         """Keeps a session, in place of what was kept of it before.
+
+        Args:
+            session_id: The session.
+            stored: What is left of it.
+            or_here: Keep it in this process where the store does not answer.
 
         Raises:
             StoreUnavailable: It could not be kept.
@@ -109,6 +114,9 @@ class SnapshotStore(Protocol):
             StoreUnavailable: The store does not answer.
         """
 
+    async def catch_up(self) -> None:
+        """Brings into the store what was kept in this process meanwhile, if it answers again."""
+
     async def close(self) -> None:
         """Ends the connections."""
 
@@ -124,7 +132,7 @@ class MemoryStore:
         self._held: OrderedDict[str, StoredSession] = OrderedDict()
         self._bytes = 0
 
-    async def put(self, session_id: str, stored: StoredSession) -> None:
+    async def put(self, session_id: str, stored: StoredSession, *, or_here: bool = False) -> None:
         """Keeps a session; see `SnapshotStore`."""
         await self.delete(session_id)
         if len(stored.data) > self._max_bytes:
@@ -145,6 +153,11 @@ class MemoryStore:
             self._bytes -= len(stored.data)
         return stored
 
+    @property
+    def held(self) -> list[str]:
+        """The sessions that are kept, those that wait longest first."""
+        return list(self._held)
+
     async def delete(self, session_id: str) -> None:
         """Forgets a session."""
         await self.claim(session_id)
@@ -156,6 +169,9 @@ class MemoryStore:
         """Returns None: see `put_image`."""
         return None
 
+    async def catch_up(self) -> None:
+        """Does nothing: everything is kept here."""
+
     async def close(self) -> None:
         """Forgets everything."""
         self._held.clear()
@@ -163,7 +179,7 @@ class MemoryStore:
 
 
 class RedisStore:
-    """Keeps sessions in Redis, and in memory while Redis does not answer."""
+    """Keeps sessions in Redis; in memory those that have to go while Redis does not answer."""
 
     shared = True
 
@@ -192,7 +208,7 @@ class RedisStore:
         self._claim = self._redis.register_script(_CLAIM)
         self._delete = self._redis.register_script(_DELETE)
 
-    async def put(self, session_id: str, stored: StoredSession) -> None:
+    async def put(self, session_id: str, stored: StoredSession, *, or_here: bool = False) -> None:
         """Keeps a session; see `SnapshotStore`."""
         fields = {name: getattr(stored, name) for name in stored.__slots__}
         packed = msgpack.packb(fields, unicode_errors="surrogatepass")
@@ -200,6 +216,8 @@ class RedisStore:
         try:
             ours = await self._call(self._put(keys=[_session_key(session_id)], args=arguments))
         except StoreUnavailable as error:
+            if not or_here:
+                raise
             logger.warning("session %s is kept in memory: %s", session_id, error)
             await self._fallback.put(session_id, stored)
             return
@@ -235,6 +253,18 @@ class RedisStore:
     async def image(self, digest: str) -> bytes | None:
         """Returns an image, if it is there."""
         return await self._call(self._redis.get(f"{_PREFIX}image:{digest}"))
+
+    async def catch_up(self) -> None:
+        """Brings what was kept in memory to Redis; what fails waits for the next time."""
+        for session_id in self._fallback.held:
+            stored = await self._fallback.claim(session_id)
+            if stored is not None:
+                try:
+                    await self.put(session_id, stored, or_here=True)
+                except TakenOver:
+                    continue  # What another server has is newer.
+                if session_id in self._fallback.held:
+                    return
 
     async def _call(self, asking: Awaitable[T]) -> T:
         from redis.exceptions import RedisError

@@ -8,9 +8,11 @@ share one set of pixels. A request that reaches another worker is passed on.
 from __future__ import annotations
 
 import asyncio
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +35,11 @@ class WorkerGone(Exception):
         self.begun = begun
 
 
+@cache
+def _descriptor(folder: Path) -> int:
+    return os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
 @dataclass(frozen=True)
 class Crew:
     """The workers of one server.
@@ -50,7 +57,8 @@ class Crew:
     def socket(self, worker: int) -> Path:
         """The socket on which a worker listens for the others."""
         assert self.folder is not None
-        return self.folder / f"worker-{worker}.sock"
+        # A socket's path has at most 107 characters, which a folder's may exceed.
+        return Path(f"/proc/self/fd/{_descriptor(self.folder)}/worker-{worker}.sock")
 
     def of_session(self, session_id: str) -> int:
         """The worker that has a session."""
