@@ -18,7 +18,7 @@ import httpx
 import msgpack
 import tenacity
 
-from .connections import WORKER, Connections
+from .connections import WORKER, WORKER_HEADER, Connections
 from .contracts import ExecutionResult, Health, SandboxError, SandboxUnavailable
 from .placement import Server, parse_urls, preferred
 from .settings import SandboxSettings
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_MSGPACK = "application/x-msgpack"
 _UPLOAD_ROUNDS = 4
 _CONNECT_SECONDS = 10.0
 _SLACK_SECONDS = 60.0
@@ -76,7 +77,7 @@ class SandboxClient:
         """
         if token is None:
             token = os.environ.get(SandboxSettings.model_fields["token_env"].default)
-        headers = {"Accept": "application/x-msgpack, application/json"}
+        headers = {"Accept": f"{_MSGPACK}, application/json"}
         if token:
             headers["Authorization"] = f"Bearer {token}"
         self._servers = parse_urls(urls)
@@ -118,8 +119,7 @@ class SandboxClient:
         """
 
         async def ask(server: Server) -> Health:
-            response = await self._send(server, "GET", "/health")
-            return _dataclass(Health, _json(server, response))
+            return _made(Health, server, await self._send(server, "GET", "/health"))
 
         return await self._first(self._servers, ask, self._timeout)
 
@@ -155,13 +155,13 @@ class SandboxClient:
             response = await self._send(
                 server, "POST", "/v1/sessions", {"images": digests}, allow=(404,), worker=worker
             )
-            answer = _json(server, response)
-            if response.status_code != 404:
+            answer = _fields(server, response)
+            if "id" in answer:
                 return SandboxSession(self, answer["id"], server)
             missing = answer.get("missing")
             if not missing:
                 raise SandboxError(f"{server.url} is no sandbox server: it does not know sessions")
-            worker = response.headers.get("x-sandbox-worker")
+            worker = response.headers.get(WORKER_HEADER)
             await asyncio.gather(*(self._upload(server, d, by_digest[d], worker) for d in missing))
         raise SandboxUnavailable(
             f"the sandbox at {server.url} forgot images as fast as they came; raise image_cache_mb"
@@ -210,8 +210,7 @@ class SandboxClient:
                 return answer
         if len(failures) == 1:
             raise failures[0]
-        reasons = "; ".join(map(str, failures))
-        raise SandboxUnavailable(f"none of {len(failures)} sandbox servers can do it: {reasons}")
+        raise SandboxUnavailable("no sandbox server can do it: " + "; ".join(map(str, failures)))
 
     async def _send(
         self,
@@ -293,7 +292,7 @@ class SandboxSession:
         self._server.sessions.add(self)
         self._turn = asyncio.Lock()
         self._cells = 0
-        self._closed = False
+        self._over = False
 
     @property
     def id(self) -> str:
@@ -338,7 +337,7 @@ class SandboxSession:
             # A cell that was given up counts too, since the server may have run it.
             cell = {"code": code, "timeout": timeout, "cell": self._cells}
             self._cells += 1
-            if self._closed:
+            if self._over:
                 return ExecutionResult("lost", stderr=_LOST)
             limit = timeout + _SLACK_SECONDS
             try:
@@ -362,6 +361,7 @@ class SandboxSession:
             "POST", "/execute", cell, allow=(404, 409), timeout=limit, server=server
         )
         if response.status_code == 404:
+            self._end()
             return ExecutionResult("lost", stderr=_LOST)
         if server is not self._server:
             logger.warning("session %s moved from %s to %s", self.id, self.server, server.url)
@@ -370,7 +370,7 @@ class SandboxSession:
             self._server.sessions.add(self)
         if response.status_code == 409:
             return ExecutionResult("error", stderr=_ALREADY_RAN, error_name="SandboxFailover")
-        return _dataclass(ExecutionResult, _unpacked(server, response))
+        return _made(ExecutionResult, server, response)
 
     async def interrupt(self) -> None:
         """Interrupts the running cell, if there is one.
@@ -391,14 +391,17 @@ class SandboxSession:
 
     async def close(self) -> None:
         """Ends the session, also in the middle of a cell; does nothing the second time."""
-        if not self._closed:
-            self._closed = True
-            self._server.sessions.discard(self)
+        if not self._over:
+            self._end()
             try:
                 await self._send("DELETE", "")
             except SandboxUnavailable as error:
                 # The session is gone with its server, or ends when it has been idle.
                 logger.warning("a sandbox session was left open: %s", error)
+
+    def _end(self) -> None:
+        self._over = True
+        self._server.sessions.discard(self)
 
     async def _send(
         self,
@@ -459,24 +462,22 @@ async def _limit(server: Server, seconds: float) -> AsyncIterator[None]:
         ) from error
 
 
-def _json(server: Server, response: httpx.Response) -> dict[str, Any]:
+def _fields(server: Server, response: httpx.Response) -> dict[str, Any]:
+    packed = response.headers.get("content-type") == _MSGPACK
     try:
-        return dict(response.json())
+        return dict(msgpack.unpackb(response.content) if packed else response.json())
     except (ValueError, TypeError) as error:
-        raise SandboxError(f"{server.url} is no sandbox server: its answer is no JSON") from error
+        raise SandboxError(f"{server.url} is no sandbox server: {error}") from error
 
 
-def _unpacked(server: Server, response: httpx.Response) -> dict[str, Any]:
-    try:
-        return dict(msgpack.unpackb(response.content))
-    except (ValueError, TypeError) as error:
-        raise SandboxError(f"{server.url} is no sandbox server: its answer is no result") from error
-
-
-def _dataclass(kind: type[T], fields: dict[str, Any]) -> T:
+def _made(kind: type[T], server: Server, response: httpx.Response) -> T:
     """Makes a dataclass from the fields that it knows; a newer server may send more."""
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in fields.items() if name in known})
+    fields = _fields(server, response)
+    try:
+        return kind(**{name: value for name, value in fields.items() if name in known})
+    except TypeError as error:
+        raise SandboxError(f"{server.url} is no sandbox server: {error}") from error
 
 
 def _reason(response: httpx.Response) -> str:
