@@ -334,25 +334,21 @@ class SandboxSession:
             SandboxUnavailable: The session's server did not answer, and no other one either.
         """
         async with self._turn:
-            # A cell that was given up counts too, since the server may have run it.
-            cell = {"code": code, "timeout": timeout, "cell": self._cells}
-            self._cells += 1
             if self._over:
                 return ExecutionResult("lost", stderr=_LOST)
+            cell = {"code": code, "timeout": timeout, "cell": self._cells}
             limit = timeout + _SLACK_SECONDS
+            # A cell that is given up counts too, since the server may have run it.
+            self._cells += 1
             try:
-                return await self._execute_at(self._server, cell, limit)
-            except _Unreachable as error:
-                others = [other for other in self._client._servers if other is not self._server]
-                if not others:
-                    raise
-                self._server.failed(error)
-                return await self._client._first(
-                    preferred(others),
-                    lambda other: self._execute_at(other, cell, limit),
-                    2 * limit * len(others),
-                    [error],
+                return await self._anywhere(
+                    lambda server: self._execute_at(server, cell, limit), limit
                 )
+            except SandboxUnavailable:
+                raise
+            except SandboxError:
+                self._cells -= 1  # It was refused.
+                raise
 
     async def _execute_at(
         self, server: Server, cell: dict[str, Any], limit: float
@@ -394,10 +390,30 @@ class SandboxSession:
         if not self._over:
             self._end()
             try:
-                await self._send("DELETE", "")
+                # Another server may have to drop what the two share of the session.
+                await self._anywhere(
+                    lambda server: self._send("DELETE", "", server=server), self._client._timeout
+                )
             except SandboxUnavailable as error:
                 # The session is gone with its server, or ends when it has been idle.
                 logger.warning("a sandbox session was left open: %s", error)
+
+    async def _anywhere(self, ask: Callable[[Server], Awaitable[T]], limit: float) -> T:
+        """Asks the session's server, and others if that one is gone.
+
+        Args:
+            ask: What to ask.
+            limit: Seconds that it may take; twice if a connection breaks.
+        """
+        try:
+            return await ask(self._server)
+        except _Unreachable as error:
+            others = [other for other in self._client._servers if other is not self._server]
+            if not others:
+                raise
+            self._server.failed(error)
+            time = 2 * limit * len(others)
+            return await self._client._first(preferred(others), ask, time, [error])
 
     def _end(self) -> None:
         self._over = True

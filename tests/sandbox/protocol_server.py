@@ -5,10 +5,11 @@ Redis. What a cell does is one word of its code:
 
 - `stop PORT`: the server on that port is killed before the cell has run; others run it.
 - `finish PORT`: the same, after the cell has run and its state was kept.
+- `refuse`: the answer is 422.
 - `break`: the connection ends within the first answer of this server to such a cell.
 
-It has some worker processes in name: its connections belong to them by turns, and they share
-nothing but the folder.
+It has two worker processes in name: its connections belong to them by turns. They pass on what is
+for the other one, which is counted.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ from starlette.routing import Route
 
 
 class Protocol:
-    def __init__(self, store: Path, port: int, workers: int) -> None:
+    def __init__(self, store: Path, port: int) -> None:
         self.store = store
         self.port = port
         self.live: dict[str, int] = {}
-        self.images: set[tuple[int, str]] = set()
+        self.images: set[str] = set()
+        self.asked_by: dict[str, int] = {}
         self.counts: Counter[str] = Counter()
-        self._turns = itertools.cycle(range(workers))
+        self._turns = itertools.cycle(range(2))
         self._numbers = itertools.count()
         self._workers: dict[tuple[str, int], int] = {}
 
@@ -64,15 +66,18 @@ class Protocol:
     async def put_image(self, request: Request) -> Response:
         self.counts["uploads"] += 1
         await request.body()
-        self.images.add((self.worker(request), request.path_params["digest"]))
+        digest = request.path_params["digest"]
+        self.images.add(digest)
+        self.counts["relayed"] += self.asked_by[digest] != self.worker(request)
         return self.answer(request, Response(status_code=204))
 
     async def create(self, request: Request) -> Response:
         self.counts["creations"] += 1
         worker = self.worker(request)
         wanted = (await request.json())["images"]
-        missing = [digest for digest in wanted if (worker, digest) not in self.images]
+        missing = [digest for digest in wanted if digest not in self.images]
         if missing:
+            self.asked_by |= dict.fromkeys(missing, worker)
             return self.answer(request, JSONResponse({"missing": missing}, 404))
         session_id = f"{worker}-{os.getpid():x}{next(self._numbers):x}"
         self.keep(session_id, 0)
@@ -89,6 +94,10 @@ class Protocol:
             lost_names = {"file": "an open file cannot be kept"}
         if self.live[session_id] > body["cell"]:
             return self.answer(request, JSONResponse({"error": "it ran before"}, 409))
+        if self.live[session_id] < body["cell"]:
+            lost_names["earlier cells"] = "they did not run here"
+        if body["code"] == "refuse":
+            return self.answer(request, JSONResponse({"error": "the code is refused"}, 422))
         if body["code"] == f"stop {self.port}":
             os.kill(os.getpid(), signal.SIGKILL)
         self.keep(session_id, self.live[session_id] + 1)
@@ -128,9 +137,9 @@ async def half() -> AsyncIterator[bytes]:
     yield b"half"
 
 
-def main(store: str, port: str, workers: str) -> None:
+def main(store: str, port: str) -> None:
     listener = socket.create_server(("127.0.0.1", int(port)))
-    protocol = Protocol(Path(store), listener.getsockname()[1], int(workers))
+    protocol = Protocol(Path(store), listener.getsockname()[1])
     session = "/v1/sessions/{id}"
     app = Starlette(
         routes=[

@@ -280,10 +280,10 @@ class TestCells:
 class ProtocolServer:
     """The program of protocol_server.py; ends with its test."""
 
-    def __init__(self, store: Path, port: int, workers: int) -> None:
+    def __init__(self, store: Path, port: int) -> None:
         program = [sys.executable, "-m", "tests.sandbox.protocol_server"]
         self.process = subprocess.Popen(
-            [*program, str(store), str(port), str(workers)],
+            [*program, str(store), str(port)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
         )
@@ -308,8 +308,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., ProtocolServer]]:
     """Starts servers that share a store."""
     with contextlib.ExitStack() as stack:
 
-        def start(port: int = 0, workers: int = 2) -> ProtocolServer:
-            server = ProtocolServer(tmp_path, port, workers)
+        def start(port: int = 0) -> ProtocolServer:
+            server = ProtocolServer(tmp_path, port)
             stack.callback(server.kill)
             return server
 
@@ -421,6 +421,27 @@ class TestFailover:
             result = await session.execute("", timeout=5)
             assert result.result == "2 cells" and result.lost_names
 
+    async def test_nothing_of_a_closed_session_is_kept(
+        self,
+        session: tuple[SandboxSession, ProtocolServer, ProtocolServer],
+        tmp_path: Path,
+    ) -> None:
+        closing, first, _ = session
+        assert list(tmp_path.iterdir()) == [tmp_path / closing.id]
+        first.kill()
+        await closing.close()
+        assert not list(tmp_path.iterdir())
+        assert (await closing.execute("", timeout=5)).outcome == "lost"
+
+    async def test_a_refused_cell_does_not_count(
+        self, session: tuple[SandboxSession, ProtocolServer, ProtocolServer]
+    ) -> None:
+        staying, _, _ = session
+        with pytest.raises(SandboxError, match="answered 422: the code is refused"):
+            await staying.execute("refuse", timeout=5)
+        result = await staying.execute("", timeout=5)
+        assert (result.result, result.lost_names) == ("2 cells", {})
+
     async def test_a_session_that_was_put_away_comes_back(
         self, session: tuple[SandboxSession, ProtocolServer, ProtocolServer]
     ) -> None:
@@ -453,27 +474,27 @@ class TestWorkersBehindOnePort:
             later = [await client.create_session() for _ in range(8)]
         assert Counter(session.id[0] for session in later) == {"0": 4, "1": 4}
 
-    async def test_an_image_goes_to_the_worker_that_lacks_it(
+    async def test_an_image_goes_to_the_worker_that_asked_for_it(
         self, start: Callable[..., ProtocolServer]
     ) -> None:
         server = start()
         async with SandboxClient(server.url) as client:
             await asyncio.gather(*(client.create_session() for _ in range(2)))
-            await client.create_session([b"an image"])
+            for image in (b"one", b"two", b"three"):
+                await client.create_session([image])
         counts = await server.counts()
-        assert (counts["uploads"], counts["creations"]) == (1, 2 + 2)
+        assert (counts["uploads"], counts["relayed"]) == (3, 0)
 
 
 class TestImages:
-    @pytest.mark.parametrize("workers", [1, 2])
-    async def test_sixteen_sessions_send_one_upload_to_each_worker_of_each_server(
-        self, start: Callable[..., ProtocolServer], workers: int
+    async def test_sixteen_sessions_send_one_upload_to_each_server(
+        self, start: Callable[..., ProtocolServer]
     ) -> None:
-        servers = start(workers=workers), start(workers=workers)
+        servers = start(), start()
         image = png(gradient(400, 300))
         async with SandboxClient([server.url for server in servers]) as client:
             await asyncio.gather(*(client.create_session([image, image]) for _ in range(16)))
-        assert [(await server.counts())["uploads"] for server in servers] == [workers] * 2
+        assert [(await server.counts())["uploads"] for server in servers] == [1, 1]
 
     async def test_a_large_image_is_hashed_once_and_not_in_the_event_loop(
         self, nobody: str
