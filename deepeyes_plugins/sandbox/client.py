@@ -11,12 +11,12 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
 import msgpack
-import tenacity
 
 from .connections import WORKER, WORKER_HEADER, Connections
 from .contracts import ExecutionResult, Health, SandboxError, SandboxUnavailable
@@ -141,7 +141,9 @@ class SandboxClient:
         async def create(server: Server) -> SandboxSession:
             server.opening += 1
             try:
-                return await self._create_at(server, digests, by_digest)
+                session = await self._create_at(server, digests, by_digest)
+                server.worked()
+                return session
             finally:
                 server.opening -= 1
 
@@ -201,13 +203,11 @@ class SandboxClient:
             try:
                 share = (deadline - loop.time()) / (len(servers) - asked)
                 async with _limit(server, share):
-                    answer = await ask(server)
+                    return await ask(server)
             except SandboxUnavailable as error:
-                server.failed(error)
+                if len(self._servers) > 1:
+                    server.failed(error)
                 failures.append(error)
-            else:
-                server.worked()
-                return answer
         if len(failures) == 1:
             raise failures[0]
         raise SandboxUnavailable("no sandbox server can do it: " + "; ".join(map(str, failures)))
@@ -242,9 +242,13 @@ class SandboxClient:
         if isinstance(body, dict):
             # ASCII only, so that lone surrogates in generated code survive the way.
             body = json.dumps(body).encode("ascii")
-        response = await self._request(
-            server, method, path, body, timeout=timeout or self._timeout, worker=worker
+        request = partial(
+            self._request, server, method, path, body, timeout or self._timeout, worker
         )
+        try:
+            response = await request()
+        except _Broken:
+            response = await request()
         if response.is_success or response.status_code in allow:
             return response
         sentence = (
@@ -252,18 +256,12 @@ class SandboxClient:
         )
         raise (SandboxUnavailable if response.status_code >= 500 else SandboxError)(sentence)
 
-    @tenacity.retry(
-        stop=tenacity.stop_after_attempt(2),
-        retry=tenacity.retry_if_exception_type(_Broken),
-        reraise=True,
-    )
     async def _request(
         self,
         server: Server,
         method: str,
         path: str,
         body: bytes | None,
-        *,
         timeout: float,
         worker: str | None,
     ) -> httpx.Response:
@@ -272,7 +270,7 @@ class SandboxClient:
                 return await self._http.request(
                     method, server.url + path, content=body, extensions={WORKER: worker}
                 )
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except httpx.HTTPError as error:
             kind = _Broken if isinstance(error, _BREAKS) else _Unreachable
             raise kind(
                 f"the sandbox at {server.url} does not answer ({type(error).__name__}: {error})"
@@ -380,7 +378,7 @@ class SandboxSession:
         """Puts the session away until its next cell, after its running one: it frees its memory.
 
         Raises:
-            SandboxUnavailable: The session's server did not answer.
+            SandboxUnavailable: The session's server did not answer, or cannot put it away now.
         """
         async with self._turn:
             await self._send("POST", "/evict", allow=(404,))
@@ -412,8 +410,8 @@ class SandboxSession:
             if not others:
                 raise
             self._server.failed(error)
-            time = 2 * limit * len(others)
-            return await self._client._first(preferred(others), ask, time, [error])
+            total = 2 * limit * len(others)
+            return await self._client._first(preferred(others), ask, total, [error])
 
     def _end(self) -> None:
         self._over = True

@@ -40,7 +40,7 @@ class Server:
         self.sessions: WeakSet[object] = WeakSet()
         self.opening = 0
         self.uploads: dict[str, asyncio.Task[None]] = {}
-        self._failures = 0
+        self._rest = 0.0
         self._rests_until = 0.0
 
     @property
@@ -49,20 +49,19 @@ class Server:
 
         After a while one session at a time finds out whether it works again.
         """
-        being_tried = self._failures > 0 and self.opening > 0
+        being_tried = self._rest > 0 and self.opening > 0
         return being_tried or time.monotonic() < self._rests_until
 
     def failed(self, reason: SandboxError) -> None:
         """Lets others go before it for a while, which grows from failure to failure."""
         if time.monotonic() >= self._rests_until:
-            seconds = min(_FIRST_REST_SECONDS * 2**self._failures, _LONGEST_REST_SECONDS)
-            logger.warning("for %g s other servers are asked first: %s", seconds, reason)
-            self._failures += 1
-            self._rests_until = time.monotonic() + seconds
+            self._rest = min(2 * self._rest or _FIRST_REST_SECONDS, _LONGEST_REST_SECONDS)
+            self._rests_until = time.monotonic() + self._rest
+            logger.warning("for %g s other servers are asked first: %s", self._rest, reason)
 
     def worked(self) -> None:
-        """Forgets earlier failures."""
-        self._failures = 0
+        """Forgets earlier failures, now that it has taken a session."""
+        self._rest = 0.0
         self._rests_until = 0.0
 
 
