@@ -159,11 +159,12 @@ class TestNewSessions:
     async def test_avoid_a_server_that_refused_until_it_had_a_rest(
         self, small_pair: tuple[EmbeddedServer, EmbeddedServer]
     ) -> None:
-        near, far = small_pair
+        far, near = small_pair
         async with SandboxClient([near.url, elsewhere(far.url)]) as client:
-            first, second = [await client.create_session() for _ in range(2)]
-            assert (first.server, second.server) == (near.url, elsewhere(far.url))
-            await first.close()
+            sessions = [await client.create_session() for _ in range(3)]
+            homes = [session.server for session in sessions]
+            assert homes == [near.url, near.url, elsewhere(far.url)]
+            await close_all(sessions)
             # Now there is room, which nobody looks for yet.
             async with await client.create_session() as early:
                 assert early.server == elsewhere(far.url)
@@ -172,7 +173,10 @@ class TestNewSessions:
                     async with await client.create_session() as later:
                         if later.server == near.url:
                             break
-            await second.close()
+            # It is trusted as before.
+            both = await asyncio.gather(*(client.create_session() for _ in range(2)))
+            assert {session.server for session in both} == {near.url}
+            await close_all(both)
 
     async def test_pass_by_a_server_that_is_not_there(
         self, pair: tuple[EmbeddedServer, EmbeddedServer], nobody: str
