@@ -34,9 +34,10 @@ from starlette.routing import Route
 
 
 class Protocol:
-    def __init__(self, store: Path, port: int) -> None:
+    def __init__(self, store: Path, port: int, max_sessions: int) -> None:
         self.store = store
         self.port = port
+        self.max_sessions = max_sessions
         self.live: dict[str, int] = {}
         self.images: set[str] = set()
         self.asked_by: dict[str, int] = {}
@@ -79,6 +80,8 @@ class Protocol:
         if missing:
             self.asked_by |= dict.fromkeys(missing, worker)
             return self.answer(request, JSONResponse({"missing": missing}, 404))
+        if len(self.live) >= self.max_sessions:
+            return self.answer(request, JSONResponse({"error": "full"}, 503))
         session_id = f"{worker}-{os.getpid():x}{next(self._numbers):x}"
         self.keep(session_id, 0)
         return self.answer(request, JSONResponse({"id": session_id}, 201))
@@ -137,9 +140,9 @@ async def half() -> AsyncIterator[bytes]:
     yield b"half"
 
 
-def main(store: str, port: str) -> None:
+def main(store: str, port: str, max_sessions: str) -> None:
     listener = socket.create_server(("127.0.0.1", int(port)))
-    protocol = Protocol(Path(store), listener.getsockname()[1])
+    protocol = Protocol(Path(store), listener.getsockname()[1], int(max_sessions))
     session = "/v1/sessions/{id}"
     app = Starlette(
         routes=[

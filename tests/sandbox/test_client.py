@@ -22,6 +22,7 @@ import pytest_asyncio
 
 from deepeyes_plugins.sandbox import (
     EmbeddedServer,
+    ExecutionResult,
     SandboxClient,
     SandboxError,
     SandboxSession,
@@ -51,23 +52,15 @@ def pair() -> Iterator[tuple[EmbeddedServer, EmbeddedServer]]:
             yield one, two
 
 
-@pytest.fixture(scope="module")
-def small_pair() -> Iterator[tuple[EmbeddedServer, EmbeddedServer]]:
-    """Two servers, of which one takes a single session and the other two."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DEEPEYES_TOKEN_SANDBOX", "a token")
-        with (
-            start_server(SandboxSettings(max_sessions=1)) as one,
-            start_server(SandboxSettings(max_sessions=2)) as two,
-        ):
-            yield one, two
-
-
 @pytest.fixture
-def short_lived() -> Iterator[Callable[[], EmbeddedServer]]:
+def short_lived() -> Iterator[Callable[..., EmbeddedServer]]:
     """Starts servers for one test."""
     with contextlib.ExitStack() as stack:
-        yield lambda: stack.enter_context(start_server())
+
+        def start(max_sessions: int = 100) -> EmbeddedServer:
+            return stack.enter_context(start_server(SandboxSettings(max_sessions=max_sessions)))
+
+        yield start
 
 
 @pytest.fixture
@@ -138,28 +131,34 @@ class TestNewSessions:
             assert await asyncio.gather(*map(rollout, range(64))) == list(range(64))
 
     async def test_go_elsewhere_only_when_this_machine_is_full(
-        self, small_pair: tuple[EmbeddedServer, EmbeddedServer]
+        self, short_lived: Callable[..., EmbeddedServer]
     ) -> None:
-        near, far = small_pair
+        near, far = short_lived(max_sessions=2), short_lived(max_sessions=1)
         async with SandboxClient([elsewhere(far.url), near.url]) as client:
-            sessions = [await client.create_session() for _ in range(3)]
+            sessions: list[SandboxSession] = []
+            cells: set[asyncio.Task[ExecutionResult]] = set()
+            for _ in range(3):
+                sessions.append(await client.create_session())
+                # Busy, since a server may put idle ones away to make room.
+                cell = sessions[-1].execute("import time; time.sleep(60)", timeout=60)
+                cells.add(asyncio.create_task(cell))
+                await asyncio.wait(cells, timeout=0.3)
             homes = [session.server for session in sessions]
-            assert homes == [near.url, elsewhere(far.url), elsewhere(far.url)]
+            assert homes == [near.url, near.url, elsewhere(far.url)]
             with pytest.raises(SandboxUnavailable) as refusal:
                 await client.create_session()
-            for server, size in ((near.url, 1), (elsewhere(far.url), 2)):
-                assert f"{server} answered 503: all {size} sessions are in use" in str(
-                    refusal.value
-                )
+            assert f"{near.url} answered 503: all 2 sessions are" in str(refusal.value)
+            assert f"{elsewhere(far.url)} answered 503: all 1 sessions are" in str(refusal.value)
             await sessions[0].close()
             again = await client.create_session()
             assert again.server == near.url
             await close_all([*sessions, again])
+            await asyncio.gather(*cells)
 
     async def test_avoid_a_server_that_refused_until_it_had_a_rest(
-        self, small_pair: tuple[EmbeddedServer, EmbeddedServer]
+        self, start: Callable[..., ProtocolServer]
     ) -> None:
-        far, near = small_pair
+        near, far = start(max_sessions=2), start()
         async with SandboxClient([near.url, elsewhere(far.url)]) as client:
             sessions = [await client.create_session() for _ in range(3)]
             homes = [session.server for session in sessions]
@@ -176,7 +175,6 @@ class TestNewSessions:
             # It is trusted as before.
             both = await asyncio.gather(*(client.create_session() for _ in range(2)))
             assert {session.server for session in both} == {near.url}
-            await close_all(both)
 
     async def test_pass_by_a_server_that_is_not_there(
         self, pair: tuple[EmbeddedServer, EmbeddedServer], nobody: str
@@ -236,7 +234,7 @@ class TestCells:
             assert (await session.execute("seen", timeout=10)).result == str(list(range(20)))
 
     async def test_without_a_store_a_killed_servers_sessions_are_lost_and_others_go_on(
-        self, short_lived: Callable[[], EmbeddedServer]
+        self, short_lived: Callable[..., EmbeddedServer]
     ) -> None:
         doomed, other = short_lived(), short_lived()
         async with SandboxClient(f"{doomed.url},{other.url}") as client:
@@ -258,7 +256,7 @@ class TestCells:
             await close_all(sessions)
 
     async def test_with_a_single_server_its_death_is_an_error(
-        self, short_lived: Callable[[], EmbeddedServer]
+        self, short_lived: Callable[..., EmbeddedServer]
     ) -> None:
         server = short_lived()
         async with SandboxClient(server.url) as client:
@@ -288,10 +286,10 @@ class TestCells:
 class ProtocolServer:
     """The program of protocol_server.py; ends with its test."""
 
-    def __init__(self, store: Path, port: int) -> None:
+    def __init__(self, store: Path, port: int, max_sessions: int) -> None:
         program = [sys.executable, "-m", "tests.sandbox.protocol_server"]
         self.process = subprocess.Popen(
-            [*program, str(store), str(port)],
+            [*program, str(store), str(port), str(max_sessions)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
         )
@@ -316,8 +314,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., ProtocolServer]]:
     """Starts servers that share a store."""
     with contextlib.ExitStack() as stack:
 
-        def start(port: int = 0) -> ProtocolServer:
-            server = ProtocolServer(tmp_path, port)
+        def start(port: int = 0, max_sessions: int = 100) -> ProtocolServer:
+            server = ProtocolServer(tmp_path, port, max_sessions)
             stack.callback(server.kill)
             return server
 
