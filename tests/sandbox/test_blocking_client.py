@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
@@ -58,6 +58,7 @@ def test_another_thread_interrupts_a_cell(blocking: BlockingSandboxClient) -> No
         cell = threads.submit(session.execute, "while True: pass", timeout=60)
         while not cell.done():
             session.interrupt()
+            wait([cell], timeout=0.05)
         assert cell.result().error_name == "KeyboardInterrupt"
 
 

@@ -59,7 +59,9 @@ def short_lived() -> Iterator[Callable[..., EmbeddedServer]]:
     with contextlib.ExitStack() as stack:
 
         def start(max_sessions: int = 100, redis_url: str | None = None) -> EmbeddedServer:
-            settings = SandboxSettings(max_sessions=max_sessions, redis_url=redis_url)
+            settings = SandboxSettings(
+                max_sessions=max_sessions, redis_url=redis_url, room_timeout=0.1
+            )
             return stack.enter_context(start_server(settings))
 
         yield start
