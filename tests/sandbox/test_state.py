@@ -183,7 +183,9 @@ async def test_what_is_too_large_is_named_and_the_rest_comes_back() -> None:
             )
             there = await rounds.run("small")
     assert there.result == "1"
-    assert there.lost_names == dict.fromkeys(["large", "file large.bin"], "too large to be saved")
+    assert there.lost_names == dict.fromkeys(
+        ["large", "file large.bin"], "too large to be saved"
+    )
 
 
 async def test_a_pickle_that_hangs_ends_with_the_snapshot_only(
