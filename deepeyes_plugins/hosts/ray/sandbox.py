@@ -1,0 +1,418 @@
+"""One sandbox server per node of a Ray cluster, each kept by a detached actor on its node.
+
+The actors are the only record of a deployment: their names say which nodes have a server, and they
+tell its URL and token to whoever may use the cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypedDict
+from urllib.parse import urlsplit
+
+import httpx
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from deepeyes_plugins.sandbox.contracts import Health, SandboxError, SandboxUnavailable
+from deepeyes_plugins.sandbox.embedded import (
+    URL_VARIABLE,
+    EmbeddedServer,
+    start_server,
+)
+from deepeyes_plugins.sandbox.embedded import ensure_server as ensure_embedded_server
+from deepeyes_plugins.sandbox.settings import SandboxSettings
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "deepeyes-sandbox"
+"""The Ray namespace of the actors."""
+
+_PREFIX = "node-"
+_ANSWER_SECONDS = 10.0
+_STOP_SECONDS = 30.0
+# Ray may have to start a worker process before the server is started.
+_ACTOR_SECONDS = 60.0
+_PORT_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 30.0
+# Below the ports that systems give to outgoing connections, above those that Ray gives to workers.
+_PORTS = range(20_000, 30_000)
+
+State = Literal["alive", "not answering", "no server", "node dead"]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeServer:
+    """A node of the cluster and its server.
+
+    Attributes:
+        node_id: Ray's name for the node.
+        address: Its IP address.
+        state: "alive"; "not answering" (no answer from here or from its actor); "no server" (the
+            node joined later, or its server could not start); "node dead".
+        url: Base URL of the server, if it has one.
+        token: Bearer token that clients must send.
+        detail: What a person should know: why there is no server, or what differs.
+        health: What the server told, where it was asked.
+        is_new: Whether this call has started it.
+    """
+
+    node_id: str
+    address: str
+    state: State
+    url: str | None = None
+    token: str = field(default="", repr=False)
+    detail: str = ""
+    health: Health | None = None
+    is_new: bool = False
+
+
+class _Description(TypedDict):
+    url: str | None
+    token: str
+    settings: dict[str, Any]
+    failure: str
+
+
+class Keeper:
+    """The actor: runs a server on its node and starts it again when it dies.
+
+    The server ends with the process of the actor. Ray starts that again on the same node.
+    """
+
+    def __init__(self, settings: dict[str, Any], token: str, port: int) -> None:
+        """Starts the server in the background.
+
+        Args:
+            settings: Sandbox settings.
+            token: Bearer token that the server asks for.
+            port: Port to listen on; 0 for one of this node's own.
+        """
+        self._settings = settings
+        self._token = token
+        self._fixed_port = port
+        # The same again after a restart of this process, so that clients find the server.
+        self._usual_port = _PORTS[int(ray.get_runtime_context().get_node_id(), 16) % len(_PORTS)]
+        self._server: EmbeddedServer | None = None
+        self._failure = ""
+        self._tried = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="sandbox-keeper", daemon=True)
+        self._thread.start()
+
+    def describe(self) -> _Description:
+        """Where the server is; waits until the first start has succeeded or failed."""
+        self._tried.wait()
+        server = self._server
+        return {
+            "url": server.url if server is not None and server.alive else None,
+            "token": self._token,
+            "settings": self._settings,
+            "failure": self._failure,
+        }
+
+    def stop(self) -> None:
+        """Ends the server and its sessions, for good."""
+        self._stopping.set()
+        if self._server is not None:
+            self._server.close()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        host = ray.util.get_node_ip_address()
+        pause = 1.0
+        while not self._stopping.is_set():
+            try:
+                settings = SandboxSettings.model_validate(self._settings)
+                port = self._fixed_port or self._free_port(host)
+                server = start_server(settings, host=host, port=port, token=self._token)
+            except Exception as error:
+                logger.error("no sandbox server on %s: %s", host, error)
+                self._failure = str(error)
+                self._tried.set()
+                self._stopping.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                continue
+            self._server, self._failure, pause = server, "", 1.0
+            self._usual_port = urlsplit(server.url).port or 0
+            self._tried.set()
+            if self._stopping.is_set():
+                server.close()
+            server.wait()
+            if not self._stopping.is_set():
+                logger.warning("the sandbox server at %s has died; starting another", server.url)
+                self._failure = "its server has died and is being started again"
+
+    def _free_port(self, host: str) -> int:
+        """The usual port; 0 if somebody else keeps it. A predecessor may need a moment to end."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        deadline = time.monotonic() + _PORT_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                socket.create_server((host, self._usual_port), family=family).close()
+                return self._usual_port
+            self._stopping.wait(0.1)
+        return 0
+
+
+@contextlib.contextmanager
+def cluster(address: str | None = None) -> Iterator[None]:
+    """Connects this process to a running Ray cluster.
+
+    Args:
+        address: `host:port` of the head node; by default $RAY_ADDRESS, else the cluster of which
+            this machine is a node.
+
+    Raises:
+        SandboxUnavailable: There is none, or it cannot be used from here.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "auto"
+    try:
+        _knock(address)
+        ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SandboxUnavailable(
+            f"no Ray cluster at {address!r} ({error}). Start one with `ray start --head`, or name "
+            "the head node's host:port by --address or in RAY_ADDRESS."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError if nobody listens, which Ray would take minutes to say."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+
+
+def deploy(
+    settings: SandboxSettings, *, token: str | None = None, num_cpus: float = 0, port: int = 0
+) -> list[NodeServer]:
+    """Starts a server on every live node that has none; the others keep theirs.
+
+    Args:
+        settings: Limits of the sessions.
+        token: Bearer token of the deployment; by default the one in the environment variable that
+            the settings name, else a new one. The token of servers that are there already stays.
+        num_cpus: Ray CPUs that each server takes from its node.
+        port: Port on every node; 0 takes one between 20000 and 29999 that belongs to the node.
+
+    Returns:
+        One per live node; those that could not start are "no server" and say why.
+
+    Raises:
+        SandboxUnavailable: Servers of an earlier call do not answer, or do not share a token.
+    """
+    kept = _keepers()
+    if kept:
+        tokens = {answer["token"] for answer in _ask(kept) if not isinstance(answer, str)}
+        if len(tokens) != 1:
+            raise SandboxUnavailable(
+                f"the {len(kept)} servers that are there already "
+                + ("do not share one token" if tokens else "do not answer")
+                + "; remove them first: `deepeyes sandbox down`"
+            )
+        token = tokens.pop()
+    token = token or os.environ.get(settings.token_env) or secrets.token_urlsafe(32)
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    keepers = {node_id: kept.get(node_id) for node_id in addresses}
+    for node_id in keepers.keys() - kept.keys():
+        keepers[node_id] = (
+            ray.remote(Keeper)
+            .options(
+                name=f"{_PREFIX}{node_id}",
+                namespace=NAMESPACE,
+                lifetime="detached",
+                get_if_exists=True,
+                num_cpus=num_cpus,
+                max_restarts=-1,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+            )
+            .remote(settings.model_dump(), token, port)
+        )
+    answers = _ask(keepers, settings.startup_timeout + _ACTOR_SECONDS)
+    servers = []
+    for (node_id, keeper), answer in zip(keepers.items(), answers, strict=True):
+        server = _server(node_id, addresses[node_id], answer)
+        if node_id not in kept:
+            server = replace(server, is_new=True)
+            if server.state != "alive":
+                ray.kill(keeper)
+                server = replace(server, state="no server", url=None)
+        elif not isinstance(answer, str) and answer["settings"] != settings.model_dump():
+            detail = "keeps other settings: `deepeyes sandbox down` first, to change them"
+            server = replace(server, detail=detail)
+        servers.append(server)
+    return servers
+
+
+def remove() -> list[NodeServer]:
+    """Ends all servers with their sessions, and the actors.
+
+    Returns:
+        What has been removed.
+
+    Raises:
+        SandboxError: Something is left; the message names it.
+    """
+    servers = status()
+    keepers = _keepers()
+    stops = [keeper.stop.remote() for keeper in keepers.values()]
+    if stops:
+        # A server whose actor does not listen ends with the actor's process.
+        ray.wait(stops, num_returns=len(stops), timeout=_STOP_SECONDS)
+    for keeper in keepers.values():
+        ray.kill(keeper)
+    urls = [server.url for server in servers if server.url]
+    deadline = time.monotonic() + _STOP_SECONDS
+    while left := [
+        *_keepers(),
+        *(url for url, health in zip(urls, _healths(urls), strict=True) if health is not None),
+    ]:
+        if time.monotonic() > deadline:
+            raise SandboxError(f"these sandbox servers have not ended: {', '.join(left)}")
+        time.sleep(0.1)
+    return [server for server in servers if server.node_id in keepers]
+
+
+def status() -> list[NodeServer]:
+    """Looks at every node, and asks every server from here how it is.
+
+    Returns:
+        One per node, also for nodes that have died unexpectedly; empty if nothing is deployed.
+    """
+    keepers = _keepers()
+    if not keepers:
+        return []
+    answers = dict(zip(keepers, _ask(keepers), strict=True))
+    servers = []
+    for node in ray.nodes():
+        node_id, address = node["NodeID"], node["NodeManagerAddress"]
+        if node["Alive"]:
+            servers.append(_server(node_id, address, answers.get(node_id)))
+        elif node.get("DeathReason") != _EXPECTED:
+            detail = node.get("DeathReasonMessage") or ""
+            servers.append(NodeServer(node_id, address, "node dead", detail=detail))
+    healths = iter(_healths([server.url for server in servers if server.url]))
+    return [_with_health(server, next(healths)) if server.url else server for server in servers]
+
+
+def discover(timeout: float = _ANSWER_SECONDS) -> list[NodeServer]:
+    """Finds the live servers from within a Ray task, actor or driver.
+
+    Args:
+        timeout: Seconds that the servers' actors have for an answer.
+
+    Returns:
+        Those whose actors have answered: the one of this process's own node first, then the nodes
+        that follow it in a circle, so that the load of a dead server is spread.
+    """
+    keepers = _keepers()
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+    servers = [
+        _server(node_id, addresses.get(node_id, ""), answer)
+        for node_id, answer in zip(keepers, _ask(keepers, timeout), strict=True)
+    ]
+    here = ray.get_runtime_context().get_node_id()
+    living = [server for server in servers if server.state == "alive"]
+    return sorted(living, key=lambda server: (server.node_id < here, server.node_id))
+
+
+def ensure_server(settings: SandboxSettings) -> str:
+    """Returns the URLs of the cluster's servers; without any, does what it does elsewhere.
+
+    URLs in the settings or in $DEEPEYES_SANDBOX_URL come first. What is found is put into the
+    environment (URLs and token), for child processes and for those who make the client. Blocks for
+    some seconds at most, or while an embedded server starts: call it in a thread.
+
+    Args:
+        settings: Where the sandbox is, or how to start one.
+
+    Returns:
+        One URL, or several with commas between them.
+
+    Raises:
+        SandboxUnavailable: There is none, and none could be started.
+    """
+    if not settings.url and not os.environ.get(URL_VARIABLE) and ray.is_initialized():
+        servers = discover()
+        if servers:
+            os.environ[settings.token_env] = servers[0].token
+            os.environ[URL_VARIABLE] = ",".join(server.url or "" for server in servers)
+            logger.info("sandbox servers of the Ray cluster: %s", os.environ[URL_VARIABLE])
+    return ensure_embedded_server(settings)
+
+
+def _keepers() -> dict[str, Any]:
+    """The actors by the ids of their nodes."""
+    found = {}
+    for entry in ray.util.list_named_actors(all_namespaces=True):
+        if entry["namespace"] == NAMESPACE:
+            with contextlib.suppress(ValueError):  # It has ended just now.
+                keeper = ray.get_actor(entry["name"], namespace=NAMESPACE)
+                found[entry["name"].removeprefix(_PREFIX)] = keeper
+    return dict(sorted(found.items()))
+
+
+def _ask(
+    keepers: Mapping[str, Any], timeout: float = _ANSWER_SECONDS
+) -> list[_Description | str]:
+    """What each actor tells, or the reason why it does not."""
+    pending = [keeper.describe.remote() for keeper in keepers.values()]
+    if pending:
+        ray.wait(pending, num_returns=len(pending), timeout=timeout)
+    answers: list[_Description | str] = []
+    for answer in pending:
+        try:
+            answers.append(ray.get(answer, timeout=0))
+        except GetTimeoutError:
+            answers.append(f"its actor has not answered within {timeout:g} s")
+        except RayError as error:
+            # The last line tells the reason; what stands above is where it happened.
+            answers.append(str(error).strip().splitlines()[-1].strip())
+    return answers
+
+
+def _server(node_id: str, address: str, answer: _Description | str | None) -> NodeServer:
+    if answer is None:
+        detail = "`deepeyes sandbox up --ray` starts one"
+        return NodeServer(node_id, address, "no server", detail=detail)
+    if isinstance(answer, str):
+        return NodeServer(node_id, address, "not answering", detail=answer)
+    state: State = "alive" if answer["url"] else "not answering"
+    return NodeServer(node_id, address, state, answer["url"], answer["token"], answer["failure"])
+
+
+def _with_health(server: NodeServer, health: Health | None) -> NodeServer:
+    if health is None:
+        detail = "it runs, says its actor, but cannot be reached from this machine"
+        return replace(server, state="not answering", detail=detail)
+    return replace(server, health=health)
+
+
+def _healths(urls: Sequence[str]) -> list[Health | None]:
+    """What each server tells; None for those that do not answer."""
+
+    def ask(url: str) -> Health | None:
+        try:
+            # Proxies of the environment are for the outside world.
+            answer = httpx.get(f"{url}/health", timeout=_ANSWER_SECONDS / 2, trust_env=False)
+            return Health(**answer.raise_for_status().json())
+        except (httpx.HTTPError, ValueError, TypeError):
+            return None
+
+    with ThreadPoolExecutor(max(1, min(32, len(urls)))) as pool:
+        return list(pool.map(ask, urls))
