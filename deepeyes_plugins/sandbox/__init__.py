@@ -1,14 +1,15 @@
 """The code sandbox: runs untrusted, model-written Python in live Jupyter-style sessions.
 
-`SandboxClient` talks to a server; `ensure_server` finds or starts one; `python -m
-deepeyes_plugins.sandbox` runs one. Names are imported on first use, so that importing this package
-costs nothing in the processes that must stay small.
+`SandboxClient` talks to servers, and `BlockingSandboxClient` does so without await; `ensure_server`
+finds or starts a server; `python -m deepeyes_plugins.sandbox` runs one. Names are imported on first
+use, so that importing this package costs nothing in the processes that must stay small.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .blocking import BlockingSandboxClient, BlockingSandboxSession
     from .client import SandboxClient, SandboxSession
     from .contracts import (
         ExecutionResult,
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from .settings import SandboxSettings
 
 _HOMES = {
+    "BlockingSandboxClient": "blocking",
+    "BlockingSandboxSession": "blocking",
     "SandboxClient": "client",
     "SandboxSession": "client",
     "ExecutionResult": "contracts",
@@ -35,6 +38,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "BlockingSandboxClient",
+    "BlockingSandboxSession",
     "EmbeddedServer",
     "ExecutionResult",
     "Health",

@@ -1,62 +1,99 @@
-"""The asynchronous client of a sandbox server."""
+"""The asynchronous client of one or several sandbox servers."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 import msgpack
+import tenacity
 
+from .connections import WORKER, Connections
 from .contracts import ExecutionResult, Health, SandboxError, SandboxUnavailable
+from .placement import Server, parse_urls, preferred
 from .settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _UPLOAD_ROUNDS = 4
+_CONNECT_SECONDS = 10.0
 _SLACK_SECONDS = 60.0
-_KEEP_ALIVE_SECONDS = 60.0
-_MAX_IDLE_CONNECTIONS = 256
+_LARGE_IMAGE_BYTES = 1 << 18
+_REMEMBERED_IMAGE_BYTES = 64 << 20
 _LOST = "The sandbox session is gone; its variables are lost."
+_ALREADY_RAN = (
+    "The cell ran, but its output was lost when the sandbox server failed. Its variables are there."
+)
+
+
+class _Unreachable(SandboxUnavailable):
+    """A server did not answer."""
+
+
+class _Broken(_Unreachable):
+    """A connection broke before its answer was complete."""
+
+
+_BREAKS = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
 
 
 class SandboxClient:
-    """Talks to one server. Use it in one event loop, from as many tasks as you like.
+    """Talks to one or several servers. Use it in one event loop, from as many tasks as you like.
+
+    A new session goes to a server of this machine where there is one that takes it, else to the
+    server with the fewest sessions of this client. It stays there. If its server fails and others
+    share a Redis with it, its next cell, or the one that was running, runs on another of them.
 
     Example:
         async with SandboxClient(url) as client, await client.create_session([png]) as session:
             result = await session.execute("image_1.size", timeout=10)
     """
 
-    def __init__(self, url: str, *, token: str | None = None, timeout: float = 120.0) -> None:
+    def __init__(
+        self, urls: str | Sequence[str], *, token: str | None = None, timeout: float = 120.0
+    ) -> None:
         """Prepares a client; connects on first use.
 
         Args:
-            url: Base URL of the server.
+            urls: Base URLs of the servers; a string may hold several, separated by commas.
             token: Bearer token; by default the one in $DEEPEYES_TOKEN_SANDBOX, if set.
-            timeout: Seconds that the server may take for anything but running a cell.
+            timeout: Seconds that anything but running a cell may take.
+
+        Raises:
+            SandboxError: There is no URL, or one that is wrong.
         """
         if token is None:
             token = os.environ.get(SandboxSettings.model_fields["token_env"].default)
         headers = {"Accept": "application/x-msgpack, application/json"}
         if token:
             headers["Authorization"] = f"Bearer {token}"
-        self._url = url.rstrip("/")
+        self._servers = parse_urls(urls)
         self._timeout = timeout
         self._http = httpx.AsyncClient(
-            base_url=self._url,
             headers=headers,
-            timeout=timeout,
-            transport=_Connections(),
+            # How long an answer may take is limited for each request as a whole.
+            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
+            transport=Connections(),
             trust_env=False,
         )
-        self._uploads: dict[str, asyncio.Task[None]] = {}
+        self._digests = _Digests()
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Base URLs of the servers, those of this machine first."""
+        return tuple(server.url for server in self._servers)
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,13 +111,17 @@ class SandboxClient:
         await self._http.aclose()
 
     async def health(self) -> Health:
-        """Asks how the server is.
+        """Asks how the server is; of several, the first that answers.
 
         Raises:
-            SandboxUnavailable: It does not answer.
+            SandboxUnavailable: None answers.
         """
-        response = await self._send("GET", "/health")
-        return Health(**response.json())
+
+        async def ask(server: Server) -> Health:
+            response = await self._send(server, "GET", "/health")
+            return _dataclass(Health, _json(server, response))
+
+        return await self._first(self._servers, ask, self._timeout)
 
     async def create_session(self, images: Sequence[bytes] = ()) -> SandboxSession:
         """Opens a session.
@@ -91,75 +132,178 @@ class SandboxClient:
                 not have it.
 
         Raises:
-            SandboxUnavailable: The server cannot be reached or takes no more sessions.
-            SandboxError: It refuses an image or the request.
+            SandboxUnavailable: No server can be reached and takes one more session.
+            SandboxError: A server refuses an image or the request.
         """
-        by_digest = {hashlib.sha256(image).hexdigest(): image for image in images}
-        digests = list(by_digest)
-        if len(digests) != len(images):
-            digests = [hashlib.sha256(image).hexdigest() for image in images]
+        digests = [await self._digests.of(image) for image in images]
+        by_digest = dict(zip(digests, images, strict=True))
+
+        async def create(server: Server) -> SandboxSession:
+            server.opening += 1
+            try:
+                return await self._create_at(server, digests, by_digest)
+            finally:
+                server.opening -= 1
+
+        return await self._first(preferred(self._servers), create, self._timeout)
+
+    async def _create_at(
+        self, server: Server, digests: list[str], by_digest: dict[str, bytes]
+    ) -> SandboxSession:
+        worker: str | None = None
         for _ in range(_UPLOAD_ROUNDS):
-            response = await self._send("POST", "/v1/sessions", {"images": digests}, allow=404)
+            response = await self._send(
+                server, "POST", "/v1/sessions", {"images": digests}, allow=(404,), worker=worker
+            )
+            answer = _json(server, response)
             if response.status_code != 404:
-                return SandboxSession(self, response.json()["id"])
-            missing = response.json().get("missing")
+                return SandboxSession(self, answer["id"], server)
+            missing = answer.get("missing")
             if not missing:
-                raise SandboxError(f"{self._url} is no sandbox server: it does not know sessions")
-            await asyncio.gather(*(self._upload(d, by_digest[d]) for d in missing))
+                raise SandboxError(f"{server.url} is no sandbox server: it does not know sessions")
+            worker = response.headers.get("x-sandbox-worker")
+            await asyncio.gather(*(self._upload(server, d, by_digest[d], worker) for d in missing))
         raise SandboxUnavailable(
-            f"the sandbox at {self._url} forgot images as fast as they came; raise image_cache_mb"
+            f"the sandbox at {server.url} forgot images as fast as they came; raise image_cache_mb"
         )
 
-    async def _upload(self, digest: str, image: bytes) -> None:
-        """Sends an image once, however many sessions wait for it."""
-        if digest not in self._uploads:
-            upload = self._send("PUT", f"/v1/images/{digest}", image)
-            task: asyncio.Task[None] = asyncio.ensure_future(_discard(upload))
-            self._uploads[digest] = task
-            task.add_done_callback(lambda _: self._uploads.pop(digest))
-        await asyncio.shield(self._uploads[digest])
+    async def _upload(self, server: Server, digest: str, image: bytes, worker: str | None) -> None:
+        """Sends an image to a server once, however many sessions wait for it."""
+        if digest not in server.uploads:
+
+            async def upload() -> None:
+                await self._send(server, "PUT", f"/v1/images/{digest}", image, worker=worker)
+
+            def uploaded(task: asyncio.Task[None]) -> None:
+                del server.uploads[digest]
+                if not task.cancelled():
+                    task.exception()  # Nobody may be waiting any more.
+
+            server.uploads[digest] = asyncio.create_task(upload())
+            server.uploads[digest].add_done_callback(uploaded)
+        await asyncio.shield(server.uploads[digest])
+
+    async def _first(
+        self,
+        servers: Sequence[Server],
+        ask: Callable[[Server], Awaitable[T]],
+        timeout: float,
+        failures: Sequence[SandboxUnavailable] = (),
+    ) -> T:
+        """Asks one server after another until one does what is asked.
+
+        Each may take its share of the time that is left.
+        """
+        failures = list(failures)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        for asked, server in enumerate(servers):
+            try:
+                share = (deadline - loop.time()) / (len(servers) - asked)
+                async with _limit(server, share):
+                    answer = await ask(server)
+            except SandboxUnavailable as error:
+                server.failed(error)
+                failures.append(error)
+            else:
+                server.worked()
+                return answer
+        if len(failures) == 1:
+            raise failures[0]
+        reasons = "; ".join(map(str, failures))
+        raise SandboxUnavailable(f"none of {len(failures)} sandbox servers can do it: {reasons}")
 
     async def _send(
         self,
+        server: Server,
         method: str,
         path: str,
         body: dict[str, Any] | bytes | None = None,
         *,
-        allow: int = 0,
+        allow: Sequence[int] = (),
         timeout: float | None = None,
+        worker: str | None = None,
     ) -> httpx.Response:
+        """Sends a request, once more if its connection breaks: the server may be well.
+
+        Args:
+            server: Where to.
+            method: HTTP method.
+            path: Path below the server's base URL.
+            body: JSON or bytes.
+            allow: Status codes of errors that are an answer for the caller.
+            timeout: Seconds that the answer may take.
+            worker: The server's worker process that can answer best, if known.
+
+        Raises:
+            _Unreachable: The server does not answer.
+            SandboxUnavailable: It cannot do it.
+            SandboxError: It refuses.
+        """
         if isinstance(body, dict):
             # ASCII only, so that lone surrogates in generated code survive the way.
             body = json.dumps(body).encode("ascii")
-        try:
-            response = await self._http.request(
-                method, path, content=body, timeout=timeout or self._timeout
-            )
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise SandboxUnavailable(
-                f"the sandbox at {self._url} does not answer ({type(error).__name__}: {error})"
-            ) from error
-        if response.is_success or response.status_code == allow:
+        response = await self._request(
+            server, method, path, body, timeout=timeout or self._timeout, worker=worker
+        )
+        if response.is_success or response.status_code in allow:
             return response
         sentence = (
-            f"the sandbox at {self._url} answered {response.status_code}: {_reason(response)}"
+            f"the sandbox at {server.url} answered {response.status_code}: {_reason(response)}"
         )
         raise (SandboxUnavailable if response.status_code >= 500 else SandboxError)(sentence)
+
+    @tenacity.retry(
+        stop=tenacity.stop_after_attempt(2),
+        retry=tenacity.retry_if_exception_type(_Broken),
+        reraise=True,
+    )
+    async def _request(
+        self,
+        server: Server,
+        method: str,
+        path: str,
+        body: bytes | None,
+        *,
+        timeout: float,
+        worker: str | None,
+    ) -> httpx.Response:
+        try:
+            async with _limit(server, timeout):
+                return await self._http.request(
+                    method, server.url + path, content=body, extensions={WORKER: worker}
+                )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            kind = _Broken if isinstance(error, _BREAKS) else _Unreachable
+            raise kind(
+                f"the sandbox at {server.url} does not answer ({type(error).__name__}: {error})"
+            ) from error
 
 
 class SandboxSession:
     """One live Python session. Cells run one after another and share their variables."""
 
-    def __init__(self, client: SandboxClient, session_id: str) -> None:
+    def __init__(self, client: SandboxClient, session_id: str, server: Server) -> None:
         """Takes up a session of that name; `SandboxClient.create_session` makes one."""
         self._client = client
         self._id = session_id
+        # With several worker processes a session's name begins with the number of its own.
+        self._worker = session_id.partition("-")[0]
+        self._server = server
+        self._server.sessions.add(self)
+        self._turn = asyncio.Lock()
+        self._cells = 0
         self._closed = False
 
     @property
     def id(self) -> str:
         """The server's name for the session."""
         return self._id
+
+    @property
+    def server(self) -> str:
+        """Base URL of the server that the session is on."""
+        return self._server.url
 
     async def __aenter__(self) -> Self:
         return self
@@ -173,7 +317,12 @@ class SandboxSession:
         await self.close()
 
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
-        """Runs one cell.
+        """Runs one cell, after those that were given before.
+
+        If the session's server fails, another one that shares its Redis restores the session and
+        runs the cell; what did not come back is in the result's `lost_names`. If the failed server
+        had run the cell already, it does not run twice: the outcome is "error" with the error name
+        "SandboxFailover".
 
         Args:
             code: Python source, as in a Jupyter cell.
@@ -183,93 +332,151 @@ class SandboxSession:
             What the code did, also when it failed, hung or killed its process.
 
         Raises:
-            SandboxUnavailable: The server did not answer.
+            SandboxUnavailable: The session's server did not answer, and no other one either.
         """
-        response = await self._client._send(
-            "POST",
-            f"/v1/sessions/{self._id}/execute",
-            {"code": code, "timeout": timeout},
-            allow=404,
-            timeout=timeout + _SLACK_SECONDS,
+        async with self._turn:
+            # A cell that was given up counts too, since the server may have run it.
+            cell = {"code": code, "timeout": timeout, "cell": self._cells}
+            self._cells += 1
+            if self._closed:
+                return ExecutionResult("lost", stderr=_LOST)
+            limit = timeout + _SLACK_SECONDS
+            try:
+                return await self._execute_at(self._server, cell, limit)
+            except _Unreachable as error:
+                others = [other for other in self._client._servers if other is not self._server]
+                if not others:
+                    raise
+                self._server.failed(error)
+                return await self._client._first(
+                    preferred(others),
+                    lambda other: self._execute_at(other, cell, limit),
+                    2 * limit * len(others),
+                    [error],
+                )
+
+    async def _execute_at(
+        self, server: Server, cell: dict[str, Any], limit: float
+    ) -> ExecutionResult:
+        response = await self._send(
+            "POST", "/execute", cell, allow=(404, 409), timeout=limit, server=server
         )
         if response.status_code == 404:
             return ExecutionResult("lost", stderr=_LOST)
-        return ExecutionResult(**msgpack.unpackb(response.content))
+        if server is not self._server:
+            logger.warning("session %s moved from %s to %s", self.id, self.server, server.url)
+            self._server.sessions.discard(self)
+            self._server = server
+            self._server.sessions.add(self)
+        if response.status_code == 409:
+            return ExecutionResult("error", stderr=_ALREADY_RAN, error_name="SandboxFailover")
+        return _dataclass(ExecutionResult, _unpacked(server, response))
 
     async def interrupt(self) -> None:
-        """Interrupts the running cell, if there is one."""
-        await self._client._send("POST", f"/v1/sessions/{self._id}/interrupt", allow=404)
+        """Interrupts the running cell, if there is one.
+
+        Raises:
+            SandboxUnavailable: The session's server did not answer.
+        """
+        await self._send("POST", "/interrupt", allow=(404,))
+
+    async def evict(self) -> None:
+        """Puts the session away until its next cell, after its running one: it frees its memory.
+
+        Raises:
+            SandboxUnavailable: The session's server did not answer.
+        """
+        async with self._turn:
+            await self._send("POST", "/evict", allow=(404,))
 
     async def close(self) -> None:
         """Ends the session, also in the middle of a cell; does nothing the second time."""
         if not self._closed:
             self._closed = True
+            self._server.sessions.discard(self)
             try:
-                await self._client._send("DELETE", f"/v1/sessions/{self._id}")
+                await self._send("DELETE", "")
             except SandboxUnavailable as error:
                 # The session is gone with its server, or ends when it has been idle.
                 logger.warning("a sandbox session was left open: %s", error)
 
+    async def _send(
+        self,
+        method: str,
+        action: str,
+        body: dict[str, Any] | None = None,
+        *,
+        allow: Sequence[int] = (),
+        timeout: float | None = None,
+        server: Server | None = None,
+    ) -> httpx.Response:
+        return await self._client._send(
+            server or self._server,
+            method,
+            f"/v1/sessions/{self._id}{action}",
+            body,
+            allow=allow,
+            timeout=timeout,
+            worker=self._worker,
+        )
 
-class _Connections(httpx.AsyncBaseTransport):
-    """As many connections as there are requests in flight, each a transport of its own.
 
-    httpx's own pool looks through all its connections several times for every request: with
-    hundreds of cells running that took three quarters of the client's processor time.
+class _Digests:
+    """The SHA-256 of images; that of a large one is computed in a thread, and once for a while.
+
+    The sixteen rollouts of a prompt bring the same object, which is known by its identity. That is
+    only safe while the object is held, so the last few are held.
     """
 
     def __init__(self) -> None:
-        self._idle: list[httpx.AsyncHTTPTransport] = []
-        self._ssl = httpx.create_ssl_context(trust_env=False)
+        self._recent: OrderedDict[int, tuple[bytes, asyncio.Task[str]]] = OrderedDict()
 
-    def _connect(self) -> httpx.AsyncHTTPTransport:
-        limits = httpx.Limits(max_connections=1, keepalive_expiry=_KEEP_ALIVE_SECONDS)
-        # Proxies of the environment are for the outside world.
-        return httpx.AsyncHTTPTransport(verify=self._ssl, retries=2, limits=limits, trust_env=False)
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        connection = self._idle.pop() if self._idle else self._connect()
-        try:
-            response = await connection.handle_async_request(request)
-        except BaseException:
-            await connection.aclose()
-            raise
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = _Returning(response.stream, connection, self._idle)
-        return response
-
-    async def aclose(self) -> None:
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            await connection.aclose()
+    async def of(self, image: bytes) -> str:
+        if len(image) < _LARGE_IMAGE_BYTES:
+            return _sha256(image)
+        if id(image) not in self._recent:
+            hashing = asyncio.create_task(asyncio.to_thread(_sha256, image))
+            self._recent[id(image)] = image, hashing
+        self._recent.move_to_end(id(image))
+        _, hashing = self._recent[id(image)]
+        while sum(len(held) for held, _ in self._recent.values()) > _REMEMBERED_IMAGE_BYTES:
+            self._recent.popitem(last=False)
+        return await asyncio.shield(hashing)
 
 
-class _Returning(httpx.AsyncByteStream):
-    """A response body that gives its connection back when it is closed."""
-
-    def __init__(
-        self,
-        body: httpx.AsyncByteStream,
-        connection: httpx.AsyncHTTPTransport,
-        idle: list[httpx.AsyncHTTPTransport],
-    ) -> None:
-        self._body = body
-        self._connection = connection
-        self._idle = idle
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._body.__aiter__()
-
-    async def aclose(self) -> None:
-        await self._body.aclose()
-        if len(self._idle) < _MAX_IDLE_CONNECTIONS:
-            self._idle.append(self._connection)
-        else:
-            await self._connection.aclose()
+def _sha256(image: bytes) -> str:
+    return hashlib.sha256(image).hexdigest()
 
 
-async def _discard(sending: Any) -> None:
-    await sending
+@contextlib.asynccontextmanager
+async def _limit(server: Server, seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise _Unreachable(
+            f"the sandbox at {server.url} did not answer within {seconds:.3g} s"
+        ) from error
+
+
+def _json(server: Server, response: httpx.Response) -> dict[str, Any]:
+    try:
+        return dict(response.json())
+    except (ValueError, TypeError) as error:
+        raise SandboxError(f"{server.url} is no sandbox server: its answer is no JSON") from error
+
+
+def _unpacked(server: Server, response: httpx.Response) -> dict[str, Any]:
+    try:
+        return dict(msgpack.unpackb(response.content))
+    except (ValueError, TypeError) as error:
+        raise SandboxError(f"{server.url} is no sandbox server: its answer is no result") from error
+
+
+def _dataclass(kind: type[T], fields: dict[str, Any]) -> T:
+    """Makes a dataclass from the fields that it knows; a newer server may send more."""
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in fields.items() if name in known})
 
 
 def _reason(response: httpx.Response) -> str:

@@ -1,0 +1,150 @@
+"""The client for code without an event loop: scripts, notebooks and threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from .client import SandboxClient, SandboxSession
+from .contracts import ExecutionResult, Health
+
+
+class BlockingSandboxClient:
+    """`SandboxClient` without await. Use it from as many threads as you like.
+
+    Its event loop runs in a thread of its own, so that it works in a notebook too.
+
+    Example:
+        with BlockingSandboxClient(url) as client, client.create_session([png]) as session:
+            result = session.execute("image_1.size", timeout=10)
+    """
+
+    def __init__(
+        self, urls: str | Sequence[str], *, token: str | None = None, timeout: float = 120.0
+    ) -> None:
+        """Prepares a client; connects on first use.
+
+        Args:
+            urls: Base URLs of the servers; a string may hold several, separated by commas.
+            token: Bearer token; by default the one in $DEEPEYES_TOKEN_SANDBOX, if set.
+            timeout: Seconds that anything but running a cell may take.
+
+        Raises:
+            SandboxError: There is no URL, or one that is wrong.
+        """
+        self._client = SandboxClient(urls, token=token, timeout=timeout)
+        self._stack = ExitStack()
+        self._portal = self._stack.enter_context(start_blocking_portal(name="sandbox client"))
+        self._stack.callback(self._portal.call, self._client.close)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Base URLs of the servers, those of this machine first."""
+        return self._client.urls
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections; sessions live on at the server until closed or idle."""
+        self._stack.close()
+
+    def health(self) -> Health:
+        """Asks how the server is; of several, the first that answers.
+
+        Raises:
+            SandboxUnavailable: None answers.
+        """
+        return self._portal.call(self._client.health)
+
+    def create_session(self, images: Sequence[bytes] = ()) -> BlockingSandboxSession:
+        """Opens a session.
+
+        Args:
+            images: Encoded image files (PNG, JPEG, WebP, ...), which the session's code sees as
+                the PIL images image_1, image_2, and so on.
+
+        Raises:
+            SandboxUnavailable: No server can be reached and takes one more session.
+            SandboxError: A server refuses an image or the request.
+        """
+        session = self._portal.call(self._client.create_session, images)
+        return BlockingSandboxSession(session, self._portal)
+
+
+class BlockingSandboxSession:
+    """`SandboxSession` without await. Cells run one after another and share their variables."""
+
+    def __init__(self, session: SandboxSession, portal: BlockingPortal) -> None:
+        """Wraps a session; `BlockingSandboxClient.create_session` makes one."""
+        self._session = session
+        self._portal = portal
+
+    @property
+    def id(self) -> str:
+        """The server's name for the session."""
+        return self._session.id
+
+    @property
+    def server(self) -> str:
+        """Base URL of the server that the session is on."""
+        return self._session.server
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def execute(self, code: str, timeout: float) -> ExecutionResult:
+        """Runs one cell, after those that were given before; see `SandboxSession.execute`.
+
+        Args:
+            code: Python source, as in a Jupyter cell.
+            timeout: Seconds after which the cell is interrupted.
+
+        Returns:
+            What the code did, also when it failed, hung or killed its process.
+
+        Raises:
+            SandboxUnavailable: The session's server did not answer, and no other one either.
+        """
+        return self._portal.call(partial(self._session.execute, code, timeout=timeout))
+
+    def interrupt(self) -> None:
+        """Interrupts the running cell, if there is one; call it from another thread.
+
+        Raises:
+            SandboxUnavailable: The session's server did not answer.
+        """
+        self._portal.call(self._session.interrupt)
+
+    def evict(self) -> None:
+        """Puts the session away until its next cell, after its running one: it frees its memory.
+
+        Raises:
+            SandboxUnavailable: The session's server did not answer.
+        """
+        self._portal.call(self._session.evict)
+
+    def close(self) -> None:
+        """Ends the session, also in the middle of a cell; does nothing the second time."""
+        self._portal.call(self._session.close)

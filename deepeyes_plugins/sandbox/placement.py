@@ -1,0 +1,112 @@
+"""Which of several servers a client asks first."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import random
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from weakref import WeakSet
+
+import httpx
+
+from .contracts import SandboxError
+
+logger = logging.getLogger(__name__)
+
+_FIRST_REST_SECONDS = 0.5
+_LONGEST_REST_SECONDS = 30.0
+
+
+class Server:
+    """What a client knows of one server.
+
+    Attributes:
+        url: Base URL.
+        local: Whether it is on this machine.
+        sessions: The client's open sessions there.
+        opening: Number of sessions that the client is opening there.
+        uploads: Images on their way to it, by hash.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Starts with the best opinion of the server."""
+        self.url = url
+        self.local = _is_local(url)
+        self.sessions: WeakSet[object] = WeakSet()
+        self.opening = 0
+        self.uploads: dict[str, asyncio.Task[None]] = {}
+        self._failures = 0
+        self._rests_until = 0.0
+
+    @property
+    def resting(self) -> bool:
+        """Whether it failed a short while ago and others should be asked before it."""
+        return time.monotonic() < self._rests_until
+
+    def failed(self, reason: SandboxError) -> None:
+        """Lets others go before it for a while, which grows from failure to failure."""
+        if not self.resting:
+            seconds = min(_FIRST_REST_SECONDS * 2**self._failures, _LONGEST_REST_SECONDS)
+            logger.warning("others are asked first for %g s: %s", seconds, reason)
+            self._failures += 1
+            self._rests_until = time.monotonic() + seconds
+
+    def worked(self) -> None:
+        """Forgets earlier failures."""
+        self._failures = 0
+        self._rests_until = 0.0
+
+
+def parse_urls(urls: str | Sequence[str]) -> list[Server]:
+    """Makes the servers of some URLs, those of this machine first, else in the order given.
+
+    Args:
+        urls: Base URLs; a string may hold several, separated by commas.
+
+    Raises:
+        SandboxError: There is none, or one is no URL.
+    """
+    strings = [urls] if isinstance(urls, str) else urls
+    split = [url.strip().rstrip("/") for string in strings for url in string.split(",")]
+    servers = [Server(url) for url in dict.fromkeys(filter(None, split))]
+    if not servers:
+        raise SandboxError(f"there is no URL of a sandbox server in {urls!r}")
+    return sorted(servers, key=lambda server: not server.local)
+
+
+def preferred(servers: Iterable[Server]) -> list[Server]:
+    """Servers in the order in which to ask them for something new.
+
+    Those that work come first; among them those of this machine; among them those with the fewest
+    sessions of this client, by chance where several have as few.
+    """
+
+    def rank(server: Server) -> tuple[bool, bool, int, float]:
+        load = len(server.sessions) + server.opening
+        return server.resting, not server.local, load, random.random()
+
+    return sorted(servers, key=rank)
+
+
+def _is_local(url: str) -> bool:
+    try:
+        host = httpx.URL(url).host
+    except httpx.InvalidURL as error:
+        raise SandboxError(f"{url!r} is no URL of a sandbox server: {error}") from error
+    if host in ("localhost", socket.gethostname()):
+        return True
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+    except ValueError:
+        return False  # Other names are not looked up, since that can take long.
+    try:
+        # Only addresses of this machine can be bound.
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return False
+    return True
