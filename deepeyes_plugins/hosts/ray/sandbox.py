@@ -6,6 +6,7 @@ tell its URL and token to whoever may use the cluster.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -14,16 +15,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict
 from urllib.parse import urlsplit
 
-import httpx
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from deepeyes_plugins.sandbox.client import SandboxClient
 from deepeyes_plugins.sandbox.contracts import Health, SandboxError, SandboxUnavailable
 from deepeyes_plugins.sandbox.embedded import (
     URL_VARIABLE,
@@ -47,6 +47,8 @@ _PORT_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 30.0
 # Below the ports that systems give to outgoing connections, above those that Ray gives to workers.
 _PORTS = range(20_000, 30_000)
+# Ray's numbers for the deaths of nodes that were told to go, by `ray stop` or the autoscaler.
+_LEFT = (1, 4)
 
 State = Literal["alive", "not answering", "no server", "node dead"]
 
@@ -227,7 +229,9 @@ def deploy(
             )
         token = tokens.pop()
     token = token or os.environ.get(settings.token_env) or secrets.token_urlsafe(32)
-    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    addresses = {
+        node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]
+    }
     keepers = {node_id: kept.get(node_id) for node_id in addresses}
     for node_id in keepers.keys() - kept.keys():
         keepers[node_id] = (
@@ -276,16 +280,16 @@ def remove() -> list[NodeServer]:
         ray.wait(stops, num_returns=len(stops), timeout=_STOP_SECONDS)
     for keeper in keepers.values():
         ray.kill(keeper)
-    urls = [server.url for server in servers if server.url]
+    removed = [server for server in servers if server.node_id in keepers]
     deadline = time.monotonic() + _STOP_SECONDS
     while left := [
-        *_keepers(),
-        *(url for url, health in zip(urls, _healths(urls), strict=True) if health is not None),
+        *(f"the actor {_PREFIX}{node_id}" for node_id in _keepers()),
+        *(f"the server {server.url}" for server in asyncio.run(_visit(removed)) if server.health),
     ]:
         if time.monotonic() > deadline:
-            raise SandboxError(f"these sandbox servers have not ended: {', '.join(left)}")
+            raise SandboxError(f"not everything has ended: {', '.join(left)}")
         time.sleep(0.1)
-    return [server for server in servers if server.node_id in keepers]
+    return removed
 
 
 def status() -> list[NodeServer]:
@@ -303,11 +307,10 @@ def status() -> list[NodeServer]:
         node_id, address = node["NodeID"], node["NodeManagerAddress"]
         if node["Alive"]:
             servers.append(_server(node_id, address, answers.get(node_id)))
-        elif node.get("DeathReason") != _EXPECTED:
+        elif node.get("DeathReason") not in _LEFT:
             detail = node.get("DeathReasonMessage") or ""
             servers.append(NodeServer(node_id, address, "node dead", detail=detail))
-    healths = iter(_healths([server.url for server in servers if server.url]))
-    return [_with_health(server, next(healths)) if server.url else server for server in servers]
+    return asyncio.run(_visit(servers))
 
 
 def discover(timeout: float = _ANSWER_SECONDS) -> list[NodeServer]:
@@ -367,9 +370,7 @@ def _keepers() -> dict[str, Any]:
     return dict(sorted(found.items()))
 
 
-def _ask(
-    keepers: Mapping[str, Any], timeout: float = _ANSWER_SECONDS
-) -> list[_Description | str]:
+def _ask(keepers: Mapping[str, Any], timeout: float = _ANSWER_SECONDS) -> list[_Description | str]:
     """What each actor tells, or the reason why it does not."""
     pending = [keeper.describe.remote() for keeper in keepers.values()]
     if pending:
@@ -396,23 +397,18 @@ def _server(node_id: str, address: str, answer: _Description | str | None) -> No
     return NodeServer(node_id, address, state, answer["url"], answer["token"], answer["failure"])
 
 
-def _with_health(server: NodeServer, health: Health | None) -> NodeServer:
-    if health is None:
-        detail = "it runs, says its actor, but cannot be reached from this machine"
-        return replace(server, state="not answering", detail=detail)
-    return replace(server, health=health)
+async def _visit(servers: Sequence[NodeServer]) -> list[NodeServer]:
+    """Asks every server over HTTP how it is."""
 
-
-def _healths(urls: Sequence[str]) -> list[Health | None]:
-    """What each server tells; None for those that do not answer."""
-
-    def ask(url: str) -> Health | None:
+    async def visit(server: NodeServer) -> NodeServer:
+        if server.url is None:
+            return server
+        seconds = _ANSWER_SECONDS / 2
         try:
-            # Proxies of the environment are for the outside world.
-            answer = httpx.get(f"{url}/health", timeout=_ANSWER_SECONDS / 2, trust_env=False)
-            return Health(**answer.raise_for_status().json())
-        except (httpx.HTTPError, ValueError, TypeError):
-            return None
+            async with SandboxClient(server.url, token=server.token, timeout=seconds) as client:
+                return replace(server, health=await client.health())
+        except SandboxError as error:
+            detail = f"its actor says it runs, but from here {error}"
+            return replace(server, state="not answering", health=None, detail=detail)
 
-    with ThreadPoolExecutor(max(1, min(32, len(urls)))) as pool:
-        return list(pool.map(ask, urls))
+    return await asyncio.gather(*map(visit, servers))
