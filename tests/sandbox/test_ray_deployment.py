@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from deepeyes_plugins.hosts.ray import sandbox as deployment
 from deepeyes_plugins.hosts.ray.sandbox import NodeServer
 from deepeyes_plugins.sandbox import (
+    BlockingSandboxClient,
     SandboxClient,
     SandboxError,
     SandboxSession,
@@ -69,6 +71,13 @@ def keeper_pid(server: NodeServer) -> int:
     keeper = ray.get_actor(f"node-{server.node_id}", namespace=deployment.NAMESPACE)
     pid: int = ray.get(keeper.__ray_call__.remote(lambda _: os.getpid()))
     return pid
+
+
+def server_pid(keeper: int) -> int:
+    """Process id of the one child that an actor has."""
+    threads = Path(f"/proc/{keeper}/task").iterdir()
+    (server,) = " ".join((thread / "children").read_text() for thread in threads).split()
+    return int(server)
 
 
 def states() -> dict[str, str]:
@@ -125,10 +134,33 @@ def test_an_agent_loop_uses_the_servers_of_the_cluster(servers: list[NodeServer]
     assert result == "42"
 
 
+def test_a_url_in_the_settings_comes_first(servers: list[NodeServer]) -> None:
+    assert deployment.ensure_server(SandboxSettings(url="http://given:1")) == "http://given:1"
+
+
+def test_up_again_with_other_settings_says_that_they_do_not_count(
+    servers: list[NodeServer],
+) -> None:
+    again = deployment.deploy(SandboxSettings(max_sessions=5))
+    assert [server.url for server in again] == [server.url for server in servers]
+    assert all("other settings" in server.detail and not server.is_new for server in again)
+
+
+def test_status_tells_of_a_server_that_cannot_be_reached(servers: list[NodeServer]) -> None:
+    server = server_pid(keeper_pid(servers[0]))
+    os.kill(server, signal.SIGSTOP)
+    try:
+        seen, *others = deployment.status()
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert seen.state == "not answering" and "its actor says it runs" in seen.detail
+    assert [other.state for other in others] == ["alive", "alive"]
+
+
 def test_a_killed_server_comes_back_where_it_was(servers: list[NodeServer]) -> None:
     keeper = keeper_pid(servers[1])
     family = children(keeper)
-    os.kill(min(family), signal.SIGKILL)
+    os.kill(server_pid(keeper), signal.SIGKILL)
     assert eventually(lambda: not any(map(running, family)))
     assert eventually(lambda: states()[servers[1].node_id] == "alive", 30)
     assert keeper_pid(servers[1]) == keeper
@@ -165,6 +197,8 @@ async def test_a_node_joins_and_is_killed_during_a_run(
     (new,) = [server for server in again if server.is_new]
     assert new.node_id == joined.node_id and new.token == servers[0].token
     assert {server.url for server in again} - {new.url} == {server.url for server in servers}
+    family = children(await asyncio.to_thread(keeper_pid, new))
+    assert family
 
     async with client_of(*again) as client:
         sessions = [await client.create_session() for _ in range(8)]
@@ -192,6 +226,7 @@ async def test_a_node_joins_and_is_killed_during_a_run(
         cluster.remove_node(joined, allow_graceful=False)
         ends = await asyncio.wait_for(asyncio.gather(*(runs[s.id] for s in doomed)), 20)
         assert doomed and set(ends) <= {"lost", "killed", "unavailable"}
+        assert await asyncio.to_thread(eventually, lambda: not any(map(running, family)))
 
         so_far = dict(cells)
         async with await client.create_session() as session:
@@ -223,15 +258,18 @@ def deepeyes(*arguments: str, **variables: str) -> subprocess.CompletedProcess[s
 def test_down_leaves_nothing_and_the_command_line_brings_it_back(
     cluster: Cluster, servers: list[NodeServer]
 ) -> None:
+    with BlockingSandboxClient(servers[0].url or "", token=servers[0].token) as client:
+        client.create_session().execute("n = 1", timeout=10)
     keepers = [keeper_pid(server) for server in servers]
     family = {pid for keeper in keepers for pid in {keeper, *children(keeper)}}
-    assert len(family) >= 9
+    assert len(family) >= 10
 
     answer = deepeyes("down", "--address", cluster.address)
     assert answer.returncode == 0, answer.stderr
     assert all(server.node_id[:8] in answer.stdout for server in servers)
     assert not any(map(running, family))
     assert ray.util.list_named_actors(all_namespaces=True) == []
+    assert deployment.status() == []
 
     answer = deepeyes("up", "--ray", "--address", cluster.address, DEEPEYES_TOKEN_SANDBOX="s3cret")
     assert answer.returncode == 0, answer.stderr
@@ -246,6 +284,25 @@ def test_down_leaves_nothing_and_the_command_line_brings_it_back(
     assert "s3cret" not in answer.stdout + answer.stderr
     table = deepeyes("status", "--address", cluster.address).stdout
     assert all(row["url"] in table for row in found)
+    deployment.remove()
+
+
+def test_a_server_that_cannot_start_says_why_and_leaves_no_actor(cluster: Cluster) -> None:
+    failed = deployment.deploy(SandboxSettings(warm_modules=("no_such_module",)))
+    assert [server.state for server in failed] == ["no server"] * 3
+    assert all("no_such_module" in server.detail for server in failed)
+    assert eventually(lambda: ray.util.list_named_actors(all_namespaces=True) == [])
+
+
+def test_without_servers_on_the_cluster_a_process_starts_its_own(cluster: Cluster) -> None:
+    @ray.remote(num_cpus=0)
+    def run_cell() -> tuple[str, str]:
+        url = deployment.ensure_server(SandboxSettings())
+        with BlockingSandboxClient(url) as client, client.create_session() as session:
+            return url, session.execute("6 * 7", timeout=10).result
+
+    url, result = ray.get(run_cell.remote())
+    assert url.startswith("http://127.0.0.1:") and result == "42"
 
 
 def test_up_says_what_is_missing() -> None:

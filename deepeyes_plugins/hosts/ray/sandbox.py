@@ -12,24 +12,20 @@ import logging
 import os
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from deepeyes_plugins.hosts.ray.keeper import Description, Keeper
 from deepeyes_plugins.sandbox.client import SandboxClient
 from deepeyes_plugins.sandbox.contracts import Health, SandboxError, SandboxUnavailable
-from deepeyes_plugins.sandbox.embedded import (
-    URL_VARIABLE,
-    EmbeddedServer,
-    start_server,
-)
+from deepeyes_plugins.sandbox.embedded import URL_VARIABLE
 from deepeyes_plugins.sandbox.embedded import ensure_server as ensure_embedded_server
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 
@@ -43,12 +39,8 @@ _ANSWER_SECONDS = 10.0
 _STOP_SECONDS = 30.0
 # Ray may have to start a worker process before the server is started.
 _ACTOR_SECONDS = 60.0
-_PORT_SECONDS = 5.0
-_LONGEST_PAUSE_SECONDS = 30.0
-# Below the ports that systems give to outgoing connections, above those that Ray gives to workers.
-_PORTS = range(20_000, 30_000)
 # Ray's numbers for the deaths of nodes that were told to go, by `ray stop` or the autoscaler.
-_LEFT = (1, 4)
+_TOLD_TO_GO = (1, 4)
 
 State = Literal["alive", "not answering", "no server", "node dead"]
 
@@ -79,94 +71,6 @@ class NodeServer:
     is_new: bool = False
 
 
-class _Description(TypedDict):
-    url: str | None
-    token: str
-    settings: dict[str, Any]
-    failure: str
-
-
-class Keeper:
-    """The actor: runs a server on its node and starts it again when it dies.
-
-    The server ends with the process of the actor. Ray starts that again on the same node.
-    """
-
-    def __init__(self, settings: dict[str, Any], token: str, port: int) -> None:
-        """Starts the server in the background.
-
-        Args:
-            settings: Sandbox settings.
-            token: Bearer token that the server asks for.
-            port: Port to listen on; 0 for one of this node's own.
-        """
-        self._settings = settings
-        self._token = token
-        self._fixed_port = port
-        # The same again after a restart of this process, so that clients find the server.
-        self._usual_port = _PORTS[int(ray.get_runtime_context().get_node_id(), 16) % len(_PORTS)]
-        self._server: EmbeddedServer | None = None
-        self._failure = ""
-        self._tried = threading.Event()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="sandbox-keeper", daemon=True)
-        self._thread.start()
-
-    def describe(self) -> _Description:
-        """Where the server is; waits until the first start has succeeded or failed."""
-        self._tried.wait()
-        server = self._server
-        return {
-            "url": server.url if server is not None and server.alive else None,
-            "token": self._token,
-            "settings": self._settings,
-            "failure": self._failure,
-        }
-
-    def stop(self) -> None:
-        """Ends the server and its sessions, for good."""
-        self._stopping.set()
-        if self._server is not None:
-            self._server.close()
-        self._thread.join()
-
-    def _keep(self) -> None:
-        host = ray.util.get_node_ip_address()
-        pause = 1.0
-        while not self._stopping.is_set():
-            try:
-                settings = SandboxSettings.model_validate(self._settings)
-                port = self._fixed_port or self._free_port(host)
-                server = start_server(settings, host=host, port=port, token=self._token)
-            except Exception as error:
-                logger.error("no sandbox server on %s: %s", host, error)
-                self._failure = str(error)
-                self._tried.set()
-                self._stopping.wait(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-                continue
-            self._server, self._failure, pause = server, "", 1.0
-            self._usual_port = urlsplit(server.url).port or 0
-            self._tried.set()
-            if self._stopping.is_set():
-                server.close()
-            server.wait()
-            if not self._stopping.is_set():
-                logger.warning("the sandbox server at %s has died; starting another", server.url)
-                self._failure = "its server has died and is being started again"
-
-    def _free_port(self, host: str) -> int:
-        """The usual port; 0 if somebody else keeps it. A predecessor may need a moment to end."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        deadline = time.monotonic() + _PORT_SECONDS
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                socket.create_server((host, self._usual_port), family=family).close()
-                return self._usual_port
-            self._stopping.wait(0.1)
-        return 0
-
-
 @contextlib.contextmanager
 def cluster(address: str | None = None) -> Iterator[None]:
     """Connects this process to a running Ray cluster.
@@ -194,7 +98,9 @@ def cluster(address: str | None = None) -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """Raises OSError if nobody listens, which Ray would take minutes to say."""
+    """Refuses what Ray would try for minutes, or would not refuse."""
+    if address == "local":
+        raise ValueError("this would start a cluster of its own")
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -220,14 +126,7 @@ def deploy(
     """
     kept = _keepers()
     if kept:
-        tokens = {answer["token"] for answer in _ask(kept) if not isinstance(answer, str)}
-        if len(tokens) != 1:
-            raise SandboxUnavailable(
-                f"the {len(kept)} servers that are there already "
-                + ("do not share one token" if tokens else "do not answer")
-                + "; remove them first: `deepeyes sandbox down`"
-            )
-        token = tokens.pop()
+        token = _common_token(_ask(kept))
     token = token or os.environ.get(settings.token_env) or secrets.token_urlsafe(32)
     addresses = {
         node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]
@@ -248,6 +147,8 @@ def deploy(
             .remote(settings.model_dump(), token, port)
         )
     answers = _ask(keepers, settings.startup_timeout + _ACTOR_SECONDS)
+    if any(not isinstance(answer, str) for answer in answers):
+        _common_token(answers)  # Somebody else may have deployed at the same time.
     servers = []
     for (node_id, keeper), answer in zip(keepers.items(), answers, strict=True):
         server = _server(node_id, addresses[node_id], answer)
@@ -284,7 +185,7 @@ def remove() -> list[NodeServer]:
     deadline = time.monotonic() + _STOP_SECONDS
     while left := [
         *(f"the actor {_PREFIX}{node_id}" for node_id in _keepers()),
-        *(f"the server {server.url}" for server in asyncio.run(_visit(removed)) if server.health),
+        *(f"the server {server.url}" for server in removed if server.url and _listens(server.url)),
     ]:
         if time.monotonic() > deadline:
             raise SandboxError(f"not everything has ended: {', '.join(left)}")
@@ -307,7 +208,7 @@ def status() -> list[NodeServer]:
         node_id, address = node["NodeID"], node["NodeManagerAddress"]
         if node["Alive"]:
             servers.append(_server(node_id, address, answers.get(node_id)))
-        elif node.get("DeathReason") not in _LEFT:
+        elif node.get("DeathReason") not in _TOLD_TO_GO:
             detail = node.get("DeathReasonMessage") or ""
             servers.append(NodeServer(node_id, address, "node dead", detail=detail))
     return asyncio.run(_visit(servers))
@@ -320,8 +221,10 @@ def discover(timeout: float = _ANSWER_SECONDS) -> list[NodeServer]:
         timeout: Seconds that the servers' actors have for an answer.
 
     Returns:
-        Those whose actors have answered: the one of this process's own node first, then the nodes
-        that follow it in a circle, so that the load of a dead server is spread.
+        Those that run, the one of this process's own node first; empty if nothing is deployed.
+
+    Raises:
+        SandboxUnavailable: Servers are deployed, but none runs; the message says why.
     """
     keepers = _keepers()
     addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
@@ -329,9 +232,12 @@ def discover(timeout: float = _ANSWER_SECONDS) -> list[NodeServer]:
         _server(node_id, addresses.get(node_id, ""), answer)
         for node_id, answer in zip(keepers, _ask(keepers, timeout), strict=True)
     ]
-    here = ray.get_runtime_context().get_node_id()
     living = [server for server in servers if server.state == "alive"]
-    return sorted(living, key=lambda server: (server.node_id < here, server.node_id))
+    if servers and not living:
+        reasons = "; ".join(f"{server.address}: {server.detail}" for server in servers)
+        raise SandboxUnavailable(f"no sandbox server of the Ray cluster runs: {reasons}")
+    here = ray.get_runtime_context().get_node_id()
+    return sorted(living, key=lambda server: server.node_id != here)
 
 
 def ensure_server(settings: SandboxSettings) -> str:
@@ -348,10 +254,14 @@ def ensure_server(settings: SandboxSettings) -> str:
         One URL, or several with commas between them.
 
     Raises:
-        SandboxUnavailable: There is none, and none could be started.
+        SandboxUnavailable: Those of the cluster do not run; or there is none, and none could be
+            started.
     """
     if not settings.url and not os.environ.get(URL_VARIABLE) and ray.is_initialized():
-        servers = discover()
+        try:
+            servers = discover()
+        except RayError as error:
+            raise SandboxUnavailable(f"the Ray cluster does not answer: {error}") from error
         if servers:
             os.environ[settings.token_env] = servers[0].token
             os.environ[URL_VARIABLE] = ",".join(server.url or "" for server in servers)
@@ -370,24 +280,36 @@ def _keepers() -> dict[str, Any]:
     return dict(sorted(found.items()))
 
 
-def _ask(keepers: Mapping[str, Any], timeout: float = _ANSWER_SECONDS) -> list[_Description | str]:
+def _ask(keepers: Mapping[str, Any], timeout: float = _ANSWER_SECONDS) -> list[Description | str]:
     """What each actor tells, or the reason why it does not."""
     pending = [keeper.describe.remote() for keeper in keepers.values()]
     if pending:
         ray.wait(pending, num_returns=len(pending), timeout=timeout)
-    answers: list[_Description | str] = []
+    answers: list[Description | str] = []
     for answer in pending:
         try:
             answers.append(ray.get(answer, timeout=0))
         except GetTimeoutError:
             answers.append(f"its actor has not answered within {timeout:g} s")
+        except ActorUnavailableError:
+            answers.append("its actor cannot be reached; has the node died, or does it restart?")
         except RayError as error:
             # The last line tells the reason; what stands above is where it happened.
             answers.append(str(error).strip().splitlines()[-1].strip())
     return answers
 
 
-def _server(node_id: str, address: str, answer: _Description | str | None) -> NodeServer:
+def _common_token(answers: Sequence[Description | str]) -> str:
+    tokens = {answer["token"] for answer in answers if not isinstance(answer, str)}
+    if len(tokens) != 1:
+        raise SandboxUnavailable(
+            f"the servers on the cluster {'do not share a token' if tokens else 'do not answer'}; "
+            "remove them first: `deepeyes sandbox down`"
+        )
+    return tokens.pop()
+
+
+def _server(node_id: str, address: str, answer: Description | str | None) -> NodeServer:
     if answer is None:
         detail = "`deepeyes sandbox up --ray` starts one"
         return NodeServer(node_id, address, "no server", detail=detail)
@@ -395,6 +317,14 @@ def _server(node_id: str, address: str, answer: _Description | str | None) -> No
         return NodeServer(node_id, address, "not answering", detail=answer)
     state: State = "alive" if answer["url"] else "not answering"
     return NodeServer(node_id, address, state, answer["url"], answer["token"], answer["failure"])
+
+
+def _listens(url: str) -> bool:
+    parts = urlsplit(url)
+    with contextlib.suppress(OSError):
+        socket.create_connection((parts.hostname, parts.port), timeout=5).close()
+        return True
+    return False
 
 
 async def _visit(servers: Sequence[NodeServer]) -> list[NodeServer]:
