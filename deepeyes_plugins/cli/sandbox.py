@@ -2,40 +2,74 @@
 
 from __future__ import annotations
 
-import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from deepeyes_plugins.settings import SettingsError, load_settings
 
 
+class LogFormat(StrEnum):
+    """How log records look."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8080,
+    workers: Annotated[int, typer.Option(min=1, help="Server processes behind the port.")] = 1,
+    redis: Annotated[
+        str | None,
+        typer.Option(help="Redis for sessions, as redis://host:6379/0; servers can share it."),
+    ] = None,
+    token_env: Annotated[
+        str | None,
+        typer.Option(help="Environment variable with the bearer token that clients must send."),
+    ] = None,
+    kernel: Annotated[
+        str | None, typer.Option(help="fork, jupyter, or a third party's as module:factory.")
+    ] = None,
+    allow_unisolated: Annotated[
+        bool,
+        typer.Option("--allow-unisolated", help="Run even where code cannot be isolated."),
+    ] = False,
     config: Annotated[
         Path | None, typer.Option(help="An agent.yaml; its part `sandbox` sets the limits.")
     ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_format: Annotated[LogFormat, typer.Option(help="Form of the log.")] = LogFormat.TEXT,
 ) -> None:
     """Run a sandbox server for other machines or jobs.
 
-    Point agents to it with `sandbox.url` in agent.yaml or DEEPEYES_SANDBOX_URL. Ask for a bearer
-    token by setting the environment variable DEEPEYES_TOKEN_SANDBOX here and there.
+    Point agents to it with `sandbox.url` in agent.yaml or DEEPEYES_SANDBOX_URL. On any address but
+    loopback it wants a bearer token: set DEEPEYES_TOKEN_SANDBOX here and there.
     """
+    chosen: dict[str, Any] = {
+        "redis_url": redis,
+        "token_env": token_env,
+        "kernel": kernel,
+        "allow_unisolated": allow_unisolated or None,
+    }
     try:
         settings = load_settings(config).sandbox
     except SettingsError as error:
         raise typer.BadParameter(str(error), param_hint="--config") from error
+    given = {name: value for name, value in chosen.items() if value is not None}
     try:
-        from deepeyes_plugins.sandbox.__main__ import main
+        from deepeyes_plugins.sandbox.serve import ServerOptions
+        from deepeyes_plugins.sandbox.serve import serve as run
     except ModuleNotFoundError as error:
         typer.echo(f"error: {error}: pip install 'deepeyes-plugins[sandbox]'", err=True)
         raise typer.Exit(1) from error
-    sys.argv = [
-        "deepeyes sandbox serve",
-        *("--host", host, "--port", str(port), "--log-level", log_level),
-        *("--settings", settings.model_dump_json()),
-    ]
-    main()
+    options = ServerOptions(
+        host=host,
+        port=port,
+        workers=workers,
+        log_level=log_level,
+        log_format=log_format.value,
+    )
+    run(settings.model_copy(update=given), options)

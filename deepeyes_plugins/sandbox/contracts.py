@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 Outcome = Literal["ok", "error", "timeout", "killed", "lost"]
 """How a cell ended.
@@ -57,9 +57,13 @@ class Health:
 
     Attributes:
         status: "ok" when sessions can be created, "starting" while the interpreter warms up.
-        sessions: Number of live sessions.
-        max_sessions: Number of live sessions at which the server refuses more.
-        isolation: Layer name to "active" or to the reason why it is missing.
+        sessions: Number of sessions that have a process.
+        stored: Number of sessions that were put away.
+        max_sessions: Number of sessions that can have a process.
+        workers: Number of server processes.
+        isolation: Layer name to "active" (and how, if not by the kernel alone) or to the reason
+            why it is missing.
+        notes: What else users may want to know: network access, fonts.
         versions: Component name to version.
     """
 
@@ -68,12 +72,11 @@ class Health:
     max_sessions: int
     isolation: dict[str, str]
     versions: dict[str, str]
+    stored: int = 0
+    workers: int = 1
+    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def isolated(self) -> bool:
         """Whether every isolation layer is active."""
-        return all(state == "active" for state in self.isolation.values())
-
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return all(state.startswith("active") for state in self.isolation.values())

@@ -1,18 +1,4 @@
-"""The HTTP server: sessions over a kernel provider.
-
-| request | answer |
-| --- | --- |
-| `GET /health` | isolation layers, live sessions, versions; needs no token |
-| `PUT /v1/images/{sha256}` | 204; 422 if the body is no usable image or has another hash |
-| `POST /v1/sessions` `{"images": [sha256, ...]}` | `{"id"}`; 404 with `missing` hashes to upload |
-| `POST /v1/sessions/{id}/execute` `{"code", "timeout"}` | an `ExecutionResult`; 404 if gone |
-| `POST /v1/sessions/{id}/interrupt` | 204 |
-| `DELETE /v1/sessions/{id}` | 204, whether it existed or not |
-| `POST /jupyter_sandbox`, `POST /clear_session` | the API of the DeepEyes reference server |
-
-Results are msgpack with raw PNG bytes for those who accept `application/x-msgpack`, else JSON with
-base64. Errors are `{"error": sentence}`.
-"""
+"""The HTTP server: the interface of `api` over the sessions of this process and its fellows."""
 
 from __future__ import annotations
 
@@ -28,155 +14,77 @@ import platform
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict
-from typing import Any
-from uuid import uuid4
+from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import msgpack
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from deepeyes_plugins import __version__
+
+from . import api
 from .contracts import ExecutionResult, Health, SandboxUnavailable
+from .held_images import HeldImages
 from .kernels import make_provider
-from .kernels.contract import ImageRejected, ImagesMissing, Kernel, KernelProvider
+from .kernels.contract import ImageRejected, ImagesMissing, KernelProvider
+from .metrics import Metrics
+from .sessions import CellHasRun, Sessions, new_id
 from .settings import SandboxSettings
+from .snapshots import make_store
+from .workers import RELAYED_HEADER, WORKER_HEADER, Crew, Relay, WorkerGone
 
 logger = logging.getLogger(__name__)
 
-MSGPACK = "application/x-msgpack"
 MAX_BODY_BYTES = 128 << 20
-MAX_IMAGES_PER_SESSION = 100
-_VERSIONS = ("ipython", "numpy", "pillow", "matplotlib", "starlette", "uvicorn")
+_HASH_ASIDE_BYTES = 1 << 20
+_CELL_SLACK_SECONDS = 60.0
+_PACKAGES = ("ipython", "numpy", "pillow", "matplotlib", "starlette", "uvicorn")
+
+Message = TypeVar("Message", bound=BaseModel)
+Handler = Callable[[Request], Awaitable[Response]]
 
 
-class Session:
-    """One live session: a kernel, its queue and its idle clock."""
+@dataclass(frozen=True)
+class _Call:
+    """A request whose body was read."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        """Takes charge of a fresh kernel."""
-        self.kernel = kernel
-        self.lock = asyncio.Lock()
-        self.waiting = 0
-        self.idle_timer: asyncio.TimerHandle | None = None
+    request: Request
+    body: bytes
 
-
-class Sessions:
-    """The live sessions of a server, by id."""
-
-    def __init__(self, provider: KernelProvider, settings: SandboxSettings) -> None:
-        """Starts with none."""
-        self._provider = provider
-        self._settings = settings
-        self._live: dict[str, Session] = {}
-        self._opening = 0
-        self._closing: set[asyncio.Task[None]] = set()
-
-    def __len__(self) -> int:
-        return len(self._live)
-
-    def __contains__(self, session_id: str) -> bool:
-        return session_id in self._live
-
-    async def create(self, images: list[str], session_id: str | None = None) -> str:
-        """Opens a session and returns its id.
-
-        Raises:
-            ImagesMissing: Images must be uploaded first.
-            SandboxUnavailable: The server is full or cannot start a process.
-        """
-        if len(self._live) + self._opening >= self._settings.max_sessions:
-            self._sweep()
-        if len(self._live) + self._opening >= self._settings.max_sessions:
-            raise SandboxUnavailable(
-                f"all {self._settings.max_sessions} sessions are in use; close some, raise "
-                "max_sessions or add a server"
-            )
-        self._opening += 1
-        try:
-            kernel = await self._provider.open(images)
-        finally:
-            self._opening -= 1
-        session_id = session_id or uuid4().hex
-        session = Session(kernel)
-        self._live[session_id] = session
-        self._watch_idle(session_id, session)
-        return session_id
-
-    async def execute(self, session_id: str, code: str, timeout: float) -> ExecutionResult:
-        """Runs a cell after those that the session was given before.
-
-        Raises:
-            KeyError: There is no such session.
-        """
-        session = self._live[session_id]
-        session.waiting += 1
-        if session.idle_timer is not None:
-            session.idle_timer.cancel()
-        try:
-            async with session.lock:
-                seconds = min(timeout, self._settings.cell_timeout)
-                result = await session.kernel.execute(code, seconds)
-        finally:
-            session.waiting -= 1
-            if self._live.get(session_id) is not session:
-                pass  # Closed meanwhile.
-            elif not session.kernel.alive:
-                self.close(session_id)
-            elif session.waiting == 0:
-                self._watch_idle(session_id, session)
-        return result
-
-    def interrupt(self, session_id: str) -> None:
-        """Interrupts the running cell of a session, if there is one."""
-        self._live[session_id].kernel.interrupt()
-
-    def close(self, session_id: str) -> None:
-        """Ends a session, also in the middle of a cell; what remains to tidy goes on behind."""
-        session = self._live.pop(session_id, None)
-        if session is not None:
-            if session.idle_timer is not None:
-                session.idle_timer.cancel()
-            task = asyncio.ensure_future(session.kernel.close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
-
-    def _sweep(self) -> None:
-        """Forgets sessions that died between two cells."""
-        for session_id, session in list(self._live.items()):
-            if not session.kernel.alive:
-                self.close(session_id)
-
-    async def close_all(self) -> None:
-        """Ends every session and waits until nothing is left of them."""
-        for session_id in list(self._live):
-            self.close(session_id)
-        await asyncio.gather(*self._closing)
-
-    def _watch_idle(self, session_id: str, session: Session) -> None:
-        def expire() -> None:
-            if self._live.get(session_id) is session:
-                logger.info("session %s was idle for too long", session_id)
-                self.close(session_id)
-
-        loop = asyncio.get_running_loop()
-        session.idle_timer = loop.call_later(self._settings.idle_timeout, expire)
+    @property
+    def relayed(self) -> bool:
+        return RELAYED_HEADER in self.request.headers
 
 
 class SandboxServer:
     """The HTTP handlers."""
 
     def __init__(
-        self, provider: KernelProvider, settings: SandboxSettings, token: str | None
+        self, provider: KernelProvider, settings: SandboxSettings, token: str | None, crew: Crew
     ) -> None:
         """Serves kernels of the provider to those who know the token."""
         self._provider = provider
         self._settings = settings
         self._token = token
-        self._sessions = Sessions(provider, settings)
+        self._crew = crew
+        self._relay = Relay(crew, token)
+        self._metrics = Metrics()
+        store = make_store(settings)
+        self._images = HeldImages(
+            provider,
+            store,
+            settings.image_cache_mb << 20,
+            self._relay.image if crew.count > 1 else None,
+        )
+        self._sessions = Sessions(provider, self._images, store, settings, self._metrics)
         self._started = False
+        self._versions = _versions()
         self._legacy_locks: dict[str, asyncio.Lock] = {}
 
     @contextlib.asynccontextmanager
@@ -184,6 +92,7 @@ class SandboxServer:
         """Starts the provider before the first request and ends everything after the last."""
         try:
             await self._provider.start()
+            self._sessions.start()
             self._started = True
             yield
         except SandboxUnavailable as error:
@@ -192,112 +101,178 @@ class SandboxServer:
         finally:
             await self._sessions.close_all()
             await self._provider.close()
+            await self._relay.close()
 
     def routes(self) -> list[Route]:
-        """The paths served, as in the table above."""
+        """One route for each line of the interface, served by the method of its name."""
         return [
-            Route("/health", self.health, methods=["GET"]),
-            Route("/v1/images/{digest}", self._guarded(self.put_image), methods=["PUT"]),
-            Route("/v1/sessions", self._guarded(self.create), methods=["POST"]),
-            Route("/v1/sessions/{id}/execute", self._guarded(self.execute), methods=["POST"]),
-            Route("/v1/sessions/{id}/interrupt", self._guarded(self.interrupt), methods=["POST"]),
-            Route("/v1/sessions/{id}", self._guarded(self.close), methods=["DELETE"]),
-            Route("/jupyter_sandbox", self._guarded(self.legacy_execute), methods=["POST"]),
-            Route("/clear_session", self._guarded(self.legacy_clear), methods=["POST"]),
+            Route(
+                endpoint.path,
+                getattr(self, name) if endpoint.open else self._guarded(getattr(self, name)),
+                methods=[endpoint.method],
+            )
+            for name, endpoint in api.ENDPOINTS.items()
         ]
 
-    def _guarded(
-        self, handler: Callable[[Request], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
+    def _guarded(self, handler: Handler) -> Handler:
         """Checks the token and turns the sandbox's errors into answers."""
+        expected = f"Bearer {self._token}".encode() if self._token else b""
 
         async def guarded(request: Request) -> Response:
-            given = request.headers.get("authorization", "").encode()
-            if self._token and not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
-                return _error(401, "this sandbox server wants a bearer token")
+            given = request.headers.get("authorization", "").encode("latin-1", "replace")
+            if expected and not hmac.compare_digest(given, expected):
+                return _problem(401, "this sandbox server wants a bearer token")
             try:
-                return await handler(request)
+                response = await handler(request)
             except ImagesMissing as error:
-                return JSONResponse({"error": str(error), "missing": error.digests}, 404)
+                body = {"error": str(error), "missing": error.digests}
+                response = JSONResponse(body, 404)
             except ImageRejected as error:
-                return _error(422, str(error))
+                response = _problem(422, str(error))
+            except CellHasRun as error:
+                response = _problem(409, str(error))
             except SandboxUnavailable as error:
-                return _error(503, str(error))
+                response = _problem(503, str(error))
+            except KeyError:
+                response = _problem(404, "there is no such session (any more)")
+            if self._crew.count > 1:
+                response.headers.setdefault(WORKER_HEADER, str(self._crew.index))
+            return response
 
         return guarded
 
     async def health(self, request: Request) -> Response:
-        """Tells about isolation, load and versions."""
-        versions = {"python": platform.python_version(), "kernel": platform.release()}
-        for package in _VERSIONS:
-            versions[package] = importlib.metadata.version(package)
+        """Tells about isolation, load and versions, of all workers together."""
         health = Health(
             status="ok" if self._started else "starting",
-            sessions=len(self._sessions),
+            sessions=self._sessions.live,
+            stored=self._sessions.stored,
             max_sessions=self._settings.max_sessions,
+            workers=1,
             isolation=self._provider.isolation(),
-            versions=versions,
+            notes=self._provider.notes(),
+            versions=self._versions,
         )
-        return JSONResponse(health.as_dict())
+        whole = asdict(health)
+        if self._crew.count > 1 and RELAYED_HEADER not in request.headers:
+            for answer in await self._relay.ask_all("/health"):
+                other = answer.json()
+                for key in ("sessions", "stored", "max_sessions", "workers"):
+                    whole[key] += other[key]
+        return JSONResponse(whole)
+
+    async def metrics(self, request: Request) -> Response:
+        """Metrics for Prometheus."""
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    async def document(self, request: Request) -> Response:
+        """The OpenAPI document."""
+        return JSONResponse(api.document(__version__))
 
     async def put_image(self, request: Request) -> Response:
         """Holds an image under its hash."""
-        data = await _body(request)
+        call = await _read(request)
         digest = request.path_params["digest"]
-        actual = hashlib.sha256(data).hexdigest()
+        relayed = await self._elsewhere(call, self._crew.of_image(digest))
+        if relayed is not None:
+            return relayed
+        if len(call.body) > _HASH_ASIDE_BYTES:
+            actual = await asyncio.to_thread(_sha256, call.body)
+        else:
+            actual = _sha256(call.body)
         if digest != actual:
-            return _error(422, f"the body has the SHA-256 {actual}, not {digest}")
-        await self._provider.add_image(digest, data)
+            return _problem(422, f"the body has the SHA-256 {actual}, not {digest}")
+        await self._images.add(digest, call.body)
         return Response(status_code=204)
+
+    async def get_image(self, request: Request) -> Response:
+        """Gives an image back."""
+        digest = request.path_params["digest"]
+        data = self._images.get(digest)
+        if data is None and self._crew.count > 1 and RELAYED_HEADER not in request.headers:
+            data = await self._relay.image(digest)
+        if data is None:
+            return _problem(404, "there is no such image")
+        return Response(data, media_type="application/octet-stream")
 
     async def create(self, request: Request) -> Response:
         """Opens a session on images that are held."""
-        images = (await _json(request)).get("images", [])
-        if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-            return _error(422, "images must be a list of SHA-256 hashes")
-        if len(images) > MAX_IMAGES_PER_SESSION:
-            return _error(422, f"a session has at most {MAX_IMAGES_PER_SESSION} images")
-        return JSONResponse({"id": await self._sessions.create(images)}, 201)
+        call = await _read(request)
+        images = _parse(api.SessionRequest, call.body).images
+        if images:
+            relayed = await self._elsewhere(call, self._crew.of_image(images[0]))
+            if relayed is not None:
+                return relayed
+        session_id = new_id(self._crew.index)
+        await self._sessions.create(session_id, images)
+        return JSONResponse({"id": session_id}, 201)
 
     async def execute(self, request: Request) -> Response:
         """Runs a cell."""
-        code, timeout = _cell(await _json(request), self._settings.cell_timeout)
-        try:
-            result = await self._sessions.execute(request.path_params["id"], code, timeout)
-        except KeyError:
-            return _error(404, "there is no such session (any more)")
+        call = await _read(request)
+        cell = _parse(api.CellRequest, call.body)
+        timeout = cell.timeout or self._settings.cell_timeout
+        session_id = request.path_params["id"]
+        relayed = await self._elsewhere(
+            call,
+            self._crew.of_session(session_id),
+            min(timeout, self._settings.cell_timeout) + _CELL_SLACK_SECONDS,
+            here=session_id in self._sessions,
+        )
+        if relayed is not None:
+            return relayed
+        result = await self._sessions.execute(session_id, cell.code, timeout, cell.cell)
         return _result(result, request)
 
     async def interrupt(self, request: Request) -> Response:
         """Interrupts a running cell."""
-        try:
-            self._sessions.interrupt(request.path_params["id"])
-        except KeyError:
-            return _error(404, "there is no such session (any more)")
+        session_id = request.path_params["id"]
+        relayed = await self._elsewhere_for(request, session_id)
+        if relayed is not None:
+            return relayed
+        self._sessions.interrupt(session_id)
+        return Response(status_code=204)
+
+    async def evict(self, request: Request) -> Response:
+        """Puts a session away."""
+        session_id = request.path_params["id"]
+        relayed = await self._elsewhere_for(request, session_id)
+        if relayed is not None:
+            return relayed
+        await self._sessions.evict(session_id)
         return Response(status_code=204)
 
     async def close(self, request: Request) -> Response:
         """Ends a session."""
-        self._sessions.close(request.path_params["id"])
+        session_id = request.path_params["id"]
+        relayed = await self._elsewhere_for(request, session_id)
+        if relayed is not None:
+            return relayed
+        self._sessions.close(session_id)
         return Response(status_code=204)
 
     async def legacy_execute(self, request: Request) -> Response:
         """Runs a cell in a session that the client names and that begins with its first cell."""
         started = time.perf_counter()
-        body = await _json(request)
-        code, timeout = _cell({"timeout": 5.0} | body, self._settings.cell_timeout)
-        if not code.strip():
-            result = ExecutionResult("error", stderr="Error: No code provided")
+        call = await _read(request)
+        cell = _parse(api.LegacyCell, call.body)
+        session_id = _legacy_id(cell.session_id)
+        seconds = min(cell.timeout, self._settings.cell_timeout) + _CELL_SLACK_SECONDS
+        relayed = await self._elsewhere(call, self._crew.of_session(session_id), seconds)
+        if relayed is not None:
+            return relayed
+        if cell.code.strip():
+            result = await self._legacy_run(session_id, cell.code, cell.timeout)
         else:
-            result = await self._legacy_run(_legacy_id(body), code, timeout)
+            result = ExecutionResult("error", stderr="Error: No code provided")
         output = {
             "result": result.result,
             "stdout": result.stdout,
             "stderr": _legacy_stderr(result),
-            "images": [base64.b64encode(image).decode("ascii") for image in result.images],
+            "images": _base64(result.images),
         }
         # What the code itself did wrong is told in stderr, with status success.
-        ran = bool(code.strip()) and result.outcome in ("ok", "error", "timeout")
+        ran = bool(cell.code.strip()) and result.outcome in ("ok", "error", "timeout")
         return JSONResponse(
             {
                 "output": output,
@@ -309,20 +284,63 @@ class SandboxServer:
     async def _legacy_run(self, session_id: str, code: str, timeout: float) -> ExecutionResult:
         # Two first cells at once must share one session.
         async with self._legacy_locks.setdefault(session_id, asyncio.Lock()):
-            if session_id not in self._sessions:
-                await self._sessions.create([], session_id)
+            try:
+                if session_id not in self._sessions:
+                    return await self._sessions.execute(session_id, code, timeout)
+            except KeyError:
+                await self._sessions.create(session_id, [])
         self._legacy_locks.pop(session_id, None)
         return await self._sessions.execute(session_id, code, timeout)
 
     async def legacy_clear(self, request: Request) -> Response:
         """Ends a session that the client named."""
-        session_id = _legacy_id(await _json(request))
+        call = await _read(request)
+        session_id = _legacy_id(_parse(api.LegacySession, call.body).session_id)
+        relayed = await self._elsewhere(call, self._crew.of_session(session_id))
+        if relayed is not None:
+            return relayed
         self._sessions.close(session_id)
         return JSONResponse({"status": "success"})
 
+    async def _elsewhere_for(self, request: Request, session_id: str) -> Response | None:
+        here = session_id in self._sessions
+        worker = self._crew.of_session(session_id)
+        return await self._elsewhere(_Call(request, b""), worker, here=here)
+
+    async def _elsewhere(
+        self, call: _Call, worker: int, seconds: float = _CELL_SLACK_SECONDS, *, here: bool = False
+    ) -> Response | None:
+        """Has another worker answer, if the request is for it and it lives.
+
+        Returns:
+            Its answer; None if this worker has to answer.
+        """
+        if worker == self._crew.index or here or call.relayed:
+            return None
+        request = call.request
+        accept = {"accept": request.headers.get("accept", "*/*")}
+        path = request.scope["raw_path"].decode("ascii")
+        try:
+            answer = await self._relay.ask(
+                worker, request.method, path, body=call.body, headers=accept, seconds=seconds
+            )
+        except WorkerGone as error:
+            logger.warning("%s; worker %d takes its place", error, self._crew.index)
+            return None
+        headers = {
+            name: answer.headers[name]
+            for name in ("content-type", WORKER_HEADER)
+            if name in answer.headers
+        }
+        return Response(answer.content, answer.status_code, headers)
+
 
 def create_app(
-    settings: SandboxSettings, *, token: str | None = None, provider: KernelProvider | None = None
+    settings: SandboxSettings,
+    *,
+    token: str | None = None,
+    provider: KernelProvider | None = None,
+    crew: Crew | None = None,
 ) -> Starlette:
     """Makes the ASGI application. Its sessions live in the process that serves it.
 
@@ -330,25 +348,40 @@ def create_app(
         settings: Limits of the sessions.
         token: Bearer token that clients must send, if any.
         provider: Where kernels come from; by default the one that the settings name.
+        crew: The workers among which this process is one; by default it is alone.
     """
-    server = SandboxServer(provider or make_provider(settings), settings, token)
+    server = SandboxServer(provider or make_provider(settings), settings, token, crew or Crew())
     return Starlette(
         routes=server.routes(),
         lifespan=server.lifespan,
-        exception_handlers={HTTPException: _http_error},
+        exception_handlers={HTTPException: _http_error, ClientDisconnect: _gone},
     )
 
 
-def _error(status: int, sentence: str) -> Response:
-    return JSONResponse({"error": sentence}, status)
+def _versions() -> dict[str, str]:
+    versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
+    return {
+        "deepeyes-plugins": __version__,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        **versions,
+    }
+
+
+def _problem(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": sentence}, status, headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _error(error.status_code, error.detail)
+    return _problem(error.status_code, error.detail, dict(error.headers or {}))
 
 
-async def _body(request: Request) -> bytes:
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # Nobody reads it.
+
+
+async def _read(request: Request) -> _Call:
     if int(request.headers.get("content-length") or 0) > MAX_BODY_BYTES:
         raise HTTPException(413, f"a request has at most {MAX_BODY_BYTES} bytes")
     body = bytearray()
@@ -356,40 +389,43 @@ async def _body(request: Request) -> bytes:
         body += chunk
         if len(body) > MAX_BODY_BYTES:
             raise HTTPException(413, f"a request has at most {MAX_BODY_BYTES} bytes")
-    return bytes(body)
+    return _Call(request, bytes(body))
 
 
-async def _json(request: Request) -> dict[str, Any]:
+def _parse(message: type[Message], body: bytes) -> Message:
+    # The standard library's parser: lone surrogates in code must reach the session.
     try:
-        body = json.loads(await _body(request))
-    except ValueError as error:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:
         raise HTTPException(422, f"the body is no JSON: {error}") from None
-    if not isinstance(body, dict):
+    if not isinstance(fields, dict):
         raise HTTPException(422, "the body must be a JSON object")
-    return body
-
-
-def _cell(body: dict[str, Any], default_timeout: float) -> tuple[str, float]:
-    code, timeout = body.get("code", ""), body.get("timeout", default_timeout)
-    if not isinstance(code, str):
-        raise HTTPException(422, "code must be a string")
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-        raise HTTPException(422, "timeout must be a positive number of seconds")
-    return code, float(timeout)
+    try:
+        return message.model_validate(fields)
+    except ValidationError as error:
+        reasons = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise HTTPException(422, "; ".join(reasons)) from None
 
 
 def _result(result: ExecutionResult, request: Request) -> Response:
     fields = asdict(result)
-    if MSGPACK in request.headers.get("accept", ""):
+    if api.MSGPACK in request.headers.get("accept", ""):
         body = msgpack.packb(fields, unicode_errors="backslashreplace")
-        return Response(body, media_type=MSGPACK)
-    images = [base64.b64encode(image).decode("ascii") for image in result.images]
-    return JSONResponse(fields | {"images": images})
+        return Response(body, media_type=api.MSGPACK)
+    return JSONResponse(fields | {"images": _base64(result.images)})
 
 
-def _legacy_id(body: dict[str, Any]) -> str:
+def _base64(images: list[bytes]) -> list[str]:
+    return [base64.b64encode(image).decode("ascii") for image in images]
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _legacy_id(session_id: str | int) -> str:
     # Apart from the ids that this server makes, so that no legacy client can reach another session.
-    return f"legacy:{body.get('session_id', 'JupyterSandboxDefault')}"
+    return f"legacy:{session_id}"
 
 
 def _legacy_stderr(result: ExecutionResult) -> str:

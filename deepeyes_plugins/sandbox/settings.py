@@ -40,13 +40,54 @@ class SandboxSettings(BaseModel):
     idle_timeout: float = Field(
         1800.0, gt=0, description="Seconds after which a session that runs nothing is closed."
     )
-    max_sessions: int = Field(1024, gt=0, description="Live sessions at which more are refused.")
+    max_lifetime: float = Field(
+        86_400.0, gt=0, description="Seconds after which a session is closed, used or not."
+    )
+    max_sessions: int = Field(
+        1024,
+        gt=0,
+        description="Sessions that have a process. One more puts the longest unused one away until "
+        "its next cell.",
+    )
+    min_free_memory_mb: int = Field(
+        512,
+        ge=0,
+        description="Free memory of the machine, in MiB, below which unused sessions are put away.",
+    )
     memory_mb: int = Field(
         2048,
         gt=0,
         description="Address space that a session may add to the warm interpreter's, in MiB.",
     )
     file_mb: int = Field(64, gt=0, description="Largest file that a session may write, in MiB.")
+    scratch_mb: int = Field(
+        64,
+        gt=0,
+        description="Size of all files that a session has at once, in MiB; they are kept in memory "
+        "where the system allows it a file system of its own.",
+    )
+    allow_network: bool = Field(
+        False,
+        description="Let sessions connect to other machines (and to this one's network services).",
+    )
+    spare_sessions: int = Field(
+        4, ge=0, description="Sessions that are started ahead of those who will ask for them."
+    )
+    redis_url: str | None = Field(
+        None,
+        description="Redis in which sessions are saved, as redis://host:6379/0. Servers that share "
+        "it take over each other's sessions. Unset: sessions are put away to memory.",
+    )
+    redis_password_env: str = Field(
+        "DEEPEYES_REDIS_PASSWORD",
+        description="Name of the environment variable that holds the password of Redis, if any.",
+    )
+    snapshot_store_mb: int = Field(
+        2048, gt=0, description="Memory for sessions that were put away, in MiB."
+    )
+    snapshot_mb: int = Field(
+        256, gt=0, description="Largest snapshot of a session's variables and files, in MiB."
+    )
     max_stdout_characters: int = Field(
         8000, ge=100, description="Characters of standard output (and of the result) per cell."
     )
@@ -56,6 +97,12 @@ class SandboxSettings(BaseModel):
     max_images: int = Field(10, ge=0, description="Images that one cell may return.")
     max_image_pixels: int = Field(
         100_000_000, gt=0, description="Pixels of the largest image, uploaded or returned."
+    )
+    lazy_pixels: int = Field(
+        32_000_000,
+        ge=0,
+        description="Images with more pixels are not decoded once for all sessions, but by each "
+        "session that uses them.",
     )
     image_cache_mb: int = Field(
         1024, gt=0, description="Decoded images kept for sessions to come, in MiB."

@@ -56,7 +56,8 @@ async def test_a_stopped_server_leaves_no_process_and_no_file(
         async with SandboxClient(server.url, token=server.token) as client:
             session = await busy_session(client)
         family = children(server.pid)
-        assert session in family and list(temporary.rglob("left.txt"))
+        assert session in family and list(temporary.iterdir())
+        assert Path(f"/proc/{session}/cwd/left.txt").exists()
         os.kill(server.pid, how)
         assert eventually(lambda: not any(map(running, family)))
         assert eventually(lambda: not list(temporary.iterdir()))

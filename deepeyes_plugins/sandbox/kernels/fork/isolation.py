@@ -2,6 +2,7 @@
 
 The layers, in the order in which a session enters them:
 
+- scratch_quota: a small file system of its own, over its folder, that ends with the session;
 - no_new_privileges: nothing executed later can gain rights (and the kernel accepts the rest);
 - resource_limits: address space, file size, open files, no core dumps;
 - capabilities: none left, so that a session of a server run by root is no root;
@@ -24,11 +25,12 @@ import signal
 import struct
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 LAYERS: Final = (
+    "scratch_quota",
     "no_new_privileges",
     "resource_limits",
     "capabilities",
@@ -36,6 +38,9 @@ LAYERS: Final = (
     "seccomp",
 )
 
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
+_MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE = 0x2, 0x4, 0x4000, 0x40000
+_SCRATCH_FILES = 4096
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_GET_NO_NEW_PRIVS = 39
@@ -53,6 +58,7 @@ class _Machine(NamedTuple):
     capset: int
     seccomp: int
     special: dict[str, int]
+    network: tuple[int, ...]
     denied: tuple[int, ...]
 
 
@@ -81,10 +87,11 @@ _MACHINES: Final = {
             "socketpair": 53,
             "fcntl": 72,
             "ioctl": 16,
+            "socket": 41,
         },
+        # socket, connect, accept, accept4, bind, listen
+        network=(41, 42, 43, 288, 49, 50),
         denied=(
-            # socket, connect, accept, accept4, bind, listen
-            *(41, 42, 43, 288, 49, 50),
             # fork, vfork, execve, execveat
             *(57, 58, 59, 322),
             # tkill, rt_sigqueueinfo, rt_tgsigqueueinfo, ptrace, process_vm_readv and _writev, kcmp
@@ -122,9 +129,10 @@ _MACHINES: Final = {
             "socketpair": 199,
             "fcntl": 25,
             "ioctl": 29,
+            "socket": 198,
         },
+        network=(198, 203, 202, 242, 200, 201),
         denied=(
-            *(198, 203, 202, 242, 200, 201),
             *(221, 281),
             *(130, 138, 240, 117, 270, 271, 272),
             *(40, 39, 41, 51, 97, 268, 265, 264),
@@ -172,6 +180,41 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def mount_scratch(folder: str, size: int) -> None:
+    """Gives this process a file system of its own over a folder; no other process sees it.
+
+    Args:
+        folder: An empty folder.
+        size: Bytes that fit in.
+
+    Raises:
+        OSError: This system allows no mount namespaces to this user.
+    """
+    user, group = os.getuid(), os.getgid()
+    if user == 0:
+        _call(_libc.unshare, _CLONE_NEWNS)
+    else:
+        _call(_libc.unshare, _CLONE_NEWNS | _CLONE_NEWUSER)
+        for name, mapping in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{user} {user} 1"),
+            ("gid_map", f"{group} {group} 1"),
+        ):
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                file.write(mapping)
+    # Else the mount would show in the namespace that this one was copied from.
+    _call(_libc.mount, None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
+    options = f"size={size},nr_inodes={_SCRATCH_FILES},mode=700".encode("ascii")
+    flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV)
+    _call(_libc.mount, b"tmpfs", os.fsencode(folder), b"tmpfs", flags, options)
+
+
+def _call(function: Callable[..., int], *arguments: object) -> None:
+    if function(*arguments) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
 def mapped_bytes() -> int:
     """Address space that this process uses now."""
     with open("/proc/self/statm", encoding="ascii") as statm:
@@ -196,7 +239,8 @@ def probe() -> dict[str, str]:
     machine = _MACHINES.get(platform.machine())
     if sys.platform != "linux" or machine is None:
         here = f"{sys.platform} on {platform.machine()}"
-        return dict.fromkeys(LAYERS, f"not supported on {here}") | {"resource_limits": "active"}
+        unsupported = dict.fromkeys(LAYERS, f"not supported on {here}")
+        return unsupported | {"resource_limits": "active", "scratch_quota": "active"}
     try:
         _prctl(_PR_GET_NO_NEW_PRIVS)
     except OSError as error:
@@ -209,6 +253,13 @@ def probe() -> dict[str, str]:
     except OSError as error:
         state["seccomp"] = f"this kernel has no seccomp filters: {error}"
     return state
+
+
+NETWORK_PATHS: Final = (
+    *("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/gai.conf", "/etc/services"),
+    *("/etc/ssl", "/etc/ca-certificates", "/etc/pki", "/run/systemd/resolve"),
+)
+"""What a program reads to resolve names and to check certificates."""
 
 
 def interpreter_paths() -> list[str]:
@@ -235,7 +286,7 @@ class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p)]
 
 
-def _seccomp_program(machine: _Machine, own_pid: int) -> bytes:
+def _seccomp_program(machine: _Machine, own_pid: int, network: bool) -> bytes:
     """The filter in classic BPF: a system call is allowed unless a rule says otherwise."""
     load, equal, at_least, any_bit, mask, give = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
     allow, kill = 0x7FFF0000, 0x80000000
@@ -267,7 +318,10 @@ def _seccomp_program(machine: _Machine, own_pid: int) -> bytes:
     # F_SETOWN, F_SETSIG, F_SETOWN_EX and their ioctls send signals to whom they like.
     rule("fcntl", argument(1), (equal, 2, 0, 8), (equal, 1, 0, 10), (equal, 0, 1, 15))
     rule("ioctl", argument(1), (equal, 1, 0, 0x8901), (equal, 0, 1, 0x8902))
-    for number in (*machine.denied, *_COMMON_DENIED):
+    if network:
+        # AF_INET and AF_INET6 only: local sockets lead to services of this machine.
+        rule("socket", argument(0), (equal, 2, 0, 2), (equal, 1, 0, 10))
+    for number in (*machine.denied, *_COMMON_DENIED, *(() if network else machine.network)):
         code += [(equal, 0, 1, number), (give, 0, 0, refuse)]
     code += [(give, 0, 0, allow)]
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
@@ -282,12 +336,16 @@ class Jail:
         readable: Paths that may be read, with all below them.
         address_space_bytes: Most that the process may map, all libraries included.
         file_bytes: Size of the largest file that may be written.
+        scratch_bytes: Size of all files together.
+        network: Whether connections may be made and taken.
     """
 
     layers: Sequence[str]
     readable: Sequence[str]
     address_space_bytes: int
     file_bytes: int
+    scratch_bytes: int
+    network: bool = False
 
     def enter(self, scratch: str | None) -> None:
         """Gives up every other right. There is no way back.
@@ -299,11 +357,12 @@ class Jail:
             IsolationError: A layer refused; the process must not run untrusted code.
         """
         steps = {
+            "scratch_quota": lambda: self._mount(scratch),
             "no_new_privileges": lambda: _prctl(_PR_SET_NO_NEW_PRIVS, 1),
             "resource_limits": self._limit_resources,
             "capabilities": _drop_capabilities,
             "landlock": lambda: self._landlock(scratch),
-            "seccomp": _seccomp,
+            "seccomp": lambda: _seccomp(self.network),
         }
         for layer in LAYERS:
             if layer in self.layers:
@@ -311,6 +370,10 @@ class Jail:
                     steps[layer]()
                 except OSError as error:
                     raise IsolationError(f"cannot enter isolation layer {layer}: {error}") from None
+
+    def _mount(self, scratch: str | None) -> None:
+        if scratch is not None:
+            mount_scratch(scratch, self.scratch_bytes)
 
     def _limit_resources(self) -> None:
         limits = {
@@ -328,7 +391,7 @@ class Jail:
     def _landlock(self, scratch: str | None) -> None:
         version = landlock_version()
         known = (1 << _FILE_RIGHTS[min(version, len(_FILE_RIGHTS)) - 1]) - 1
-        network = 0b11 if version >= 4 else 0
+        network = 0b11 if version >= 4 and not self.network else 0
         scope = 0b11 if version >= 6 else 0
         attributes = struct.pack("=QQQ", known, network, scope)
         size = 24 if scope else 16 if network else 8
@@ -362,9 +425,9 @@ def _drop_capabilities() -> None:
     _syscall(_MACHINES[platform.machine()].capset, header, b"\0" * 24)
 
 
-def _seccomp() -> None:
+def _seccomp(network: bool) -> None:
     machine = _MACHINES[platform.machine()]
-    program = _seccomp_program(machine, os.getpid())
+    program = _seccomp_program(machine, os.getpid(), network)
     buffer = ctypes.create_string_buffer(program, len(program))
     filter_ = _Program(len(program) // 8, ctypes.addressof(buffer))
     _syscall(machine.seccomp, 1, 0, ctypes.byref(filter_))
@@ -372,4 +435,4 @@ def _seccomp() -> None:
 
 def missing(state: dict[str, str], layers: Iterable[str] = LAYERS) -> dict[str, str]:
     """The layers of a `probe()` that the kernel does not offer, with the reasons."""
-    return {layer: state[layer] for layer in layers if state[layer] != "active"}
+    return {layer: state[layer] for layer in layers if not state[layer].startswith("active")}

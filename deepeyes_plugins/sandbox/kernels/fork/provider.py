@@ -1,279 +1,72 @@
-"""Kernels that are forked from a warm zygote: the server's side of `zygote`."""
+"""Starts the zygote, has it fork sessions, and keeps a few of them ready."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 from uuid import uuid4
+from weakref import WeakSet
 
 import msgpack
 
-from ...contracts import ExecutionResult, SandboxUnavailable
+from ...contracts import SandboxUnavailable
 from ...settings import SandboxSettings
-from ..contract import ImageRejected, ImagesMissing, Snapshot, SnapshotFailed
 from . import isolation, wire
+from .kernel import ForkKernel
+from .pictures import Pictures
+from .process import Channel, Child, greeted, remove_folder
 
 logger = logging.getLogger(__name__)
 
-_FORK_SECONDS = 60.0
-_DECODE_SECONDS = 60.0
 _EXIT_SECONDS = 30.0
+_QUOTA_CHECK_SECONDS = 1.0
 # The zygote forks one after the other. The kernel counts descriptors on their way against a limit
 # and the socket buffers them, so the queue is kept here.
 _FORKS_AT_ONCE = 64
 _SCRATCH_PREFIX = "deepeyes-sandbox-"
-_DIED = (
-    "The Python process of this session ended while it ran this cell (os._exit, a crash in native "
-    "code, or no memory left). All variables are gone."
-)
-_KILLED = (
-    "TimeoutError: the cell did not finish within {:g} s and did not react to the interrupt, so "
-    "its process was stopped. All variables are gone."
-)
-_INTERRUPTED = (
-    "TimeoutError: the cell did not finish within {:g} s and was interrupted. Variables are kept."
-)
-_MALFORMED = "The session's process broke its own connection and was stopped."
-
-
-class _Channel(asyncio.Protocol):
-    """Sends requests to a child and hands out its replies, one at a time."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._reply: asyncio.Future[Any] | None = None
-        self.transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    @property
-    def open(self) -> bool:
-        return self.transport is not None
-
-    def request(self, message: Any) -> asyncio.Future[Any]:
-        """Sends a message; the future gives the reply, or None when the child has gone."""
-        self._reply = asyncio.get_running_loop().create_future()
-        if self.transport is None:
-            self._reply.set_result(None)
-        else:
-            self.transport.write(wire.pack(message))
-        return self._reply
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        if len(self._buffer) < wire.HEADER.size:
-            return
-        (size,) = wire.HEADER.unpack_from(self._buffer)
-        if size > wire.MAX_FRAME_BYTES or self._reply is None or self._reply.done():
-            self._break()
-        elif len(self._buffer) >= wire.HEADER.size + size:
-            body = bytes(memoryview(self._buffer)[wire.HEADER.size : wire.HEADER.size + size])
-            del self._buffer[: wire.HEADER.size + size]
-            try:
-                self._reply.set_result(wire.unpack(body))
-            except wire.WireError:
-                self._break()
-
-    def _break(self) -> None:
-        # User code found the socket and wrote to it: whatever comes from there now is worthless.
-        self._buffer.clear()
-        if self.transport is not None:
-            self.transport.abort()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.transport = None
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_result(None)
-
-
-@dataclass
-class _Child:
-    """A forked process, known by a handle that no other process can come to have."""
-
-    conn: socket.socket
-    handle: int
-    scratch: Path | None
-
-    def signal(self, number: signal.Signals) -> None:
-        if self.handle >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.handle, number)
-
-    async def end(self) -> None:
-        """Kills the process, waits until it is gone and removes its files."""
-        if self.handle < 0:
-            return
-        self.signal(signal.SIGKILL)
-        handle, self.handle = self.handle, -1
-        try:
-            await _readable(handle, _EXIT_SECONDS)
-        except TimeoutError:
-            logger.warning("a killed session has not ended after %g s", _EXIT_SECONDS)
-        finally:
-            os.close(handle)
-            self.conn.close()
-        await _remove(self.scratch)
-
-
-class ForkKernel:
-    """One forked session."""
-
-    def __init__(self, child: _Child, channel: _Channel, grace: float) -> None:
-        """Takes charge of a child that waits for cells.
-
-        Args:
-            child: The forked process.
-            channel: The connection to it.
-            grace: Seconds between an interrupt at a timeout and the kill.
-        """
-        self._child = child
-        self._channel = channel
-        self._grace = grace
-        self._running = False
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process is there and its connection intact."""
-        return self._channel.open and self._child.handle >= 0
-
-    async def execute(self, code: str, timeout: float) -> ExecutionResult:
-        """Runs one cell; see `Kernel`."""
-        if not self.alive:
-            return ExecutionResult("lost", stderr=_DIED)
-        started = time.perf_counter()
-        self._running = True
-        reply = self._channel.request({"code": code})
-        try:
-            done, _ = await asyncio.wait({reply}, timeout=timeout)
-            in_time = bool(done)
-            if not in_time:
-                self._child.signal(signal.SIGINT)
-                done, _ = await asyncio.wait({reply}, timeout=self._grace)
-                if not done:
-                    await self.close()
-        except asyncio.CancelledError:
-            await self.close()
-            raise
-        finally:
-            self._running = False
-        duration = time.perf_counter() - started
-        fields = reply.result() if done else None
-        if fields is None:
-            await self.close()
-            stderr = _DIED if in_time or done else _KILLED.format(timeout)
-            return ExecutionResult("killed", stderr=stderr, duration=duration)
-        try:
-            result = _checked(fields, duration)
-        except (TypeError, KeyError, ValueError):
-            await self.close()
-            return ExecutionResult("killed", stderr=_MALFORMED, duration=duration)
-        return result if in_time else _timed_out(result, timeout)
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The variables that the code had made; see `Kernel`."""
-        return ()
-
-    async def snapshot(self, max_bytes: int) -> Snapshot:
-        """Saves the variables; see `Kernel`."""
-        raise SnapshotFailed("not yet")
-
-    async def restore(self, data: bytes) -> dict[str, str]:
-        """Takes over saved variables; see `Kernel`."""
-        raise SnapshotFailed("not yet")
-
-    def memory(self) -> int:
-        """Bytes that only this session holds; see `Kernel`."""
-        return 0
-
-    def interrupt(self) -> None:
-        """Interrupts the running cell."""
-        if self._running:
-            self._child.signal(signal.SIGINT)
-
-    async def close(self) -> None:
-        """Kills the process and removes its files."""
-        if self._channel.transport is not None:
-            self._channel.transport.abort()
-        await self._child.end()
-
-
-def _timed_out(result: ExecutionResult, timeout: float) -> ExecutionResult:
-    separator = "" if not result.stderr or result.stderr.endswith("\n") else "\n"
-    return ExecutionResult(
-        outcome="timeout",
-        stdout=result.stdout,
-        stderr=f"{result.stderr}{separator}{_INTERRUPTED.format(timeout)}",
-        result=result.result,
-        images=result.images,
-        duration=result.duration,
-        error_name="TimeoutError",
-    )
-
-
-def _checked(fields: Any, duration: float) -> ExecutionResult:
-    """Takes a child's reply for what it claims to be only after a look at every part of it."""
-    result = ExecutionResult(duration=duration, **fields)
-    texts = (result.stdout, result.stderr, result.result, result.error_name or "")
-    if result.outcome not in ("ok", "error") or not all(isinstance(text, str) for text in texts):
-        raise ValueError("not a result")
-    if not isinstance(result.images, list) or not all(isinstance(i, bytes) for i in result.images):
-        raise ValueError("not images")
-    return result
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A decoded image in sealed memory."""
-
-    described: dict[str, Any]
-    memory: int
-    size: int
+_FRAME_OVERHEAD = 1 << 20
 
 
 class ForkProvider:
     """Keeps a zygote running, forks kernels from it and shares decoded images between them."""
 
+    restorable = True
+
     def __init__(self, settings: SandboxSettings) -> None:
         """Prepares; `start` starts."""
         self._settings = settings
         self._layers = isolation.probe()
+        self._notes: dict[str, str] = {}
         self._base: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._ready: asyncio.Future[None] | None = None
         self._closed = False
-        self._pictures: OrderedDict[str, _Picture] = OrderedDict()
-        self._decoding: dict[str, asyncio.Future[None]] = {}
-        self._decoder: _Child | None = None
-        self._decoder_lock = asyncio.Lock()
+        self._pictures = Pictures(settings, lambda: self._fork("decoder"))
         self._fork_slots = asyncio.Semaphore(_FORKS_AT_ONCE)
-
-    restorable = False
-
-    def notes(self) -> dict[str, str]:
-        """Nothing yet; see `KernelProvider`."""
-        return {}
+        self._spare: deque[Child] = deque()
+        self._refilling: asyncio.Task[None] | None = None
+        self._kernels: WeakSet[ForkKernel] = WeakSet()
+        self._quota_watch: asyncio.Task[None] | None = None
 
     def isolation(self) -> dict[str, str]:
         """Isolation layer to "active" or to the reason why it is missing."""
         return dict(self._layers)
+
+    def notes(self) -> dict[str, str]:
+        """Whether sessions reach the network, and what the zygote found; see `KernelProvider`."""
+        network = "open: allow_network is set" if self._settings.allow_network else "closed"
+        return {"network": network, **self._notes}
 
     async def start(self) -> None:
         """Starts a zygote and runs a first session; see `KernelProvider`."""
@@ -293,15 +86,22 @@ class ForkProvider:
             await self._self_check(kernel)
         finally:
             await kernel.close()
+        layers = ", ".join(f"{layer} {state}" for layer, state in self._layers.items())
+        logger.info("isolation of sessions: %s", layers)
+        if self._layers["scratch_quota"] != "active":
+            self._quota_watch = asyncio.ensure_future(self._watch_quota())
 
     async def _self_check(self, kernel: ForkKernel) -> None:
         """Proves in a real session that the jail holds, rather than that it was asked for."""
         assert self._base is not None
         canary = self._base / "canary"
         canary.write_text("readable only outside", encoding="ascii")
+        attempts = [f"lambda: open({str(canary)!r})", "lambda: socket.socket(socket.AF_UNIX)"]
+        if not self._settings.allow_network:
+            attempts.append("socket.socket")
         code = (
             "import socket\n"
-            f"for attempt in (lambda: open({str(canary)!r}), socket.socket):\n"
+            f"for attempt in ({', '.join(attempts)}):\n"
             "    try:\n"
             "        attempt()\n"
             "        print('allowed')\n"
@@ -322,14 +122,19 @@ class ForkProvider:
         base = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX)).resolve()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = self._settings
+        missing = isolation.missing(self._layers)
         readable = [*isolation.interpreter_paths(), *map(os.path.realpath, settings.readable_paths)]
+        if settings.allow_network:
+            readable += isolation.NETWORK_PATHS
         plan = {
             "base": str(base),
             "warm_modules": list(settings.warm_modules),
-            "layers": [layer for layer, state in self._layers.items() if state == "active"],
+            "layers": [layer for layer in isolation.LAYERS if layer not in missing],
             "readable": readable,
             "memory_bytes": settings.memory_mb << 20,
             "file_bytes": settings.file_mb << 20,
+            "scratch_bytes": settings.scratch_mb << 20,
+            "network": settings.allow_network,
             "limits": {
                 "stdout_characters": settings.max_stdout_characters,
                 "stderr_characters": settings.max_stderr_characters,
@@ -361,7 +166,9 @@ class ForkProvider:
             packet = b""
         message = msgpack.unpackb(packet) if packet else {}
         if "ready" in message:
+            self._take_report(message["ready"])
             self._ready.set_result(None)
+            self._refill()
             return
         reason = message.get("failure", "it ended")
         was_ready = self._ready.done()
@@ -375,6 +182,12 @@ class ForkProvider:
                 SandboxUnavailable(f"the sandbox's Python process cannot start: {reason}")
             )
             self._ready.exception()  # Reported to whoever opens a kernel; not also at exit.
+
+    def _take_report(self, report: dict[str, str]) -> None:
+        refused = report["scratch_quota"]
+        if refused:
+            seconds = f"{_QUOTA_CHECK_SECONDS:g} s"
+            self._layers["scratch_quota"] = f"active, looked at every {seconds} ({refused})"
 
     def _reap(self) -> None:
         """Ends the zygote process, which ends all it forked, and forgets it."""
@@ -392,22 +205,24 @@ class ForkProvider:
         if base is not None:
             shutil.rmtree(base, ignore_errors=True)
 
-    async def open(self, images: Sequence[str]) -> ForkKernel:
-        """Forks a session; see `KernelProvider`."""
-        async with self._fork_slots:
-            return await self._open(images)
+    async def add_image(self, digest: str, data: bytes) -> None:
+        """Decodes an image once and holds its pixels; see `KernelProvider`."""
+        await self._pictures.add(digest, data)
 
-    async def _open(self, images: Sequence[str]) -> ForkKernel:
-        pictures = self._held(images)
-        # Duplicates, so that the images outlive their place in the cache.
-        memory = [os.dup(picture.memory) for picture in pictures]
+    async def open(self, images: Sequence[str]) -> ForkKernel:
+        """Forks a session, or takes one that was forked ahead; see `KernelProvider`."""
+        pictures = self._pictures.take(images)
         try:
-            child = await self._fork("session")
+            child = await self._ready_child()
             try:
                 opening = wire.pack({"images": [picture.described for picture in pictures]})
+                memory = [picture.memory for picture in pictures]
                 sent = socket.send_fds(child.conn, [opening], memory)
+                channel = Channel(
+                    max(wire.MAX_FRAME_BYTES, (self._settings.snapshot_mb << 20) + _FRAME_OVERHEAD)
+                )
                 loop = asyncio.get_running_loop()
-                _, channel = await loop.create_unix_connection(_Channel, sock=child.conn)
+                await loop.create_unix_connection(lambda: channel, sock=child.conn)
                 if sent < len(opening):
                     assert channel.transport is not None
                     channel.transport.write(opening[sent:])
@@ -415,132 +230,103 @@ class ForkProvider:
                 await child.end()
                 raise
         finally:
-            for descriptor in memory:
-                os.close(descriptor)
-        return ForkKernel(child, channel, self._settings.interrupt_grace)
+            for picture in pictures:
+                os.close(picture.memory)
+        kernel = ForkKernel(child, channel, self._settings.interrupt_grace)
+        self._kernels.add(kernel)
+        self._refill()
+        return kernel
 
-    async def _fork(self, role: str) -> _Child:
-        assert self._ready is not None
-        if self._closed:
-            raise SandboxUnavailable("the sandbox server is shutting down")
-        try:
-            await asyncio.wait_for(asyncio.shield(self._ready), self._settings.startup_timeout)
-        except TimeoutError:
-            raise SandboxUnavailable(
-                f"Python did not start within {self._settings.startup_timeout:g} s"
-            ) from None
-        if self._control is None or self._base is None:
-            raise SandboxUnavailable("the sandbox's Python process has ended; try again")
-        scratch = None
-        if role == "session":
-            scratch = self._base / uuid4().hex
-            scratch.mkdir(mode=0o700)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.setblocking(False)
-        request = {"role": role, "scratch": None if scratch is None else str(scratch)}
-        handle = -1
-        try:
-            with theirs:
-                socket.send_fds(self._control, [msgpack.packb(request)], [theirs.fileno()])
-            handle = await _read_greeting(ours)
-        except (OSError, TimeoutError, wire.WireError) as error:
-            raise SandboxUnavailable(f"a session could not be started: {error}") from error
-        finally:
-            if handle < 0:
-                ours.close()
-                await _remove(scratch)
-        return _Child(ours, handle, scratch)
+    async def _ready_child(self) -> Child:
+        while self._spare:
+            child = self._spare.popleft()
+            if not child.hung_up:
+                return child
+            await child.end()
+        return await self._fork("session")
 
-    def _held(self, images: Sequence[str]) -> list[_Picture]:
-        missing = sorted({digest for digest in images if digest not in self._pictures})
-        if missing:
-            raise ImagesMissing(missing)
-        for digest in images:
-            self._pictures.move_to_end(digest)
-        return [self._pictures[digest] for digest in images]
+    def _refill(self) -> None:
+        """Forks sessions ahead, one by one, for those that will be asked for next."""
 
-    async def add_image(self, digest: str, data: bytes) -> None:
-        """Decodes an image once and holds its pixels; see `KernelProvider`."""
-        if digest in self._pictures:
+        async def refill() -> None:
+            while len(self._spare) < self._settings.spare_sessions:
+                self._spare.append(await self._fork("session"))
+
+        if self._closed or (self._refilling is not None and not self._refilling.done()):
             return
-        if digest not in self._decoding:
-            task = asyncio.ensure_future(self._decode_and_hold(digest, data))
-            self._decoding[digest] = task
-            task.add_done_callback(lambda _: self._decoding.pop(digest))
-        await asyncio.shield(self._decoding[digest])
+        self._refilling = asyncio.ensure_future(refill())
+        self._refilling.add_done_callback(_note_failure)
 
-    async def _decode_and_hold(self, digest: str, data: bytes) -> None:
-        async with self._decoder_lock:
-            # A decoder may have died with its zygote; one that dies twice dies of the image.
-            picture = await self._try_decode(data) or await self._try_decode(data)
-        if picture is None:
-            raise ImageRejected("the image could not be decoded: it crashed or stalled its decoder")
-        self._pictures[digest] = picture
-        held = sum(picture.size for picture in self._pictures.values())
-        while held > self._settings.image_cache_mb << 20 and len(self._pictures) > 1:
-            _, oldest = self._pictures.popitem(last=False)
-            os.close(oldest.memory)
-            held -= oldest.size
+    async def _fork(self, role: str) -> Child:
+        async with self._fork_slots:
+            assert self._ready is not None
+            if self._closed:
+                raise SandboxUnavailable("the sandbox server is shutting down")
+            try:
+                await asyncio.wait_for(asyncio.shield(self._ready), self._settings.startup_timeout)
+            except TimeoutError:
+                raise SandboxUnavailable(
+                    f"Python did not start within {self._settings.startup_timeout:g} s"
+                ) from None
+            if self._control is None or self._base is None:
+                raise SandboxUnavailable("the sandbox's Python process has ended; try again")
+            scratch = None
+            if role == "session":
+                scratch = self._base / uuid4().hex
+                scratch.mkdir(mode=0o700)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            ours.setblocking(False)
+            request = {"role": role, "scratch": None if scratch is None else str(scratch)}
+            child = None
+            try:
+                with theirs:
+                    socket.send_fds(self._control, [msgpack.packb(request)], [theirs.fileno()])
+                child = await greeted(ours, scratch)
+            except (OSError, TimeoutError, wire.WireError) as error:
+                raise SandboxUnavailable(f"a session could not be started: {error}") from error
+            finally:
+                if child is None:
+                    ours.close()
+                    await remove_folder(scratch)
+            return child
 
-    async def _try_decode(self, data: bytes) -> _Picture | None:
-        if self._decoder is None:
-            self._decoder = await self._fork("decoder")
-            self._decoder.conn.settimeout(_DECODE_SECONDS)
-        try:
-            pixels = self._settings.max_image_pixels
-            return await asyncio.to_thread(_decode, self._decoder.conn, data, pixels)
-        except (OSError, wire.WireError) as error:
-            logger.warning("the image decoder failed: %s", error)
-            decoder, self._decoder = self._decoder, None
-            await decoder.end()
-            return None
+    async def _watch_quota(self) -> None:
+        """Stops sessions whose files grew too large, where no file system of their own does so."""
+        limit = self._settings.scratch_mb
+        while True:
+            await asyncio.sleep(_QUOTA_CHECK_SECONDS)
+            for kernel in list(self._kernels):
+                scratch = kernel.child.scratch
+                if not kernel.alive or scratch is None:
+                    continue
+                if await asyncio.to_thread(_disk_usage, scratch) > limit << 20:
+                    kernel.kill_for_quota(limit)
 
     async def close(self) -> None:
         """Ends the zygote and with it every session."""
         self._closed = True
-        if self._decoder is not None:
-            await self._decoder.end()
-            self._decoder = None
+        for task in (self._refilling, self._quota_watch):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+        while self._spare:
+            await self._spare.pop().end()
+        await self._pictures.close()
         self._reap()
-        for picture in self._pictures.values():
-            os.close(picture.memory)
-        self._pictures.clear()
 
 
-def _decode(conn: socket.socket, data: bytes, max_pixels: int) -> _Picture:
-    """Has an image decoded by the jailed decoder. Blocks.
+def _note_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        logger.warning("no session could be forked ahead: %s", error)
 
-    Raises:
-        ImageRejected: The decoder does not take the image.
-        OSError, WireError: The decoder died or did not answer.
-    """
-    source = os.memfd_create("image")
-    target = os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        with open(source, "wb", closefd=False) as file:
-            file.write(data)
-        os.lseek(source, 0, os.SEEK_SET)
-        socket.send_fds(conn, [wire.pack({"max_pixels": max_pixels})], [source, target])
-        received = wire.receive(conn)
-        if received is None:
-            raise wire.WireError("the decoder ended")
-        reply, descriptors = received
-        if descriptors or not isinstance(reply, dict) or len(reply) != 1:
-            # Whatever took the decoder over must not fill this process with descriptors either.
-            for descriptor in descriptors:
-                os.close(descriptor)
-            raise wire.WireError("the decoder sent something else than a reply")
-        if "image" not in reply:
-            raise ImageRejected(str(reply.get("refused")))
-        # From here on nobody can change the pixels, neither the decoder nor a session.
-        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(target, fcntl.F_ADD_SEALS, seals)
-        return _Picture(reply["image"], target, os.fstat(target).st_size)
-    except BaseException:
-        os.close(target)
-        raise
-    finally:
-        os.close(source)
+
+def _disk_usage(folder: Path) -> int:
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += os.lstat(os.path.join(parent, name)).st_blocks * 512
+    return size
 
 
 def _zygote_environment(base: Path) -> dict[str, str]:
@@ -563,47 +349,3 @@ def _zygote_environment(base: Path) -> dict[str, str]:
     # matplotlib's font cache takes seconds to build: use the one in the user's home.
     kept = ("HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "TZ")
     return environment | {name: os.environ[name] for name in kept if name in os.environ}
-
-
-async def _read_greeting(conn: socket.socket) -> int:
-    """Waits for a forked child to report; returns a handle of its process."""
-    await _readable(conn.fileno(), _FORK_SECONDS)
-    greeting = conn.recv(1 << 16)
-    if not greeting:
-        raise wire.WireError("its process ended at once")
-    message = wire.unpack(memoryview(greeting)[wire.HEADER.size :])
-    if "failure" in message:
-        raise wire.WireError(message["failure"])
-    handle = os.pidfd_open(message["pid"])
-    try:
-        # Its end is still open: so the process was alive, and the handle is no other's.
-        if conn.recv(1, socket.MSG_PEEK) == b"":
-            raise wire.WireError("its process ended at once")
-    except BlockingIOError:
-        return handle
-    except BaseException:
-        os.close(handle)
-        raise
-    os.close(handle)
-    raise wire.WireError("it spoke out of turn")
-
-
-async def _readable(descriptor: int, timeout: float) -> None:
-    loop = asyncio.get_running_loop()
-    event = asyncio.Event()
-    loop.add_reader(descriptor, event.set)
-    try:
-        await asyncio.wait_for(event.wait(), timeout)
-    finally:
-        loop.remove_reader(descriptor)
-
-
-async def _remove(directory: Path | None) -> None:
-    if directory is None:
-        return
-    try:
-        directory.rmdir()  # Nearly always empty.
-    except FileNotFoundError:
-        return
-    except OSError:
-        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)

@@ -26,6 +26,7 @@ from traitlets import Type
 from traitlets.config import Config
 
 from .images import ImageRefused, as_png, encode_png
+from .state import SessionState
 
 _MAX_IMAGE_BYTES = 64 << 20
 _OUR_FOLDERS = tuple(str(Path(file).parent) for file in (IPython.__file__, __file__))
@@ -230,6 +231,7 @@ class Shell:
         config.InteractiveShell.cache_size = 0
         shell: Any = _Interactive.instance(config=config)  # IPython is typed in part only.
         self._shell = shell
+        self._state = SessionState(shell.user_ns, Path.cwd())
         shell.compile.get_code_name = _cell_name
         shell.output = self._output
         shell.display_pub.output = self._output
@@ -270,8 +272,8 @@ class Shell:
         getpass.getpass = _no_input
         # IPython's own only guards streams that are captured here, and shows up in tracebacks.
         self._shell.user_ns.pop("open", None)
-        for number, image in enumerate(images, start=1):
-            self._shell.user_ns[f"image_{number}"] = image
+        self._state = SessionState(self._shell.user_ns, Path.cwd())
+        self._state.begin({f"image_{number}": image for number, image in enumerate(images, 1)})
         signal.signal(signal.SIGINT, self._on_interrupt)
 
     def run(self, code: str) -> dict[str, Any]:
@@ -310,7 +312,28 @@ class Shell:
             "result": output.result,
             "images": output.images,
             "error_name": output.error_name,
+            "names": self._state.names(),
         }
+
+    def save(self, max_bytes: int) -> dict[str, Any]:
+        """Saves the session; see `SessionState.save`. An interrupt ends it with a `failure`."""
+        try:
+            try:
+                self._interruptible = True
+                return self._state.save(max_bytes)
+            finally:
+                self._interruptible = False
+        except BaseException as error:
+            self._interruptible = False
+            return {"failure": f"{type(error).__name__}: {error}"}
+
+    def restore(self, data: bytes) -> dict[str, Any]:
+        """Takes over a saved session."""
+        try:
+            lost = self._state.restore(data)
+        except BaseException as error:
+            return {"failure": f"{type(error).__name__}: {error}"}
+        return {"lost": lost, "names": self._state.names()}
 
     def listen_for_interrupts(self) -> None:
         """Puts the interrupt handler back, should the last cell have replaced it."""

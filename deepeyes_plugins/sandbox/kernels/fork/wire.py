@@ -40,7 +40,9 @@ def send(sock: socket.socket, message: Any) -> None:
     sock.sendall(pack(message))
 
 
-def receive(sock: socket.socket) -> tuple[Any, list[int]] | None:
+def receive(
+    sock: socket.socket, max_frame_bytes: int = MAX_FRAME_BYTES
+) -> tuple[Any, list[int]] | None:
     """Receives one message and the file descriptors that came with it from a blocking socket.
 
     Returns:
@@ -52,8 +54,8 @@ def receive(sock: socket.socket) -> tuple[Any, list[int]] | None:
     if not header:
         return None
     (size,) = HEADER.unpack(header)
-    if size > MAX_FRAME_BYTES:
-        raise WireError(f"a frame of {size} bytes is over the limit of {MAX_FRAME_BYTES}")
+    if size > max_frame_bytes:
+        raise WireError(f"a frame of {size} bytes is over the limit of {max_frame_bytes}")
     body = bytearray(size)
     view = memoryview(body)
     while view:

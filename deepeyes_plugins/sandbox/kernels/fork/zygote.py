@@ -30,7 +30,7 @@ from typing import Any
 import msgpack
 
 from . import wire
-from .isolation import Jail, die_with_parent, mapped_bytes
+from .isolation import Jail, die_with_parent, mapped_bytes, mount_scratch
 
 MAX_MESSAGE_BYTES = 1 << 16
 
@@ -45,6 +45,8 @@ class Plan:
     readable: list[str]
     memory_bytes: int
     file_bytes: int
+    scratch_bytes: int
+    network: bool
     limits: dict[str, int]
 
 
@@ -81,6 +83,8 @@ class Zygote:
             readable=self._plan.readable,
             address_space_bytes=mapped + self._plan.memory_bytes,
             file_bytes=self._plan.file_bytes,
+            scratch_bytes=self._plan.scratch_bytes,
+            network=self._plan.network,
         )
         self._jails = {
             "session": jail,
@@ -101,8 +105,9 @@ class Zygote:
 
     def serve(self) -> None:
         """Forks on request until the server is gone."""
+        report = {"scratch_quota": self._try_mount()}
         signal.signal(signal.SIGCHLD, self._reap)
-        self._control.send(msgpack.packb({"ready": True}))
+        self._control.send(msgpack.packb({"ready": report}))
         while True:
             packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE_BYTES, 1)
             if not packet:
@@ -113,6 +118,30 @@ class Zygote:
                 _run_child(self, request, descriptors[0])
             self._children.add(pid)
             os.close(descriptors[0])
+
+    def _try_mount(self) -> str:
+        """Lets a child try the session's own file system; returns why not, or ""."""
+        if "scratch_quota" not in self._plan.layers:
+            return ""
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                mount_scratch(self._plan.base, self._plan.scratch_bytes)
+            except BaseException as error:
+                os.write(writing, str(error).encode()[:1000])
+            finally:
+                os._exit(0)
+        os.close(writing)
+        os.waitpid(pid, 0)
+        with open(reading, encoding="utf-8", errors="replace") as told:
+            refused = told.read()
+        if refused:
+            self._jails = {
+                role: replace(jail, layers=[one for one in jail.layers if one != "scratch_quota"])
+                for role, jail in self._jails.items()
+            }
+        return refused
 
     def _reap(self, number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(ChildProcessError):
@@ -146,11 +175,11 @@ class Zygote:
         os.write(score, b"1000")
         os.close(score)
         scratch = request["scratch"]
+        self._jails[request["role"]].enter(scratch)
         if scratch is not None:
             os.chdir(scratch)
             os.environ.update(HOME=scratch, TMPDIR=scratch)
             tempfile.tempdir = scratch
-        self._jails[request["role"]].enter(scratch)
         wire.send(conn, {"pid": os.getpid()})
         if request["role"] == "decoder":
             _decode_images(conn)
@@ -166,9 +195,19 @@ class Zygote:
         opening, descriptors = received
         images = [attach(*pair) for pair in zip(opening["images"], descriptors, strict=True)]
         self._shell.begin(images)
-        while (received := wire.receive(conn)) is not None:
+        while (received := wire.receive(conn, sys.maxsize)) is not None:
             self._shell.listen_for_interrupts()
-            wire.send(conn, self._shell.run(received[0]["code"]))
+            wire.send(conn, self._answer(received[0]))
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        match request:
+            case {"save": max_bytes}:
+                return self._shell.save(max_bytes)
+            case {"restore": data}:
+                return self._shell.restore(data)
+            case {"code": code}:
+                return self._shell.run(code)
+        raise ValueError(f"unknown request: {list(request)}")
 
 
 def _run_child(zygote: Zygote, request: dict[str, Any], descriptor: int) -> None:
@@ -193,7 +232,8 @@ def _decode_images(conn: socket.socket) -> None:
         request, (source, target) = received
         reply: dict[str, Any]
         try:
-            reply = {"image": decode_into(source, target, request["max_pixels"])}
+            described = decode_into(source, target, **request)
+            reply = {"lazy": True} if described is None else {"image": described}
         except ImageRefused as error:
             reply = {"refused": str(error)}
         os.close(source)

@@ -1,0 +1,159 @@
+"""Images that sessions share: decoded once, in a jail, into memory that nobody can change."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import socket
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...settings import SandboxSettings
+from ..contract import ImageRejected, ImagesMissing
+from . import wire
+from .process import Child
+
+logger = logging.getLogger(__name__)
+
+_DECODE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image in sealed memory.
+
+    Attributes:
+        described: What `images.attach` needs to make an image of it.
+        memory: File descriptor of the pixels, or of the encoded file where it stays lazy.
+        size: Bytes of that.
+    """
+
+    described: dict[str, Any]
+    memory: int
+    size: int
+
+
+class Pictures:
+    """The images that sessions to come may ask for, by their hash."""
+
+    def __init__(
+        self, settings: SandboxSettings, make_decoder: Callable[[], Awaitable[Child]]
+    ) -> None:
+        """Holds none.
+
+        Args:
+            settings: Limits.
+            make_decoder: Forks the jailed process that decodes.
+        """
+        self._settings = settings
+        self._make_decoder = make_decoder
+        self._held: OrderedDict[str, Picture] = OrderedDict()
+        self._decoding: dict[str, asyncio.Task[None]] = {}
+        self._decoder: Child | None = None
+        self._decoder_lock = asyncio.Lock()
+
+    def take(self, digests: Sequence[str]) -> list[Picture]:
+        """Returns images with duplicates of their descriptors, which are the caller's to close.
+
+        Raises:
+            ImagesMissing: Some are not held.
+        """
+        missing = sorted({digest for digest in digests if digest not in self._held})
+        if missing:
+            raise ImagesMissing(missing)
+        for digest in digests:
+            self._held.move_to_end(digest)
+        pictures = [self._held[digest] for digest in digests]
+        return [Picture(p.described, os.dup(p.memory), p.size) for p in pictures]
+
+    async def add(self, digest: str, data: bytes) -> None:
+        """Decodes an image, once however many ask, and holds it.
+
+        Raises:
+            ImageRejected: It is no usable image.
+        """
+        if digest in self._held:
+            return
+        if digest not in self._decoding:
+            task = asyncio.ensure_future(self._decode_and_hold(digest, data))
+            self._decoding[digest] = task
+            task.add_done_callback(lambda _: self._decoding.pop(digest))
+        await asyncio.shield(self._decoding[digest])
+
+    async def _decode_and_hold(self, digest: str, data: bytes) -> None:
+        async with self._decoder_lock:
+            # A decoder may have died with its zygote; one that dies twice dies of the image.
+            picture = await self._try_decode(data) or await self._try_decode(data)
+        if picture is None:
+            raise ImageRejected("the image could not be decoded: it crashed or stalled its decoder")
+        self._held[digest] = picture
+        held = sum(picture.size for picture in self._held.values())
+        while held > self._settings.image_cache_mb << 20 and len(self._held) > 1:
+            _, oldest = self._held.popitem(last=False)
+            os.close(oldest.memory)
+            held -= oldest.size
+
+    async def _try_decode(self, data: bytes) -> Picture | None:
+        if self._decoder is None:
+            self._decoder = await self._make_decoder()
+            self._decoder.conn.settimeout(_DECODE_SECONDS)
+        try:
+            return await asyncio.to_thread(_decode, self._decoder.conn, data, self._settings)
+        except (OSError, wire.WireError) as error:
+            logger.warning("the image decoder failed: %s", error)
+            decoder, self._decoder = self._decoder, None
+            await decoder.end()
+            return None
+
+    async def close(self) -> None:
+        """Ends the decoder and lets go of all images; sessions keep theirs."""
+        if self._decoder is not None:
+            await self._decoder.end()
+            self._decoder = None
+        for picture in self._held.values():
+            os.close(picture.memory)
+        self._held.clear()
+
+
+def _decode(conn: socket.socket, data: bytes, settings: SandboxSettings) -> Picture:
+    """Has an image decoded by the jailed decoder. Blocks.
+
+    Raises:
+        ImageRejected: The decoder does not take the image.
+        OSError, WireError: The decoder died or did not answer.
+    """
+    source, target = _memory("image"), _memory("pixels")
+    try:
+        with open(source, "wb", closefd=False) as file:
+            file.write(data)
+        os.lseek(source, 0, os.SEEK_SET)
+        request = {"max_pixels": settings.max_image_pixels, "lazy_pixels": settings.lazy_pixels}
+        socket.send_fds(conn, [wire.pack(request)], [source, target])
+        received = wire.receive(conn)
+        if received is None:
+            raise wire.WireError("the decoder ended")
+        reply, descriptors = received
+        if descriptors or not isinstance(reply, dict) or len(reply) != 1:
+            # Whatever took the decoder over must not fill this process with descriptors either.
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise wire.WireError("the decoder sent something else than a reply")
+        if "refused" in reply:
+            raise ImageRejected(str(reply["refused"]))
+        kept = target if "image" in reply else source
+        # From here on nobody can change it, neither the decoder nor a session.
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(kept, fcntl.F_ADD_SEALS, seals)
+        described = reply.get("image") or {"lazy": True}
+        return Picture(described, os.dup(kept), os.fstat(kept).st_size)
+    finally:
+        os.close(source)
+        os.close(target)
+
+
+def _memory(name: str) -> int:
+    return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -1,0 +1,189 @@
+"""The server's end of a forked child: its process handle, its connection, its files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from . import wire
+
+logger = logging.getLogger(__name__)
+
+_FORK_SECONDS = 60.0
+_EXIT_SECONDS = 30.0
+
+
+class Channel(asyncio.Protocol):
+    """Sends requests to a child and hands out its replies, one at a time."""
+
+    def __init__(self, max_frame_bytes: int) -> None:
+        """Takes no reply that is larger."""
+        self._max_frame_bytes = max_frame_bytes
+        self._buffer = bytearray()
+        self._reply: asyncio.Future[Any] | None = None
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keeps the transport."""
+        self.transport = cast(asyncio.Transport, transport)
+
+    @property
+    def open(self) -> bool:
+        """Whether the child's end is still there."""
+        return self.transport is not None
+
+    def request(self, message: Any) -> asyncio.Future[Any]:
+        """Sends a message; the future gives the reply, or None when the child has gone."""
+        self._reply = asyncio.get_running_loop().create_future()
+        if self.transport is None:
+            self._reply.set_result(None)
+        else:
+            self.transport.write(wire.pack(message))
+        return self._reply
+
+    def data_received(self, data: bytes) -> None:
+        """Puts a reply together; whatever is no reply ends the connection."""
+        self._buffer += data
+        if len(self._buffer) < wire.HEADER.size:
+            return
+        (size,) = wire.HEADER.unpack_from(self._buffer)
+        if size > self._max_frame_bytes or self._reply is None or self._reply.done():
+            self._break()
+        elif len(self._buffer) >= wire.HEADER.size + size:
+            body = bytes(memoryview(self._buffer)[wire.HEADER.size : wire.HEADER.size + size])
+            del self._buffer[: wire.HEADER.size + size]
+            try:
+                self._reply.set_result(wire.unpack(body))
+            except wire.WireError:
+                self._break()
+
+    def _break(self) -> None:
+        # User code found the socket and wrote to it: whatever comes from there now is worthless.
+        self._buffer.clear()
+        self.abort()
+
+    def abort(self) -> None:
+        """Ends the connection at once."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Tells who waits that no reply will come."""
+        self.transport = None
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_result(None)
+
+
+@dataclass
+class Child:
+    """A forked process, known by a handle that no other process can come to have.
+
+    Attributes:
+        conn: The server's end of the connection.
+        pid: Process id; it may be another's once the child has ended.
+        handle: File descriptor of the process; -1 when it was ended.
+        scratch: The folder that only it may write, if it has one.
+    """
+
+    conn: socket.socket
+    pid: int
+    handle: int
+    scratch: Path | None
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether a child that was not asked for anything has closed its end."""
+        try:
+            return self.conn.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal, unless the process has ended."""
+        if self.handle >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.handle, number)
+
+    async def end(self) -> None:
+        """Kills the process, waits until it is gone and removes its files."""
+        if self.handle < 0:
+            return
+        self.signal(signal.SIGKILL)
+        handle, self.handle = self.handle, -1
+        try:
+            await _readable(handle, _EXIT_SECONDS)
+        except TimeoutError:
+            logger.warning("a killed session has not ended after %g s", _EXIT_SECONDS)
+        finally:
+            os.close(handle)
+            self.conn.close()
+        await remove_folder(self.scratch)
+
+
+async def greeted(conn: socket.socket, scratch: Path | None) -> Child:
+    """Waits for a forked child to report.
+
+    Args:
+        conn: The server's end of its connection, not blocking.
+        scratch: The folder that was made for it.
+
+    Raises:
+        WireError: It reported a failure, or something else than a greeting.
+        OSError, TimeoutError: It did not report.
+    """
+    await _readable(conn.fileno(), _FORK_SECONDS)
+    greeting = conn.recv(1 << 16)
+    if not greeting:
+        raise wire.WireError("its process ended at once")
+    message = wire.unpack(memoryview(greeting)[wire.HEADER.size :])
+    if "failure" in message:
+        raise wire.WireError(message["failure"])
+    handle = os.pidfd_open(message["pid"])
+    child = Child(conn, message["pid"], handle, scratch)
+    # Its end is still open: so the process was alive, and the handle is no other's.
+    if child.hung_up:
+        os.close(handle)
+        raise wire.WireError("its process ended at once")
+    return child
+
+
+async def _readable(descriptor: int, timeout: float) -> None:
+    loop = asyncio.get_running_loop()
+    event = asyncio.Event()
+    loop.add_reader(descriptor, event.set)
+    try:
+        await asyncio.wait_for(event.wait(), timeout)
+    finally:
+        loop.remove_reader(descriptor)
+
+
+async def remove_folder(folder: Path | None) -> None:
+    """Removes a folder with all that is in it."""
+    if folder is None:
+        return
+    try:
+        folder.rmdir()  # Nearly always empty.
+    except FileNotFoundError:
+        return
+    except OSError:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def unique_bytes(pid: int) -> int:
+    """Memory that only this process holds; 0 once it has ended. Takes a millisecond or more."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as rollup:
+            private = [line.split()[1] for line in rollup if line.startswith("Private_")]
+    except OSError:
+        return 0
+    return 1024 * sum(map(int, private))

@@ -1,0 +1,134 @@
+"""Several processes behind one port: which of them has what, and how they ask each other.
+
+Every worker has its own kernels. The number of a session's worker is in its id; images, and the
+sessions on them, go to the worker that their hash chooses, so that the rollouts of one prompt
+share one set of pixels. A request that reaches another worker is passed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+WORKER_HEADER: Final = "x-sandbox-worker"
+RELAYED_HEADER: Final = "x-sandbox-relayed"
+
+_CONNECT_SECONDS = 2.0
+_ASK_SECONDS = 10.0
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+
+
+class WorkerGone(Exception):
+    """The worker does not answer; whether it has got the request is told by `begun`."""
+
+    def __init__(self, reason: str, *, begun: bool) -> None:
+        """Says why."""
+        super().__init__(reason)
+        self.begun = begun
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The workers of one server.
+
+    Attributes:
+        index: Number of this worker, from 0.
+        count: Number of workers.
+        folder: Where their sockets are; None for a single worker.
+    """
+
+    index: int = 0
+    count: int = 1
+    folder: Path | None = None
+
+    def socket(self, worker: int) -> Path:
+        """The socket on which a worker listens for the others."""
+        assert self.folder is not None
+        return self.folder / f"worker-{worker}.sock"
+
+    def of_session(self, session_id: str) -> int:
+        """The worker that has a session."""
+        number, dash, _ = session_id.partition("-")
+        if dash and number.isdecimal() and len(number) < 6:
+            return int(number) % self.count
+        return zlib.crc32(session_id.encode("utf-8", "backslashreplace")) % self.count
+
+    def of_image(self, digest: str) -> int:
+        """The worker that holds an image first."""
+        return zlib.crc32(digest.encode("utf-8", "backslashreplace")) % self.count
+
+    @property
+    def others(self) -> list[int]:
+        """The numbers of all other workers."""
+        return [worker for worker in range(self.count) if worker != self.index]
+
+
+class Relay:
+    """Asks the other workers."""
+
+    def __init__(self, crew: Crew, token: str | None) -> None:
+        """Connects on first use."""
+        self._token = token
+        headers = {RELAYED_HEADER: str(crew.index)}
+        self._clients = {
+            worker: httpx.AsyncClient(
+                base_url="http://worker",
+                headers=headers,
+                transport=httpx.AsyncHTTPTransport(uds=str(crew.socket(worker)), limits=_LIMITS),
+                trust_env=False,
+            )
+            for worker in crew.others
+        }
+
+    async def ask(
+        self,
+        worker: int,
+        method: str,
+        path: str,
+        *,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        seconds: float = _ASK_SECONDS,
+    ) -> httpx.Response:
+        """Passes a request on.
+
+        Raises:
+            WorkerGone: The worker has died or is just being started again.
+        """
+        authorization = {"authorization": f"Bearer {self._token}"} if self._token else {}
+        try:
+            return await self._clients[worker].request(
+                method,
+                path,
+                content=body,
+                headers={**authorization, **(headers or {})},
+                timeout=httpx.Timeout(seconds, connect=_CONNECT_SECONDS, pool=seconds),
+            )
+        except httpx.ConnectError as error:
+            raise WorkerGone(f"worker {worker} cannot be reached", begun=False) from error
+        except httpx.HTTPError as error:
+            reason = f"worker {worker} failed: {type(error).__name__}"
+            raise WorkerGone(reason, begun=True) from error
+
+    async def ask_all(self, path: str) -> list[httpx.Response]:
+        """Asks every other worker; those that do not answer are left out."""
+        asking = (self.ask(worker, "GET", path) for worker in self._clients)
+        answers: list[Any] = await asyncio.gather(*asking, return_exceptions=True)
+        return [answer for answer in answers if isinstance(answer, httpx.Response)]
+
+    async def image(self, digest: str) -> bytes | None:
+        """Asks the other workers for an image."""
+        for answer in await self.ask_all(f"/v1/images/{digest}"):
+            if answer.status_code == 200:
+                return answer.content
+        return None
+
+    async def close(self) -> None:
+        """Ends the connections."""
+        await asyncio.gather(*(client.aclose() for client in self._clients.values()))
