@@ -141,7 +141,7 @@ class BlockingSandboxSession:
         """Puts the session away until its next cell, after its running one: it frees its memory.
 
         Raises:
-            SandboxUnavailable: The session's server did not answer.
+            SandboxUnavailable: The session's server did not answer, or cannot put it away now.
         """
         self._portal.call(self._session.evict)
 

@@ -11,14 +11,14 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
 import msgpack
-import tenacity
 
-from .connections import WORKER, Connections
+from .connections import WORKER, WORKER_HEADER, Connections
 from .contracts import ExecutionResult, Health, SandboxError, SandboxUnavailable
 from .placement import Server, parse_urls, preferred
 from .settings import SandboxSettings
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_MSGPACK = "application/x-msgpack"
 _UPLOAD_ROUNDS = 4
 _CONNECT_SECONDS = 10.0
 _SLACK_SECONDS = 60.0
@@ -76,7 +77,7 @@ class SandboxClient:
         """
         if token is None:
             token = os.environ.get(SandboxSettings.model_fields["token_env"].default)
-        headers = {"Accept": "application/x-msgpack, application/json"}
+        headers = {"Accept": f"{_MSGPACK}, application/json"}
         if token:
             headers["Authorization"] = f"Bearer {token}"
         self._servers = parse_urls(urls)
@@ -118,8 +119,7 @@ class SandboxClient:
         """
 
         async def ask(server: Server) -> Health:
-            response = await self._send(server, "GET", "/health")
-            return _dataclass(Health, _json(server, response))
+            return _made(Health, server, await self._send(server, "GET", "/health"))
 
         return await self._first(self._servers, ask, self._timeout)
 
@@ -141,7 +141,9 @@ class SandboxClient:
         async def create(server: Server) -> SandboxSession:
             server.opening += 1
             try:
-                return await self._create_at(server, digests, by_digest)
+                session = await self._create_at(server, digests, by_digest)
+                server.worked()
+                return session
             finally:
                 server.opening -= 1
 
@@ -155,13 +157,13 @@ class SandboxClient:
             response = await self._send(
                 server, "POST", "/v1/sessions", {"images": digests}, allow=(404,), worker=worker
             )
-            answer = _json(server, response)
-            if response.status_code != 404:
+            answer = _fields(server, response)
+            if "id" in answer:
                 return SandboxSession(self, answer["id"], server)
             missing = answer.get("missing")
             if not missing:
                 raise SandboxError(f"{server.url} is no sandbox server: it does not know sessions")
-            worker = response.headers.get("x-sandbox-worker")
+            worker = response.headers.get(WORKER_HEADER)
             await asyncio.gather(*(self._upload(server, d, by_digest[d], worker) for d in missing))
         raise SandboxUnavailable(
             f"the sandbox at {server.url} forgot images as fast as they came; raise image_cache_mb"
@@ -201,17 +203,14 @@ class SandboxClient:
             try:
                 share = (deadline - loop.time()) / (len(servers) - asked)
                 async with _limit(server, share):
-                    answer = await ask(server)
+                    return await ask(server)
             except SandboxUnavailable as error:
-                server.failed(error)
+                if len(self._servers) > 1:
+                    server.failed(error)
                 failures.append(error)
-            else:
-                server.worked()
-                return answer
         if len(failures) == 1:
             raise failures[0]
-        reasons = "; ".join(map(str, failures))
-        raise SandboxUnavailable(f"none of {len(failures)} sandbox servers can do it: {reasons}")
+        raise SandboxUnavailable("no sandbox server can do it: " + "; ".join(map(str, failures)))
 
     async def _send(
         self,
@@ -243,9 +242,13 @@ class SandboxClient:
         if isinstance(body, dict):
             # ASCII only, so that lone surrogates in generated code survive the way.
             body = json.dumps(body).encode("ascii")
-        response = await self._request(
-            server, method, path, body, timeout=timeout or self._timeout, worker=worker
+        request = partial(
+            self._request, server, method, path, body, timeout or self._timeout, worker
         )
+        try:
+            response = await request()
+        except _Broken:
+            response = await request()
         if response.is_success or response.status_code in allow:
             return response
         sentence = (
@@ -253,18 +256,12 @@ class SandboxClient:
         )
         raise (SandboxUnavailable if response.status_code >= 500 else SandboxError)(sentence)
 
-    @tenacity.retry(
-        stop=tenacity.stop_after_attempt(2),
-        retry=tenacity.retry_if_exception_type(_Broken),
-        reraise=True,
-    )
     async def _request(
         self,
         server: Server,
         method: str,
         path: str,
         body: bytes | None,
-        *,
         timeout: float,
         worker: str | None,
     ) -> httpx.Response:
@@ -273,7 +270,7 @@ class SandboxClient:
                 return await self._http.request(
                     method, server.url + path, content=body, extensions={WORKER: worker}
                 )
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except httpx.HTTPError as error:
             kind = _Broken if isinstance(error, _BREAKS) else _Unreachable
             raise kind(
                 f"the sandbox at {server.url} does not answer ({type(error).__name__}: {error})"
@@ -293,7 +290,7 @@ class SandboxSession:
         self._server.sessions.add(self)
         self._turn = asyncio.Lock()
         self._cells = 0
-        self._closed = False
+        self._over = False
 
     @property
     def id(self) -> str:
@@ -335,25 +332,21 @@ class SandboxSession:
             SandboxUnavailable: The session's server did not answer, and no other one either.
         """
         async with self._turn:
-            # A cell that was given up counts too, since the server may have run it.
-            cell = {"code": code, "timeout": timeout, "cell": self._cells}
-            self._cells += 1
-            if self._closed:
+            if self._over:
                 return ExecutionResult("lost", stderr=_LOST)
+            cell = {"code": code, "timeout": timeout, "cell": self._cells}
             limit = timeout + _SLACK_SECONDS
+            # A cell that is given up counts too, since the server may have run it.
+            self._cells += 1
             try:
-                return await self._execute_at(self._server, cell, limit)
-            except _Unreachable as error:
-                others = [other for other in self._client._servers if other is not self._server]
-                if not others:
-                    raise
-                self._server.failed(error)
-                return await self._client._first(
-                    preferred(others),
-                    lambda other: self._execute_at(other, cell, limit),
-                    2 * limit * len(others),
-                    [error],
+                return await self._anywhere(
+                    lambda server: self._execute_at(server, cell, limit), limit
                 )
+            except SandboxUnavailable:
+                raise
+            except SandboxError:
+                self._cells -= 1  # It was refused.
+                raise
 
     async def _execute_at(
         self, server: Server, cell: dict[str, Any], limit: float
@@ -362,6 +355,7 @@ class SandboxSession:
             "POST", "/execute", cell, allow=(404, 409), timeout=limit, server=server
         )
         if response.status_code == 404:
+            self._end()
             return ExecutionResult("lost", stderr=_LOST)
         if server is not self._server:
             logger.warning("session %s moved from %s to %s", self.id, self.server, server.url)
@@ -370,7 +364,7 @@ class SandboxSession:
             self._server.sessions.add(self)
         if response.status_code == 409:
             return ExecutionResult("error", stderr=_ALREADY_RAN, error_name="SandboxFailover")
-        return _dataclass(ExecutionResult, _unpacked(server, response))
+        return _made(ExecutionResult, server, response)
 
     async def interrupt(self) -> None:
         """Interrupts the running cell, if there is one.
@@ -384,21 +378,44 @@ class SandboxSession:
         """Puts the session away until its next cell, after its running one: it frees its memory.
 
         Raises:
-            SandboxUnavailable: The session's server did not answer.
+            SandboxUnavailable: The session's server did not answer, or cannot put it away now.
         """
         async with self._turn:
             await self._send("POST", "/evict", allow=(404,))
 
     async def close(self) -> None:
         """Ends the session, also in the middle of a cell; does nothing the second time."""
-        if not self._closed:
-            self._closed = True
-            self._server.sessions.discard(self)
+        if not self._over:
+            self._end()
             try:
-                await self._send("DELETE", "")
+                # Another server may have to drop what the two share of the session.
+                await self._anywhere(
+                    lambda server: self._send("DELETE", "", server=server), self._client._timeout
+                )
             except SandboxUnavailable as error:
                 # The session is gone with its server, or ends when it has been idle.
                 logger.warning("a sandbox session was left open: %s", error)
+
+    async def _anywhere(self, ask: Callable[[Server], Awaitable[T]], limit: float) -> T:
+        """Asks the session's server, and others if that one is gone.
+
+        Args:
+            ask: What to ask.
+            limit: Seconds that it may take; twice if a connection breaks.
+        """
+        try:
+            return await ask(self._server)
+        except _Unreachable as error:
+            others = [other for other in self._client._servers if other is not self._server]
+            if not others:
+                raise
+            self._server.failed(error)
+            total = 2 * limit * len(others)
+            return await self._client._first(preferred(others), ask, total, [error])
+
+    def _end(self) -> None:
+        self._over = True
+        self._server.sessions.discard(self)
 
     async def _send(
         self,
@@ -459,24 +476,22 @@ async def _limit(server: Server, seconds: float) -> AsyncIterator[None]:
         ) from error
 
 
-def _json(server: Server, response: httpx.Response) -> dict[str, Any]:
+def _fields(server: Server, response: httpx.Response) -> dict[str, Any]:
+    packed = response.headers.get("content-type") == _MSGPACK
     try:
-        return dict(response.json())
+        return dict(msgpack.unpackb(response.content) if packed else response.json())
     except (ValueError, TypeError) as error:
-        raise SandboxError(f"{server.url} is no sandbox server: its answer is no JSON") from error
+        raise SandboxError(f"{server.url} is no sandbox server: {error}") from error
 
 
-def _unpacked(server: Server, response: httpx.Response) -> dict[str, Any]:
-    try:
-        return dict(msgpack.unpackb(response.content))
-    except (ValueError, TypeError) as error:
-        raise SandboxError(f"{server.url} is no sandbox server: its answer is no result") from error
-
-
-def _dataclass(kind: type[T], fields: dict[str, Any]) -> T:
+def _made(kind: type[T], server: Server, response: httpx.Response) -> T:
     """Makes a dataclass from the fields that it knows; a newer server may send more."""
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in fields.items() if name in known})
+    fields = _fields(server, response)
+    try:
+        return kind(**{name: value for name, value in fields.items() if name in known})
+    except TypeError as error:
+        raise SandboxError(f"{server.url} is no sandbox server: {error}") from error
 
 
 def _reason(response: httpx.Response) -> str:

@@ -11,7 +11,9 @@ import httpx
 WORKER = "sandbox_worker"
 """Name of the request extension that says which worker process should answer."""
 
-_WORKER_HEADER = "x-sandbox-worker"
+WORKER_HEADER = "x-sandbox-worker"
+"""Name of the response header that says which worker process has the connection."""
+
 _KEEP_ALIVE_SECONDS = 60.0
 _MAX_IDLE = 256
 # A machine that vanished without a word is noticed in 35 seconds, also while a cell runs.
@@ -51,7 +53,7 @@ class Connections(httpx.AsyncBaseTransport):
             await connection.aclose()
             raise
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        worker = response.headers.get(_WORKER_HEADER)
+        worker = response.headers.get(WORKER_HEADER)
         response.stream = _Returning(response.stream, connection, worker, idle)
         return response
 

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_REST_SECONDS = 0.5
 _LONGEST_REST_SECONDS = 30.0
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class Server:
@@ -39,25 +40,28 @@ class Server:
         self.sessions: WeakSet[object] = WeakSet()
         self.opening = 0
         self.uploads: dict[str, asyncio.Task[None]] = {}
-        self._failures = 0
+        self._rest = 0.0
         self._rests_until = 0.0
 
     @property
     def resting(self) -> bool:
-        """Whether it failed a short while ago and others should be asked before it."""
-        return time.monotonic() < self._rests_until
+        """Whether it failed and others should be asked before it.
+
+        After a while one session at a time finds out whether it works again.
+        """
+        being_tried = self._rest > 0 and self.opening > 0
+        return being_tried or time.monotonic() < self._rests_until
 
     def failed(self, reason: SandboxError) -> None:
         """Lets others go before it for a while, which grows from failure to failure."""
-        if not self.resting:
-            seconds = min(_FIRST_REST_SECONDS * 2**self._failures, _LONGEST_REST_SECONDS)
-            logger.warning("others are asked first for %g s: %s", seconds, reason)
-            self._failures += 1
-            self._rests_until = time.monotonic() + seconds
+        if time.monotonic() >= self._rests_until:
+            self._rest = min(2 * self._rest or _FIRST_REST_SECONDS, _LONGEST_REST_SECONDS)
+            self._rests_until = time.monotonic() + self._rest
+            logger.warning("for %g s other servers are asked first: %s", self._rest, reason)
 
     def worked(self) -> None:
-        """Forgets earlier failures."""
-        self._failures = 0
+        """Forgets earlier failures, now that it has taken a session."""
+        self._rest = 0.0
         self._rests_until = 0.0
 
 
@@ -94,19 +98,21 @@ def preferred(servers: Iterable[Server]) -> list[Server]:
 
 def _is_local(url: str) -> bool:
     try:
-        host = httpx.URL(url).host
+        parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise SandboxError(f"{url!r} is no URL of a sandbox server: {error}") from error
-    if host in ("localhost", socket.gethostname()):
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise SandboxError(f"{url!r} is no URL of a sandbox server such as http://host:8080")
+    if parsed.host in ("localhost", socket.gethostname()):
         return True
     try:
-        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+        version = ipaddress.ip_address(parsed.host).version
     except ValueError:
         return False  # Other names are not looked up, since that can take long.
     try:
         # Only addresses of this machine can be bound.
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.bind((host, 0))
+        with socket.socket(_FAMILIES[version], socket.SOCK_DGRAM) as probe:
+            probe.bind((parsed.host, 0))
     except OSError:
         return False
     return True
