@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -44,6 +45,14 @@ def up(
         int,
         typer.Option(help="Port on every node; 0 takes one of 20000 to 29999 that the node keeps."),
     ] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Server processes on every node.")] = 1,
+    redis: Annotated[
+        str | None,
+        typer.Option(
+            help="Redis for sessions, as redis://host:6379/0, which all nodes reach: sessions "
+            "then outlive their node."
+        ),
+    ] = None,
 ) -> None:
     """Run a server on every node of a Ray cluster, until `deepeyes sandbox down`.
 
@@ -61,8 +70,10 @@ def up(
         settings = load_settings(config).sandbox
     except SettingsError as error:
         raise typer.BadParameter(str(error), param_hint="--config") from error
+    if redis is not None:
+        settings = settings.model_copy(update={"redis_url": redis})
     with _cluster(address) as deployment:
-        servers = deployment.deploy(settings, num_cpus=num_cpus, port=port)
+        servers = deployment.deploy(settings, num_cpus=num_cpus, port=port, workers=workers)
     table = _table("")
     for server in servers:
         done = "started" if server.is_new else "was there"
@@ -151,5 +162,5 @@ def _as_dict(server: NodeServer) -> dict[str, Any]:
         "url": server.url,
         "state": server.state,
         "detail": server.detail,
-        "health": server.health.as_dict() if server.health else None,
+        "health": asdict(server.health) if server.health else None,
     }

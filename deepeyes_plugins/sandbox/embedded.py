@@ -80,22 +80,23 @@ def start_server(
     *,
     host: str = "127.0.0.1",
     port: int = 0,
-    token: str | None = None,
+    workers: int = 1,
 ) -> EmbeddedServer:
     """Starts a server and waits until a first session has worked.
+
+    The token is the one in the environment variable that the settings name, else a new one.
 
     Args:
         settings: Limits of the sessions; the defaults without.
         host: Address of this machine to listen on, and to write into the URL.
         port: Port to listen on; 0 takes a free one.
-        token: Bearer token to ask for; by default the one in the environment variable that the
-            settings name, else a new one.
+        workers: Number of server processes behind the port.
 
     Raises:
         SandboxUnavailable: The server did not come up; the message says why.
     """
     settings = settings or SandboxSettings()
-    token = token or os.environ.get(settings.token_env) or secrets.token_urlsafe(24)
+    token = os.environ.get(settings.token_env) or secrets.token_urlsafe(24)
     package_root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     reading, writing = os.pipe()
@@ -104,7 +105,8 @@ def start_server(
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", __package__ or "deepeyes_plugins.sandbox"),
-                    *("--host", host, "--port", str(port), "--log-level", "warning"),
+                    *("--host", host, "--port", str(port), "--workers", str(workers)),
+                    *("--log-level", "warning"),
                     *("--settings", settings.model_dump_json()),
                     *("--announce-fd", str(writing), "--parent", str(os.getpid())),
                 ],

@@ -32,7 +32,6 @@ from deepeyes_plugins.sandbox import (
 from .conftest import children, eventually, running
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
-SETTINGS = SandboxSettings(max_sessions=100)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +55,26 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def servers(cluster: Cluster) -> Iterator[list[NodeServer]]:
-    yield deployment.deploy(SETTINGS)
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxSettings]:
+    """Those of servers that share a Redis, which wants a password."""
+    socket = tmp_path_factory.mktemp("redis") / "redis.sock"
+    command = [
+        *("redis-server", "--port", "0", "--unixsocket", str(socket), "--save", ""),
+        *("--dir", str(socket.parent), "--requirepass", "redis-secret"),
+    ]
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL) as redis,
+        pytest.MonkeyPatch.context() as environment,
+    ):
+        environment.setenv("DEEPEYES_REDIS_PASSWORD", "redis-secret")
+        assert eventually(socket.exists)
+        yield SandboxSettings(redis_url=f"unix://{socket}")
+        redis.terminate()
+
+
+@pytest.fixture(scope="module")
+def servers(cluster: Cluster, settings: SandboxSettings) -> Iterator[list[NodeServer]]:
+    yield deployment.deploy(settings)
     deployment.remove()
 
 
@@ -187,13 +204,13 @@ async def test_a_killed_actor_comes_back_where_it_was(servers: list[NodeServer])
 
 
 async def test_a_node_joins_and_is_killed_during_a_run(
-    cluster: Cluster, servers: list[NodeServer]
+    cluster: Cluster, servers: list[NodeServer], settings: SandboxSettings
 ) -> None:
     joined = cluster.add_node(**NODE)
     before = {server.node_id: server for server in await asyncio.to_thread(deployment.status)}
     assert before[joined.node_id].state == "no server"
 
-    again = await asyncio.to_thread(deployment.deploy, SETTINGS)
+    again = await asyncio.to_thread(deployment.deploy, settings)
     (new,) = [server for server in again if server.is_new]
     assert new.node_id == joined.node_id and new.token == servers[0].token
     assert {server.url for server in again} - {new.url} == {server.url for server in servers}
@@ -201,44 +218,50 @@ async def test_a_node_joins_and_is_killed_during_a_run(
     assert family
 
     async with client_of(*again) as client:
-        sessions = [await client.create_session() for _ in range(8)]
+        sessions = [await client.create_session() for _ in range(12)]
         assert {session.server for session in sessions} == set(client.urls)
+        doomed = [session for session in sessions if session.server == new.url]
+        resting = doomed.pop()
+        assert (await resting.execute("n = 41", timeout=10)).outcome == "ok"
+        await resting.evict()
+
         over = asyncio.Event()
-        cells = {session.id: 0 for session in sessions}
+        cells = {session.id: 0 for session in sessions if session is not resting}
 
         async def count(session: SandboxSession) -> str:
             await session.execute("n = 0", timeout=10)
             while not over.is_set():
-                try:
-                    result = await session.execute("n += 1\nn", timeout=10)
-                except SandboxUnavailable:
-                    return "unavailable"
-                if result.outcome != "ok":
-                    return result.outcome
+                result = await session.execute("n += 1\nn", timeout=10)
+                if result.outcome != "ok" or result.lost_names:
+                    return "told what is lost"
                 cells[session.id] += 1
                 assert result.result == str(cells[session.id])
-            return "went on"
+            return "counted on"
 
-        doomed = [session for session in sessions if session.server == new.url]
-        runs = {session.id: asyncio.create_task(count(session)) for session in sessions}
+        living = [session for session in sessions if session.server != new.url]
+        runs = {session: asyncio.create_task(count(session)) for session in [*living, *doomed]}
         while min(cells.values()) < 5:
             await asyncio.sleep(0.01)
         cluster.remove_node(joined, allow_graceful=False)
-        ends = await asyncio.wait_for(asyncio.gather(*(runs[s.id] for s in doomed)), 20)
-        assert doomed and set(ends) <= {"lost", "killed", "unavailable"}
         assert await asyncio.to_thread(eventually, lambda: not any(map(running, family)))
 
         so_far = dict(cells)
         async with await client.create_session() as session:
             assert session.server != new.url
             assert (await session.execute("6 * 7", timeout=10)).result == "42"
-        living = [session for session in sessions if session not in doomed]
+        result = await resting.execute("n + 1", timeout=10)
+        assert (result.result, resting.server == new.url) == ("42", False)
         while any(cells[session.id] < so_far[session.id] + 5 for session in living):
-            assert not any(runs[session.id].done() for session in living)
+            assert not any(runs[session].done() for session in living)
             await asyncio.sleep(0.01)
         over.set()
-        assert {await runs[session.id] for session in living} == {"went on"}
-        for session in living:
+        async with asyncio.timeout(20):
+            assert {await runs[session] for session in living} == {"counted on"}
+            assert {await runs[session] for session in doomed} <= {
+                "counted on",
+                "told what is lost",
+            }
+        for session in sessions:
             await session.close()
 
     expected = {server.node_id: "alive" for server in servers} | {new.node_id: "node dead"}

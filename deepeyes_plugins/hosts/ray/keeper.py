@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import threading
 import time
@@ -45,17 +46,23 @@ class Keeper:
     The server ends with the process of the actor, which Ray starts anew on the same node.
     """
 
-    def __init__(self, settings: dict[str, Any], token: str, port: int) -> None:
+    def __init__(
+        self, settings: dict[str, Any], environment: dict[str, str], *, port: int, workers: int
+    ) -> None:
         """Starts the server in the background.
 
         Args:
             settings: Sandbox settings.
-            token: Bearer token that the server asks for.
+            environment: Environment variables with the secrets of the server: its bearer token
+                and, where there is one, the password of Redis.
             port: Port to listen on; 0 for one of this node's own.
+            workers: Number of server processes behind the port.
         """
+        os.environ.update(environment)
         self._settings = settings
-        self._token = token
+        self._token = environment[settings["token_env"]]
         self._fixed_port = port
+        self._workers = workers
         # The same in every process on this node, so that clients find a server that comes back.
         self._usual_port = _PORTS[int(ray.get_runtime_context().get_node_id(), 16) % len(_PORTS)]
         self._server: EmbeddedServer | None = None
@@ -90,7 +97,7 @@ class Keeper:
             try:
                 settings = SandboxSettings.model_validate(self._settings)
                 port = self._fixed_port or self._free_port(host)
-                server = start_server(settings, host=host, port=port, token=self._token)
+                server = start_server(settings, host=host, port=port, workers=self._workers)
             except Exception as error:
                 logger.error("no sandbox server on %s: %s", host, error)
                 self._failure = str(error)

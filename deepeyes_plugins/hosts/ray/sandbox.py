@@ -107,16 +107,19 @@ def _knock(address: str) -> None:
 
 
 def deploy(
-    settings: SandboxSettings, *, token: str | None = None, num_cpus: float = 0, port: int = 0
+    settings: SandboxSettings, *, num_cpus: float = 0, port: int = 0, workers: int = 1
 ) -> list[NodeServer]:
     """Starts a server on every live node that has none; the others keep theirs.
 
+    All servers ask for one bearer token: that of the servers which are there already, else the one
+    in the environment variable that the settings name, else a new one. The password of Redis goes
+    with it to every node.
+
     Args:
         settings: Limits of the sessions.
-        token: Bearer token of the deployment; by default the one in the environment variable that
-            the settings name, else a new one. The token of servers that are there already stays.
         num_cpus: Ray CPUs that each server takes from its node.
         port: Port on every node; 0 takes one between 20000 and 29999 that belongs to the node.
+        workers: Number of server processes on every node.
 
     Returns:
         One per live node; those that could not start are "no server" and say why.
@@ -125,9 +128,11 @@ def deploy(
         SandboxUnavailable: Servers of an earlier call do not answer, or do not share a token.
     """
     kept = _keepers()
+    secret_variables = (settings.token_env, settings.redis_password_env)
+    environment = {name: os.environ[name] for name in secret_variables if os.environ.get(name)}
     if kept:
-        token = _common_token(_ask(kept))
-    token = token or os.environ.get(settings.token_env) or secrets.token_urlsafe(32)
+        environment[settings.token_env] = _common_token(_ask(kept))
+    environment.setdefault(settings.token_env, secrets.token_urlsafe(32))
     addresses = {
         node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]
     }
@@ -144,7 +149,7 @@ def deploy(
                 max_restarts=-1,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
             )
-            .remote(settings.model_dump(), token, port)
+            .remote(settings.model_dump(), environment, port=port, workers=workers)
         )
     answers = _ask(keepers, settings.startup_timeout + _ACTOR_SECONDS)
     if any(not isinstance(answer, str) for answer in answers):
