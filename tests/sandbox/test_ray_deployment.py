@@ -68,7 +68,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxSettin
     ):
         environment.setenv("DEEPEYES_REDIS_PASSWORD", "redis-secret")
         assert eventually(socket.exists)
-        yield SandboxSettings(redis_url=f"unix://{socket}")
+        yield SandboxSettings(redis_url=f"unix://{socket}", spare_sessions=0)
         redis.terminate()
 
 
@@ -311,7 +311,7 @@ def test_down_leaves_nothing_and_the_command_line_brings_it_back(
 
 
 def test_a_server_that_cannot_start_says_why_and_leaves_no_actor(cluster: Cluster) -> None:
-    failed = deployment.deploy(SandboxSettings(warm_modules=("no_such_module",)))
+    failed = deployment.deploy(SandboxSettings(warm_modules=("no_such_module",), spare_sessions=0))
     assert [server.state for server in failed] == ["no server"] * 3
     assert all("no_such_module" in server.detail for server in failed)
     assert eventually(lambda: ray.util.list_named_actors(all_namespaces=True) == [])

@@ -18,7 +18,7 @@ from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
 
-_PORT_SECONDS = 5.0
+_PORT_SECONDS = 15.0
 _LONGEST_PAUSE_SECONDS = 30.0
 # Below the ports that systems give to outgoing connections, above those that Ray gives to workers.
 _PORTS = range(20_000, 30_000)
