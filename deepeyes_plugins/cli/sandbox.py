@@ -60,7 +60,7 @@ def serve(
         raise typer.BadParameter(str(error), param_hint="--config") from error
     given = {name: value for name, value in chosen.items() if value is not None}
     try:
-        from deepeyes_plugins.sandbox.serve import ServerOptions
+        from deepeyes_plugins.sandbox.options import ServerOptions
         from deepeyes_plugins.sandbox.serve import serve as run
     except ModuleNotFoundError as error:
         typer.echo(f"error: {error}: pip install 'deepeyes-plugins[sandbox]'", err=True)

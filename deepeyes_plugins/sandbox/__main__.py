@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from .serve import ServerOptions, configure_logging, run_worker, serve
+from .options import ServerOptions
+from .serve import configure_logging, run_worker, serve
 from .settings import SandboxSettings
 from .workers import Crew
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import resource
@@ -12,11 +11,10 @@ import shutil
 import signal
 import socket
 import sys
-from dataclasses import dataclass
-from typing import Literal
 
 import uvicorn
 
+from .options import ServerOptions, announce
 from .server import create_app
 from .settings import SandboxSettings
 from .supervisor import supervise
@@ -26,29 +24,6 @@ logger = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _SHUTDOWN_SECONDS = 2
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """How a server runs, beside what its sessions may do.
-
-    Attributes:
-        host: Address to listen on.
-        port: Port; 0 takes a free one.
-        workers: Number of processes that serve it.
-        log_level: debug, info, warning or error.
-        log_format: `text`, or `json` for one JSON object a line.
-        announce_fd: File descriptor that is told the port, or the reason of a failure; -1 for none.
-        parent: Process id of the process with which the server ends; 0 for none.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8080
-    workers: int = 1
-    log_level: str = "info"
-    log_format: Literal["text", "json"] = "text"
-    announce_fd: int = -1
-    parent: int = 0
 
 
 class _Server(uvicorn.Server):
@@ -87,13 +62,6 @@ class _Server(uvicorn.Server):
             self.handle_exit(signal.SIGTERM, None)
 
         loop.add_reader(handle, end)
-
-
-def announce(descriptor: int, message: dict[str, object]) -> None:
-    """Tells whoever started this process one thing, and closes the line."""
-    if descriptor >= 0:
-        with contextlib.suppress(BrokenPipeError), open(descriptor, "w", encoding="utf-8") as pipe:
-            pipe.write(json.dumps(message) + "\n")
 
 
 def configure_logging(level: str, log_format: str) -> None:

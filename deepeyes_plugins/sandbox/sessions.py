@@ -74,6 +74,7 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
         self._opening = 0
         self._room = asyncio.Lock()
+        self._paused = asyncio.Event()
         self._adopting: dict[str, asyncio.Task[Session]] = {}
         self._behind: set[asyncio.Task[None]] = set()
         self._planned: set[asyncio.Task[None]] = set()
@@ -128,12 +129,18 @@ class Sessions:
         for session in list(self._sessions.values()):
             if session.kernel is not None and not session.kernel.alive and not session.waiting:
                 self._forget(session, "died")
+        deadline = time.monotonic() + self._settings.room_timeout
         while self.live + self._opening >= limit:
-            if not await self._evict_one("room"):
+            self._paused.clear()
+            if await self._evict_one("room"):
+                continue
+            try:
+                await asyncio.wait_for(self._paused.wait(), deadline - time.monotonic())
+            except TimeoutError:
                 self._metrics.refused.inc()
                 raise SandboxUnavailable(
                     f"all {limit} sessions are busy; close some, raise max_sessions or add a server"
-                )
+                ) from None
 
     async def execute(
         self, session_id: str, code: str, timeout: float, cell: int | None = None
@@ -163,6 +170,7 @@ class Sessions:
         finally:
             session.waiting -= 1
             session.used = time.monotonic()
+            self._paused.set()
         self._metrics.cells.labels(result.outcome).inc()
         self._metrics.cell_seconds.observe(result.duration)
         if session.kernel is None or not session.kernel.alive:
@@ -376,6 +384,7 @@ class Sessions:
         if self._sessions.get(session.id) is not session:
             return
         del self._sessions[session.id]
+        self._paused.set()
         self._images.unpin(session.images)
         self._metrics.closed.labels(reason).inc()
         if session.kernel is not None:

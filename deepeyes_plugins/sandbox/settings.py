@@ -49,6 +49,11 @@ class SandboxSettings(BaseModel):
         description="Sessions that have a process. One more puts the longest unused one away until "
         "its next cell.",
     )
+    room_timeout: float = Field(
+        10.0,
+        gt=0,
+        description="Seconds that a session waits for its process where all sessions are busy.",
+    )
     min_free_memory_mb: int = Field(
         512,
         ge=0,

@@ -16,13 +16,10 @@ import time
 from collections import deque
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .metrics import MULTIPROCESS_VARIABLE, forget_process
+from .options import ServerOptions, announce
 from .settings import SandboxSettings
-
-if TYPE_CHECKING:
-    from .serve import ServerOptions
 
 logger = logging.getLogger(__name__)
 
@@ -133,8 +130,6 @@ class _Supervisor:
         return _Worker(command, self._listener.fileno(), dict(os.environ))
 
     def _say_ready(self) -> None:
-        from .serve import announce
-
         port = self._listener.getsockname()[1]
         logger.info(
             "the sandbox listens on http://%s:%d with %d workers",

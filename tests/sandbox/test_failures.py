@@ -127,8 +127,6 @@ async def test_an_idle_session_is_closed() -> None:
         async with SandboxClient(server.url, token=server.token) as client:
             session = await client.create_session()
             pid = int((await session.execute("import os; os.getpid()", timeout=10)).result)
-            with pytest.raises(SandboxUnavailable, match="all 1 sessions are in use"):
-                await client.create_session()
             assert eventually(lambda: not running(pid))
             assert (await session.execute("1", timeout=10)).outcome == "lost"
 
