@@ -57,7 +57,7 @@ class Server:
         if time.monotonic() >= self._rests_until:
             self._rest = min(2 * self._rest or _FIRST_REST_SECONDS, _LONGEST_REST_SECONDS)
             self._rests_until = time.monotonic() + self._rest
-            logger.warning("for %g s other servers are asked first: %s", self._rest, reason)
+            logger.warning("for %g s others are asked first: %s", self._rest, reason)
 
     def worked(self) -> None:
         """Forgets earlier failures, now that it has taken a session."""

@@ -379,7 +379,9 @@ class TestFailover:
             await session.close()
 
     async def test_a_session_moves_when_its_server_is_gone(
-        self, session: tuple[SandboxSession, ProtocolServer, ProtocolServer]
+        self,
+        session: tuple[SandboxSession, ProtocolServer, ProtocolServer],
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         moving, first, second = session
         name = moving.id
@@ -388,6 +390,8 @@ class TestFailover:
         assert (result.outcome, result.result) == ("ok", "2 cells")
         assert result.lost_names == {"file": "an open file cannot be kept"}
         assert (moving.id, moving.server) == (name, elsewhere(second.url))
+        assert f"others are asked first: the sandbox at {first.url} does not" in caplog.text
+        assert f"session {name} moved from {first.url} to {moving.server}" in caplog.text
         settled = await moving.execute("", timeout=5)
         assert (settled.result, settled.lost_names) == ("3 cells", {})
 
