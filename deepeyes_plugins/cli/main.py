@@ -83,3 +83,6 @@ _mount(
     "plugins:plugins",
 )
 _mount(sandbox, "serve", "Run a sandbox server for other machines or jobs.", "sandbox:serve")
+_mount(sandbox, "up", "Run a server on every node of a Ray cluster.", "sandbox_ray:up")
+_mount(sandbox, "status", "Show the servers of a Ray cluster.", "sandbox_ray:status")
+_mount(sandbox, "down", "End the servers of a Ray cluster.", "sandbox_ray:down")

@@ -30,7 +30,7 @@ _shared: EmbeddedServer | None = None
 
 
 class EmbeddedServer:
-    """A server on loopback that ends with this process.
+    """A server that ends with this process.
 
     Attributes:
         url: Base URL.
@@ -54,6 +54,10 @@ class EmbeddedServer:
         """Whether the server still runs."""
         return self._process.poll() is None
 
+    def wait(self) -> None:
+        """Waits until the server has ended."""
+        self._process.wait()
+
     def __enter__(self) -> Self:
         return self
 
@@ -71,13 +75,22 @@ class EmbeddedServer:
             _stop(self._process)
 
 
-def start_server(settings: SandboxSettings | None = None) -> EmbeddedServer:
+def start_server(
+    settings: SandboxSettings | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    workers: int = 1,
+) -> EmbeddedServer:
     """Starts a server and waits until a first session has worked.
 
     The token is the one in the environment variable that the settings name, else a new one.
 
     Args:
         settings: Limits of the sessions; the defaults without.
+        host: Address of this machine to listen on, and to write into the URL.
+        port: Port to listen on; 0 takes a free one.
+        workers: Number of server processes behind the port.
 
     Raises:
         SandboxUnavailable: The server did not come up; the message says why.
@@ -92,7 +105,8 @@ def start_server(settings: SandboxSettings | None = None) -> EmbeddedServer:
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", __package__ or "deepeyes_plugins.sandbox"),
-                    *("--port", "0", "--log-level", "warning"),
+                    *("--host", host, "--port", str(port), "--workers", str(workers)),
+                    *("--log-level", "warning"),
                     *("--settings", settings.model_dump_json()),
                     *("--announce-fd", str(writing), "--parent", str(os.getpid())),
                 ],
@@ -109,7 +123,8 @@ def start_server(settings: SandboxSettings | None = None) -> EmbeddedServer:
     if "port" not in message:
         _stop(process)
         raise SandboxUnavailable(f"the embedded sandbox did not start: {message['failure']}")
-    return EmbeddedServer(process, f"http://127.0.0.1:{message['port']}", token)
+    name = f"[{host}]" if ":" in host else host
+    return EmbeddedServer(process, f"http://{name}:{message['port']}", token)
 
 
 def ensure_server(settings: SandboxSettings | None = None) -> str:

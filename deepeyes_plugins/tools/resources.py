@@ -9,20 +9,32 @@ from collections.abc import Callable
 from deepeyes_plugins.rollout.contracts import Environment, Tool
 from deepeyes_plugins.sandbox.client import SandboxClient
 from deepeyes_plugins.sandbox.embedded import ensure_server
+from deepeyes_plugins.sandbox.settings import SandboxSettings
 from deepeyes_plugins.settings import AgentSettings
 
 
 class Resources:
     """Shared by all trajectories of one event loop; close it when the loop ends."""
 
-    def __init__(self, settings: AgentSettings) -> None:
-        """Hold ``settings``; nothing is connected yet."""
+    def __init__(
+        self,
+        settings: AgentSettings,
+        find_sandbox: Callable[[SandboxSettings], str] = ensure_server,
+    ) -> None:
+        """Hold the settings; nothing is connected yet.
+
+        Args:
+            settings: Settings of the tools.
+            find_sandbox: Returns the URL of the sandbox, or several with commas between them; may
+                start one, and may set the token's environment variable. Called in a thread.
+        """
         self.settings = settings
+        self._find_sandbox = find_sandbox
         self._sandbox: SandboxClient | None = None
         self._lock = asyncio.Lock()
 
     async def sandbox(self) -> SandboxClient:
-        """The sandbox client; starts a loopback server if the settings name none.
+        """The sandbox client; without a server in the settings one is found or started.
 
         Raises:
             SandboxUnavailable: No server could be started.
@@ -30,7 +42,7 @@ class Resources:
         async with self._lock:
             if self._sandbox is None:
                 settings = self.settings.sandbox
-                url = await asyncio.to_thread(ensure_server, settings)
+                url = await asyncio.to_thread(self._find_sandbox, settings)
                 self._sandbox = SandboxClient(url, token=os.environ.get(settings.token_env))
         return self._sandbox
 

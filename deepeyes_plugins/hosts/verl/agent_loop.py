@@ -18,6 +18,7 @@ from verl.experimental.agent_loop.agent_loop import (
 
 from deepeyes_plugins import plugins
 from deepeyes_plugins.data.rl_rows import environment_name, task_from_row
+from deepeyes_plugins.hosts.ray.sandbox import ensure_server
 from deepeyes_plugins.hosts.verl.policy import TokenBudget, TokenPolicy
 from deepeyes_plugins.hosts.verl.reward import TRAJECTORY_FIELD
 from deepeyes_plugins.rollout import EndReason, InfrastructureError, Trajectory, rollout
@@ -33,12 +34,15 @@ _resources: WeakKeyDictionary[asyncio.AbstractEventLoop, Resources] = WeakKeyDic
 def shared_resources(settings_path: str | None) -> Resources:
     """The resources of the running event loop, made on first use.
 
+    The sandbox is the one in the settings, else the servers of this Ray cluster, else one that is
+    started here.
+
     Args:
         settings_path: An agent.yaml, or ``None`` for ``DEEPEYES_AGENT_CONFIG`` or the defaults.
     """
     loop = asyncio.get_running_loop()
     if loop not in _resources:
-        _resources[loop] = Resources(load_settings(settings_path))
+        _resources[loop] = Resources(load_settings(settings_path), find_sandbox=ensure_server)
     return _resources[loop]
 
 

@@ -1,0 +1,166 @@
+"""``deepeyes sandbox up``, ``status`` and ``down``: the code sandbox on a Ray cluster."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from deepeyes_plugins.sandbox.contracts import SandboxError
+from deepeyes_plugins.settings import SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from deepeyes_plugins.hosts.ray.sandbox import NodeServer
+
+_NODE_CHARACTERS = 8
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="host:port of the Ray head node; by default $RAY_ADDRESS, else the cluster that this "
+        "machine belongs to.",
+        show_default=False,
+    ),
+]
+
+
+def up(
+    ray: Annotated[bool, typer.Option("--ray", help="On the nodes of a Ray cluster.")] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="An agent.yaml; its part `sandbox` sets the limits.")
+    ] = None,
+    address: Address = None,
+    num_cpus: Annotated[
+        float, typer.Option(min=0, help="Ray CPUs that each server takes from its node.")
+    ] = 0,
+    port: Annotated[
+        int,
+        typer.Option(help="Port on every node; 0 takes one of 20000 to 29999 that the node keeps."),
+    ] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Server processes on every node.")] = 1,
+    redis: Annotated[
+        str | None,
+        typer.Option(
+            help="Redis for sessions, as redis://host:6379/0, which all nodes reach: sessions "
+            "then outlive their node."
+        ),
+    ] = None,
+) -> None:
+    """Run a server on every node of a Ray cluster, until `deepeyes sandbox down`.
+
+    Agent loops of that cluster find the servers by themselves, unless they are told a URL. Call it
+    again when nodes have joined: those that have a server keep it. The servers ask for a token that
+    Ray's actors know; set the environment variable DEEPEYES_TOKEN_SANDBOX here to choose it.
+    """
+    if not ray:
+        raise typer.BadParameter(
+            "say where: `deepeyes sandbox up --ray` runs a server on every node of a Ray cluster. "
+            "For one server on this machine there is `deepeyes sandbox serve`.",
+            param_hint="--ray",
+        )
+    try:
+        settings = load_settings(config).sandbox
+    except SettingsError as error:
+        raise typer.BadParameter(str(error), param_hint="--config") from error
+    if redis is not None:
+        settings = settings.model_copy(update={"redis_url": redis})
+    with _cluster(address) as deployment:
+        servers = deployment.deploy(settings, num_cpus=num_cpus, port=port, workers=workers)
+    table = _table("")
+    for server in servers:
+        done = "started" if server.is_new else "was there"
+        table.add_row(*_row(server), done if server.state == "alive" else "", escape(server.detail))
+    Console().print(table)
+    failed = sum(server.state != "alive" for server in servers)
+    if failed:
+        _fail(
+            f"{failed} of {len(servers)} nodes have no working server; the Ray logs of those nodes "
+            "(worker-*.err) may tell more"
+        )
+
+
+def status(
+    address: Address = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the servers of a Ray cluster, as they are seen from this machine."""
+    with _cluster(address) as deployment:
+        servers = deployment.status()
+    if as_json:
+        typer.echo(json.dumps([_as_dict(server) for server in servers], indent=2))
+        return
+    if not servers:
+        typer.echo("No sandbox runs on this Ray cluster; `deepeyes sandbox up --ray` starts it.")
+        return
+    table = _table("sessions", "isolation")
+    for server in servers:
+        health = server.health
+        table.add_row(
+            *_row(server),
+            f"{health.sessions}/{health.max_sessions}" if health else "",
+            ("complete" if health.isolated else "INCOMPLETE") if health else "",
+            escape(server.detail),
+        )
+    Console().print(table)
+
+
+def down(address: Address = None) -> None:
+    """End the servers of a Ray cluster, with all their sessions."""
+    with _cluster(address) as deployment:
+        removed = deployment.remove()
+    if not removed:
+        typer.echo("No sandbox runs on this Ray cluster.")
+    for server in removed:
+        typer.echo(f"removed from {server.node_id[:_NODE_CHARACTERS]} ({server.address})")
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[Any]:
+    """Connects to the cluster, and makes errors of the sandbox those of the command."""
+    try:
+        from deepeyes_plugins.hosts.ray import sandbox as deployment
+    except ModuleNotFoundError as error:
+        _fail(f"{error}; on the machines of a Ray cluster: pip install 'deepeyes-plugins[rl]'")
+    try:
+        with deployment.cluster(address):
+            yield deployment
+    except SandboxError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold")
+    for name in ("node", "address", "URL", "state", *columns, "detail"):
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _row(server: NodeServer) -> Sequence[str]:
+    colour = "green" if server.state == "alive" else "red"
+    state = f"[{colour}]{server.state}[/]"
+    return server.node_id[:_NODE_CHARACTERS], server.address, escape(server.url or ""), state
+
+
+def _as_dict(server: NodeServer) -> dict[str, Any]:
+    """All but the token."""
+    return {
+        "node_id": server.node_id,
+        "address": server.address,
+        "url": server.url,
+        "state": server.state,
+        "detail": server.detail,
+        "health": asdict(server.health) if server.health else None,
+    }

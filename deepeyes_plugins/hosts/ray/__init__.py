@@ -1,0 +1,1 @@
+"""The code sandbox on a Ray cluster: one server per node."""
