@@ -162,6 +162,9 @@ class Zygote:
     def become(self, request: dict[str, Any], conn: socket.socket) -> None:
         """Turns a fresh child into what was asked for; returns when its socket has closed."""
         die_with_parent(self._pid)
+        # The kernel shares processor time between (process) sessions first, so that a hundred busy
+        # threads of one get no more than the one thread of another.
+        os.setsid()
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         null = os.open(os.devnull, os.O_RDWR)
