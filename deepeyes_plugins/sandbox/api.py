@@ -61,7 +61,7 @@ class CellRequest(Message):
     timeout: Seconds | None = Field(
         None, description="Seconds after which the cell is interrupted; the server has a limit."
     )
-    cell: Annotated[int, Field(ge=0, strict=True)] | None = Field(
+    cell: Annotated[int, Field(ge=0, lt=1 << 31, strict=True)] | None = Field(
         None,
         description="Number of this session's cells whose results the client has. With it, a cell "
         "that ran on a server which then failed is not run twice.",
@@ -103,10 +103,13 @@ class Problem(Message):
     missing: list[str] | None = Field(None, description="Images that must be uploaded first.")
 
 
+LegacyId = str | Annotated[int, Field(strict=True)]
+
+
 class LegacyCell(Message):
     """A cell in the manner of the DeepEyes reference server."""
 
-    session_id: str | int = "JupyterSandboxDefault"
+    session_id: LegacyId = "JupyterSandboxDefault"
     code: Source = ""
     timeout: Seconds = 5.0
 
@@ -114,7 +117,7 @@ class LegacyCell(Message):
 class LegacySession(Message):
     """A session in the manner of the reference server."""
 
-    session_id: str | int = "JupyterSandboxDefault"
+    session_id: LegacyId = "JupyterSandboxDefault"
 
 
 class LegacyOutput(Message):

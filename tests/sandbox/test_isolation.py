@@ -57,7 +57,8 @@ REFUSED = {
     "local sockets of this machine": "import os; open(f'/proc/self/task/{os.getpid()}/net/unix')",
     "lease": "import fcntl, numpy\nwith open(numpy.__file__) as f:\n"
     "    fcntl.fcntl(f, 1024, fcntl.F_RDLCK)",
-    "network interfaces": "import fcntl, socket\nfcntl.ioctl(socket.socketpair()[0], 0x8912, bytes(40))",
+    "network interfaces": "import fcntl, socket\n"
+    "fcntl.ioctl(socket.socketpair()[0], 0x8912, bytes(40))",
 }
 
 

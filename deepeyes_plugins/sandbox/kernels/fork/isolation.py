@@ -38,9 +38,11 @@ LAYERS: Final = (
     "seccomp",
 )
 
+SCRATCH_FILES: Final = 4096
+"""Files and folders that a session may have at once."""
+
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
 _MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE = 0x2, 0x4, 0x4000, 0x40000
-_SCRATCH_FILES = 4096
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_GET_NO_NEW_PRIVS = 39
@@ -210,7 +212,7 @@ def mount_scratch(folder: str, size: int) -> None:
                 file.write(mapping)
     # Else the mount would show in the namespace that this one was copied from.
     _call(_libc.mount, None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
-    options = f"size={size},nr_inodes={_SCRATCH_FILES},mode=700".encode("ascii")
+    options = f"size={size},nr_inodes={SCRATCH_FILES},mode=700".encode("ascii")
     flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV)
     _call(_libc.mount, b"tmpfs", os.fsencode(folder), b"tmpfs", flags, options)
 
