@@ -358,11 +358,13 @@ def create_app(
         crew: The workers among which this process is one; by default it is alone.
     """
     server = SandboxServer(provider or make_provider(settings), settings, token, crew or Crew())
-    return Starlette(
+    app = Starlette(
         routes=server.routes(),
         lifespan=server.lifespan,
         exception_handlers={HTTPException: _http_error, ClientDisconnect: _gone},
     )
+    app.router.redirect_slashes = False  # No path of the interface ends in one.
+    return app
 
 
 def _versions() -> dict[str, str]:
