@@ -234,7 +234,7 @@ ATTACKS: Final[dict[str, Attack]] = {
         ("ok",),
     ),
     "a mute connection": fatal(
-        "from deepeyes_plugins.sandbox.kernels.fork import wire\nwire.send = lambda *_: None",
+        "import socket\nsocket.socket.sendall = lambda *_: None",
         "did not react",
         0.3,
     ),
