@@ -12,7 +12,15 @@ from typing import Annotated, Any, Final, Literal
 
 from openapi_pydantic import OpenAPI
 from openapi_pydantic.util import PydanticSchema, construct_open_api_with_schema_class
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StringConstraints,
+    WithJsonSchema,
+)
 
 MSGPACK: Final = "application/x-msgpack"
 MAX_IMAGES_PER_SESSION: Final = 100
@@ -28,8 +36,18 @@ Source = Annotated[
     # Lone surrogates are no valid Unicode, but models write them; pydantic's own strings refuse.
     str, PlainValidator(_source), WithJsonSchema({"type": "string"})
 ]
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _whole(value: Any) -> Any:
+    # JSON knows one kind of number: 2.0 is as whole as 2.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_DIGEST = r"^[0-9a-f]{64}$"
+Digest = Annotated[str, StringConstraints(pattern=_DIGEST)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+CellNumber = Annotated[int, Field(strict=True, ge=0, lt=1 << 31), BeforeValidator(_whole)]
+LegacyId = str | Annotated[int, Field(strict=True), BeforeValidator(_whole)]
 
 
 class Message(BaseModel):
@@ -61,7 +79,7 @@ class CellRequest(Message):
     timeout: Seconds | None = Field(
         None, description="Seconds after which the cell is interrupted; the server has a limit."
     )
-    cell: Annotated[int, Field(ge=0, strict=True)] | None = Field(
+    cell: CellNumber | None = Field(
         None,
         description="Number of this session's cells whose results the client has. With it, a cell "
         "that ran on a server which then failed is not run twice.",
@@ -106,7 +124,7 @@ class Problem(Message):
 class LegacyCell(Message):
     """A cell in the manner of the DeepEyes reference server."""
 
-    session_id: str | int = "JupyterSandboxDefault"
+    session_id: LegacyId = "JupyterSandboxDefault"
     code: Source = ""
     timeout: Seconds = 5.0
 
@@ -114,7 +132,7 @@ class LegacyCell(Message):
 class LegacySession(Message):
     """A session in the manner of the reference server."""
 
-    session_id: str | int = "JupyterSandboxDefault"
+    session_id: LegacyId = "JupyterSandboxDefault"
 
 
 class LegacyOutput(Message):
@@ -263,7 +281,7 @@ def document(version: str) -> dict[str, Any]:
             operation["requestBody"] = {"required": True, "content": _content(endpoint.body)}
         if endpoint.parameters:
             operation["parameters"] = [
-                {"name": one, "in": "path", "required": True, "schema": {"type": "string"}}
+                {"name": one, "in": "path", "required": True, "schema": _PARAMETERS[one]}
                 for one in endpoint.parameters
             ]
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = operation
@@ -279,6 +297,10 @@ def document(version: str) -> dict[str, Any]:
     return whole.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+_PARAMETERS = {
+    "digest": {"type": "string", "pattern": _DIGEST},
+    "id": {"type": "string", "minLength": 1},
+}
 _DESCRIPTIONS = {
     200: "Done.",
     201: "Made.",

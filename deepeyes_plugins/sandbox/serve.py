@@ -15,6 +15,7 @@ import sys
 import uvicorn
 
 from .options import ServerOptions, announce
+from .protocol import BoundedHttp
 from .server import create_app
 from .settings import SandboxSettings
 from .supervisor import supervise
@@ -123,6 +124,7 @@ def run_worker(
     app = create_app(settings, token=os.environ.get(settings.token_env) or None, crew=crew)
     config = uvicorn.Config(
         app,
+        http=BoundedHttp,
         log_config=None,
         log_level=options.log_level if options.log_level != "info" else "warning",
         access_log=False,

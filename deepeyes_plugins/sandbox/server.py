@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import msgpack
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = 128 << 20
 _HASH_ASIDE_BYTES = 1 << 20
 _CELL_SLACK_SECONDS = 60.0
+_LEGACY = "legacy:"
 _PACKAGES = ("ipython", "numpy", "pillow", "matplotlib", "starlette", "uvicorn")
 
 Message = TypeVar("Message", bound=BaseModel)
@@ -85,7 +87,8 @@ class SandboxServer:
         self._sessions = Sessions(provider, self._images, store, settings, self._metrics)
         self._started = False
         self._versions = _versions()
-        self._legacy_locks: dict[str, asyncio.Lock] = {}
+        # Each is there as long as a request holds or awaits it.
+        self._legacy_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -104,14 +107,15 @@ class SandboxServer:
             await self._relay.close()
 
     def routes(self) -> list[Route]:
-        """One route for each line of the interface, served by the method of its name."""
+        """One route for each path of the interface, served by the methods of its names."""
+        by_path: dict[str, dict[str, Handler]] = {}
+        for name, endpoint in api.ENDPOINTS.items():
+            handler: Handler = getattr(self, name)
+            served = handler if endpoint.open else self._guarded(handler)
+            by_path.setdefault(endpoint.path, {})[endpoint.method] = served
         return [
-            Route(
-                endpoint.path,
-                getattr(self, name) if endpoint.open else self._guarded(getattr(self, name)),
-                methods=[endpoint.method],
-            )
-            for name, endpoint in api.ENDPOINTS.items()
+            Route(path, _by_method(handlers), methods=list(handlers))
+            for path, handlers in by_path.items()
         ]
 
     def _guarded(self, handler: Handler) -> Handler:
@@ -212,7 +216,7 @@ class SandboxServer:
         call = await _read(request)
         cell = _parse(api.CellRequest, call.body)
         timeout = cell.timeout or self._settings.cell_timeout
-        session_id = request.path_params["id"]
+        session_id = _native_id(request)
         relayed = await self._elsewhere(
             call,
             self._crew.of_session(session_id),
@@ -226,7 +230,7 @@ class SandboxServer:
 
     async def interrupt(self, request: Request) -> Response:
         """Interrupts a running cell."""
-        session_id = request.path_params["id"]
+        session_id = _native_id(request)
         relayed = await self._elsewhere_for(request, session_id)
         if relayed is not None:
             return relayed
@@ -235,7 +239,7 @@ class SandboxServer:
 
     async def evict(self, request: Request) -> Response:
         """Puts a session away."""
-        session_id = request.path_params["id"]
+        session_id = _native_id(request)
         relayed = await self._elsewhere_for(request, session_id)
         if relayed is not None:
             return relayed
@@ -244,7 +248,10 @@ class SandboxServer:
 
     async def close(self, request: Request) -> Response:
         """Ends a session."""
-        session_id = request.path_params["id"]
+        try:
+            session_id = _native_id(request)
+        except KeyError:
+            return Response(status_code=204)
         relayed = await self._elsewhere_for(request, session_id)
         if relayed is not None:
             return relayed
@@ -283,13 +290,13 @@ class SandboxServer:
 
     async def _legacy_run(self, session_id: str, code: str, timeout: float) -> ExecutionResult:
         # Two first cells at once must share one session.
-        async with self._legacy_locks.setdefault(session_id, asyncio.Lock()):
+        lock = self._legacy_locks.setdefault(session_id, asyncio.Lock())
+        async with lock:
             try:
                 if session_id not in self._sessions:
                     return await self._sessions.execute(session_id, code, timeout)
             except KeyError:
                 await self._sessions.create(session_id, [])
-        self._legacy_locks.pop(session_id, None)
         return await self._sessions.execute(session_id, code, timeout)
 
     async def legacy_clear(self, request: Request) -> Response:
@@ -351,11 +358,13 @@ def create_app(
         crew: The workers among which this process is one; by default it is alone.
     """
     server = SandboxServer(provider or make_provider(settings), settings, token, crew or Crew())
-    return Starlette(
+    app = Starlette(
         routes=server.routes(),
         lifespan=server.lifespan,
         exception_handlers={HTTPException: _http_error, ClientDisconnect: _gone},
     )
+    app.router.redirect_slashes = False  # No path of the interface ends in one.
+    return app
 
 
 def _versions() -> dict[str, str]:
@@ -425,7 +434,22 @@ def _sha256(data: bytes) -> str:
 
 def _legacy_id(session_id: str | int) -> str:
     # Apart from the ids that this server makes, so that no legacy client can reach another session.
-    return f"legacy:{session_id}"
+    return f"{_LEGACY}{session_id}"
+
+
+def _native_id(request: Request) -> str:
+    """The session id in the path; those that clients chose themselves are no part of this."""
+    session_id: str = request.path_params["id"]
+    if session_id.startswith(_LEGACY):
+        raise KeyError(session_id)
+    return session_id
+
+
+def _by_method(handlers: dict[str, Handler]) -> Handler:
+    async def served(request: Request) -> Response:
+        return await handlers["GET" if request.method == "HEAD" else request.method](request)
+
+    return served
 
 
 def _legacy_stderr(result: ExecutionResult) -> str:

@@ -48,6 +48,17 @@ REFUSED = {
     "signal by descriptor": "import fcntl, os; r, w = os.pipe()\n"
     "fcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())",
     "memory outside the limit": "import os; os.memfd_create('m')",
+    "shared memory of others": "import ctypes; l = ctypes.CDLL(None, use_errno=True)\n"
+    "if l.shmctl(0, 14, ctypes.create_string_buffer(256)) < 0:\n"
+    "    raise OSError(ctypes.get_errno(), 'shmctl')",
+    "mount table": "open('/proc/self/mountinfo')",
+    "list of mounts": "open('/proc/mounts')",
+    "connections of this machine": "open('/proc/net/tcp')",
+    "local sockets of this machine": "import os; open(f'/proc/self/task/{os.getpid()}/net/unix')",
+    "lease": "import fcntl, numpy\nwith open(numpy.__file__) as f:\n"
+    "    fcntl.fcntl(f, 1024, fcntl.F_RDLCK)",
+    "network interfaces": "import fcntl, socket\n"
+    "fcntl.ioctl(socket.socketpair()[0], 0x8912, bytes(40))",
 }
 
 

@@ -38,9 +38,11 @@ LAYERS: Final = (
     "seccomp",
 )
 
+SCRATCH_FILES: Final = 4096
+"""Files and folders that a session may have at once."""
+
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
 _MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE = 0x2, 0x4, 0x4000, 0x40000
-_SCRATCH_FILES = 4096
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_GET_NO_NEW_PRIVS = 39
@@ -70,6 +72,8 @@ _COMMON_DENIED = (
     *(428, 429, 430, 431, 432, 433, 442, 443),
     # fchmodat2, setxattrat, removexattrat, file_setattr
     *(452, 463, 466, 469),
+    # statmount, listmount, open_tree_attr, listns
+    *(457, 458, 467, 470),
 )
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT, _CLONE3 = 444, 445, 446, 435
 
@@ -106,8 +110,11 @@ _MACHINES: Final = {
             *(132, 235, 261, 280, 188, 189, 190, 197, 198, 199),
             # setpriority, sched_setscheduler, _setattr, _setparam, _setaffinity, ioprio_set
             *(141, 144, 314, 142, 203, 251),
-            # memfd_create, shmget, msgget, semget, mq_open: memory that outlives or evades limits
-            *(319, 29, 68, 64, 240),
+            # memfd_create, mq_open, mq_unlink: memory that outlives or evades limits
+            *(319, 240, 241),
+            # shmget, shmat, shmctl, msgget, msgsnd, msgrcv, msgctl, semget, semop, semctl,
+            # semtimedop: also those of other programs, by number
+            *(29, 30, 31, 68, 69, 70, 71, 64, 65, 66, 220),
             # reboot, kexec x2, module x3, swapon, swapoff, quotactl, acct, syslog, personality
             *(169, 246, 320, 175, 313, 176, 167, 168, 179, 163, 103, 135),
             # settimeofday, clock_settime, clock_adjtime, adjtimex, sethostname, setdomainname
@@ -140,7 +147,8 @@ _MACHINES: Final = {
             *(52, 53, 55, 54),
             *(88, 5, 6, 7, 14, 15, 16),
             *(140, 119, 274, 118, 122, 30),
-            *(279, 194, 186, 190, 180),
+            *(279, 180, 181),
+            *(194, 196, 195, 186, 189, 188, 187, 190, 193, 191, 192),
             *(142, 104, 294, 105, 273, 106, 224, 225, 60, 89, 116, 92),
             *(170, 112, 266, 171, 161, 162),
             *(238, 239, 18, 58),
@@ -204,7 +212,7 @@ def mount_scratch(folder: str, size: int) -> None:
                 file.write(mapping)
     # Else the mount would show in the namespace that this one was copied from.
     _call(_libc.mount, None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
-    options = f"size={size},nr_inodes={_SCRATCH_FILES},mode=700".encode("ascii")
+    options = f"size={size},nr_inodes={SCRATCH_FILES},mode=700".encode("ascii")
     flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV)
     _call(_libc.mount, b"tmpfs", os.fsencode(folder), b"tmpfs", flags, options)
 
@@ -278,6 +286,8 @@ _MAKE_LINK, _REFER, _TRUNCATE = 1 << 12, 1 << 13, 1 << 14
 _READ = _READ_FILE | _READ_DIR
 _CHANGE = _WRITE_FILE | _TRUNCATE | _REMOVE_DIR | _REMOVE_FILE | _REFER
 _SCRATCH = _READ | _CHANGE | _MAKE_DIR | _MAKE_FILE | _MAKE_LINK
+# Of its own entry in /proc a process reads these; others tell of mounts, networks and environments.
+_OWN_PROC = ("cmdline", "comm", "io", "limits", "maps", "smaps", "stat", "statm", "status")
 # Number of file rights that each ABI knows, from ABI 1.
 _FILE_RIGHTS = (13, 14, 15, 15, 16)
 
@@ -315,9 +325,15 @@ def _seccomp_program(machine: _Machine, own_pid: int, network: bool) -> bytes:
     rule("prlimit64", argument(0), (equal, 1, 0, 0))
     # Datagram pairs could send to any named socket. 1 is SOCK_STREAM.
     rule("socketpair", argument(1), (mask, 0, 0, 0xF), (equal, 1, 0, 1))
-    # F_SETOWN, F_SETSIG, F_SETOWN_EX and their ioctls send signals to whom they like.
-    rule("fcntl", argument(1), (equal, 2, 0, 8), (equal, 1, 0, 10), (equal, 0, 1, 15))
-    rule("ioctl", argument(1), (equal, 1, 0, 0x8901), (equal, 0, 1, 0x8902))
+    # F_SETOWN, F_SETSIG and F_SETOWN_EX send signals to whom they like; F_SETLEASE makes others
+    # wait for a file.
+    rule(
+        "fcntl",
+        argument(1),
+        *((equal, 3, 0, 8), (equal, 2, 0, 10), (equal, 1, 0, 15), (equal, 0, 1, 1024)),
+    )
+    # What sockets take: signals likewise, and the machine's network interfaces.
+    rule("ioctl", argument(1), (mask, 0, 0, 0xFFFFFF00), (equal, 0, 1, 0x8900))
     if network:
         # AF_INET and AF_INET6 only: local sockets lead to services of this machine.
         rule("socket", argument(0), (equal, 2, 0, 2), (equal, 1, 0, 10))
@@ -397,8 +413,11 @@ class Jail:
         size = 24 if scope else 16 if network else 8
         rules = _syscall(_LANDLOCK_CREATE, attributes, size, 0)
         try:
-            for path in (*self.readable, "/proc/self"):
+            for path in self.readable:
                 _allow(rules, path, _READ)
+            _allow(rules, "/proc/self", _READ_DIR)
+            for name in _OWN_PROC:
+                _allow(rules, f"/proc/self/{name}", _READ_FILE)
             _allow(rules, "/dev/null", (_READ_FILE | _WRITE_FILE | _TRUNCATE) & known)
             if scratch is not None:
                 _allow(rules, scratch, _SCRATCH & known)

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 from ...contracts import ExecutionResult
@@ -14,6 +15,7 @@ from ..contract import Snapshot, SnapshotFailed
 from .process import Channel, Child, unique_bytes
 
 _SNAPSHOT_SECONDS = 30.0
+_SNAPSHOT_OVERHEAD = 1 << 20
 _DIED = (
     "The Python process of this session ended while it ran this cell (os._exit, a crash in native "
     "code, or no memory left). All variables are gone."
@@ -26,29 +28,28 @@ _INTERRUPTED = (
     "TimeoutError: the cell did not finish within {:g} s and was interrupted. Variables are kept."
 )
 _MALFORMED = "The session's process broke its own connection and was stopped."
-_OVER_QUOTA = (
-    "OSError: the files of this session grew over {} MiB, so its process was stopped. All "
-    "variables are gone."
-)
 
 
 class ForkKernel:
     """One forked session."""
 
-    def __init__(self, child: Child, channel: Channel, grace: float) -> None:
+    def __init__(self, child: Child, channel: Channel, grace: float, max_image_bytes: int) -> None:
         """Takes charge of a child that waits for cells.
 
         Args:
             child: The forked process.
             channel: The connection to it.
             grace: Seconds between an interrupt at a timeout and the kill.
+            max_image_bytes: Most that the images of one cell may take together.
         """
         self._child = child
         self._channel = channel
         self._grace = grace
         self._busy = False
         self._names: list[str] = []
-        self._over_quota_mb = 0
+        self._max_image_bytes = max_image_bytes
+        self._stopped_because = ""
+        self._restless = False
 
     @property
     def child(self) -> Child:
@@ -68,30 +69,34 @@ class ForkKernel:
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
         """Runs one cell; see `Kernel`."""
         if not self.alive:
-            return ExecutionResult("lost", stderr=_DIED)
+            return ExecutionResult("lost", stderr=self._stopped_because or _DIED)
         started = time.perf_counter()
-        fields, in_time, reacted = await self._ask({"code": code}, timeout)
+        request = {"code": code}
+        fields, bulk, in_time, reacted = await self._ask(request, timeout, self._max_image_bytes)
         duration = time.perf_counter() - started
         if fields is None:
             stderr = self._epitaph(reacted, timeout)
             return ExecutionResult("killed", stderr=stderr, duration=duration)
         try:
             self._names = _texts(fields.pop("names"))
-            result = _checked(fields, duration)
+            images = _cut(bulk, fields.pop("images"))
+            result = _checked(ExecutionResult(duration=duration, images=images, **fields))
         except (TypeError, KeyError, ValueError, AttributeError):
             await self.close()
             return ExecutionResult("killed", stderr=_MALFORMED, duration=duration)
         return result if in_time else _timed_out(result, timeout)
 
-    async def _ask(self, message: dict[str, Any], timeout: float) -> tuple[Any, bool, bool]:
+    async def _ask(
+        self, message: dict[str, Any], timeout: float, max_bulk_bytes: int = 0
+    ) -> tuple[Any, bytes, bool, bool]:
         """Sends a request, interrupts it at its timeout and kills what does not react.
 
         Returns:
-            The reply, or None where the process is gone now; whether it came in time; whether
-            anything came without force.
+            The reply, or None where the process is gone now; its bulk; whether it came in time;
+            whether anything came without force.
         """
-        self._busy = True
-        reply = self._channel.request(message)
+        self._busy = self._restless = True
+        reply = self._channel.request(message, max_bulk_bytes)
         try:
             done, _ = await asyncio.wait({reply}, timeout=timeout)
             in_time = bool(done)
@@ -103,33 +108,32 @@ class ForkKernel:
             raise
         finally:
             self._busy = False
-        fields = reply.result() if done else None
+        fields, bulk = (reply.result() if done else None) or (None, b"")
         if fields is None:
             await self.close()
-        return fields, in_time, bool(done)
+        return fields, bulk, in_time, bool(done)
 
     def _epitaph(self, died: bool, timeout: float) -> str:
-        if self._over_quota_mb:
-            return _OVER_QUOTA.format(self._over_quota_mb)
+        if self._stopped_because:
+            return self._stopped_because
         return _DIED if died else _KILLED.format(timeout)
 
     async def snapshot(self, max_bytes: int) -> Snapshot:
         """Saves the variables; see `Kernel`."""
-        fields, _, _ = await self._ask({"save": max_bytes}, _SNAPSHOT_SECONDS)
+        room = max_bytes + _SNAPSHOT_OVERHEAD
+        fields, data, _, _ = await self._ask({"save": max_bytes}, _SNAPSHOT_SECONDS, room)
         try:
             if fields is None or "failure" in fields:
                 reason = "its process has ended" if fields is None else fields["failure"]
                 raise SnapshotFailed(f"the variables could not be saved: {reason}")
-            if not isinstance(fields["data"], bytes):
-                raise ValueError("not bytes")
-            return Snapshot(fields["data"], _texts(fields["names"]), _reasons(fields["lost"]))
+            return Snapshot(data, _texts(fields["names"]), _reasons(fields["lost"]))
         except (TypeError, KeyError, ValueError, AttributeError):
             await self.close()
             raise SnapshotFailed(_MALFORMED) from None
 
     async def restore(self, data: bytes) -> dict[str, str]:
         """Takes over saved variables; see `Kernel`."""
-        fields, _, _ = await self._ask({"restore": data}, _SNAPSHOT_SECONDS)
+        fields, _, _, _ = await self._ask({"restore": data}, _SNAPSHOT_SECONDS)
         try:
             if fields is None or "failure" in fields:
                 reason = "its process has ended" if fields is None else fields["failure"]
@@ -149,9 +153,16 @@ class ForkKernel:
         if self._busy:
             self._child.signal(signal.SIGINT)
 
-    def kill_for_quota(self, quota_mb: int) -> None:
-        """Stops a session whose files have grown too large; its running cell will say so."""
-        self._over_quota_mb = quota_mb
+    @property
+    def restless(self) -> bool:
+        """Whether code may be running: that of a cell, or threads that a cell has left."""
+        if self._restless and not self._busy:
+            self._restless = self._child.threads > 1
+        return self._restless
+
+    def stop(self, reason: str) -> None:
+        """Stops a session that takes too much; its running cell, or the next, gives the reason."""
+        self._stopped_because = f"{reason}, so its process was stopped. All variables are gone."
         self._child.signal(signal.SIGKILL)
 
     async def close(self) -> None:
@@ -166,14 +177,21 @@ def _timed_out(result: ExecutionResult, timeout: float) -> ExecutionResult:
     return replace(result, outcome="timeout", stderr=stderr, error_name="TimeoutError")
 
 
-def _checked(fields: Any, duration: float) -> ExecutionResult:
+def _cut(bulk: bytes, sizes: Any) -> list[bytes]:
+    """Cuts the bulk of a reply into images."""
+    if not isinstance(sizes, list) or not all(isinstance(s, int) and s >= 0 for s in sizes):
+        raise ValueError("not sizes")
+    if sum(sizes) != len(bulk):
+        raise ValueError("not the sizes of the images")
+    ends = list(accumulate(sizes))
+    return [bulk[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def _checked(result: ExecutionResult) -> ExecutionResult:
     """Takes a child's reply for what it claims to be only after a look at every part of it."""
-    result = ExecutionResult(duration=duration, **fields)
     texts = (result.stdout, result.stderr, result.result, result.error_name or "")
     if result.outcome not in ("ok", "error") or not all(isinstance(text, str) for text in texts):
         raise ValueError("not a result")
-    if not isinstance(result.images, list) or not all(isinstance(i, bytes) for i in result.images):
-        raise ValueError("not images")
     if result.lost_names:
         raise ValueError("not for a child to say")
     return result

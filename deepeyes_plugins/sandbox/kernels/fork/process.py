@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from . import wire
+from . import folders, wire
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +23,12 @@ _EXIT_SECONDS = 30.0
 class Channel(asyncio.Protocol):
     """Sends requests to a child and hands out its replies, one at a time."""
 
-    def __init__(self, max_frame_bytes: int) -> None:
-        """Takes no reply that is larger."""
-        self._max_frame_bytes = max_frame_bytes
+    def __init__(self, max_message_bytes: int) -> None:
+        """Takes no reply with a larger message."""
+        self._max_message_bytes = max_message_bytes
+        self._max_bulk_bytes = 0
         self._buffer = bytearray()
-        self._reply: asyncio.Future[Any] | None = None
+        self._reply: asyncio.Future[tuple[Any, bytes] | None] | None = None
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -40,8 +40,16 @@ class Channel(asyncio.Protocol):
         """Whether the child's end is still there."""
         return self.transport is not None
 
-    def request(self, message: Any) -> asyncio.Future[Any]:
-        """Sends a message; the future gives the reply, or None when the child has gone."""
+    def request(
+        self, message: Any, max_bulk_bytes: int
+    ) -> asyncio.Future[tuple[Any, bytes] | None]:
+        """Sends a message; the future gives the reply, or None when the child has gone.
+
+        Args:
+            message: The request.
+            max_bulk_bytes: Most bulk that the reply may have.
+        """
+        self._max_bulk_bytes = max_bulk_bytes
         self._reply = asyncio.get_running_loop().create_future()
         if self.transport is None:
             self._reply.set_result(None)
@@ -52,16 +60,22 @@ class Channel(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Puts a reply together; whatever is no reply ends the connection."""
         self._buffer += data
+        if self._reply is None or self._reply.done():
+            self._break()
+            return
         if len(self._buffer) < wire.HEADER.size:
             return
-        (size,) = wire.HEADER.unpack_from(self._buffer)
-        if size > self._max_frame_bytes or self._reply is None or self._reply.done():
+        size, bulk = wire.HEADER.unpack_from(self._buffer)
+        end = wire.HEADER.size + size + bulk
+        if size > self._max_message_bytes or bulk > self._max_bulk_bytes or len(self._buffer) > end:
             self._break()
-        elif len(self._buffer) >= wire.HEADER.size + size:
-            body = bytes(memoryview(self._buffer)[wire.HEADER.size : wire.HEADER.size + size])
-            del self._buffer[: wire.HEADER.size + size]
+        elif len(self._buffer) == end:
+            with memoryview(self._buffer) as view:
+                body = bytes(view[wire.HEADER.size : wire.HEADER.size + size])
+                rest = bytes(view[wire.HEADER.size + size :])
+            self._buffer = bytearray()
             try:
-                self._reply.set_result(wire.unpack(body))
+                self._reply.set_result((wire.unpack_untrusted(body), rest))
             except wire.WireError:
                 self._break()
 
@@ -107,6 +121,15 @@ class Child:
             return False
         except OSError:
             return True
+
+    @property
+    def threads(self) -> int:
+        """Number of its threads; 0 once it has ended."""
+        try:
+            # The folder of the threads links to itself, its parent, and each of them.
+            return os.stat(f"/proc/{self.pid}/task").st_nlink - 2
+        except OSError:
+            return 0
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal, unless the process has ended."""
@@ -176,7 +199,7 @@ async def remove_folder(folder: Path | None) -> None:
     except FileNotFoundError:
         return
     except OSError:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await asyncio.to_thread(folders.remove, folder)
 
 
 def unique_bytes(pid: int) -> int:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +19,7 @@ import msgpack
 
 from ...contracts import SandboxUnavailable
 from ...settings import SandboxSettings
-from . import isolation, wire
+from . import folders, isolation, wire
 from .kernel import ForkKernel
 from .pictures import Pictures
 from .process import Channel, Child, greeted, remove_folder
@@ -30,11 +28,17 @@ logger = logging.getLogger(__name__)
 
 _EXIT_SECONDS = 30.0
 _QUOTA_CHECK_SECONDS = 1.0
+_THREADS_CHECK_SECONDS = 0.25
+# Each thread takes a process id of the machine and memory of the kernel's, which no limit of a
+# process covers.
+_MAX_THREADS = 512
 # The zygote forks one after the other. The kernel counts descriptors on their way against a limit
 # and the socket buffers them, so the queue is kept here.
 _FORKS_AT_ONCE = 64
 _SCRATCH_PREFIX = "deepeyes-sandbox-"
-_FRAME_OVERHEAD = 1 << 20
+# A reply is text, names and reasons; pixels and snapshots come as bulk.
+_REPLY_BYTES = 4 << 20
+_BYTES_PER_CHARACTER = 6
 
 
 class ForkProvider:
@@ -57,7 +61,7 @@ class ForkProvider:
         self._spare: deque[Child] = deque()
         self._refilling: asyncio.Task[None] | None = None
         self._kernels: WeakSet[ForkKernel] = WeakSet()
-        self._quota_watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
 
     def isolation(self) -> dict[str, str]:
         """Isolation layer to "active" or to the reason why it is missing."""
@@ -89,7 +93,8 @@ class ForkProvider:
         layers = ", ".join(f"{layer} {state}" for layer, state in self._layers.items())
         logger.info("isolation of sessions: %s", layers)
         if self._layers["scratch_quota"] != "active":
-            self._quota_watch = asyncio.ensure_future(self._watch_quota())
+            self._watches.append(asyncio.ensure_future(self._watch_quota()))
+        self._watches.append(asyncio.ensure_future(self._watch_threads()))
 
     async def _self_check(self, kernel: ForkKernel) -> None:
         """Proves in a real session that the jail holds, rather than that it was asked for."""
@@ -203,7 +208,7 @@ class ForkProvider:
                 process.kill()
                 process.wait()
         if base is not None:
-            shutil.rmtree(base, ignore_errors=True)
+            folders.remove(base)
 
     async def add_image(self, digest: str, data: bytes) -> None:
         """Decodes an image once and holds its pixels; see `KernelProvider`."""
@@ -218,9 +223,7 @@ class ForkProvider:
                 opening = wire.pack({"images": [picture.described for picture in pictures]})
                 memory = [picture.memory for picture in pictures]
                 sent = socket.send_fds(child.conn, [opening], memory)
-                channel = Channel(
-                    max(wire.MAX_FRAME_BYTES, (self._settings.snapshot_mb << 20) + _FRAME_OVERHEAD)
-                )
+                channel = Channel(self._max_reply_bytes())
                 loop = asyncio.get_running_loop()
                 await loop.create_unix_connection(lambda: channel, sock=child.conn)
                 if sent < len(opening):
@@ -232,10 +235,16 @@ class ForkProvider:
         finally:
             for picture in pictures:
                 os.close(picture.memory)
-        kernel = ForkKernel(child, channel, self._settings.interrupt_grace)
+        grace = self._settings.interrupt_grace
+        kernel = ForkKernel(child, channel, grace, wire.MAX_IMAGE_BYTES)
         self._kernels.add(kernel)
         self._refill()
         return kernel
+
+    def _max_reply_bytes(self) -> int:
+        characters = 2 * self._settings.max_stdout_characters
+        characters += self._settings.max_stderr_characters
+        return _REPLY_BYTES + _BYTES_PER_CHARACTER * characters
 
     async def _ready_child(self) -> Child:
         while self._spare:
@@ -299,13 +308,28 @@ class ForkProvider:
                 scratch = kernel.child.scratch
                 if not kernel.alive or scratch is None:
                     continue
-                if await asyncio.to_thread(_disk_usage, scratch) > limit << 20:
-                    kernel.kill_for_quota(limit)
+                size, files = limit << 20, isolation.SCRATCH_FILES
+                pid = kernel.child.pid
+                if await asyncio.to_thread(folders.holds_more, scratch, pid, size, files):
+                    kernel.stop(
+                        f"OSError: this session has more than {limit} MiB of files, or more than "
+                        f"{files} of them"
+                    )
+
+    async def _watch_threads(self) -> None:
+        """Stops sessions with too many threads: nothing else limits them for each session."""
+        while True:
+            await asyncio.sleep(_THREADS_CHECK_SECONDS)
+            for kernel in list(self._kernels):
+                if kernel.restless and kernel.child.threads > _MAX_THREADS:
+                    kernel.stop(
+                        f"RuntimeError: this session has started more than {_MAX_THREADS} threads"
+                    )
 
     async def close(self) -> None:
         """Ends the zygote and with it every session."""
         self._closed = True
-        for task in (self._refilling, self._quota_watch):
+        for task in (self._refilling, *self._watches):
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
@@ -318,15 +342,6 @@ class ForkProvider:
 def _note_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()):
         logger.warning("no session could be forked ahead: %s", error)
-
-
-def _disk_usage(folder: Path) -> int:
-    size = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                size += os.lstat(os.path.join(parent, name)).st_blocks * 512
-    return size
 
 
 def _zygote_environment(base: Path) -> dict[str, str]:

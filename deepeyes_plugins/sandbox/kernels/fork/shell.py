@@ -8,6 +8,7 @@ import getpass
 import io
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections import deque
@@ -26,9 +27,9 @@ from traitlets import Type
 from traitlets.config import Config
 
 from .images import ImageRefused, as_png, encode_png
-from .state import SessionState
+from .state import SessionState, printable, told
+from .wire import MAX_IMAGE_BYTES
 
-_MAX_IMAGE_BYTES = 64 << 20
 _OUR_FOLDERS = tuple(str(Path(file).parent) for file in (IPython.__file__, __file__))
 
 
@@ -53,6 +54,8 @@ class BoundedText(io.TextIOBase):
         """Keeps at most `limit` characters, and a mark."""
         self._head_limit = limit - limit // 2
         self._tail_limit = limit // 2
+        # Threads of a cell write after its end, too. A finaliser may write within a write.
+        self._lock = threading.RLock()
         self._clear()
         self._buffer = _Bytes(self)
 
@@ -81,6 +84,11 @@ class BoundedText(io.TextIOBase):
         """Keeps what there is room for; returns the length of the text, as streams do."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        with self._lock:
+            self._keep(text)
+        return len(text)
+
+    def _keep(self, text: str) -> None:
         room = self._head_limit - self._head_size
         if room > 0 and text:
             self._head.append(text[:room])
@@ -93,7 +101,6 @@ class BoundedText(io.TextIOBase):
             self._tail_size += len(kept)
             while self._tail_size - len(self._tail[0]) >= self._tail_limit:
                 self._forget(len(self._tail[0]))
-        return len(text)
 
     def _forget(self, count: int) -> None:
         oldest = self._tail.popleft()
@@ -104,11 +111,12 @@ class BoundedText(io.TextIOBase):
 
     def take(self) -> str:
         """Returns what is kept, with a mark where something is missing, and starts afresh."""
-        if self._tail_size > self._tail_limit:
-            self._forget(self._tail_size - self._tail_limit)
-        mark = f"\n... [{self._dropped} characters cut] ...\n" if self._dropped else ""
-        text = "".join(self._head) + mark + "".join(self._tail)
-        self._clear()
+        with self._lock:
+            if self._tail_size > self._tail_limit:
+                self._forget(self._tail_size - self._tail_limit)
+            mark = f"\n... [{self._dropped} characters cut] ...\n" if self._dropped else ""
+            text = "".join(self._head) + mark + "".join(self._tail)
+            self._clear()
         # A lone surrogate has no UTF-8 form; every other character passes through.
         return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -155,7 +163,7 @@ class CellOutput:
             self.stderr.write(f"{error}\n")
             return True
         self._image_bytes += len(png)
-        if len(self.images) >= self.limits.images or self._image_bytes > _MAX_IMAGE_BYTES:
+        if len(self.images) >= self.limits.images or self._image_bytes > MAX_IMAGE_BYTES:
             self.images_dropped += 1
         else:
             self.images.append(png)
@@ -303,7 +311,7 @@ class Shell:
         if output.images_dropped:
             output.stderr.write(
                 f"{output.images_dropped} images cut: a cell returns at most "
-                f"{output.limits.images}, and {_MAX_IMAGE_BYTES >> 20} MiB in all.\n"
+                f"{output.limits.images}, and {MAX_IMAGE_BYTES >> 20} MiB in all.\n"
             )
         return {
             "outcome": "ok" if finished and output.error_name is None else "error",
@@ -311,8 +319,8 @@ class Shell:
             "stderr": output.stderr.take(),
             "result": output.result,
             "images": output.images,
-            "error_name": output.error_name,
-            "names": self._state.names(),
+            "error_name": None if output.error_name is None else printable(output.error_name),
+            "names": [printable(name) for name in self._state.names()],
         }
 
     def save(self, max_bytes: int) -> dict[str, Any]:
@@ -333,7 +341,8 @@ class Shell:
             lost = self._state.restore(data)
         except BaseException as error:
             return {"failure": f"{type(error).__name__}: {error}"}
-        return {"lost": lost, "names": self._state.names()}
+        names = [printable(name) for name in self._state.names()]
+        return {"lost": told(lost), "names": names}
 
     def listen_for_interrupts(self) -> None:
         """Puts the interrupt handler back, should the last cell have replaced it."""

@@ -138,8 +138,10 @@ class SessionState:
         """Names that the session's code has made, and its images."""
         mine = [
             name
-            for name in self._namespace
-            if name not in self._own and not _IPYTHON_NAMES.fullmatch(name)
+            for name in list(self._namespace)  # Threads may add to it meanwhile.
+            if isinstance(name, str)
+            and name not in self._own
+            and not _IPYTHON_NAMES.fullmatch(name)
         ]
         return mine[:_MAX_NAMES]
 
@@ -165,7 +167,8 @@ class SessionState:
             "settings": pickle.dumps(_settings(), protocol=5),
             "folder": os.path.relpath(os.getcwd(), self._folder),
         }
-        return {"data": msgpack.packb(body), "names": list(saved), "lost": lost}
+        data = msgpack.packb(body, unicode_errors="surrogatepass")
+        return {"data": data, "names": [printable(name) for name in saved], "lost": told(lost)}
 
     def _save_variables(self, limit: int, lost: dict[str, str]) -> tuple[dict[str, bytes], int]:
         names = self.names()
@@ -221,7 +224,7 @@ class SessionState:
 
     def restore(self, data: bytes) -> dict[str, str]:
         """Takes over what `save` saved; returns what did not come back, with the reasons."""
-        body = msgpack.unpackb(data)
+        body = msgpack.unpackb(data, unicode_errors="surrogatepass")
         saved: dict[str, bytes] = body["variables"]
         if body["format"] != _FORMAT:
             reason = f"saved by another version ({body['format']}; this is {_FORMAT})"
@@ -285,4 +288,17 @@ def _reason(error: BaseException) -> str:
         text = f"{type(error).__name__}: {error}"
     except BaseException:
         text = type(error).__name__
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """The beginning of a name or reason, as valid Unicode."""
     return text[:_MAX_REASON_CHARACTERS].encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def told(lost: dict[str, str]) -> dict[str, str]:
+    """What is told of lost variables and files: not more than anyone reads."""
+    shown = {printable(name): reason for name, reason in list(lost.items())[:_MAX_NAMES]}
+    if len(lost) > len(shown):
+        shown["(others)"] = f"{len(lost) - len(shown)} more were lost"
+    return shown

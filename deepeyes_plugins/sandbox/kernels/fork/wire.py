@@ -1,4 +1,9 @@
-"""Frames on the socket between the server and a session: a 4-byte length, then msgpack."""
+"""Frames on the socket between the server and a session.
+
+Two 4-byte lengths, a message in msgpack, then the bulk: bytes that the receiver need not look
+into. So the message is small, and one that code in the session forges keeps the server busy for
+milliseconds at most.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +13,23 @@ from typing import Any, Final
 
 import msgpack
 
-HEADER: Final = struct.Struct("!I")
+HEADER: Final = struct.Struct("!II")
 MAX_FRAME_BYTES: Final = 128 << 20
+MAX_IMAGE_BYTES: Final = 64 << 20
+"""What the images of one cell may take together."""
 MAX_FILE_DESCRIPTORS: Final = 200
+_MAX_ITEMS: Final = 1 << 14
+_MAX_CONTAINERS: Final = 64
 
 
 class WireError(Exception):
     """A peer sent something that is no frame."""
 
 
-def pack(message: Any) -> bytes:
+def pack(message: Any, bulk: bytes = b"") -> bytes:
     """Encodes one message; lone surrogates in its strings survive."""
     body: bytes = msgpack.packb(message, unicode_errors="surrogatepass")
-    return HEADER.pack(len(body)) + body
+    return HEADER.pack(len(body), len(bulk)) + body + bulk
 
 
 def unpack(body: bytes | bytearray | memoryview) -> Any:
@@ -35,15 +44,46 @@ def unpack(body: bytes | bytearray | memoryview) -> Any:
         raise WireError(f"broken frame: {error}") from error
 
 
-def send(sock: socket.socket, message: Any) -> None:
+def unpack_untrusted(body: bytes) -> Any:
+    """Decodes a message of few items from code that may want to harm: its text is valid Unicode.
+
+    Raises:
+        WireError: The body is no msgpack, or of more items than any honest message.
+    """
+    containers = 0
+
+    def count(items: Any) -> Any:
+        nonlocal containers
+        containers += 1
+        if containers > _MAX_CONTAINERS:
+            raise ValueError("too many lists and maps")
+        return items
+
+    try:
+        return msgpack.unpackb(
+            body,
+            unicode_errors="replace",
+            strict_map_key=True,
+            list_hook=count,
+            object_hook=count,
+            max_array_len=_MAX_ITEMS,
+            max_map_len=_MAX_ITEMS,
+        )
+    except Exception as error:
+        raise WireError(f"broken frame: {error}") from error
+
+
+def send(sock: socket.socket, message: Any, bulk: bytes = b"") -> None:
     """Sends one message on a blocking socket."""
-    sock.sendall(pack(message))
+    sock.sendall(pack(message, bulk))
 
 
 def receive(
     sock: socket.socket, max_frame_bytes: int = MAX_FRAME_BYTES
 ) -> tuple[Any, list[int]] | None:
     """Receives one message and the file descriptors that came with it from a blocking socket.
+
+    Messages that are received so come without bulk.
 
     Returns:
         The message and its descriptors, or None when the peer has closed.
@@ -53,7 +93,9 @@ def receive(
         header += sock.recv(HEADER.size - len(header)) or b"\0" * HEADER.size
     if not header:
         return None
-    (size,) = HEADER.unpack(header)
+    size, bulk = HEADER.unpack(header)
+    if bulk:
+        raise WireError("a message with bulk where none is expected")
     if size > max_frame_bytes:
         raise WireError(f"a frame of {size} bytes is over the limit of {max_frame_bytes}")
     body = bytearray(size)

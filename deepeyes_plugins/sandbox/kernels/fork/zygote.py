@@ -18,18 +18,18 @@ import contextlib
 import gc
 import importlib
 import os
-import shutil
 import signal
 import socket
 import sys
 import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import msgpack
 
-from . import wire
+from . import folders, wire
 from .isolation import Jail, die_with_parent, mapped_bytes, mount_scratch
 
 MAX_MESSAGE_BYTES = 1 << 16
@@ -157,11 +157,14 @@ class Zygote:
                 if os.waitpid(pid, os.WNOHANG)[0] == 0:
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
-        shutil.rmtree(self._plan.base, ignore_errors=True)
+        folders.remove(Path(self._plan.base))
 
     def become(self, request: dict[str, Any], conn: socket.socket) -> None:
         """Turns a fresh child into what was asked for; returns when its socket has closed."""
         die_with_parent(self._pid)
+        # The kernel shares processor time between (process) sessions first, so that a hundred busy
+        # threads of one get no more than the one thread of another.
+        os.setsid()
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         null = os.open(os.devnull, os.O_RDWR)
@@ -197,16 +200,19 @@ class Zygote:
         self._shell.begin(images)
         while (received := wire.receive(conn, sys.maxsize)) is not None:
             self._shell.listen_for_interrupts()
-            wire.send(conn, self._answer(received[0]))
+            wire.send(conn, *self._answer(received[0]))
 
-    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         match request:
             case {"save": max_bytes}:
-                return self._shell.save(max_bytes)
+                saved = self._shell.save(max_bytes)
+                return saved, saved.pop("data", b"")
             case {"restore": data}:
-                return self._shell.restore(data)
+                return self._shell.restore(data), b""
             case {"code": code}:
-                return self._shell.run(code)
+                done = self._shell.run(code)
+                images = done["images"]
+                return done | {"images": [len(image) for image in images]}, b"".join(images)
         raise ValueError(f"unknown request: {list(request)}")
 
 

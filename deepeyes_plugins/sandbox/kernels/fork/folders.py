@@ -1,0 +1,87 @@
+"""Folders that untrusted code has written: how much is in them, and how to get rid of them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+logger = logging.getLogger(__name__)
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder with all that is in it, however deep it is and whatever its modes.
+
+    What lies two levels down is moved up to the first, so that no path gets long and no recursion
+    deep.
+    """
+    try:
+        while inner := _clear(str(folder)):
+            for path in inner:
+                for deeper in _clear(path):
+                    os.rename(deeper, folder / uuid4().hex)
+                os.rmdir(path)
+        os.rmdir(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        logger.warning("the files of a session could not be removed: %s", error)
+
+
+def _clear(folder: str) -> list[str]:
+    """Removes the files of a folder; returns its folders, which can be entered then."""
+    os.chmod(folder, 0o700)
+    folders = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                # Moving a folder changes what it says of its parent.
+                os.chmod(entry.path, 0o700)
+                folders.append(entry.path)
+            else:
+                os.unlink(entry.path)
+    return folders
+
+
+def holds_more(folder: Path, pid: int, size: int, files: int) -> bool:
+    """Whether a process has more in its folder than it may; looks no further than it needs to.
+
+    Args:
+        folder: The only folder that the process may write.
+        pid: The process; what it has removed and still holds open counts, too.
+        size: Bytes that it may have there.
+        files: Files and folders that it may have there.
+    """
+    try:
+        device = os.lstat(folder).st_dev
+    except OSError:
+        return False
+    for status in _unlinked(pid, device):
+        size -= status.st_blocks * 512
+    for status in _below(folder):
+        size -= status.st_blocks * 512
+        files -= 1
+        if size < 0 or files < 0:
+            return True
+    return size < 0
+
+
+def _unlinked(pid: int, device: int) -> Iterator[os.stat_result]:
+    with contextlib.suppress(OSError):
+        for descriptor in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                status = os.stat(f"/proc/{pid}/fd/{descriptor}")
+                removed = stat.S_ISREG(status.st_mode) and not status.st_nlink
+                if removed and status.st_dev == device:
+                    yield status
+
+
+def _below(folder: Path) -> Iterator[os.stat_result]:
+    for parent, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            with contextlib.suppress(OSError):
+                yield os.lstat(os.path.join(parent, name))
