@@ -240,15 +240,17 @@ class Shell:
         """Imports what nearly every cell needs and draws once, so that no session pays for it."""
         import numpy.random  # noqa: F401  # NumPy itself imports this one on first use.
         from matplotlib import pyplot
-        from matplotlib.figure import Figure
         from PIL import ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps  # noqa: F401
+
+        from . import figures
 
         Image.init()
         self._shell.run_line_magic("matplotlib", "inline")
         pyplot.imshow([[0.0, 1.0]])
         pyplot.title("warm")
         png = self._shell.display_formatter.formatters["image/png"]
-        png.for_type(Figure, self._unless_full(_figure_png))
+        figures.warm()
+        figures.use(self._shell, self._unless_full)
         png.for_type(Image.Image, self._unless_full(self._image_png))
         # Pillow would compute a JPEG as well, for nobody.
         self._shell.display_formatter.formatters["image/jpeg"].for_type(Image.Image, _nothing)
@@ -354,13 +356,6 @@ def _plain_traceback(error: BaseException) -> str:
             part.stack = traceback.StackSummary.from_list(shown)
             parts += [part.__cause__, part.__context__, *(part.exceptions or ())]
     return "".join(described.format())
-
-
-def _figure_png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    # Fast compression: the default one takes a good part of a plot's time.
-    figure.savefig(buffer, format="png", bbox_inches="tight", pil_kwargs={"compress_level": 1})
-    return buffer.getvalue()
 
 
 def _nothing(shown: Any) -> None:
