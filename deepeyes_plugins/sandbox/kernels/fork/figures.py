@@ -118,8 +118,10 @@ def figure_png(figure: Figure) -> bytes | None:
     with _quick_images(figure):
         if _is_ours(figure):
             with _laid_out(figure):
-                box = _tight_box(figure)
-                png = _draw(figure, box)
+                with _ticks_kept(figure):
+                    box = _tight_box(figure)
+                with _ticks_kept(figure):
+                    png = _draw(figure, box)
                 if _stands_still(figure) or _same(box, _tight_box(figure)):
                     return png
         return _draw(figure, "tight")
@@ -199,6 +201,38 @@ def _laid_out(figure: Figure) -> Iterator[None]:
 def _artists(figure: Figure) -> Iterator[Artist]:
     for artist in (figure, *figure.axes):
         yield from artist.get_children()
+
+
+@contextlib.contextmanager
+def _ticks_kept(figure: Figure) -> Iterator[None]:
+    """Has no axis work out its ticks again where nothing that they depend on has changed."""
+    axes = [axis for axes in figure.axes for axis in axes._axis_map.values()]
+    for axis in axes:
+        axis._update_ticks = _Ticks(axis)
+    try:
+        yield
+    finally:
+        for axis in axes:
+            del axis._update_ticks
+
+
+class _Ticks:
+    """The ticks of an axis: matplotlib asks for them five times in one drawing."""
+
+    def __init__(self, axis: Any) -> None:
+        self._axis = axis
+        self._key: object = None
+        self._ticks: list[Any] = []
+
+    def __call__(self) -> list[Any]:
+        axis, axes = self._axis, self._axis.axes
+        key = (*axis.get_view_interval(), *axis.get_data_interval(), *axes.bbox.bounds)
+        # One that several axes share speaks for the axis that used it last.
+        shared = any(part.axis is not axis for part in (axis.major.formatter, axis.minor.formatter))
+        if shared or key != self._key:
+            self._ticks = type(axis)._update_ticks(axis)
+            self._key = key
+        return self._ticks
 
 
 def _is_ours(figure: Figure) -> bool:
