@@ -206,13 +206,13 @@ def _artists(figure: Figure) -> Iterator[Artist]:
 @contextlib.contextmanager
 def _ticks_kept(figure: Figure) -> Iterator[None]:
     """Has no axis work out its ticks again where nothing that they depend on has changed."""
-    axes = [axis for axes in figure.axes for axis in axes._axis_map.values()]
-    for axis in axes:
+    every_axis: list[Any] = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    for axis in every_axis:
         axis._update_ticks = _Ticks(axis)
     try:
         yield
     finally:
-        for axis in axes:
+        for axis in every_axis:
             del axis._update_ticks
 
 

@@ -48,6 +48,11 @@ _KILLED = (
 _INTERRUPTED = (
     "TimeoutError: the cell did not finish within {:g} s and was interrupted. Variables are kept."
 )
+_NO_CJK_FONT = (
+    "no font with Chinese, Japanese and Korean characters was found, so figures show boxes in "
+    "their place; install one (Debian, Ubuntu: fonts-wqy-microhei or fonts-noto-cjk) or name its "
+    "folder in font_folders"
+)
 _MALFORMED = "The session's process broke its own connection and was stopped."
 
 
@@ -259,6 +264,7 @@ class ForkProvider:
         self._control: socket.socket | None = None
         self._ready: asyncio.Future[None] | None = None
         self._closed = False
+        self._notes: dict[str, str] = {}
         self._pictures: OrderedDict[str, _Picture] = OrderedDict()
         self._decoding: dict[str, asyncio.Future[None]] = {}
         self._decoder: _Child | None = None
@@ -268,8 +274,8 @@ class ForkProvider:
     restorable = False
 
     def notes(self) -> dict[str, str]:
-        """Nothing yet; see `KernelProvider`."""
-        return {}
+        """The font for Chinese, Japanese and Korean text in figures; see `KernelProvider`."""
+        return dict(self._notes)
 
     def isolation(self) -> dict[str, str]:
         """Isolation layer to "active" or to the reason why it is missing."""
@@ -322,7 +328,8 @@ class ForkProvider:
         base = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX)).resolve()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = self._settings
-        readable = [*isolation.interpreter_paths(), *map(os.path.realpath, settings.readable_paths)]
+        allowed = (*settings.readable_paths, *settings.font_folders)
+        readable = [*isolation.interpreter_paths(), *map(os.path.realpath, allowed)]
         plan = {
             "base": str(base),
             "warm_modules": list(settings.warm_modules),
@@ -330,6 +337,7 @@ class ForkProvider:
             "readable": readable,
             "memory_bytes": settings.memory_mb << 20,
             "file_bytes": settings.file_mb << 20,
+            "font_folders": list(settings.font_folders),
             "limits": {
                 "stdout_characters": settings.max_stdout_characters,
                 "stderr_characters": settings.max_stderr_characters,
@@ -361,6 +369,7 @@ class ForkProvider:
             packet = b""
         message = msgpack.unpackb(packet) if packet else {}
         if "ready" in message:
+            self._take_notes(message["cjk_font"])
             self._ready.set_result(None)
             return
         reason = message.get("failure", "it ended")
@@ -375,6 +384,11 @@ class ForkProvider:
                 SandboxUnavailable(f"the sandbox's Python process cannot start: {reason}")
             )
             self._ready.exception()  # Reported to whoever opens a kernel; not also at exit.
+
+    def _take_notes(self, cjk_font: str | None) -> None:
+        self._notes = {"cjk_font": cjk_font or f"none: {_NO_CJK_FONT}"}
+        if cjk_font is None:
+            logger.warning(_NO_CJK_FONT)
 
     def _reap(self) -> None:
         """Ends the zygote process, which ends all it forked, and forgets it."""

@@ -242,7 +242,7 @@ class Shell:
         from matplotlib import pyplot
         from PIL import ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps  # noqa: F401
 
-        from . import figures
+        from . import figures, fonts
 
         Image.init()
         self._shell.run_line_magic("matplotlib", "inline")
@@ -251,6 +251,7 @@ class Shell:
         png = self._shell.display_formatter.formatters["image/png"]
         figures.warm()
         figures.use(self._shell, self._unless_full)
+        fonts.warn_once_per_cell(self._shell)
         png.for_type(Image.Image, self._unless_full(self._image_png))
         # Pillow would compute a JPEG as well, for nobody.
         self._shell.display_formatter.formatters["image/jpeg"].for_type(Image.Image, _nothing)

@@ -45,6 +45,7 @@ class Plan:
     readable: list[str]
     memory_bytes: int
     file_bytes: int
+    font_folders: list[str]
     limits: dict[str, int]
 
 
@@ -60,8 +61,10 @@ class Zygote:
 
     def warm(self) -> None:
         """Imports everything that sessions share, and makes the shared pages stay shared."""
+        from .fonts import use_cjk_font
         from .shell import OutputLimits, Shell
 
+        self._cjk_font = use_cjk_font(self._plan.font_folders)
         self._shell = Shell(OutputLimits(**self._plan.limits))
         self._shell.warm()
         for module in self._plan.warm_modules:
@@ -102,7 +105,7 @@ class Zygote:
     def serve(self) -> None:
         """Forks on request until the server is gone."""
         signal.signal(signal.SIGCHLD, self._reap)
-        self._control.send(msgpack.packb({"ready": True}))
+        self._control.send(msgpack.packb({"ready": True, "cjk_font": self._cjk_font}))
         while True:
             packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE_BYTES, 1)
             if not packet:
