@@ -21,13 +21,19 @@ import IPython
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
-from PIL import Image
+from IPython.display import display
+from PIL import Image, ImageShow
 from traitlets import Type
 from traitlets.config import Config
 
 from .images import ImageRefused, as_png, encode_png
 
 _MAX_IMAGE_BYTES = 64 << 20
+# Stands for an image that is not encoded because no more of them are returned.
+_CUT = b""
+# What `%matplotlib` may name that needs no screen.
+_OFF_SCREEN = frozenset({"inline", "agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
+_NO_SCREEN = "There is no screen here: {}\n"
 _OUR_FOLDERS = tuple(str(Path(file).parent) for file in (IPython.__file__, __file__))
 
 
@@ -145,9 +151,12 @@ class CellOutput:
 
     def show(self, data: dict[str, Any]) -> bool:
         """Takes the image of a MIME bundle, if it has one."""
-        encoded = data.get("image/png") or data.get("image/jpeg")
-        if not encoded:
+        encoded = data.get("image/png", data.get("image/jpeg"))
+        if encoded is None:
             return False
+        if encoded == _CUT:
+            self.images_dropped += 1
+            return True
         try:
             png = as_png(base64.b64decode(encoded) if isinstance(encoded, str) else encoded)
         except (ImageRefused, ValueError) as error:
@@ -201,6 +210,13 @@ class _Interactive(InteractiveShell):
     def enable_gui(self, gui: str | None = None) -> None:
         """There is no screen; `%matplotlib` magics call this."""
 
+    def enable_matplotlib(self, gui: str | None = None) -> Any:
+        """Serves `%matplotlib`: figures appear in the output, whatever window it asks for."""
+        if gui is None or gui.lower() not in _OFF_SCREEN:
+            sys.stderr.write(_NO_SCREEN.format("figures are shown inline."))
+            gui = "inline"
+        return super().enable_matplotlib(gui)
+
     def ask_exit(self) -> None:
         sys.stderr.write("exit() and quit() do nothing here: the session stays open.\n")
 
@@ -208,12 +224,22 @@ class _Interactive(InteractiveShell):
         self.output.error_name = etype.__name__
         syntax = isinstance(evalue, SyntaxError)
         sys.stderr.write("\n".join(stb).strip() + "\n" if syntax else _plain_traceback(evalue))
+        if "Rebuild the library with Windows, GTK+" in str(evalue):  # OpenCV's, without windows.
+            sys.stderr.write(_NO_SCREEN.format("show images with display(Image.fromarray(array))."))
 
     def system(self, cmd: str) -> NoReturn:
         raise PermissionError(f"shell commands cannot run in this sandbox: {cmd}")
 
     def getoutput(self, cmd: str, split: bool = True, depth: int = 0) -> NoReturn:
         self.system(cmd)
+
+
+class _OutputViewer(ImageShow.Viewer):
+    """Serves `Image.show()`, which would start a program."""
+
+    def show(self, image: Image.Image, **options: Any) -> int:
+        display(image)
+        return 1
 
 
 class Shell:
@@ -245,6 +271,7 @@ class Shell:
         from . import figures, fonts
 
         Image.init()
+        ImageShow.register(_OutputViewer(), 0)
         self._shell.run_line_magic("matplotlib", "inline")
         pyplot.imshow([[0.0, 1.0]])
         pyplot.title("warm")
@@ -326,10 +353,8 @@ class Shell:
 
     def _unless_full(self, encode: Callable[[Any], bytes]) -> Callable[[Any], bytes | None]:
         def encode_if_wanted(shown: Any) -> bytes | None:
-            if len(self._output.images) < self._output.limits.images:
-                return encode(shown)
-            self._output.images_dropped += 1
-            return None
+            full = len(self._output.images) >= self._output.limits.images
+            return _CUT if full else encode(shown)
 
         return encode_if_wanted
 
