@@ -6,8 +6,6 @@ known if no artist moves when it is drawn. Of the common artists this can be rea
 matplotlib's others it is found out: after the real drawing they are where they belong, so the box
 is asked for again, and if it is another one the figure is drawn as stock code does it. So is a
 figure in whose drawing code from elsewhere has a say.
-
-The module is a matplotlib backend too (`module://`): its canvas shares the sizes of texts.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from typing import Any, Final
 import matplotlib
 import numpy as np
 from IPython.core import pylabtools
+from matplotlib import pyplot
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
@@ -56,21 +55,6 @@ class _Renderer(RendererAgg):
 
     def __hash__(self) -> int:
         return self._hash
-
-
-class FigureCanvas(FigureCanvasAgg):
-    """The canvas on which a figure is drawn on its way out."""
-
-    _lastKey: Any
-
-    def get_renderer(self) -> RendererAgg:
-        """Returns a renderer of the figure's present size."""
-        width, height = self.get_width_height(physical=True)
-        key = width, height, self.figure.dpi
-        if self._lastKey != key:
-            self.renderer = _Renderer(*key)
-            self._lastKey = key
-        return self.renderer
 
 
 class _Pixels(io.BytesIO):
@@ -120,7 +104,7 @@ def figure_png(figure: Figure) -> bytes | None:
             with _laid_out(figure):
                 with _ticks_kept(figure):
                     box = _tight_box(figure)
-                with _ticks_kept(figure):
+                with _ticks_kept(figure), _sizes_shared(figure):
                     png = _draw(figure, box)
                 if _stands_still(figure) or _same(box, _tight_box(figure)):
                     return png
@@ -146,6 +130,9 @@ def use(shell: Any, guard: Callable[[Callable[[Figure], Any]], Callable[[Figure]
 
         shell.display_formatter.formatters["image/png"].for_type(Figure, guard(encode))
 
+    # pyplot would draw what a cell leaves open before the inline backend shows and closes it.
+    pyplot.uninstall_repl_displayhook()
+    pyplot.install_repl_displayhook()
     # `%config InlineBackend` and `set_matplotlib_formats` come through here; only PNG goes out.
     for module in (pylabtools, import_module("matplotlib_inline.backend_inline")):
         module.select_figure_formats = select  # type: ignore[attr-defined]
@@ -161,9 +148,29 @@ def _draw(figure: Figure, box: Any) -> bytes:
         facecolor=figure.get_facecolor(),
         edgecolor=figure.get_edgecolor(),
         bbox_inches=box,
-        backend=f"module://{__name__}",
     )
     return pixels.png
+
+
+@contextlib.contextmanager
+def _sizes_shared(figure: Figure) -> Iterator[None]:
+    """Has the canvas draw with a renderer that knows the sizes of texts already."""
+    canvas: Any = figure.canvas
+    if not isinstance(canvas, FigureCanvasAgg):
+        yield
+        return
+
+    def get_renderer() -> RendererAgg:
+        key = *canvas.get_width_height(physical=True), figure.dpi
+        if canvas._lastKey != key:
+            canvas.renderer, canvas._lastKey = _Renderer(*key), key
+        return canvas.renderer
+
+    canvas.get_renderer = get_renderer
+    try:
+        yield
+    finally:
+        del canvas.get_renderer
 
 
 def _tight_box(figure: Figure) -> Bbox:
