@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from matplotlib import font_manager
+from matplotlib import _mathtext, font_manager
 from matplotlib.ft2font import FT2Font
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ _KNOWN: Final = (
     "Arial Unicode MS",
     "Droid Sans Fallback",
 )
+_FIRST_CJK: Final = "\u2e80"
 # No font with thousands of characters is smaller.
 _MIN_BYTES: Final = 1 << 20
 _EXTENSIONS: Final = ("ttf", "ttc", "otf")
@@ -67,14 +68,35 @@ def use_cjk_font(folders: Sequence[str]) -> str | None:
     manager: Any = font_manager.fontManager
     if not any(entry.fname == best.path for entry in manager.ttflist):
         manager.addfont(best.path)
+    _fall_back_in_text(manager, best.path)
+    _fall_back_in_formulas(best.path)
+    return best.name
+
+
+def _fall_back_in_text(manager: Any, path: str) -> None:
     find = manager._find_fonts_by_props
 
     def find_with_fallback(*args: Any, **options: Any) -> list[str]:
-        paths: list[str] = find(*args, **options)
-        return paths if best.path in paths else [*paths, best.path]
+        found: list[str] = find(*args, **options)
+        return found if path in found else [*found, path]
 
     manager._find_fonts_by_props = find_with_fallback
-    return best.name
+
+
+def _fall_back_in_formulas(path: str) -> None:
+    """The same for text with a formula in it, which matplotlib sets with one font only."""
+    setter: Any = _mathtext.UnicodeFonts
+    get_glyph = setter._get_glyph
+
+    def get_glyph_with_fallback(self: Any, name: str, kind: str, symbol: str) -> Any:
+        if len(symbol) == 1 and symbol >= _FIRST_CJK:
+            font: Any = font_manager.get_font(path)
+            missing = not self._get_font("default").get_char_index(ord(symbol))
+            if missing and font.get_char_index(ord(symbol)):
+                return font, ord(symbol), False
+        return get_glyph(self, name, kind, symbol)
+
+    setter._get_glyph = get_glyph_with_fallback
 
 
 def warn_once_per_cell(shell: Any) -> None:
