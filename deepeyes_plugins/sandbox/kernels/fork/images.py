@@ -133,7 +133,7 @@ def encode_pixels(pixels: bytes | memoryview, width: int, height: int, mode: str
         height: Number of rows.
         mode: Pillow's name of the channels: L, LA, RGB or RGBA.
     """
-    rows = np.frombuffer(pixels, np.uint8).reshape(height, -1)
+    rows = np.frombuffer(pixels, np.uint8).reshape(height, width * len(mode))
     header = struct.pack("!IIBBBBB", width, height, 8, _PNG_COLOUR_TYPES[mode], 0, 0, 0)
     level = _COMPRESSED if rows.nbytes > _MAX_STORED_BYTES or _is_drawing(rows) else 0
     return b"".join(
