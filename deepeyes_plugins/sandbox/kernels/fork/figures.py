@@ -100,15 +100,16 @@ def figure_png(figure: Figure) -> bytes | None:
     if not figure.axes and not figure.lines:
         return None
     with _quick_images(figure):
-        if _is_ours(figure):
-            with _laid_out(figure):
-                with _ticks_kept(figure):
-                    box = _tight_box(figure)
-                with _ticks_kept(figure), _sizes_shared(figure):
-                    png = _draw(figure, box)
-                if _stands_still(figure) or _same(box, _tight_box(figure)):
-                    return png
-        return _draw(figure, "tight")
+        if not _is_ours(figure):
+            return _draw(figure, "tight")
+        with _laid_out(figure):
+            with _ticks_kept(figure):
+                box = _tight_box(figure)
+            with _ticks_kept(figure), _sizes_shared(figure):
+                png = _draw(figure, box)
+            if _stands_still(figure) or _same(box, _tight_box(figure)):
+                return png
+            return _draw(figure, "tight")
 
 
 def use(shell: Any, guard: Callable[[Callable[[Figure], Any]], Callable[[Figure], Any]]) -> None:
@@ -194,7 +195,7 @@ def _same(one: Bbox, other: Bbox) -> bool:
 def _laid_out(figure: Figure) -> Iterator[None]:
     """Has the figure's layout engine do its work now, and not again."""
     engine: Any = figure.get_layout_engine()
-    if engine is not None:
+    if engine is not None and figure.axes:
         with contextlib.suppress(ValueError):  # As in `Figure.draw`.
             engine.execute(figure)
     drawn: Any = figure
