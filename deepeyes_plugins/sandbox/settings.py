@@ -117,6 +117,11 @@ class SandboxSettings(BaseModel):
         description="Paths that sessions may read besides the interpreter, its packages and the "
         "system libraries.",
     )
+    font_folders: tuple[str, ...] = Field(
+        ("/usr/share/fonts", "/usr/local/share/fonts"),
+        description="Folders that are searched for a font with Chinese, Japanese and Korean "
+        "characters, which figures fall back to. Sessions may read them.",
+    )
     warm_modules: tuple[str, ...] = Field(
         (),
         description="Modules imported once for all sessions, besides IPython, NumPy, Pillow and "

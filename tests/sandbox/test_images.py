@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 
+import numpy as np
 import pytest
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageDraw
 
 from deepeyes_plugins.sandbox import SandboxClient, SandboxError, SandboxSession
 from deepeyes_plugins.sandbox.kernels.fork.images import encode_png
@@ -148,10 +149,27 @@ def test_the_png_encoder_agrees_with_pillow(mode: str) -> None:
     assert same(decoded(encode_png(image)), image)
 
 
-def test_a_large_image_is_compressed() -> None:
-    image = Image.new("RGB", (2000, 1500), "white")
-    assert len(encode_png(image)) < 100_000
-    assert same(decoded(encode_png(image)), image)
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_drawings_are_compressed_and_photos_are_stored() -> None:
+    drawing = Image.new("RGB", (2000, 1500), "white")
+    ImageDraw.Draw(drawing).ellipse((300, 200, 900, 1200), "red", "black", 9)
+    assert len(encode_png(drawing)) < 200_000
+    photo = noise(800, 600)
+    assert len(encode_png(photo)) == pytest.approx(3 * 800 * 600, rel=0.01)
+    for image in (drawing, photo):
+        assert same(decoded(encode_png(image)), image)
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 900), (900, 1), (70_000, 2), (3, 70_000), (2500, 2500)]
+)
+def test_the_png_encoder_takes_every_shape(size: tuple[int, int]) -> None:
+    for image in (noise(*size), Image.new("L", size, 7)):
+        assert same(decoded(encode_png(image)), image)
 
 
 async def test_an_image_as_last_expression_comes_without_its_repr(client: SandboxClient) -> None:

@@ -36,6 +36,11 @@ _MAX_THREADS = 512
 # and the socket buffers them, so the queue is kept here.
 _FORKS_AT_ONCE = 64
 _SCRATCH_PREFIX = "deepeyes-sandbox-"
+_NO_CJK_FONT = (
+    "no font with Chinese, Japanese and Korean characters was found, so figures show boxes in "
+    "their place; install one (Debian, Ubuntu: fonts-wqy-microhei or fonts-noto-cjk) or name its "
+    "folder in font_folders"
+)
 # A reply is text, names and reasons; pixels and snapshots come as bulk.
 _REPLY_BYTES = 4 << 20
 _BYTES_PER_CHARACTER = 6
@@ -128,7 +133,8 @@ class ForkProvider:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = self._settings
         missing = isolation.missing(self._layers)
-        readable = [*isolation.interpreter_paths(), *map(os.path.realpath, settings.readable_paths)]
+        allowed = (*settings.readable_paths, *settings.font_folders)
+        readable = [*isolation.interpreter_paths(), *map(os.path.realpath, allowed)]
         if settings.allow_network:
             readable += isolation.NETWORK_PATHS
         plan = {
@@ -140,6 +146,7 @@ class ForkProvider:
             "file_bytes": settings.file_mb << 20,
             "scratch_bytes": settings.scratch_mb << 20,
             "network": settings.allow_network,
+            "font_folders": list(settings.font_folders),
             "limits": {
                 "stdout_characters": settings.max_stdout_characters,
                 "stderr_characters": settings.max_stderr_characters,
@@ -172,6 +179,7 @@ class ForkProvider:
         message = msgpack.unpackb(packet) if packet else {}
         if "ready" in message:
             self._take_report(message["ready"])
+            self._take_font(message["cjk_font"])
             self._ready.set_result(None)
             self._refill()
             return
@@ -187,6 +195,11 @@ class ForkProvider:
                 SandboxUnavailable(f"the sandbox's Python process cannot start: {reason}")
             )
             self._ready.exception()  # Reported to whoever opens a kernel; not also at exit.
+
+    def _take_font(self, cjk_font: str | None) -> None:
+        self._notes["cjk_font"] = cjk_font or f"none: {_NO_CJK_FONT}"
+        if cjk_font is None:
+            logger.warning(_NO_CJK_FONT)
 
     def _take_report(self, report: dict[str, str]) -> None:
         refused = report["scratch_quota"]

@@ -22,7 +22,8 @@ import IPython
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
-from PIL import Image
+from IPython.display import display
+from PIL import Image, ImageShow
 from traitlets import Type
 from traitlets.config import Config
 
@@ -30,6 +31,11 @@ from .images import ImageRefused, as_png, encode_png
 from .state import SessionState, printable, told
 from .wire import MAX_IMAGE_BYTES
 
+# Stands for an image that is not encoded because no more of them are returned.
+_CUT = b""
+# What `%matplotlib` may name that needs no screen.
+_OFF_SCREEN = frozenset({"inline", "agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
+_NO_SCREEN = "There is no screen here: {}\n"
 _OUR_FOLDERS = tuple(str(Path(file).parent) for file in (IPython.__file__, __file__))
 
 
@@ -154,9 +160,12 @@ class CellOutput:
 
     def show(self, data: dict[str, Any]) -> bool:
         """Takes the image of a MIME bundle, if it has one."""
-        encoded = data.get("image/png") or data.get("image/jpeg")
-        if not encoded:
+        encoded = data.get("image/png", data.get("image/jpeg"))
+        if encoded is None:
             return False
+        if encoded == _CUT:
+            self.images_dropped += 1
+            return True
         try:
             png = as_png(base64.b64decode(encoded) if isinstance(encoded, str) else encoded)
         except (ImageRefused, ValueError) as error:
@@ -210,6 +219,13 @@ class _Interactive(InteractiveShell):
     def enable_gui(self, gui: str | None = None) -> None:
         """There is no screen; `%matplotlib` magics call this."""
 
+    def enable_matplotlib(self, gui: str | None = None) -> Any:
+        """Serves `%matplotlib`: figures appear in the output, whatever window it asks for."""
+        if gui is None or gui.lower() not in _OFF_SCREEN:
+            sys.stderr.write(_NO_SCREEN.format("figures are shown inline."))
+            gui = "inline"
+        return super().enable_matplotlib(gui)
+
     def ask_exit(self) -> None:
         sys.stderr.write("exit() and quit() do nothing here: the session stays open.\n")
 
@@ -217,12 +233,22 @@ class _Interactive(InteractiveShell):
         self.output.error_name = etype.__name__
         syntax = isinstance(evalue, SyntaxError)
         sys.stderr.write("\n".join(stb).strip() + "\n" if syntax else _plain_traceback(evalue))
+        if "Rebuild the library with Windows, GTK+" in str(evalue):  # OpenCV's, without windows.
+            sys.stderr.write(_NO_SCREEN.format("show images with display(Image.fromarray(array))."))
 
     def system(self, cmd: str) -> NoReturn:
         raise PermissionError(f"shell commands cannot run in this sandbox: {cmd}")
 
     def getoutput(self, cmd: str, split: bool = True, depth: int = 0) -> NoReturn:
         self.system(cmd)
+
+
+class _OutputViewer(ImageShow.Viewer):
+    """Serves `Image.show()`, which would start a program."""
+
+    def show(self, image: Image.Image, **options: Any) -> int:
+        display(image)
+        return 1
 
 
 class Shell:
@@ -250,15 +276,19 @@ class Shell:
         """Imports what nearly every cell needs and draws once, so that no session pays for it."""
         import numpy.random  # noqa: F401  # NumPy itself imports this one on first use.
         from matplotlib import pyplot
-        from matplotlib.figure import Figure
         from PIL import ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps  # noqa: F401
 
+        from . import figures, fonts
+
         Image.init()
+        ImageShow.register(_OutputViewer(), 0)
         self._shell.run_line_magic("matplotlib", "inline")
         pyplot.imshow([[0.0, 1.0]])
         pyplot.title("warm")
         png = self._shell.display_formatter.formatters["image/png"]
-        png.for_type(Figure, self._unless_full(_figure_png))
+        figures.warm()
+        figures.use(self._shell, self._unless_full)
+        fonts.warn_once_per_cell(self._shell)
         png.for_type(Image.Image, self._unless_full(self._image_png))
         # Pillow would compute a JPEG as well, for nobody.
         self._shell.display_formatter.formatters["image/jpeg"].for_type(Image.Image, _nothing)
@@ -355,10 +385,8 @@ class Shell:
 
     def _unless_full(self, encode: Callable[[Any], bytes]) -> Callable[[Any], bytes | None]:
         def encode_if_wanted(shown: Any) -> bytes | None:
-            if len(self._output.images) < self._output.limits.images:
-                return encode(shown)
-            self._output.images_dropped += 1
-            return None
+            full = len(self._output.images) >= self._output.limits.images
+            return _CUT if full else encode(shown)
 
         return encode_if_wanted
 
@@ -386,13 +414,6 @@ def _plain_traceback(error: BaseException) -> str:
             part.stack = traceback.StackSummary.from_list(shown)
             parts += [part.__cause__, part.__context__, *(part.exceptions or ())]
     return "".join(described.format())
-
-
-def _figure_png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    # Fast compression: the default one takes a good part of a plot's time.
-    figure.savefig(buffer, format="png", bbox_inches="tight", pil_kwargs={"compress_level": 1})
-    return buffer.getvalue()
 
 
 def _nothing(shown: Any) -> None:

@@ -47,6 +47,7 @@ class Plan:
     file_bytes: int
     scratch_bytes: int
     network: bool
+    font_folders: list[str]
     limits: dict[str, int]
 
 
@@ -62,8 +63,10 @@ class Zygote:
 
     def warm(self) -> None:
         """Imports everything that sessions share, and makes the shared pages stay shared."""
+        from .fonts import use_cjk_font
         from .shell import OutputLimits, Shell
 
+        self._cjk_font = use_cjk_font(self._plan.font_folders)
         self._shell = Shell(OutputLimits(**self._plan.limits))
         self._shell.warm()
         for module in self._plan.warm_modules:
@@ -107,7 +110,7 @@ class Zygote:
         """Forks on request until the server is gone."""
         report = {"scratch_quota": self._try_mount()}
         signal.signal(signal.SIGCHLD, self._reap)
-        self._control.send(msgpack.packb({"ready": report}))
+        self._control.send(msgpack.packb({"ready": report, "cjk_font": self._cjk_font}))
         while True:
             packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE_BYTES, 1)
             if not packet:
