@@ -26,6 +26,10 @@ import msgpack
 from ...contracts import ExecutionResult, SandboxUnavailable
 from ...settings import SandboxSettings
 from ..contract import ImageRejected, ImagesMissing, Snapshot, SnapshotFailed
+from ..outcomes import DIED as _DIED
+from ..outcomes import KILLED as _KILLED
+from ..outcomes import MALFORMED as _MALFORMED
+from ..outcomes import timed_out as _timed_out
 from . import isolation, wire
 
 logger = logging.getLogger(__name__)
@@ -37,18 +41,6 @@ _EXIT_SECONDS = 30.0
 # and the socket buffers them, so the queue is kept here.
 _FORKS_AT_ONCE = 64
 _SCRATCH_PREFIX = "deepeyes-sandbox-"
-_DIED = (
-    "The Python process of this session ended while it ran this cell (os._exit, a crash in native "
-    "code, or no memory left). All variables are gone."
-)
-_KILLED = (
-    "TimeoutError: the cell did not finish within {:g} s and did not react to the interrupt, so "
-    "its process was stopped. All variables are gone."
-)
-_INTERRUPTED = (
-    "TimeoutError: the cell did not finish within {:g} s and was interrupted. Variables are kept."
-)
-_MALFORMED = "The session's process broke its own connection and was stopped."
 
 
 class _Channel(asyncio.Protocol):
@@ -212,19 +204,6 @@ class ForkKernel:
         if self._channel.transport is not None:
             self._channel.transport.abort()
         await self._child.end()
-
-
-def _timed_out(result: ExecutionResult, timeout: float) -> ExecutionResult:
-    separator = "" if not result.stderr or result.stderr.endswith("\n") else "\n"
-    return ExecutionResult(
-        outcome="timeout",
-        stdout=result.stdout,
-        stderr=f"{result.stderr}{separator}{_INTERRUPTED.format(timeout)}",
-        result=result.result,
-        images=result.images,
-        duration=result.duration,
-        error_name="TimeoutError",
-    )
 
 
 def _checked(fields: Any, duration: float) -> ExecutionResult:
