@@ -1,10 +1,21 @@
-"""Text that a cell may write without end."""
+"""What a cell may put out, and the marks where that was too much."""
 
 from __future__ import annotations
 
 import io
 from collections import deque
-from typing import Any
+from typing import Any, Final
+
+MAX_IMAGE_BYTES: Final = 64 << 20
+"""Most that the images of one cell may hold together."""
+
+
+def images_cut(dropped: int, limit: int) -> str:
+    """The line that says how many images were left out, and why."""
+    return (
+        f"{dropped} images cut: a cell returns at most {limit}, and {MAX_IMAGE_BYTES >> 20} MiB "
+        "in all.\n"
+    )
 
 
 class BoundedText(io.TextIOBase):

@@ -24,10 +24,9 @@ from PIL import Image
 from traitlets import Type
 from traitlets.config import Config
 
-from ..output import BoundedText
+from ..output import MAX_IMAGE_BYTES, BoundedText, images_cut
 from .images import ImageRefused, as_png, encode_png
 
-_MAX_IMAGE_BYTES = 64 << 20
 _OUR_FOLDERS = (str(Path(IPython.__file__).parent), str(Path(__file__).parents[1]))
 
 
@@ -70,7 +69,7 @@ class CellOutput:
             self.stderr.write(f"{error}\n")
             return True
         self._image_bytes += len(png)
-        if len(self.images) >= self.limits.images or self._image_bytes > _MAX_IMAGE_BYTES:
+        if len(self.images) >= self.limits.images or self._image_bytes > MAX_IMAGE_BYTES:
             self.images_dropped += 1
         else:
             self.images.append(png)
@@ -215,10 +214,7 @@ class Shell:
             output.error_name = type(error).__name__
             output.stderr.write("".join(traceback.format_exception_only(error)))
         if output.images_dropped:
-            output.stderr.write(
-                f"{output.images_dropped} images cut: a cell returns at most "
-                f"{output.limits.images}, and {_MAX_IMAGE_BYTES >> 20} MiB in all.\n"
-            )
+            output.stderr.write(images_cut(output.images_dropped, output.limits.images))
         return {
             "outcome": "ok" if finished and output.error_name is None else "error",
             "stdout": output.stdout.take(),
