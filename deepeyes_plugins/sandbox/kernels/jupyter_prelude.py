@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -63,6 +64,9 @@ def prepare(shell: Any) -> None:
     warnings.filterwarnings("ignore", message="To exit: use")
     shell.user_ns_hidden.update(shell.user_ns)
     shell.events.register("post_run_cell", tell_names)
+    # ipykernel cancels a waiting cell in a callback that its sleeping loop would not notice. Once
+    # the loop handles any signal, it wakes up for all of them.
+    kernel.io_loop.asyncio_loop.add_signal_handler(signal.SIGURG, lambda: None)
 
 
 def cell_name(raw_code: str, transformed_code: str, number: int) -> str:
