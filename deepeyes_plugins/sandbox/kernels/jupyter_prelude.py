@@ -59,6 +59,7 @@ def prepare(shell: Any) -> None:
     kernel.raw_input = kernel.getpass = no_input
     shell.ask_exit = no_exit
     shell._showtraceback = show_plain
+    shell.InteractiveTB.set_mode("Minimal")  # What it makes is not shown.
     shell.compile.get_code_name = cell_name
     shell.deepeyes_image = lambda *args, **kwargs: attach(shell, *args, **kwargs)
     warnings.filterwarnings("ignore", message="To exit: use")
