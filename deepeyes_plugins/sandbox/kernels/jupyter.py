@@ -32,7 +32,7 @@ from uuid import uuid4
 import zmq
 import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
-from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.localinterfaces import is_local_ip
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
@@ -211,7 +211,9 @@ class JupyterKernel:
         self._output = _Output(settings)
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Future[None]] = set()
+        self._starting: asyncio.Future[None] | None = None
         self._closing: asyncio.Future[None] | None = None
+        self._started = False
         self._handle = -1
         self._pid = 0
         self._running = False
@@ -234,23 +236,31 @@ class JupyterKernel:
             SandboxUnavailable: It cannot be started; the message says why.
         """
         seconds = self._settings.startup_timeout
+        self._starting = asyncio.ensure_future(self._begin(images, seconds))
+        either: set[asyncio.Future[None]] = {self._starting, self._gone}
         try:
-            async with asyncio.timeout(seconds):
-                await self._launch()
-                self._client = self._manager.client(context=self._context)
-                self._client.start_channels(stdin=False, hb=False, control=False)
-                await self._client.wait_for_ready(timeout=seconds)
-                await self._prepare(images)
+            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if self._gone.done():
+                raise RuntimeError("its process ended at once")
+            if not self._starting.done():
+                raise TimeoutError(f"it was not ready within {seconds:g} s")
+            self._starting.result()
         except SandboxUnavailable:
             raise
         except Exception as error:  # Whatever a provisioner may raise.
-            late = isinstance(error, TimeoutError)
-            reason = f"it was not ready within {seconds:g} s" if late else str(error)
             said = await asyncio.to_thread(_tail, self._folder / "kernel.log")
             raise SandboxUnavailable(
-                f"no kernel of the kernelspec {self._spec.name!r} can be started: {reason}{said}"
+                f"no kernel of the kernelspec {self._spec.name!r} can be started: {error}{said}"
             ) from error
+        self._started = True
         self._keep(self._read())
+
+    async def _begin(self, images: Sequence[bytes], seconds: float) -> None:
+        await self._launch()
+        self._client = self._manager.client(context=self._context)
+        self._client.start_channels(stdin=False, hb=False, control=False)
+        await self._client.wait_for_ready(timeout=seconds)
+        await self._prepare(images)
 
     async def _launch(self) -> None:
         files = self._folder / "files"
@@ -356,6 +366,7 @@ class JupyterKernel:
                     reason = KILLED.format(timeout)
                     await self.close()
         except asyncio.CancelledError:
+            cell.cancel()
             await self.close()
             raise
         finally:
@@ -449,17 +460,24 @@ class JupyterKernel:
         return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))
 
     def _end(self) -> None:
-        """The process has ended, or is to end."""
-        if not self._gone.done():
-            self._gone.set_result(None)
-        if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close())
+        """The process has ended, or is of no use any more."""
+        self._set_gone()
+        if self._started:  # Else whoever waits for the start asks why, and then closes.
+            self._tidy()
 
     async def close(self) -> None:
         """Kills the kernel's processes and removes its files."""
-        self._end()
-        assert self._closing is not None
-        await asyncio.shield(self._closing)
+        self._set_gone()
+        await asyncio.shield(self._tidy())
+
+    def _set_gone(self) -> None:
+        if not self._gone.done():
+            self._gone.set_result(None)
+
+    def _tidy(self) -> asyncio.Future[None]:
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        return self._closing
 
     async def _close(self) -> None:
         if self._handle >= 0:
@@ -467,6 +485,9 @@ class JupyterKernel:
             os.close(self._handle)
         for task in self._tasks:
             task.cancel()
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
         if self._client is not None:
             self._client.stop_channels()
         try:
@@ -597,7 +618,15 @@ def _look_up(name: str) -> _Spec:
     try:
         spec = specs.get_kernel_spec(name)
     except NoSuchKernel:
-        installed = ", ".join(sorted(specs.find_kernel_specs())) or "none"
+        places = specs.find_kernel_specs()
+        if name in places:  # So it has been read, and what it needs is not there.
+            wanted = KernelSpec.from_resource_dir(places[name]).metadata["kernel_provisioner"]
+            known = ", ".join(sorted(KernelProvisionerFactory.instance().provisioners))
+            raise SandboxUnavailable(
+                f"the kernelspec {name!r} names the provisioner {wanted['provisioner_name']!r}, "
+                f"which is not installed here; installed are: {known}"
+            ) from None
+        installed = ", ".join(sorted(places)) or "none"
         raise SandboxUnavailable(
             f"there is no kernelspec {name!r}; installed are: {installed}. Name one of these as "
             "jupyter_kernelspec, or install it (in its environment: python -m ipykernel install "
@@ -606,12 +635,6 @@ def _look_up(name: str) -> _Spec:
     factory = KernelProvisionerFactory.instance()
     stanza: dict[str, Any] = spec.metadata.get("kernel_provisioner", {})
     provisioner = str(stanza.get("provisioner_name", factory.default_provisioner_name))
-    if not factory.is_provisioner_available(spec):
-        known = ", ".join(sorted(factory.provisioners))
-        raise SandboxUnavailable(
-            f"the kernelspec {name!r} names the provisioner {provisioner!r}, which is not "
-            f"installed here; installed are: {known}"
-        )
     try:
         local = issubclass(factory.provisioners[provisioner].load(), LocalProvisioner)
     except Exception as error:
