@@ -28,6 +28,7 @@ from deepeyes_plugins.sandbox.kernels.jupyter import JupyterKernel, JupyterProvi
 
 from .conftest import children, decoded, eventually, gradient, png, running
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = SandboxSettings(kernel="jupyter", max_images=3, allow_unisolated=True)
 
 
@@ -195,6 +196,40 @@ async def test_closing_the_provider_ends_kernels_that_are_still_starting() -> No
         assert [type(error) for error in refused] == [SandboxUnavailable] * 2
 
 
+async def test_a_kernel_of_another_language_runs_without_images(install: Install) -> None:
+    module = f"{__package__}.echo_kernel"
+    install(
+        "echo",
+        argv=[sys.executable, "-m", module, "-f", "{connection_file}"],
+        language="echo",
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    async with started(settings("echo")) as provider:
+        kernel = await provider.open([])
+        result = await kernel.execute("hello", 30)
+        assert (result.outcome, result.stdout, list(kernel.names)) == ("ok", "HELLO\n", [])
+        failed = await kernel.execute("fail", 30)
+        assert (failed.outcome, failed.error_name) == ("error", "Refusal")
+        assert failed.stderr == "Refusal: no\n"
+        image = png(gradient())
+        digest = hashlib.sha256(image).hexdigest()
+        await provider.add_image(digest, image)
+        with pytest.raises(SandboxUnavailable, match="needs a Python kernel"):
+            await provider.open([digest])
+
+
+async def test_a_kernel_that_forges_messages_is_stopped(kernel: JupyterKernel) -> None:
+    result = await kernel.execute(
+        "kernel = get_ipython().kernel\n"
+        "forged = {'name': 'stdout', 'text': 5}\n"
+        "kernel.session.send(kernel.iopub_socket, 'stream', forged, parent=kernel.get_parent())\n"
+        "import time; time.sleep(60)",
+        timeout=50,
+    )
+    assert result.outcome == "killed" and "broke its own connection" in result.stderr
+    assert not kernel.alive and result.duration < 20
+
+
 async def test_images_that_were_not_used_for_long_make_room() -> None:
     async with started(SETTINGS.model_copy(update={"image_cache_mb": 1})) as provider:
         noise = [os.urandom(700 * 500 * 3) for _ in range(2)]
@@ -263,6 +298,10 @@ async def test_it_runs_behind_the_server() -> None:
             hanging = await session.execute("x = 1\nwhile True: pass", timeout=0.5)
             assert hanging.outcome == "timeout"
             assert (await session.execute("x", timeout=10)).result == "1"
+            neighbour = await client.create_session()
+            dying = await neighbour.execute("import os\nos._exit(1)", timeout=30)
+            assert dying.outcome == "killed"
+            assert (await neighbour.execute("1", timeout=10)).outcome == "lost"
             health = await client.health()
             assert not health.isolated and "python3" in health.isolation["seccomp"]
     assert eventually(lambda: not running(int(result.stdout)))

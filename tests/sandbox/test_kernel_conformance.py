@@ -131,7 +131,9 @@ async def test_the_suite_fails_for_a_broken_kernel(
         await provider.close()
 
 
-async def test_a_process_that_is_left_behind_is_found() -> None:
+async def test_a_process_that_is_left_behind_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conformance, "_REACTION_SECONDS", 1.0)
+
     class Careless(SubprocessKernel):
         async def close(self) -> None:
             self._closed = True

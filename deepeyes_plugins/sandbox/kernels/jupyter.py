@@ -483,6 +483,7 @@ class JupyterKernel:
         if self._handle >= 0:
             asyncio.get_running_loop().remove_reader(self._handle)
             os.close(self._handle)
+        self._pid = 0
         for task in self._tasks:
             task.cancel()
         if self._starting is not None:
