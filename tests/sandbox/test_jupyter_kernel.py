@@ -218,16 +218,44 @@ async def test_a_kernel_of_another_language_runs_without_images(install: Install
             await provider.open([digest])
 
 
-async def test_a_kernel_that_forges_messages_is_stopped(kernel: JupyterKernel) -> None:
-    result = await kernel.execute(
-        "kernel = get_ipython().kernel\n"
-        "forged = {'name': 'stdout', 'text': 5}\n"
-        "kernel.session.send(kernel.iopub_socket, 'stream', forged, parent=kernel.get_parent())\n"
-        "import time; time.sleep(60)",
-        timeout=50,
+@pytest.mark.parametrize(
+    "forgery",
+    [
+        "session.send(kernel.iopub_socket, 'stream', {'name': 'stdout', 'text': 5})",
+        "session.pack = lambda part: pack({} if 'payload' in part else part)",
+        "session.pack = lambda part: pack(wrong if 'payload' in part else part)",
+        "session.key = b'another'",
+    ],
+    ids=["stream", "reply", "traceback", "signature"],
+)
+async def test_a_kernel_that_forges_messages_is_stopped(
+    kernel: JupyterKernel, forgery: str
+) -> None:
+    code = (
+        "kernel = get_ipython().kernel\nsession = kernel.session\npack = session.pack\n"
+        f"wrong = {{'status': 'error', 'traceback': [5]}}\n{forgery}"
     )
-    assert result.outcome == "killed" and "broke its own connection" in result.stderr
-    assert not kernel.alive and result.duration < 20
+    results = [await kernel.execute(code, timeout=30), await kernel.execute("1", timeout=30)]
+    stopped = next(result for result in results if result.outcome == "killed")
+    assert "broke its own connection" in stopped.stderr and not kernel.alive
+
+
+async def test_a_cell_without_a_reply_is_an_error(kernel: JupyterKernel) -> None:
+    await value(
+        kernel,
+        "x, kernel, count = 1, get_ipython().kernel, 0\n"
+        "real = kernel.session.send\n"
+        "def once(stream, message, *args, **kwargs):\n"
+        "    global count\n"
+        "    count += message == 'execute_reply'\n"
+        "    if message != 'execute_reply' or count != 2:\n"
+        "        return real(stream, message, *args, **kwargs)\n"
+        "kernel.session.send = once",
+    )
+    result = await kernel.execute("print('said')", 30)
+    assert (result.outcome, result.stdout) == ("error", "said\n")
+    assert "interrupted before it replied" in result.stderr
+    assert await value(kernel, "x") == "1"
 
 
 async def test_images_that_were_not_used_for_long_make_room() -> None:

@@ -13,8 +13,8 @@ or each as a test, with a provider that was started:
 
 Each check opens sessions of its own, and waits for nothing without a limit. The code in the cells
 is Python and uses Pillow. Settings that allow fewer than 30 images and 500,000 characters for a
-cell, and an `interrupt_grace` of a few seconds, are expected. The limits of a kernel's process are
-looked at through /proc where that process is in the same PID namespace.
+cell, and an `interrupt_grace` of a few seconds, are expected. Whether a process has ended is looked
+up in /proc, for kernels in the same PID namespace.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import io
 import logging
 import os
@@ -51,9 +50,14 @@ from .output import MAX_IMAGE_BYTES, BoundedText, images_cut
 logger = logging.getLogger(__name__)
 
 _EXIT_SECONDS = 30.0
-# The reply to a cell comes on another connection than what it put out; the last of that follows
-# within milliseconds, or was lost on the way.
+# The reply to a cell comes on another connection than what it put out. Whichever is the last
+# follows within milliseconds, or was lost on the way.
 _OUTPUT_SECONDS = 5.0
+_NO_REPLY: Final = {
+    "status": "error",
+    "ename": "KeyboardInterrupt",
+    "traceback": ["KeyboardInterrupt: the kernel was interrupted before it replied to this cell"],
+}
 _POLL_SECONDS = 1.0
 # Each start keeps a processor busy for most of a second.
 _STARTS_AT_ONCE = 8
@@ -356,7 +360,7 @@ class JupyterKernel:
             stderr = "".join(traceback.format_exception_only(error))
             return ExecutionResult("error", stderr=stderr, error_name=type(error).__name__)
         started = time.perf_counter()
-        cell = asyncio.ensure_future(self._run(code))
+        cell = asyncio.ensure_future(self._run(code, started))
         self._running, in_time, reason = True, True, DIED
         try:
             if not await self._ended(cell, timeout):
@@ -371,28 +375,35 @@ class JupyterKernel:
             raise
         finally:
             self._running = False
+        if cell.done() and not cell.cancelled() and cell.exception() is None:
+            return cell.result() if in_time else timed_out(cell.result(), timeout)
+        # Unless it was because the connections were closed, what came from there was worthless.
+        self._broken |= cell.done() and not self._gone.done()
+        cell.cancel()
+        await self.close()
         duration = time.perf_counter() - started
-        if not cell.done() or cell.cancelled() or cell.exception() is not None:
-            self._broken |= cell.done() and not cell.cancelled()
-            cell.cancel()
-            await self.close()
-            return self._output.break_off(MALFORMED if self._broken else reason, duration)
-        result = self._output.finish(cell.result(), duration)
-        return result if in_time else timed_out(result, timeout)
+        return self._output.break_off(MALFORMED if self._broken else reason, duration)
 
-    async def _ended(self, cell: asyncio.Future[dict[str, Any]], timeout: float) -> bool:
+    async def _ended(self, cell: asyncio.Future[ExecutionResult], timeout: float) -> bool:
         either: set[asyncio.Future[Any]] = {cell, self._gone}
         done, _ = await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         return bool(done)
 
-    async def _run(self, code: str) -> dict[str, Any]:
+    async def _run(self, code: str, started: float) -> ExecutionResult:
         assert self._client is not None
         request = self._client.execute(code, allow_stdin=False, stop_on_error=False)
         self._output.begin(request)
-        reply = await self._reply(request)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._output.idle.wait(), _OUTPUT_SECONDS)
-        return reply
+        reply = asyncio.ensure_future(self._reply(request))
+        idle = asyncio.ensure_future(self._output.idle.wait())
+        both: set[asyncio.Future[Any]] = {reply, idle}
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(both, timeout=_OUTPUT_SECONDS)
+            answer = reply.result() if reply.done() else _NO_REPLY
+            return self._output.finish(answer, time.perf_counter() - started)
+        finally:
+            reply.cancel()
+            idle.cancel()
 
     async def _reply(self, request: str) -> dict[str, Any]:
         assert self._client is not None
@@ -400,7 +411,6 @@ class JupyterKernel:
             message = await _message(self._client.shell_channel)
             if message["parent_header"].get("msg_id") == request:
                 content: dict[str, Any] = message["content"]
-                content["status"]  # One without is no reply, and is reported as such.
                 return content
 
     async def _read(self) -> None:
