@@ -7,7 +7,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepeyes_plugins.sandbox.kernels.fork.shell import BoundedText
+from deepeyes_plugins.sandbox.kernels.output import BoundedText
 
 pieces = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=40), max_size=30)
 

@@ -6,28 +6,16 @@ import asyncio
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
 from ...contracts import ExecutionResult
 from ..contract import Snapshot, SnapshotFailed
+from ..outcomes import DIED, KILLED, MALFORMED, timed_out
 from .process import Channel, Child, unique_bytes
 
 _SNAPSHOT_SECONDS = 30.0
 _SNAPSHOT_OVERHEAD = 1 << 20
-_DIED = (
-    "The Python process of this session ended while it ran this cell (os._exit, a crash in native "
-    "code, or no memory left). All variables are gone."
-)
-_KILLED = (
-    "TimeoutError: the cell did not finish within {:g} s and did not react to the interrupt, so "
-    "its process was stopped. All variables are gone."
-)
-_INTERRUPTED = (
-    "TimeoutError: the cell did not finish within {:g} s and was interrupted. Variables are kept."
-)
-_MALFORMED = "The session's process broke its own connection and was stopped."
 
 
 class ForkKernel:
@@ -69,7 +57,7 @@ class ForkKernel:
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
         """Runs one cell; see `Kernel`."""
         if not self.alive:
-            return ExecutionResult("lost", stderr=self._stopped_because or _DIED)
+            return ExecutionResult("lost", stderr=self._stopped_because or DIED)
         started = time.perf_counter()
         request = {"code": code}
         fields, bulk, in_time, reacted = await self._ask(request, timeout, self._max_image_bytes)
@@ -83,8 +71,8 @@ class ForkKernel:
             result = _checked(ExecutionResult(duration=duration, images=images, **fields))
         except (TypeError, KeyError, ValueError, AttributeError):
             await self.close()
-            return ExecutionResult("killed", stderr=_MALFORMED, duration=duration)
-        return result if in_time else _timed_out(result, timeout)
+            return ExecutionResult("killed", stderr=MALFORMED, duration=duration)
+        return result if in_time else timed_out(result, timeout)
 
     async def _ask(
         self, message: dict[str, Any], timeout: float, max_bulk_bytes: int = 0
@@ -116,7 +104,7 @@ class ForkKernel:
     def _epitaph(self, died: bool, timeout: float) -> str:
         if self._stopped_because:
             return self._stopped_because
-        return _DIED if died else _KILLED.format(timeout)
+        return DIED if died else KILLED.format(timeout)
 
     async def snapshot(self, max_bytes: int) -> Snapshot:
         """Saves the variables; see `Kernel`."""
@@ -129,7 +117,7 @@ class ForkKernel:
             return Snapshot(data, _texts(fields["names"]), _reasons(fields["lost"]))
         except (TypeError, KeyError, ValueError, AttributeError):
             await self.close()
-            raise SnapshotFailed(_MALFORMED) from None
+            raise SnapshotFailed(MALFORMED) from None
 
     async def restore(self, data: bytes) -> dict[str, str]:
         """Takes over saved variables; see `Kernel`."""
@@ -142,7 +130,7 @@ class ForkKernel:
             return _reasons(fields["lost"])
         except (TypeError, KeyError, ValueError, AttributeError):
             await self.close()
-            raise SnapshotFailed(_MALFORMED) from None
+            raise SnapshotFailed(MALFORMED) from None
 
     def memory(self) -> int:
         """Bytes that only this session holds; see `Kernel`."""
@@ -169,12 +157,6 @@ class ForkKernel:
         """Kills the process and removes its files."""
         self._channel.abort()
         await self._child.end()
-
-
-def _timed_out(result: ExecutionResult, timeout: float) -> ExecutionResult:
-    separator = "" if not result.stderr or result.stderr.endswith("\n") else "\n"
-    stderr = f"{result.stderr}{separator}{_INTERRUPTED.format(timeout)}"
-    return replace(result, outcome="timeout", stderr=stderr, error_name="TimeoutError")
 
 
 def _cut(bulk: bytes, sizes: Any) -> list[bytes]:

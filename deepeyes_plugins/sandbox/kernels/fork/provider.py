@@ -19,6 +19,7 @@ import msgpack
 
 from ...contracts import SandboxUnavailable
 from ...settings import SandboxSettings
+from ..output import MAX_IMAGE_BYTES
 from . import folders, isolation, wire
 from .kernel import ForkKernel
 from .pictures import Pictures
@@ -249,7 +250,7 @@ class ForkProvider:
             for picture in pictures:
                 os.close(picture.memory)
         grace = self._settings.interrupt_grace
-        kernel = ForkKernel(child, channel, grace, wire.MAX_IMAGE_BYTES)
+        kernel = ForkKernel(child, channel, grace, MAX_IMAGE_BYTES)
         self._kernels.add(kernel)
         self._refill()
         return kernel

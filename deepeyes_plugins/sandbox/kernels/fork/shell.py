@@ -8,10 +8,8 @@ import getpass
 import io
 import signal
 import sys
-import threading
 import traceback
 import warnings
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +25,16 @@ from PIL import Image, ImageShow
 from traitlets import Type
 from traitlets.config import Config
 
+from ..output import MAX_IMAGE_BYTES, BoundedText, images_cut
 from .images import ImageRefused, as_png, encode_png
 from .state import SessionState, printable, told
-from .wire import MAX_IMAGE_BYTES
 
 # Stands for an image that is not encoded because no more of them are returned.
 _CUT = b""
 # What `%matplotlib` may name that needs no screen.
 _OFF_SCREEN = frozenset({"inline", "agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
 _NO_SCREEN = "There is no screen here: {}\n"
-_OUR_FOLDERS = tuple(str(Path(file).parent) for file in (IPython.__file__, __file__))
+_OUR_FOLDERS = (str(Path(IPython.__file__).parent), str(Path(__file__).parents[1]))
 
 
 @dataclass(frozen=True)
@@ -47,97 +45,6 @@ class OutputLimits:
     stderr_characters: int
     images: int
     image_pixels: int
-
-
-class BoundedText(io.TextIOBase):
-    """A text stream that keeps the beginning and the end of what is written to it.
-
-    Memory stays bounded however much is written: the first half of the limit is kept as it comes,
-    the last half in a queue that forgets its oldest piece.
-    """
-
-    def __init__(self, limit: int) -> None:
-        """Keeps at most `limit` characters, and a mark."""
-        self._head_limit = limit - limit // 2
-        self._tail_limit = limit // 2
-        # Threads of a cell write after its end, too. A finaliser may write within a write.
-        self._lock = threading.RLock()
-        self._clear()
-        self._buffer = _Bytes(self)
-
-    def _clear(self) -> None:
-        self._head: list[str] = []
-        self._head_size = 0
-        self._tail: deque[str] = deque()
-        self._tail_size = 0
-        self._dropped = 0
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """What `buffer` takes bytes for."""
-        return "utf-8"
-
-    @property
-    def buffer(self) -> io.RawIOBase:
-        """The byte stream beneath, as `sys.stdout.buffer`."""
-        return self._buffer
-
-    def writable(self) -> bool:
-        """True, and only that."""
-        return True
-
-    def write(self, text: str) -> int:
-        """Keeps what there is room for; returns the length of the text, as streams do."""
-        if not isinstance(text, str):
-            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        with self._lock:
-            self._keep(text)
-        return len(text)
-
-    def _keep(self, text: str) -> None:
-        room = self._head_limit - self._head_size
-        if room > 0 and text:
-            self._head.append(text[:room])
-            self._head_size += len(self._head[-1])
-        rest = len(text) - max(room, 0)
-        if rest > 0:
-            kept = text[-min(rest, self._tail_limit) :]
-            self._dropped += rest - len(kept)
-            self._tail.append(kept)
-            self._tail_size += len(kept)
-            while self._tail_size - len(self._tail[0]) >= self._tail_limit:
-                self._forget(len(self._tail[0]))
-
-    def _forget(self, count: int) -> None:
-        oldest = self._tail.popleft()
-        if count < len(oldest):
-            self._tail.appendleft(oldest[count:])
-        self._tail_size -= count
-        self._dropped += count
-
-    def take(self) -> str:
-        """Returns what is kept, with a mark where something is missing, and starts afresh."""
-        with self._lock:
-            if self._tail_size > self._tail_limit:
-                self._forget(self._tail_size - self._tail_limit)
-            mark = f"\n... [{self._dropped} characters cut] ...\n" if self._dropped else ""
-            text = "".join(self._head) + mark + "".join(self._tail)
-            self._clear()
-        # A lone surrogate has no UTF-8 form; every other character passes through.
-        return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-class _Bytes(io.RawIOBase):
-    def __init__(self, text: BoundedText) -> None:
-        self._text = text
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        raw = bytes(data)
-        self._text.write(raw.decode("utf-8", "replace"))
-        return len(raw)
 
 
 class CellOutput:
@@ -339,10 +246,7 @@ class Shell:
             output.error_name = type(error).__name__
             output.stderr.write("".join(traceback.format_exception_only(error)))
         if output.images_dropped:
-            output.stderr.write(
-                f"{output.images_dropped} images cut: a cell returns at most "
-                f"{output.limits.images}, and {MAX_IMAGE_BYTES >> 20} MiB in all.\n"
-            )
+            output.stderr.write(images_cut(output.images_dropped, output.limits.images))
         return {
             "outcome": "ok" if finished and output.error_name is None else "error",
             "stdout": output.stdout.take(),

@@ -15,8 +15,6 @@ import msgpack
 
 HEADER: Final = struct.Struct("!II")
 MAX_FRAME_BYTES: Final = 128 << 20
-MAX_IMAGE_BYTES: Final = 64 << 20
-"""What the images of one cell may take together."""
 MAX_FILE_DESCRIPTORS: Final = 200
 _MAX_ITEMS: Final = 1 << 14
 _MAX_CONTAINERS: Final = 64

@@ -1,0 +1,715 @@
+"""Tells whether a kernel keeps the contract: checks for whoever makes a `KernelProvider`.
+
+All of them, as a report:
+
+    report = await check_provider(MyProvider, SandboxSettings(kernel="my_package:MyProvider"))
+    # name of the check -> None, or a sentence that says what is wrong
+
+or each as a test, with a provider that was started:
+
+    @pytest.mark.parametrize("check", [check for _, check in CHECKS], ids=[n for n, _ in CHECKS])
+    async def test_my_kernel(provider, check):
+        await check(provider)
+
+Each check opens sessions of its own, and waits for nothing without a limit. The code in the cells
+is Python and uses Pillow. Settings that allow fewer than 30 images and 500,000 characters for a
+cell, and an `interrupt_grace` of a few seconds, are expected. Whether a process has ended is looked
+up in /proc, for kernels in the same PID namespace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Final, get_args
+
+from PIL import Image, ImageChops
+
+from ..contracts import ExecutionResult, Outcome
+from ..settings import SandboxSettings
+from .contract import (
+    ImageRejected,
+    ImagesMissing,
+    Kernel,
+    KernelProvider,
+    Snapshot,
+    SnapshotFailed,
+)
+
+Check = Callable[[KernelProvider], Awaitable[None]]
+
+CHECKS: Final[list[tuple[str, Check]]] = []
+"""Every check with its name. A check raises AssertionError with a sentence."""
+
+_CELL_SECONDS = 60.0
+# An interrupt, the grace after it, the end of a process.
+_REACTION_SECONDS = 20.0
+_CHECK_SECONDS = 240.0
+_MAX_CHARACTERS = 500_000
+_MANY_IMAGES = 30
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+async def check_provider(
+    make_provider: Callable[[SandboxSettings], KernelProvider], settings: SandboxSettings
+) -> dict[str, str | None]:
+    """Starts a provider, runs every check on it, and closes it.
+
+    Args:
+        make_provider: Makes the provider of the settings, as `SandboxSettings.kernel` names it.
+        settings: Limits of the sessions.
+
+    Returns:
+        Name of the check to None if it holds, else to what is wrong. Without a start there is
+        nothing but "start".
+    """
+    provider = make_provider(settings)
+    report = {"start": await _verdict(provider.start(), settings.startup_timeout)}
+    try:
+        if report["start"] is None:
+            for name, check in CHECKS:
+                report[name] = await _verdict(check(provider))
+    finally:
+        closing = _end_of(provider) if report["start"] is None else provider.close()
+        report["close"] = await _verdict(closing)
+    return report
+
+
+async def _verdict(check: Awaitable[None], seconds: float = _CHECK_SECONDS) -> str | None:
+    try:
+        await asyncio.wait_for(check, seconds)
+    except AssertionError as error:
+        return str(error) or "an assertion failed"
+    except TimeoutError:
+        return f"it was not done within {seconds:g} s"
+    except Exception as error:
+        return f"it raised {type(error).__name__}: {error}"
+    return None
+
+
+async def _end_of(provider: KernelProvider) -> None:
+    """Closes a provider that has a session open."""
+    try:
+        kernel = await provider.open([])
+        pid = await _process(kernel)
+    finally:
+        await provider.close()
+    await _expect_soon(lambda: not kernel.alive, "a kernel outlives its closed provider")
+    await _expect_gone(pid)
+
+
+def _listed(check: Check) -> Check:
+    CHECKS.append((getattr(check, "__name__", "").removeprefix("check_"), check))
+    return check
+
+
+@_listed
+async def check_state_lives_from_cell_to_cell(provider: KernelProvider) -> None:
+    """Variables, imports, functions, generators and files are there in the next cell."""
+    async with _session(provider) as kernel:
+        await _ok(
+            kernel,
+            "import math\nradius = 2\ndef area(): return math.pi * radius ** 2\n"
+            "numbers = iter(range(9)); next(numbers)\n"
+            "note = open('note.txt', 'w+'); note.write('kept')",
+        )
+        await _ok(kernel, "radius = 3")
+        result = await _ok(kernel, "note.seek(0); round(area(), 2), next(numbers), note.read()")
+        _expect(result.result == "(28.27, 1, 'kept')", "state is lost between cells", result)
+
+
+@_listed
+async def check_last_expression(provider: KernelProvider) -> None:
+    """The value of the last expression comes back as text, apart from what was printed."""
+    async with _session(provider) as kernel:
+        result = await _ok(kernel, "print('printed')\n6 * 7")
+        _expect(result.result == "42", "the last expression's value is not the result", result)
+        _expect(result.stdout == "printed\n", "stdout is not just what was printed", result)
+        _expect(not result.stderr and not result.images, "more came back than was shown", result)
+        for code in ("None", "x = 1", "x;", "", "# nothing"):
+            result = await _ok(kernel, code)
+            _expect(result.result == "", f"{code!r} has no value to return", result)
+
+
+@_listed
+async def check_standard_error_and_warnings(provider: KernelProvider) -> None:
+    """What goes to stderr, and warnings, come back without making the cell an error."""
+    async with _session(provider) as kernel:
+        result = await _ok(
+            kernel,
+            "import sys, warnings\nprint('out')\nprint('err', file=sys.stderr)\n"
+            "warnings.warn('careful')",
+        )
+        _expect(result.stdout == "out\n", "stdout is not just what was printed", result)
+        _expect("err\n" in result.stderr, "stderr does not come back", result)
+        _expect("careful" in result.stderr, "a warning is not told", result)
+
+
+@_listed
+async def check_errors_are_plain_tracebacks(provider: KernelProvider) -> None:
+    """An exception is an `error` with its name and a traceback without colours."""
+    async with _session(provider) as kernel:
+        result = await _run(kernel, "def half(x):\n    return x / 0\nprint('before')\nhalf(1)")
+        _expect(result.outcome == "error", "an exception is not an error", result)
+        _expect(result.error_name == "ZeroDivisionError", "error_name is wrong", result)
+        _expect(result.stdout == "before\n", "output before the error is lost", result)
+        _expect("\x1b" not in result.stderr, "the traceback has terminal codes", result)
+        for part in ("Traceback (most recent call last)", "half", "division by zero"):
+            _expect(part in result.stderr, f"the traceback lacks {part!r}", result)
+        result = await _ok(kernel, "half")
+        _expect("half" in result.result, "the session does not go on after an error", result)
+
+
+@_listed
+async def check_syntax_errors_say_where(provider: KernelProvider) -> None:
+    """Code that does not compile is an `error` that names the line; none of it runs."""
+    async with _session(provider) as kernel:
+        result = await _run(kernel, "print('no')\ndef f(:\n    pass")
+        _expect(result.outcome == "error", "a syntax error is not an error", result)
+        _expect(result.error_name == "SyntaxError", "error_name is wrong", result)
+        _expect("line 2" in result.stderr, "the line is not told", result)
+        _expect("\x1b" not in result.stderr, "the message has terminal codes", result)
+        _expect(result.stdout == "", "a part of the cell ran", result)
+
+
+@_listed
+async def check_a_raising_repr_is_an_error(provider: KernelProvider) -> None:
+    """A last expression that cannot be shown is the cell's error."""
+    async with _session(provider) as kernel:
+        result = await _run(
+            kernel, "class Odd:\n    def __repr__(self): raise ValueError('no repr')\nOdd()"
+        )
+        _expect(
+            (result.outcome, result.error_name) == ("error", "ValueError"),
+            "a raising __repr__ is not the cell's error",
+            result,
+        )
+        _expect("no repr" in result.stderr, "the error's message is lost", result)
+
+
+@_listed
+async def check_exit_ends_the_cell_only(provider: KernelProvider) -> None:
+    """`sys.exit()` does not end the session."""
+    async with _session(provider) as kernel:
+        await _run(kernel, "kept = 1\nimport sys\nsys.exit(3)")
+        result = await _ok(kernel, "kept")
+        _expect(result.result == "1", "sys.exit() ended the session", result)
+
+
+@_listed
+async def check_top_level_await(provider: KernelProvider) -> None:
+    """`await` works outside of functions, as in a notebook."""
+    async with _session(provider) as kernel:
+        result = await _ok(kernel, "import asyncio\nawait asyncio.sleep(0, 'awaited')")
+        _expect(result.result == "'awaited'", "top-level await gives no value", result)
+
+
+@_listed
+async def check_input_is_a_clear_error(provider: KernelProvider) -> None:
+    """Nobody answers `input()`: it raises at once and says so."""
+    async with _session(provider) as kernel:
+        result = await _run(kernel, "name = input('Name? ')", _REACTION_SECONDS)
+        _expect(result.outcome == "error", "input() is not an error", result)
+        _expect(
+            "input() is not available" in result.stderr,
+            "the error does not say that input() is not available",
+            result,
+        )
+
+
+@_listed
+async def check_any_text_can_be_printed(provider: KernelProvider) -> None:
+    """Lone surrogates come back escaped, NUL and all other characters as they are."""
+    async with _session(provider) as kernel:
+        for code, text in (
+            (r"print('a\ud800b')", "a\\ud800b\n"),
+            (r"print('a\0b')", "a\0b\n"),
+            ("print('眼 🦅')", "眼 🦅\n"),
+        ):
+            result = await _ok(kernel, code)
+            _expect(result.stdout == text, f"{code} came back otherwise", result)
+        result = await _ok(kernel, r"'\ud800'[0:1] + ''.join(['\0'])")
+        _expect("ud800" in result.result, "an odd result is lost", result)
+
+
+@_listed
+async def check_code_may_be_any_string(provider: KernelProvider) -> None:
+    """Code that is no text, and a megabyte of code, do not harm the session."""
+    async with _session(provider) as kernel:
+        for code in ("print('\ud800')", "x = '\0'", "\r\n\t ", "\ufeff1"):
+            result = await _run(kernel, code)
+            _expect(result.outcome in ("ok", "error"), "odd code harms the session", result)
+        result = await _ok(kernel, f"text = '''{'x' * (1 << 20)}'''\nlen(text)")
+        _expect(result.result == str(1 << 20), "a megabyte of code does not run", result)
+
+
+@_listed
+async def check_long_output_is_cut_visibly(provider: KernelProvider) -> None:
+    """Text beyond the limits is cut in the middle, with a mark, wherever it goes."""
+    async with _session(provider) as kernel:
+        result = await _ok(
+            kernel,
+            "import sys\n"
+            "for stream in (sys.stdout, sys.stderr):\n"
+            "    print('first', file=stream)\n"
+            "    for _ in range(30): print('x' * 100_000, file=stream)\n"
+            "    print('last', file=stream)\n"
+            "'y' * 3_000_000",
+        )
+        for text in (result.stdout, result.stderr, result.result):
+            _expect(len(text) < _MAX_CHARACTERS, "long output comes back whole", result)
+            _expect("characters cut" in text, "nothing says that output was cut", result)
+        for text in (result.stdout, result.stderr):
+            _expect(text.startswith("first\n"), "the beginning of long output is lost", result)
+            _expect(text.endswith("last\n"), "the end of long output is lost", result)
+        result = await _ok(kernel, "print('short')")
+        _expect(result.stdout == "short\n", "the next cell is cut as well", result)
+
+
+@_listed
+async def check_images_are_there_before_the_first_cell(provider: KernelProvider) -> None:
+    """`image_1` and so on are Pillow images with the pixels that were added, in order."""
+    first, second = _picture(40, 30), _picture(20, 60)
+    digests = [await _added(provider, first), await _added(provider, second, "JPEG")]
+    async with _session(provider, [*digests, digests[0]]) as kernel:
+        result = await _ok(
+            kernel,
+            "[image.format for image in (image_1, image_2, image_3)], image_2.size, "
+            "image_1.getpixel((3, 5)), list(image_3.getdata()) == list(image_1.getdata())",
+        )
+        expected = (["PNG", "JPEG", "PNG"], (20, 60), first.getpixel((3, 5)), True)
+        _expect(result.result == repr(expected), "the images are not those added", result)
+        result = await _run(kernel, "image_4")
+        _expect(result.error_name == "NameError", "there are more images than asked for", result)
+
+
+@_listed
+async def check_missing_images_are_named(provider: KernelProvider) -> None:
+    """A session on images that are not held is refused, with the hashes to add."""
+    held, absent = await _added(provider, _picture(8, 8)), "0" * 64
+    try:
+        kernel = await provider.open([held, absent])
+    except ImagesMissing as missing:
+        _expect(missing.digests == [absent], f"named as missing are {missing.digests}")
+    else:
+        await kernel.close()
+        _expect(False, "a session opens on an image that is not there")
+
+
+@_listed
+async def check_what_is_no_image_is_rejected(provider: KernelProvider) -> None:
+    """Bytes that are no readable image of a known format raise ImageRejected, with a reason."""
+    whole = _encoded(_picture(64, 64))
+    for data in (b"", b"no image", whole[: len(whole) // 2], b"%!PS-Adobe-3.0 EPSF-3.0\n"):
+        try:
+            await provider.add_image(hashlib.sha256(data).hexdigest(), data)
+        except ImageRejected as error:
+            _expect(bool(str(error)), "the rejection of an image gives no reason")
+        else:
+            _expect(False, f"{data[:20]!r}... is taken for an image")
+
+
+@_listed
+async def check_displayed_images_come_back(provider: KernelProvider) -> None:
+    """`display()` and the last expression return PNG images in order, without their repr."""
+    picture = _picture(48, 32)
+    async with _session(provider, [await _added(provider, picture)]) as kernel:
+        result = await _ok(
+            kernel, "display(image_1.resize((10, 12)), 'and text')\nimage_1.crop((8, 4, 40, 28))"
+        )
+        _expect(len(result.images) == 2, "two images were shown", result)
+        one, two = (Image.open(io.BytesIO(image)) for image in result.images)
+        _expect(one.size == (10, 12), "the images are not in order", result)
+        crop = picture.crop((8, 4, 40, 28))
+        same = two.size == crop.size and not ImageChops.difference(two.convert("RGB"), crop)
+        same = same or not ImageChops.difference(two.convert("RGB"), crop).getbbox()
+        _expect(same, "a shown image has other pixels", result)
+        _expect(result.result == "", "an image comes with its repr", result)
+        _expect("and text" in result.stdout, "displayed text is lost", result)
+
+
+@_listed
+async def check_a_displayed_jpeg_comes_back_as_png(provider: KernelProvider) -> None:
+    """Whatever an object shows itself as, results hold PNG."""
+    async with _session(provider) as kernel:
+        result = await _ok(
+            kernel,
+            "import io\nfrom PIL import Image\n"
+            "class Photo:\n"
+            "    def _repr_jpeg_(self):\n"
+            "        file = io.BytesIO()\n"
+            "        Image.new('RGB', (9, 7), 'blue').save(file, 'JPEG')\n"
+            "        return file.getvalue()\n"
+            "Photo()",
+        )
+        sizes = [Image.open(io.BytesIO(image)).size for image in result.images]
+        _expect(sizes == [(9, 7)], "a JPEG that was shown does not come back", result)
+
+
+@_listed
+async def check_figures_come_back(provider: KernelProvider) -> None:
+    """Figures of matplotlib, where it is installed, are returned by `plt.show()`, once."""
+    async with _session(provider) as kernel:
+        found = await _ok(kernel, "import importlib.util\nimportlib.util.find_spec('matplotlib')")
+        if not found.result:
+            return
+        result = await _ok(
+            kernel,
+            "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.show()\nplt.get_fignums()",
+        )
+        _expect(len(result.images) == 1, "a figure that was shown does not come back", result)
+
+
+@_listed
+async def check_too_many_images_are_cut_visibly(provider: KernelProvider) -> None:
+    """Of many images some come back, and stderr says that others do not."""
+    async with _session(provider) as kernel:
+        result = await _ok(
+            kernel,
+            "from PIL import Image\n"
+            f"for n in range({_MANY_IMAGES}): display(Image.new('L', (8, 8)))",
+        )
+        _expect(len(result.images) < _MANY_IMAGES, "all of many images come back", result)
+        left = _MANY_IMAGES - len(result.images)
+        _expect(f"{left} images cut" in result.stderr, "no word about images cut", result)
+
+
+@_listed
+async def check_names_are_those_that_the_code_made(provider: KernelProvider) -> None:
+    """`names`, where it is known, holds the code's variables and not the kernel's own."""
+    async with _session(provider, [await _added(provider, _picture(8, 8))]) as kernel:
+        _expect(not kernel.names, f"{kernel.names} are there before any code has run")
+        await _ok(kernel, "alpha = 1\ndef beta(): pass")
+        if kernel.names:
+            await _run(kernel, "gamma = 2\ndel alpha\n1 / 0")
+            names = sorted(kernel.names)
+            _expect(names == ["beta", "gamma"], f"names are {names}, not beta and gamma")
+
+
+@_listed
+async def check_a_timeout_keeps_state_and_output(provider: KernelProvider) -> None:
+    """A cell is interrupted at its time limit; what it did until then is there."""
+    async with _session(provider) as kernel:
+        await _ok(kernel, "import asyncio, time")
+        result = await _run(kernel, "x = 5\nprint('so far')\nwhile True: pass", 1.0)
+        _expect(result.outcome == "timeout", "an endless loop is no timeout", result)
+        _expect(result.error_name == "TimeoutError", "error_name is wrong", result)
+        _expect(result.stdout == "so far\n", "partial output is lost", result)
+        _expect("1 s" in result.stderr, "stderr does not tell the limit", result)
+        for code in ("time.sleep(90)", "await asyncio.sleep(90)"):
+            result = await _run(kernel, code, 1.0)
+            _expect(result.outcome == "timeout", f"{code} is not interrupted", result)
+        result = await _ok(kernel, "x")
+        _expect(result.result == "5", "a timeout loses state", result)
+
+
+@_listed
+async def check_a_swallowed_interrupt_is_killed(provider: KernelProvider) -> None:
+    """Code that does not react to the interrupt is stopped after the grace period."""
+    async with _session(provider) as kernel:
+        result = await _run(
+            kernel,
+            "import time\nwhile True:\n    try: time.sleep(90)\n    except BaseException: pass",
+            0.5,
+        )
+        _expect(result.outcome == "killed", "a swallowed interrupt does not kill", result)
+        _expect(bool(result.stderr), "nothing says why the session is gone", result)
+        await _expect_dead(kernel)
+
+
+@_listed
+async def check_interrupt_ends_a_cell(provider: KernelProvider) -> None:
+    """`interrupt()` raises KeyboardInterrupt in the running cell, and between cells nothing."""
+    async with _session(provider) as kernel:
+        kernel.interrupt()
+        await _ok(kernel, "x = 6")
+        cell = asyncio.ensure_future(_run(kernel, "while True: pass"))
+        deadline = time.monotonic() + _REACTION_SECONDS
+        try:
+            # The first ones may come before the loop has begun.
+            while not cell.done() and time.monotonic() < deadline:
+                await asyncio.wait({cell}, timeout=1.0)
+                kernel.interrupt()
+            _expect(cell.done(), "interrupt() does not end a cell")
+        except BaseException:
+            cell.cancel()
+            raise
+        result = cell.result()
+        _expect(result.outcome == "error", "an interrupted cell is not an error", result)
+        _expect(result.error_name == "KeyboardInterrupt", "error_name is wrong", result)
+        result = await _ok(kernel, "x")
+        _expect(result.result == "6", "interrupt() loses state", result)
+
+
+@_listed
+async def check_a_dying_process_is_killed_then_lost(provider: KernelProvider) -> None:
+    """The cell that ends the process is `killed`; the kernel is not alive from then on."""
+    async with _session(provider) as kernel:
+        result = await _run(kernel, "import os\nos._exit(1)")
+        _expect(result.outcome == "killed", "the end of the process is not told", result)
+        _expect(bool(result.stderr), "nothing says why the session is gone", result)
+        await _expect_dead(kernel)
+
+
+@_listed
+async def check_death_between_cells_is_noticed(provider: KernelProvider) -> None:
+    """`alive` is False soon after the process has died, without another cell."""
+    async with _session(provider) as kernel:
+        await _run(kernel, "import os, threading\nthreading.Timer(0.3, os._exit, [1]).start()")
+        await _expect_soon(lambda: not kernel.alive, "a kernel without process counts as alive")
+        await _expect_dead(kernel)
+
+
+@_listed
+async def check_close_leaves_no_process(provider: KernelProvider) -> None:
+    """`close()` ends the process, may be called again, and no cell runs after it."""
+    async with _session(provider) as kernel:
+        pid = await _process(kernel)
+        await asyncio.wait_for(kernel.close(), _REACTION_SECONDS)
+        await _expect_gone(pid)
+        await asyncio.wait_for(kernel.close(), _REACTION_SECONDS)
+        kernel.interrupt()
+        _expect(kernel.memory() >= 0, "memory() is negative after close()")
+        await _expect_dead(kernel)
+
+
+@_listed
+async def check_close_ends_a_running_cell(provider: KernelProvider) -> None:
+    """`close()` does not wait for the cell, which ends as `killed` or `lost`."""
+    async with _session(provider) as kernel:
+        pid = await _process(kernel)
+        cell = asyncio.ensure_future(_run(kernel, "while True: pass"))
+        await asyncio.wait({cell}, timeout=0.3)
+        await asyncio.wait_for(kernel.close(), _REACTION_SECONDS)
+        await asyncio.wait({cell}, timeout=_REACTION_SECONDS)
+        _expect(cell.done(), "a cell does not end when its kernel is closed")
+        result = cell.result()
+        _expect(result.outcome in ("killed", "lost"), "the cell's outcome is wrong", result)
+        await _expect_gone(pid)
+
+
+@_listed
+async def check_kernels_do_not_see_each_other(provider: KernelProvider) -> None:
+    """Neither variables nor drawings on a shared image nor the end of one reach another."""
+    digest = await _added(provider, _picture(32, 32))
+    async with _session(provider, [digest]) as one, _session(provider, [digest]) as two:
+        await _ok(one, "secret = 1\nimage_1.putpixel((2, 2), (9, 9, 9))\nimport math\nmath.pi = 3")
+        result = await _run(two, "secret")
+        _expect(result.error_name == "NameError", "a variable is seen by another", result)
+        result = await _ok(two, "import math\nimage_1.getpixel((2, 2)) == (9, 9, 9), math.pi == 3")
+        _expect(result.result == "(False, False)", "a change is seen by another", result)
+        await _run(one, "import os\nos._exit(1)")
+        result = await _ok(two, "1 + 1")
+        _expect(result.result == "2", "the end of one kernel reaches another", result)
+
+
+@_listed
+async def check_memory_and_descriptions(provider: KernelProvider) -> None:
+    """`memory()`, `isolation()` and `notes()` tell what they should."""
+    async with _session(provider) as kernel:
+        before = kernel.memory()
+        await _ok(kernel, "hoard = bytearray(b'x') * (64 << 20)")
+        after = kernel.memory()
+    _expect(before >= 0, f"memory() is {before}")
+    grown = after - before
+    _expect(before == after == 0 or grown > 32 << 20, f"64 MiB more count as {grown} bytes")
+    for told in (provider.isolation(), provider.notes()):
+        sentences = all(isinstance(text, str) and text for text in (*told, *told.values()))
+        _expect(sentences, f"{told} is not made of names and sentences")
+
+
+@_listed
+async def check_a_restored_session_goes_on(provider: KernelProvider) -> None:
+    """A snapshot taken over by another kernel brings variables and functions, or names them."""
+    if not provider.restorable:
+        return
+    async with _session(provider) as kernel:
+        await _ok(
+            kernel,
+            "import math\nfrom PIL import Image\n"
+            "factor = 2\ndef scaled(x): return x * factor\n"
+            "class Point:\n    def __init__(self, x): self.x = x\n"
+            "point = Point(4)\nwords = {'a': [1, 2]}\nsame = words['a']\n"
+            "picture = Image.new('RGB', (6, 7), 'red')\n"
+            "numbers = (n for n in range(3))\nnote = open('note.txt', 'w')\n"
+            "note.write('kept'); note.flush()",
+        )
+        snapshot = await asyncio.wait_for(kernel.snapshot(64 << 20), _CELL_SECONDS)
+        result = await _ok(kernel, "factor = 5\nscaled(2), next(numbers), point.x")
+        _expect(result.result == "(10, 0, 4)", "a snapshot disturbs its session", result)
+    async with _session(provider) as kernel:
+        lost = await _restored(kernel, snapshot)
+        result = await _ok(kernel, "scaled(3), math.floor(1.5), point.x, words, picture.size")
+        expected = "(6, 1, 4, {'a': [1, 2]}, (6, 7))"
+        _expect(result.result == expected, f"restored otherwise; lost are {lost}", result)
+        result = await _ok(kernel, "factor = 7\nsame.append(3)\nscaled(2), words['a']")
+        _expect(
+            result.result == "(14, [1, 2, 3])",
+            "restored functions and variables do not belong together as they did",
+            result,
+        )
+        for name, use in (
+            ("numbers", "next(numbers)"),
+            ("note", "note.write('on')"),
+            ("note.txt", "open('note.txt').read(4)"),
+        ):
+            if name not in lost:
+                result = await _run(kernel, use)
+                _expect(result.outcome == "ok", f"{name} is missing and not named", result)
+
+
+@_listed
+async def check_a_snapshot_keeps_to_its_limit(provider: KernelProvider) -> None:
+    """What does not fit is named as lost; the rest is saved."""
+    if not provider.restorable:
+        return
+    limit = 1 << 20
+    async with _session(provider) as kernel:
+        await _ok(kernel, "import os\nsmall = 1\nlarge = os.urandom(4 << 20)")
+        snapshot = await asyncio.wait_for(kernel.snapshot(limit), _CELL_SECONDS)
+        size = len(snapshot.data)
+        _expect(size <= limit, f"a snapshot of at most {limit} bytes has {size}")
+        _expect("large" in snapshot.lost, f"'large' is not among the lost {snapshot.lost}")
+        _expect("small" in snapshot.names, f"'small' is not among the saved {snapshot.names}")
+    async with _session(provider) as kernel:
+        await _restored(kernel, snapshot)
+        result = await _ok(kernel, "small")
+        _expect(result.result == "1", "what fits is not saved", result)
+
+
+@_listed
+async def check_what_cannot_be_saved_or_restored_raises(provider: KernelProvider) -> None:
+    """`SnapshotFailed` tells that nothing was saved or restored, and why."""
+    async with _session(provider) as kernel:
+        await _expect_failure(kernel.restore(b"no snapshot"), "bytes that are no snapshot")
+    async with _session(provider) as kernel:
+        if not provider.restorable:
+            await _expect_failure(kernel.snapshot(1 << 20), "a kernel that is not restorable")
+        await kernel.close()
+        await _expect_failure(kernel.snapshot(1 << 20), "a kernel that was closed")
+
+
+async def _expect_failure(work: Awaitable[object], what: str) -> None:
+    try:
+        await asyncio.wait_for(work, _CELL_SECONDS)
+    except SnapshotFailed as error:
+        _expect(bool(str(error)), f"the failure with {what} gives no reason")
+    else:
+        _expect(False, f"SnapshotFailed is not raised for {what}")
+
+
+async def _restored(kernel: Kernel, snapshot: Snapshot) -> dict[str, str]:
+    """Restores a snapshot; returns all that is lost, with the reasons."""
+    not_back = await asyncio.wait_for(kernel.restore(snapshot.data), _CELL_SECONDS)
+    lost = snapshot.lost | not_back
+    reasons = all(isinstance(reason, str) and reason for reason in lost.values())
+    _expect(reasons, f"{lost} does not give reasons")
+    return lost
+
+
+@contextlib.asynccontextmanager
+async def _session(provider: KernelProvider, images: Sequence[str] = ()) -> AsyncIterator[Kernel]:
+    kernel = await provider.open(images)
+    try:
+        _expect(kernel.alive, "a new kernel is not alive")
+        yield kernel
+    finally:
+        await asyncio.wait_for(kernel.close(), _REACTION_SECONDS)
+
+
+async def _run(kernel: Kernel, code: str, seconds: float = _CELL_SECONDS) -> ExecutionResult:
+    """Runs a cell and looks at what holds for every result."""
+    started = time.monotonic()
+    result = await asyncio.wait_for(kernel.execute(code, seconds), seconds + _REACTION_SECONDS)
+    took = time.monotonic() - started
+    _expect(isinstance(result, ExecutionResult), f"{type(result).__name__} is no ExecutionResult")
+    _expect(result.outcome in get_args(Outcome), "there is no such outcome", result)
+    for text in (result.stdout, result.stderr, result.result, result.error_name or ""):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            _expect(False, "a text of the result has no UTF-8 form", result)
+    png = all(isinstance(image, bytes) and image.startswith(_PNG) for image in result.images)
+    _expect(png, "an image is no PNG", result)
+    _expect(0 <= result.duration <= took + 0.1, f"the cell took {took:.3f} s", result)
+    return result
+
+
+async def _ok(kernel: Kernel, code: str) -> ExecutionResult:
+    result = await _run(kernel, code)
+    what = f"the cell {code[:200]!r} did not run to its end"
+    _expect((result.outcome, result.error_name) == ("ok", None), what, result)
+    return result
+
+
+async def _expect_dead(kernel: Kernel) -> None:
+    """A kernel that has ended says so, and runs nothing, at once."""
+    _expect(not kernel.alive, "a kernel that has ended counts as alive")
+    result = await _run(kernel, "1", 1.0)
+    _expect(result.outcome in ("lost", "killed"), "a cell ran in a dead kernel", result)
+    _expect(bool(result.stderr), "nothing says that the session is gone", result)
+
+
+async def _process(kernel: Kernel) -> int:
+    """The kernel's process, if it can be seen from here; else 0."""
+    pid = int((await _ok(kernel, "import os\nos.getpid()")).result)
+    return pid if _running(pid) and pid != os.getpid() else 0
+
+
+async def _expect_gone(pid: int) -> None:
+    if pid:
+        await _expect_soon(lambda: not _running(pid), f"process {pid} of the kernel is left")
+
+
+def _running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in "ZX"
+
+
+async def _expect_soon(condition: Callable[[], bool], sentence: str) -> None:
+    deadline = time.monotonic() + _REACTION_SECONDS
+    while not condition():
+        _expect(time.monotonic() < deadline, sentence)
+        await asyncio.sleep(0.02)
+
+
+def _expect(condition: bool, sentence: str, result: ExecutionResult | None = None) -> None:
+    if not condition:
+        raise AssertionError(sentence if result is None else f"{sentence}; {_described(result)}")
+
+
+def _described(result: ExecutionResult) -> str:
+    texts = {"stdout": result.stdout, "stderr": result.stderr, "result": result.result}
+    parts = [f"outcome {result.outcome}", f"error_name {result.error_name}"]
+    parts += [f"{name} {text[:300]!r}" for name, text in texts.items() if text]
+    return ", ".join([*parts, f"{len(result.images)} images"])
+
+
+def _picture(width: int, height: int) -> Image.Image:
+    image = Image.new("RGB", (width, height))
+    image.putdata(
+        [(x * 3 % 256, y * 5 % 256, x * y % 256) for y in range(height) for x in range(width)]
+    )
+    return image
+
+
+def _encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+async def _added(provider: KernelProvider, image: Image.Image, kind: str = "PNG") -> str:
+    data = _encoded(image, kind)
+    digest = hashlib.sha256(data).hexdigest()
+    await provider.add_image(digest, data)
+    return digest
