@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -62,18 +63,25 @@ FIGURES: dict[str, Figure] = {
     "mixed_errors": Figure("… failed cells in both", "crowd", "errors", 0),
     "memory_idle": Figure("a session's own memory, idle", "memory", "MiB", 8),
     "memory_plot": Figure("… after image and plot", "memory", "MiB", 30),
-    "capacity": Figure(
-        "idle sessions in 8 GiB", "capacity", "sessions", 800, more_is_better=True
-    ),
+    "capacity": Figure("idle sessions in 8 GiB", "capacity", "sessions", 800, more_is_better=True),
     "evict_small": Figure("evict and restore, small namespace", "evict_small", "ms", 10),
     "evict_image": Figure("evict and restore, 1 MP image", "evict_image", "ms", 30),
 }
 
 
-def percentile_95(samples: Sequence[float]) -> float:
-    """The value under or at which 95 % of the samples are."""
-    ordered = sorted(samples)
-    return ordered[max(0, -(-len(ordered) * 95 // 100) - 1)]
+def full_title(key: str) -> str:
+    """The title of a figure with what an ellipsis at its beginning stands for."""
+    title = FIGURES[key].title
+    if title.startswith("…"):
+        keys = list(FIGURES)
+        return full_title(keys[keys.index(key) - 1]) + title.replace("…", ";")
+    return title
+
+
+def tail(figure: Figure, samples: Sequence[float]) -> float:
+    """The value that 95 % of the samples are at least as good as."""
+    ordered = sorted(samples, reverse=figure.more_is_better)
+    return ordered[max(0, math.ceil(len(ordered) * 0.95) - 1)]
 
 
 @dataclass(frozen=True)
@@ -130,23 +138,23 @@ def as_dict(results: Results, systems: Sequence[System]) -> dict[str, Any]:
         figure = FIGURES[key]
         verdict = judge(figure, found, systems)
         answer[key] = {
-            "title": figure.title.replace("…", FIGURES[key].measure.replace("_", " ") + ":"),
+            "title": full_title(key),
             "unit": figure.unit,
             "better": "more" if figure.more_is_better else "less",
             "target": verdict.target,
             "reached": verdict.reached,
             "best_peer": verdict.best_peer,
             "ratio": verdict.ratio,
-            "systems": {name: _entry(entry) for name, entry in found.items()},
+            "systems": {name: _entry(figure, entry) for name, entry in found.items()},
         }
     return answer
 
 
-def _entry(found: Found) -> dict[str, Any]:
+def _entry(figure: Figure, found: Found) -> dict[str, Any]:
     samples = found.samples
     return {
         "median": median(samples) if samples else None,
-        "p95": percentile_95(samples) if samples else None,
+        "p95": tail(figure, samples) if samples else None,
         "count": len(samples),
         "failed": found.failed,
         "missing": found.missing,

@@ -339,19 +339,23 @@ async def capacity(system: System, quick: bool) -> AsyncIterator[Sampler]:
                 return not cell.error and cell.stdout.strip().isdigit()
 
         own, available = total(), psutil.virtual_memory().available / GIB
-        processes = len(system.processes())
+        before = len(system.processes())
         try:
             elapsed = Timer()
             await asyncio.gather(*(start(number) for number in range(count)))
             opening = elapsed() / 1000
             own = total() - own
             available -= psutil.virtual_memory().available / GIB
-            processes = len(system.processes()) - processes
+            processes = len(system.processes()) - before
             elapsed = Timer()
             answered = sum(await asyncio.gather(*(answers(session) for session in sessions)))
             answering = elapsed() / 1000
         finally:
             await asyncio.gather(*(session.close() for session in sessions))
+            # The memory of sessions that are still ending must not be credited to the next system.
+            ended = Timer()
+            while len(system.processes()) > before and ended() < 60_000:
+                await asyncio.sleep(0.1)
         if answered < count:
             raise Failed(f"only {answered} of {count} sessions answered")
         if processes < count:

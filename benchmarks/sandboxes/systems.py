@@ -81,8 +81,9 @@ class System(ABC):
     kind: Literal["ours", "live", "legacy"]
     sessions: int = PEER_SESSIONS
 
+    @abstractmethod
     async def start(self) -> None:
-        """Makes it ready for sessions."""
+        """Makes it ready, and warm where that matters."""
 
     @abstractmethod
     async def open(self, picture: bytes | None = None) -> Session:
@@ -92,6 +93,7 @@ class System(ABC):
         """All processes of its server and sessions."""
         raise NotOffered("its processes are not known")
 
+    @abstractmethod
     async def close(self) -> None:
         """Ends it, if it was started here."""
 
@@ -240,10 +242,20 @@ class IPyKernel(System):
         """Has no kernels yet."""
         self._kernels: list[AsyncKernelManager] = []
 
+    async def start(self) -> None:
+        """Reads its files once."""
+        await (await self.open()).close()
+
     async def open(self, picture: bytes | None = None) -> Session:
         """Starts a kernel and waits until it answers."""
         manager = AsyncKernelManager(kernel_name="python3")
-        await manager.start_kernel()
+        # Stock kernels that start at once fight for the file of their common history, and say so
+        # in the middle of a cell's output.
+        await manager.start_kernel(
+            extra_arguments=["--HistoryManager.hist_file=:memory:"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         self._kernels.append(manager)
         client: AsyncKernelClient = manager.client()
         client.start_channels()
@@ -254,6 +266,11 @@ class IPyKernel(System):
         """The kernels."""
         pids = [getattr(manager.provisioner, "pid", None) for manager in self._kernels]
         return [process for pid in pids if pid for process in family(pid)]
+
+    async def close(self) -> None:
+        """Ends the kernels that are left."""
+        for manager in self._kernels:
+            await manager.shutdown_kernel(now=True)
 
 
 class _KernelSession(_PictureInCode):
@@ -315,11 +332,12 @@ class KernelGateway(System):
         while True:
             try:
                 (await self._http.get("/api")).raise_for_status()
-                return
+                break
             except httpx.ConnectError:
                 if self._process.poll() is not None:
                     raise Failed("jupyter_kernel_gateway did not start") from None
                 await asyncio.sleep(0.1)
+        await (await self.open()).close()
 
     async def open(self, picture: bytes | None = None) -> Session:
         """Starts a kernel and connects to it."""
