@@ -2,7 +2,19 @@
 
 Without options it compares this project's server with stock ipykernels (and with
 jupyter_kernel_gateway, where that is installed) in about five minutes on two cores. Servers that
-speak the legacy HTTP API join by `--legacy NAME=URL`; start and warm them yourself.
+speak the legacy HTTP API join by `--legacy NAME=URL`; start them yourself.
+
+The JSON file:
+
+| key | holds |
+| --- | --- |
+| `date` | when the run began, UTC |
+| `machine` | cores, memory, kernel, Python, versions of what the sandboxes are made of |
+| `options` | rounds, quick, sessions |
+| `systems` | name to `kind`: `ours`, `live` (a process per session), `legacy` |
+| `figures` | name to title, unit, better (`less`, `more`), target, reached, best_peer, ratio (how many \
+times better than the best peer), and `systems`: name to median, p95 (what 95 % of the samples are \
+at least as good as), count, failed, missing (why there is no figure), note, details |
 """
 
 from __future__ import annotations
@@ -19,7 +31,14 @@ from rich.console import Console
 from sandboxes.figures import FIGURES, as_dict
 from sandboxes.measures import MEASURES, Measure, Results, describe, take
 from sandboxes.report import draw, machine, show
-from sandboxes.systems import DeepEyes, IPyKernel, KernelGateway, Legacy, System
+from sandboxes.systems import (
+    WANTED_SESSIONS,
+    DeepEyes,
+    IPyKernel,
+    KernelGateway,
+    Legacy,
+    System,
+)
 
 DEFAULT_FOLDER = Path(__file__).parents[1] / "runs" / "benchmarks"
 
@@ -64,7 +83,10 @@ async def measure_all(
         for system in list(systems):
             started = time.perf_counter()
             running.append(system)
-            await system.start()
+            try:
+                await system.start()
+            except Exception as error:
+                raise SystemExit(f"{system.name} did not start: {describe(error)}") from error
             console.print(f"[dim]{system.name} is ready ({time.perf_counter() - started:.1f} s)[/]")
         for measure in measures:
             started = time.perf_counter()
@@ -96,7 +118,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the samples.")] = False,
     sessions: Annotated[
         int, typer.Option(min=1, help="Idle sessions that deepeyes must keep alive.")
-    ] = 800,
+    ] = WANTED_SESSIONS,
     json_path: Annotated[Path, typer.Option("--json", help="Where the figures go.")] = (
         DEFAULT_FOLDER / "sandbox.json"
     ),
@@ -110,12 +132,9 @@ def main(
     systems = chosen_systems(system or [], legacy or [], sessions)
     facts = machine()
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    try:
-        results = asyncio.run(
-            measure_all(measures, systems, rounds=rounds, quick=quick, console=console)
-        )
-    except Exception as error:
-        raise SystemExit(f"a system did not start or end: {describe(error)}") from error
+    results = asyncio.run(
+        measure_all(measures, systems, rounds=rounds, quick=quick, console=console)
+    )
     document = {
         "date": date,
         "machine": facts,

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any, Literal
 
 from .measures import Found, Results
-from .systems import System
+from .systems import WANTED_SESSIONS, System
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ FIGURES: dict[str, Figure] = {
     "mixed_errors": Figure("… failed cells in both", "crowd", "errors", 0),
     "memory_idle": Figure("a session's own memory, idle", "memory", "MiB", 8),
     "memory_plot": Figure("… after image and plot", "memory", "MiB", 30),
-    "capacity": Figure("idle sessions in 8 GiB", "capacity", "sessions", 800, more_is_better=True),
+    "capacity": Figure(
+        "idle sessions in 8 GiB", "capacity", "sessions", WANTED_SESSIONS, more_is_better=True
+    ),
     "evict_small": Figure("evict and restore, small namespace", "evict_small", "ms", 10),
     "evict_image": Figure("evict and restore, 1 MP image", "evict_image", "ms", 30),
 }

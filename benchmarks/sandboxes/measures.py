@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from .pictures import difference, photo, size
-from .systems import PEER_SESSIONS, Failed, IPyKernel, NotOffered, Session, System
+from .systems import WANTED_SESSIONS, Failed, IPyKernel, NotOffered, Session, System
 
 CONCURRENCY = 32
 SIBLINGS = 15  # A prompt has sixteen rollouts.
@@ -362,7 +362,7 @@ async def capacity(system: System, quick: bool) -> AsyncIterator[Sampler]:
             raise Failed(f"only {processes} processes for {count} sessions")
         # The larger of the two counts; within 8 GiB nothing is extrapolated.
         growth = max(own, available)
-        measured = growth <= 8 and count > PEER_SESSIONS and not quick
+        measured = growth <= 8 and count >= WANTED_SESSIONS
         fit = count if measured else int(count * 8 / growth)
         return Sample(
             {"capacity": float(fit)},

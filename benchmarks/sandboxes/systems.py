@@ -6,12 +6,15 @@ import asyncio
 import base64
 import importlib.util
 import json
+import os
 import socket
 import subprocess
 import sys
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -19,7 +22,7 @@ import httpx
 import psutil
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
-from tornado.websocket import WebSocketClientConnection, websocket_connect
+from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, websocket_connect
 
 from deepeyes_plugins.sandbox import (
     SandboxClient,
@@ -31,6 +34,7 @@ from deepeyes_plugins.sandbox import (
 
 CELL_SECONDS = 180.0
 START_SECONDS = 180.0
+WANTED_SESSIONS = 800
 PEER_SESSIONS = 16  # Enough to know what one more costs.
 
 
@@ -313,20 +317,26 @@ class KernelGateway(System):
         """Starts the gateway on loopback."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
+        # As with bare kernels: no common history.
+        self._folder = tempfile.TemporaryDirectory()
+        profile = Path(self._folder.name) / "profile_default"
+        profile.mkdir()
+        (profile / "ipython_kernel_config.py").write_text(
+            "get_config().HistoryManager.hist_file = ':memory:'\n"
+        )
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "kernel_gateway"),
                 *(f"--KernelGatewayApp.port={port}", "--KernelGatewayApp.ip=127.0.0.1"),
                 "--KernelGatewayApp.port_retries=0",
             ],
+            env=os.environ | {"IPYTHONDIR": self._folder.name},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        transport = httpx.AsyncHTTPTransport(retries=0)
         self._http = httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}",
             timeout=START_SECONDS,
-            transport=transport,
             trust_env=False,
         )
         while True:
@@ -360,6 +370,7 @@ class KernelGateway(System):
         await self._http.aclose()
         self._process.terminate()
         self._process.wait()
+        self._folder.cleanup()
 
 
 class _GatewaySession(_PictureInCode):
@@ -386,7 +397,10 @@ class _GatewaySession(_PictureInCode):
             "metadata": {},
             "content": content,
         }
-        await self._channel.write_message(json.dumps(message))
+        try:
+            await self._channel.write_message(json.dumps(message))
+        except WebSocketClosedError:
+            raise Failed("the gateway closed the connection") from None
         return await _gather(self._next, request)
 
     async def _next(self, timeout: float) -> dict[str, Any]:
