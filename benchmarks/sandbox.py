@@ -12,9 +12,11 @@ The JSON file:
 | `machine` | cores, memory, kernel, Python, versions of what the sandboxes are made of |
 | `options` | rounds, quick, sessions |
 | `systems` | name to `kind`: `ours`, `live` (a process per session), `legacy` |
-| `figures` | name to title, unit, better (`less`, `more`), target, reached, best_peer, ratio (how many \
-times better than the best peer), and `systems`: name to median, p95 (what 95 % of the samples are \
-at least as good as), count, failed, missing (why there is no figure), note, details |
+| `figures` | name to what is in the table, and `systems`: name to the entries below |
+
+A figure has title, unit, better (`less`, `more`), target, reached, best_peer and ratio (how many
+times better than the best peer); an entry has median, p95 (what 95 % of the samples are at least as
+good as), count, failed, missing (why there is no figure), note and details.
 """
 
 from __future__ import annotations
