@@ -34,6 +34,8 @@ from deepeyes_plugins.sandbox import (
 
 CELL_SECONDS = 180.0
 START_SECONDS = 180.0
+KERNEL_SECONDS = 60.0
+KERNEL_ATTEMPTS = 3
 WANTED_SESSIONS = 800
 PEER_SESSIONS = 16  # Enough to know what one more costs.
 
@@ -252,19 +254,26 @@ class IPyKernel(System):
 
     async def open(self, picture: bytes | None = None) -> Session:
         """Starts a kernel and waits until it answers."""
-        manager = AsyncKernelManager(kernel_name="python3")
-        # Stock kernels that start at once fight for the file of their common history, and say so
-        # in the middle of a cell's output.
-        await manager.start_kernel(
-            extra_arguments=["--HistoryManager.hist_file=:memory:"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        self._kernels.append(manager)
-        client: AsyncKernelClient = manager.client()
-        client.start_channels()
-        await client.wait_for_ready(timeout=START_SECONDS)
-        return _KernelSession(manager, client, self._kernels, picture)
+        for _ in range(KERNEL_ATTEMPTS):
+            manager = AsyncKernelManager(kernel_name="python3")
+            # Stock kernels that start at once fight for the file of their common history, and say
+            # so in the middle of a cell's output.
+            await manager.start_kernel(
+                extra_arguments=["--HistoryManager.hist_file=:memory:"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            self._kernels.append(manager)
+            client: AsyncKernelClient = manager.client()
+            client.start_channels()
+            session = _KernelSession(manager, client, self._kernels, picture)
+            try:
+                await client.wait_for_ready(timeout=KERNEL_SECONDS)
+                return session
+            except RuntimeError:
+                # Its ports were free when they were chosen, and no more when it took them.
+                await session.close()
+        raise Failed(f"a kernel did not answer in {KERNEL_ATTEMPTS} times {KERNEL_SECONDS:g} s")
 
     def processes(self) -> list[psutil.Process]:
         """The kernels."""
