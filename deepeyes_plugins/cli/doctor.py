@@ -385,6 +385,12 @@ def check_sandbox() -> Iterator[Finding]:
         )
     else:
         yield Finding("sandbox", "isolation", "ok", f"active: {', '.join(health.isolation)}")
+    for name, note in health.notes.items():
+        if note.startswith(("none", "open")):
+            action = "See docs/sandbox.md."
+            yield Finding("sandbox", name.replace("_", " "), "warning", note, action)
+        else:
+            yield Finding("sandbox", name.replace("_", " "), "ok", note)
 
 
 def _show(console: Console, findings: list[Finding]) -> None:

@@ -64,6 +64,11 @@ class SessionRequest(Message):
         max_length=MAX_IMAGES_PER_SESSION,
         description="SHA-256 hashes of uploaded images: image_1, image_2, and so on.",
     )
+    wait: Seconds | None = Field(
+        None,
+        description="Seconds to wait for a process where all sessions are busy; the server has a "
+        "limit.",
+    )
 
 
 class SessionCreated(Message):

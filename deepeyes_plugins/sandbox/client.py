@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MSGPACK = "application/x-msgpack"
+_SPILL_SECONDS = 1.0
 _UPLOAD_ROUNDS = 4
 _CONNECT_SECONDS = 10.0
 _SLACK_SECONDS = 60.0
@@ -153,9 +154,12 @@ class SandboxClient:
         self, server: Server, digests: list[str], by_digest: dict[str, bytes]
     ) -> SandboxSession:
         worker: str | None = None
+        wanted: dict[str, Any] = {"images": digests}
+        if len(self._servers) > 1:
+            wanted["wait"] = _SPILL_SECONDS  # Another server may have room at once.
         for _ in range(_UPLOAD_ROUNDS):
             response = await self._send(
-                server, "POST", "/v1/sessions", {"images": digests}, allow=(404,), worker=worker
+                server, "POST", "/v1/sessions", wanted, allow=(404,), worker=worker
             )
             answer = _fields(server, response)
             if "id" in answer:

@@ -202,13 +202,14 @@ class SandboxServer:
     async def create(self, request: Request) -> Response:
         """Opens a session on images that are held."""
         call = await _read(request)
-        images = _parse(api.SessionRequest, call.body).images
+        asked = _parse(api.SessionRequest, call.body)
+        images = asked.images
         if images:
             relayed = await self._elsewhere(call, self._crew.of_image(images[0]))
             if relayed is not None:
                 return relayed
         session_id = new_id(self._crew.index)
-        await self._sessions.create(session_id, images)
+        await self._sessions.create(session_id, images, asked.wait)
         return JSONResponse({"id": session_id}, 201)
 
     async def execute(self, request: Request) -> Response:
@@ -334,11 +335,9 @@ class SandboxServer:
         except WorkerGone as error:
             logger.warning("%s; worker %d takes its place", error, self._crew.index)
             return None
-        headers = {
-            name: answer.headers[name]
-            for name in ("content-type", WORKER_HEADER)
-            if name in answer.headers
-        }
+        headers = {}
+        if "content-type" in answer.headers:
+            headers["content-type"] = answer.headers["content-type"]
         return Response(answer.content, answer.status_code, headers)
 
 

@@ -98,38 +98,44 @@ class Sessions:
         """Number of sessions that were put away."""
         return len(self._sessions) - self.live
 
-    async def create(self, session_id: str, images: list[str]) -> None:
+    async def create(self, session_id: str, images: list[str], wait: float | None = None) -> None:
         """Opens a session.
+
+        Args:
+            session_id: Its name.
+            images: SHA-256 hashes of its images.
+            wait: Seconds to wait where all sessions are busy; the settings' room_timeout at most.
 
         Raises:
             ImagesMissing: Images must be uploaded first.
             SandboxUnavailable: The server is full or cannot start a process.
         """
         with self._metrics.open_seconds.time():
-            kernel = await self._open(images)
+            kernel = await self._open(images, wait)
         session = Session(session_id, images, kernel)
         self._sessions[session_id] = session
         self._images.pin(images)
         self._metrics.opened.inc()
 
-    async def _open(self, images: list[str]) -> Kernel:
+    async def _open(self, images: list[str], wait: float | None = None) -> Kernel:
+        seconds = self._settings.room_timeout
         async with self._room:
             # One after the other, or each would take the same session for the one to go.
-            await self._make_room()
+            await self._make_room(seconds if wait is None else min(wait, seconds))
             self._opening += 1
         try:
             return await self._images.open(images)
         finally:
             self._opening -= 1
 
-    async def _make_room(self) -> None:
+    async def _make_room(self, seconds: float) -> None:
         limit = self._settings.max_sessions
         if self.live + self._opening < limit:
             return
         for session in list(self._sessions.values()):
             if session.kernel is not None and not session.kernel.alive and not session.waiting:
                 self._forget(session, "died")
-        deadline = time.monotonic() + self._settings.room_timeout
+        deadline = time.monotonic() + seconds
         while self.live + self._opening >= limit:
             self._paused.clear()
             if await self._evict_one("room"):
@@ -295,8 +301,12 @@ class Sessions:
             async with session.lock:
                 if session.kernel is None or session.waiting:
                     continue
-                with contextlib.suppress(SandboxUnavailable):
+                try:
                     await self._put_away(session, reason)
+                except SandboxUnavailable as error:
+                    logger.debug("session %s stays: %s", session.id, error)
+                    session.used = time.monotonic()  # The next time another one is tried first.
+                else:
                     return True
         return False
 
@@ -311,10 +321,10 @@ class Sessions:
             self._forget(session, "taken over", keep_stored=True)
             return
         except (SnapshotFailed, StoreUnavailable) as error:
-            if not session.kernel.alive:
-                self._forget(session, "died")
-                return
-            raise SandboxUnavailable(f"the session cannot be put away: {error}") from error
+            if session.kernel.alive:
+                raise SandboxUnavailable(f"the session cannot be put away: {error}") from error
+            # Nothing is left of it but the names that its next cell will be told.
+            logger.warning("session %s died while it was saved: %s", session.id, error)
         kernel, session.kernel = session.kernel, None
         self._metrics.evictions.labels(reason).inc()
         await kernel.close()
@@ -470,8 +480,10 @@ def new_id(worker: int) -> str:
 def _gone(session: Session) -> ExecutionResult:
     return ExecutionResult(
         "lost",
-        stderr="The session was put away and its snapshot was dropped; its variables are lost.",
-        lost_names=dict.fromkeys(session.names, "the snapshot was dropped"),
+        stderr="The session was put away and cannot be brought back; its variables are lost.",
+        lost_names=dict.fromkeys(
+            session.names, "its snapshot was dropped, or it died while it was saved"
+        ),
     )
 
 

@@ -85,7 +85,7 @@ class PythonTool(Tool):
         return Observation(
             code_observation(stdout, stderr, images),
             error=error_text,
-            infrastructure=result.outcome == "lost",
+            infrastructure=result.outcome == "lost" or result.error_name == "SandboxFailover",
         )
 
     async def close(self) -> None:

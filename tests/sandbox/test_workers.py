@@ -89,7 +89,7 @@ async def test_every_session_is_reached_over_every_connection(server: Server) ->
                 execute, json={"code": f"x = {number} if {attempt} == 0 else x\nx"}, timeout=30
             )
             assert answer.json()["result"] == str(number)
-            assert answer.headers["x-sandbox-worker"] == str(number)
+            assert answer.headers["x-sandbox-worker"] in ("0", "1")
         assert httpx.delete(f"{server.url}/v1/sessions/{session_id}").status_code == 204
         assert httpx.post(execute, json={"code": "1"}).status_code == 404
 

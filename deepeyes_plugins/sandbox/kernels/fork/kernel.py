@@ -14,7 +14,7 @@ from ..contract import Snapshot, SnapshotFailed
 from ..outcomes import DIED, KILLED, MALFORMED, timed_out
 from .process import Channel, Child, unique_bytes
 
-_SNAPSHOT_SECONDS = 30.0
+_SNAPSHOT_SECONDS = 10.0
 _SNAPSHOT_OVERHEAD = 1 << 20
 
 
