@@ -221,6 +221,7 @@ import importlib, json, os, sys, threading
 importlib.import_module("PIL.Image")  # The libraries are not what is looked at here.
 importlib.import_module("pydantic_settings")
 importlib.import_module("httpx")
+importlib.import_module("matplotlib.pyplot")
 events = []
 READING = os.O_RDONLY | os.O_CLOEXEC
 def watch(event, arguments):

@@ -78,6 +78,7 @@ class Sessions:
         self._adopting: dict[str, asyncio.Task[Session]] = {}
         self._behind: set[asyncio.Task[None]] = set()
         self._planned: set[asyncio.Task[None]] = set()
+        self._ending = asyncio.Event()
         self._housekeeper: asyncio.Task[None] | None = None
         self._samples: Iterator[Session] = iter(())
 
@@ -354,7 +355,8 @@ class Sessions:
         """Saves a session for other servers a little later, unless that is planned already."""
 
         async def later() -> None:
-            await asyncio.sleep(delay)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), delay)
             session.save_planned = False
             await self._save_for_others(session)
 
@@ -455,15 +457,13 @@ class Sessions:
 
         Where other servers share the store, what was not saved yet is saved for them.
         """
-        idle = {*self._planned, *([self._housekeeper] if self._housekeeper else [])}
-        for task in idle:
-            task.cancel()
-        if idle:
-            await asyncio.wait(idle)
-        if self._store.shared:
-            saving = [self._save_for_others(session) for session in self._sessions.values()]
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.gather(*saving), _SHUTDOWN_SECONDS)
+        if self._housekeeper is not None:
+            self._housekeeper.cancel()
+            await asyncio.wait({self._housekeeper})
+        # Every session that is not saved yet has a save planned: it comes now.
+        self._ending.set()
+        if self._planned:
+            await asyncio.wait(self._planned, timeout=_SHUTDOWN_SECONDS)
         for session in list(self._sessions.values()):
             self._forget(session, "shutdown", keep_stored=True)
         closing = [task for task in self._behind if not task.done()]

@@ -36,6 +36,8 @@ _MAX_THREADS = 512
 # The zygote forks one after the other. The kernel counts descriptors on their way against a limit
 # and the socket buffers them, so the queue is kept here.
 _FORKS_AT_ONCE = 64
+# The first cell of the session that was just taken goes first.
+_REFILL_DELAY_SECONDS = 0.05
 _SCRATCH_PREFIX = "deepeyes-sandbox-"
 _NO_CJK_FONT = (
     "no font with Chinese, Japanese and Korean characters was found, so figures show boxes in "
@@ -272,6 +274,7 @@ class ForkProvider:
         """Forks sessions ahead, one by one, for those that will be asked for next."""
 
         async def refill() -> None:
+            await asyncio.sleep(_REFILL_DELAY_SECONDS)
             while len(self._spare) < self._settings.spare_sessions:
                 self._spare.append(await self._fork("session"))
 

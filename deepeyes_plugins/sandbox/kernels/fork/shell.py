@@ -207,6 +207,11 @@ class Shell:
             raise RuntimeError(f"the warm-up cell failed: {reply['stderr']}")
         self._shell.reset(new_session=True)
 
+    def rehearse(self) -> None:
+        """Runs an empty cell, so that this copy of the process has its own pages for the first."""
+        self.run("None")
+        self._shell.execution_count = 1
+
     def begin(self, images: list[Image.Image]) -> None:
         """Makes this copy a session of its own, whose cells see the images by name."""
         import numpy

@@ -135,7 +135,13 @@ class SessionState:
         self._namespace.update(images)
 
     def names(self) -> list[str]:
-        """Names that the session's code has made, and its images."""
+        """Names that the session's code has made."""
+        untouched = {
+            name for name, image in self._images.items() if self._namespace.get(name) is image
+        }
+        return [name for name in self._all_names() if name not in untouched]
+
+    def _all_names(self) -> list[str]:
         mine = [
             name
             for name in list(self._namespace)  # Threads may add to it meanwhile.
@@ -171,7 +177,7 @@ class SessionState:
         return {"data": data, "names": [printable(name) for name in saved], "lost": told(lost)}
 
     def _save_variables(self, limit: int, lost: dict[str, str]) -> tuple[dict[str, bytes], int]:
-        names = self.names()
+        names = self._all_names()
         while True:
             file = _Bounded(limit)
             pickler = _Pickler(file, self._namespace, self._originals())

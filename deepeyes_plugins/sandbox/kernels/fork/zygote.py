@@ -195,6 +195,7 @@ class Zygote:
     def _run_cells(self, conn: socket.socket) -> None:
         from .images import attach
 
+        self._shell.rehearse()
         received = wire.receive(conn)
         if received is None:
             return
