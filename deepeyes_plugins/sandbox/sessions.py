@@ -381,7 +381,8 @@ class Sessions:
             except (SnapshotFailed, StoreUnavailable) as error:
                 logger.debug("session %s is not saved now: %s", session.id, error)
                 self._metrics.saves.labels("failed").inc()
-                if session.kernel is not None and session.kernel.alive:
+                alive = session.kernel is not None and session.kernel.alive
+                if alive and not self._ending.is_set():
                     self._plan_save(session, _RETRY_SAVE_SECONDS)
 
     def close(self, session_id: str) -> None:
