@@ -32,7 +32,7 @@ from deepeyes_plugins.sandbox import (
     start_server,
 )
 
-CELL_SECONDS = 180.0
+CELL_SECONDS = 30.0
 START_SECONDS = 180.0
 KERNEL_SECONDS = 60.0
 KERNEL_ATTEMPTS = 3

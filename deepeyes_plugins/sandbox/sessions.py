@@ -328,7 +328,7 @@ class Sessions:
             logger.warning("session %s died while it was saved: %s", session.id, error)
         kernel, session.kernel = session.kernel, None
         self._metrics.evictions.labels(reason).inc()
-        await kernel.close()
+        self._go(kernel.close())
 
     async def _save(self, session: Session, *, or_here: bool = False) -> None:
         """Brings a session's state into the store; the caller holds its lock."""
@@ -439,6 +439,8 @@ class Sessions:
         for _ in range(_EVICTED_AT_ONCE):
             if available_bytes() >= wanted or not await self._evict_one("memory"):
                 return
+            if self._behind:  # The memory is free once the process has ended.
+                await asyncio.wait(self._behind)
 
     async def _count(self) -> None:
         self._metrics.sessions.labels("live").set(self.live)
