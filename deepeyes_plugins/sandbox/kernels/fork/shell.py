@@ -6,8 +6,10 @@ import base64
 import builtins
 import getpass
 import io
+import os
 import signal
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
@@ -205,7 +207,18 @@ class Shell:
         )
         if reply["error_name"] != "ZeroDivisionError" or not reply["images"]:
             raise RuntimeError(f"the warm-up cell failed: {reply['stderr']}")
+        self._warm_state()
         self._shell.reset(new_session=True)
+
+    def _warm_state(self) -> None:
+        """Saves and restores once: the first time imports and caches much, here and in pickle."""
+        home = Path.cwd()
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
+            state = SessionState(self._shell.user_ns, Path(folder))
+            self.run("def twice(x): return 2 * x\nclass Thing: pass\nthing = Thing()")
+            state.restore(state.save(1 << 20)["data"])
+            os.chdir(home)
 
     def rehearse(self) -> None:
         """Runs an empty cell, so that this copy of the process has its own pages for the first."""
