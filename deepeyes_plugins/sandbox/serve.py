@@ -14,6 +14,7 @@ import sys
 
 import uvicorn
 
+from .contracts import SandboxUnavailable
 from .options import ServerOptions, announce
 from .protocol import BoundedHttp
 from .server import create_app
@@ -121,7 +122,11 @@ def run_worker(
     # Every session holds two descriptors here, every client connection one.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    app = create_app(settings, token=os.environ.get(settings.token_env) or None, crew=crew)
+    try:
+        app = create_app(settings, token=os.environ.get(settings.token_env) or None, crew=crew)
+    except SandboxUnavailable as error:
+        announce(options.announce_fd, {"failure": str(error)})
+        raise SystemExit(str(error)) from None
     config = uvicorn.Config(
         app,
         http=BoundedHttp,

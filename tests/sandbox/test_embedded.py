@@ -136,6 +136,11 @@ def test_a_server_that_cannot_start_says_why() -> None:
         start_server(SandboxSettings(warm_modules=("no_such_module",)))
 
 
+def test_an_unknown_kernel_is_named_with_those_that_there_are() -> None:
+    with pytest.raises(SandboxUnavailable, match="no kernel 'nope': known are fork, jupyter"):
+        start_server(SandboxSettings(kernel="nope"))
+
+
 def test_unknown_settings_are_refused() -> None:
     with pytest.raises(ValidationError, match="memory"):
         SandboxSettings.model_validate({"memory": 1})
