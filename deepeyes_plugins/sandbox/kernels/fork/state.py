@@ -40,23 +40,32 @@ class _TooLarge(Exception):
     pass
 
 
-class _Bounded(io.BytesIO):
-    """Bytes in memory, up to a limit."""
+class _Bounded:
+    """A file in memory, up to a limit; large pieces are kept as they come, not copied."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__()
         self._limit = limit
+        self._pieces: list[bytes] = []
+        self.size = 0
 
     def write(self, data: Any) -> int:
-        if self.tell() + memoryview(data).nbytes > self._limit:
+        count = memoryview(data).nbytes
+        if self.size + count > self._limit:
             raise _TooLarge
-        return super().write(data)
+        self._pieces.append(bytes(data))
+        self.size += count
+        return count
+
+    def take(self) -> bytes:
+        """Returns what was written since the last time."""
+        pieces, self._pieces = self._pieces, []
+        return b"".join(pieces)
 
 
 class _Pickler(cloudpickle.Pickler):
     """Refers to the namespace and to the question's images instead of copying them."""
 
-    def __init__(self, file: io.BytesIO, namespace: Namespace, originals: dict[int, str]) -> None:
+    def __init__(self, file: _Bounded, namespace: Namespace, originals: dict[int, str]) -> None:
         super().__init__(file, protocol=5)
         # cloudpickle gives the functions of one namespace one new dictionary of globals. This is
         # that dictionary for ours, and `persistent_id` turns it into the namespace itself.
@@ -182,7 +191,6 @@ class SessionState:
             file = _Bounded(limit)
             pickler = _Pickler(file, self._namespace, self._originals())
             saved: dict[str, bytes] = {}
-            start = 0
             for name in names:
                 try:
                     pickler.dump(self._namespace[name])
@@ -193,15 +201,13 @@ class SessionState:
                 except BaseException as error:
                     lost[name] = _reason(error)
                 else:
-                    with file.getbuffer() as view:
-                        saved[name] = bytes(view[start : file.tell()])
-                    start = file.tell()
+                    saved[name] = file.take()
                     continue
                 # What the failed one put into the pickler's memory is in no file: start afresh.
                 names = [other for other in names if other not in lost]
                 break
             else:
-                return saved, start
+                return saved, file.size
 
     def _originals(self) -> dict[int, str]:
         """The question's images that are what they were, by identity."""
