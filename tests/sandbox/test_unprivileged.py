@@ -15,7 +15,7 @@ import pytest_asyncio
 from deepeyes_plugins.sandbox import SandboxClient, SandboxSession, SandboxSettings
 from deepeyes_plugins.sandbox.kernels.fork import isolation
 
-from .conftest import children, eventually
+from .conftest import children
 from .processes import PYTHON, ServerProcess, server_process
 from .test_isolation import REFUSED
 
