@@ -36,7 +36,8 @@ class ExecutionResult:
             an image.
         images: Displayed images in order, each an encoded PNG.
         duration: Wall time of the cell in seconds.
-        error_name: Class name of the exception that ended the cell, if one did.
+        error_name: Class name of the exception that ended the cell, if one did;
+            "SandboxFailover" where the cell ran but its output went with its server.
         lost_names: Variables and files that this session had and has no more, with the reason: in
             the first cell after a restore, and where the session or its process is gone.
     """
