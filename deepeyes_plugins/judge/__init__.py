@@ -1,0 +1,1 @@
+"""The LLM judge: is an answer equivalent to the reference?"""
