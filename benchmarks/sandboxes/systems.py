@@ -249,10 +249,10 @@ class IPyKernel(System):
         """Has no kernels yet."""
         self._kernels: list[AsyncKernelManager] = []
         self._numbers = itertools.count()
+        self._folder = tempfile.TemporaryDirectory(prefix="kernels-", dir="/tmp")
 
     async def start(self) -> None:
         """Reads its files once."""
-        self._folder = tempfile.TemporaryDirectory(prefix="kernels-", dir="/tmp")
         await (await self.open()).close()
 
     async def open(self, picture: bytes | None = None) -> Session:
