@@ -55,6 +55,20 @@ class PromptSettings(BaseModel):
     tries: int = Field(ge=1, description="How often it is asked, until its verdict can be read.")
 
 
+class AnswerSettings(PromptSettings):
+    """Comparing an answer with the reference; temperature and tokens of Visual-Agent/DeepEyesV2."""
+
+    temperature: float = Field(0.3, ge=0, description="Sampling temperature.")
+    tries: int = Field(4, ge=1, description="How often it is asked, until its verdict can be read.")
+
+
+class EquivalenceSettings(PromptSettings):
+    """Equivalence in mathematics; temperature and tries of Visual-Agent/DeepEyesV2."""
+
+    temperature: float = Field(0.5, ge=0, description="Sampling temperature.")
+    tries: int = Field(8, ge=1, description="How often it is asked, until its verdict can be read.")
+
+
 class JudgeSettings(RemoteSettings):
     """Who judges answers, how, and what happens if nobody does."""
 
@@ -63,15 +77,13 @@ class JudgeSettings(RemoteSettings):
         description=f"The servers. None: the one that ${BASE_VARIABLE} names; without it there is "
         "no judge, and rules decide.",
     )
-    answer: PromptSettings = Field(
-        PromptSettings(temperature=0.3, tries=4),
-        description="Comparing an answer with the reference (perception, search). Temperature and "
-        "tokens are those of Visual-Agent/DeepEyesV2.",
+    answer: AnswerSettings = Field(
+        default_factory=AnswerSettings,
+        description="How an answer is compared with the reference (perception, search).",
     )
-    equivalence: PromptSettings = Field(
-        PromptSettings(temperature=0.5, tries=8),
-        description="Equivalence of mathematical answers (reason). Temperature and tries are those "
-        "of Visual-Agent/DeepEyesV2.",
+    equivalence: EquivalenceSettings = Field(
+        default_factory=EquivalenceSettings,
+        description="How the equivalence of mathematical answers is asked for (reason).",
     )
     prompts: Path | None = Field(
         None,
