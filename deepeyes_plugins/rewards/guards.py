@@ -71,4 +71,5 @@ def speaks_to_judge(answer: str) -> bool:
 
 def _even(text: str) -> str:
     """Without runs of white space, on which patterns would take quadratic time."""
-    return "\n".join(" ".join(line.split()) for line in text.splitlines())
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return "\n".join(line for line in lines if line)
