@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from deepeyes_plugins import plugins
-from deepeyes_plugins.judge.contracts import Judge
+from deepeyes_plugins.judge.contracts import Judge, JudgeOutageError
+from deepeyes_plugins.judge.judge import open_judge
 from deepeyes_plugins.rewards.accuracy import rules_can_decide
 from deepeyes_plugins.rewards.contracts import RewardResources
 from deepeyes_plugins.rollout.contracts import InfrastructureError, Reward, RewardResult, Task
@@ -27,9 +28,15 @@ JudgeFactory = Callable[[AgentSettings], Judge | None]
 
 
 def configured_judge(settings: AgentSettings) -> Judge | None:
-    """Return the judge that the settings name, ``None`` where they name none."""
-    del settings
-    return None
+    """Return the judge that the settings name, ``None`` where they name none.
+
+    Raises:
+        SettingsError: It cannot be made of what they say.
+    """
+    try:
+        return open_judge(settings.judge)
+    except (ValueError, OSError) as error:
+        raise SettingsError(f"judge: {error}") from error
 
 
 class Scorer:
@@ -43,6 +50,9 @@ class Scorer:
         Args:
             settings: All settings.
             judge_factory: Makes the judge of the settings.
+
+        Raises:
+            SettingsError: The judge cannot be made.
         """
         self._settings = settings.rewards
         self._resources = RewardResources(settings, judge_factory(settings))
@@ -116,6 +126,7 @@ class Scorer:
 
         Raises:
             UnknownNameError: The data source has no reward.
+            JudgeOutageError: The judge has been away for as long as the settings are patient.
             InfrastructureError: A failure of ours ended the trajectory, or no judge could be
                 reached, and ``rewards.infrastructure_failure`` is ``raise``.
             ValueError: The reward returned what is no finite number.
@@ -127,6 +138,8 @@ class Scorer:
                     f"task {task.id} has no score, a failure of ours ended it: {trajectory.error}"
                 )
             result = await reward.score(task, trajectory)
+        except JudgeOutageError:
+            raise  # Whoever waited for so long is to stop, not to mark everything from here on.
         except InfrastructureError as error:
             if self._settings.infrastructure_failure == "raise":
                 raise

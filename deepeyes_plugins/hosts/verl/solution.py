@@ -28,10 +28,10 @@ PADDING = "<|endoftext|>"
 _VISION = re.compile(r"<\|vision_start\|>(?:<\|image_pad\|>)+<\|vision_end\|>")
 
 _CODE_HEAD = "Code execution result:\nstdout:\n```\n"
-_TOOL_HEAD = "<tool_response>"
+_CODE_TAIL = "\n```\n\nstderr:\n```\n"
+_TOOL_HEAD, _TOOL_TAIL = "<tool_response>", "</tool_response>"
 _OPENING = re.compile(rf"\n?\nuser\n(?={re.escape(_CODE_HEAD)}|{_TOOL_HEAD})")
 _CLOSING = re.compile(r"(?:```|Images:\n?|</tool_response>)\n?\nassistant(?:\n|\Z)")
-_ROLE = re.compile(r"\nassistant(?:\n|\Z)")
 
 _FAILED = re.compile(r"\A<tool_response>\s*Error:")
 _STDERR = re.compile(r"\n```\n\nstderr:\n```\n(.*?)\n?```", re.DOTALL)
@@ -83,7 +83,10 @@ def _guessed(solution: str) -> Iterator[tuple[str, str | None]]:
     text: str | None = first
     observation = ""
     for piece in later:
-        ends = list(_CLOSING.finditer(piece)) or list(_ROLE.finditer(piece))
+        # Whatever its body holds, an observation ends behind its own last part.
+        last_part = _CODE_TAIL if piece.startswith(_CODE_HEAD) else _TOOL_TAIL
+        tail = piece.rfind(last_part)
+        ends = list(_CLOSING.finditer(piece, tail)) if tail >= 0 else []
         if not ends:
             # Printed words that look like the opening of an observation, or a cut response.
             observation += piece
