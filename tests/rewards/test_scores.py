@@ -8,6 +8,12 @@ import pytest
 from pydantic import ValidationError
 
 from deepeyes_plugins import plugins
+from deepeyes_plugins.judge.contracts import (
+    Comparison,
+    JudgeOutageError,
+    PromptName,
+    Verdict,
+)
 from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.rewards.scores import PARTS
 from deepeyes_plugins.rewards.settings import RewardSettings
@@ -231,6 +237,15 @@ class TestFailuresOfOurs:
     async def test_nor_has_an_answer_that_nobody_can_judge(self) -> None:
         with pytest.raises(InfrastructureError, match="nobody answers"):
             await score("perception", say(WRONG), judge=AbsentJudge())
+
+    async def test_a_judge_that_stays_away_stops_the_run_whatever_is_marked(self) -> None:
+        class GoneJudge(ScriptedJudge):
+            async def compare(self, prompt: PromptName, comparison: Comparison) -> Verdict:
+                raise JudgeOutageError("away for half an hour")
+
+        rewards = {"infrastructure_failure": "mark"}
+        with pytest.raises(JudgeOutageError):
+            await score("perception", say(WRONG), judge=GoneJudge(), rewards=rewards)
 
     async def test_or_they_are_marked(self) -> None:
         rewards = {"infrastructure_failure": "mark"}
