@@ -233,6 +233,7 @@ def test_importing_the_core_touches_no_files_connections_or_threads() -> None:
     program = f"""
 import importlib, json, os, sys, threading
 importlib.import_module("PIL.Image")  # The libraries are not what is looked at here.
+importlib.import_module("filelock.asyncio")
 importlib.import_module("pydantic_settings")
 importlib.import_module("httpx")
 importlib.import_module("matplotlib.pyplot")

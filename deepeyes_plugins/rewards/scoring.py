@@ -61,7 +61,7 @@ class Scorer:
 
     @property
     def part_names(self) -> tuple[str, ...]:
-        """The parts of every score, whatever its data source: those of all registered rewards."""
+        """The parts that all registered rewards declare; see :meth:`aligned`."""
         names = {name: None for factory in plugins.rewards().values() for name in _parts(factory)}
         return (*names, INFRASTRUCTURE_FAILED)
 
@@ -122,7 +122,8 @@ class Scorer:
         """Score ``trajectory`` by the reward of the task's data source.
 
         Returns:
-            The score with all of :attr:`part_names`; 0 for those that this reward does not have.
+            The score with the reward's own parts; where there is none, the part
+            ``infrastructure_failed`` alone.
 
         Raises:
             UnknownNameError: The data source has no reward.
@@ -144,35 +145,41 @@ class Scorer:
             if self._settings.infrastructure_failure == "raise":
                 raise
             logger.warning("task %s is marked as failed: %s", task.id, error)
-            return self._complete(task, RewardResult(0.0, {INFRASTRUCTURE_FAILED: 1.0}))
-        return self._complete(task, result)
+            return RewardResult(0.0, {INFRASTRUCTURE_FAILED: 1.0})
+        values = {"score": result.score, **result.parts}
+        odd = [name for name, value in values.items() if not math.isfinite(value)]
+        if odd:
+            raise ValueError(
+                f"the reward of {task.data_source!r} gave task {task.id} what is no finite number: "
+                f"{', '.join(odd)}"
+            )
+        return result
+
+    def aligned(self, data_source: str, result: RewardResult) -> dict[str, float]:
+        """Return the parts of ``result`` under the same names for every data source.
+
+        Trainers collate rows of all sources in one batch. What a reward does not have is 0; what
+        it has but did not declare is left out, with one warning.
+        """
+        aligned = dict.fromkeys(self.part_names, 0.0)
+        for name, value in result.parts.items():
+            if name in aligned:
+                aligned[name] = float(value)
+            elif name not in self._complained:
+                self._complained.add(name)
+                logger.warning(
+                    "the reward of %r returns a part %r that it does not declare: it is left out. "
+                    "List it in the attribute 'parts' of what is registered",
+                    data_source,
+                    name,
+                )
+        return aligned
 
     async def aclose(self) -> None:
         """Close the judge's connections and end the processes."""
         await self._resources.algebra.aclose()
         if self._resources.judge is not None:
             await self._resources.judge.aclose()
-
-    def _complete(self, task: Task, result: RewardResult) -> RewardResult:
-        parts = dict.fromkeys(self.part_names, 0.0)
-        for name, value in result.parts.items():
-            if name in parts:
-                parts[name] = float(value)
-            elif name not in self._complained:
-                self._complained.add(name)
-                logger.warning(
-                    "the reward of %r returns a part %r that it does not declare: it is left out. "
-                    "List it in the attribute 'parts' of what is registered",
-                    task.data_source,
-                    name,
-                )
-        odd = [name for name, value in parts.items() if not math.isfinite(value)]
-        if odd or not math.isfinite(result.score):
-            raise ValueError(
-                f"the reward of {task.data_source!r} gave task {task.id} what is no finite number: "
-                f"{', '.join(odd) or 'score'}"
-            )
-        return RewardResult(float(result.score), parts)
 
 
 def _parts(factory: object) -> Iterable[str]:

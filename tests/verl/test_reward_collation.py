@@ -101,13 +101,18 @@ async def test_a_trajectory_that_we_failed_leaves_no_score_for_verl(builder: Any
         await scored(builder, "perception", failed)
 
 
-async def test_the_answerless_question_is_the_recorded_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_question_is_that_of_the_row_else_the_recorded_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[str] = []
 
     class Stub:
         async def score(self, task: Any, trajectory: Any) -> Any:
             asked.append(task.question)
             return SimpleNamespace(score=0.0, parts={})
+
+        def aligned(self, source: str, result: Any) -> dict[str, float]:
+            return {}
 
     monkeypatch.setattr("deepeyes_plugins.hosts.verl.reward.shared_scorer", lambda path: Stub())
     trajectory = Trajectory(

@@ -73,10 +73,11 @@ async def compute_score(
         ground_truth=str(ground_truth),
         metadata=row,
     )
-    result = await shared_scorer(agent_config).score(task, trajectory)
+    scorer = shared_scorer(agent_config)
+    result = await scorer.score(task, trajectory)
     return {
-        "score": result.score,
-        **result.parts,
+        "score": float(result.score),
+        **scorer.aligned(data_source, result),
         "turns": float(len(trajectory.turns)),
         "tool_calls": float(sum(trajectory.tool_calls.values())),
         "images": float(trajectory.images_returned),

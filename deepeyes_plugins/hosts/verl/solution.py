@@ -80,29 +80,21 @@ def _exact(solution: str) -> Iterator[tuple[str, str | None]]:
 def _guessed(solution: str) -> Iterator[tuple[str, str | None]]:
     """Split at role names: into assistant turns and what came back."""
     first, *later = _OPENING.split(solution.rstrip())
-    text: str | None = first
-    observation = ""
+    text, observation = first, ""
     for piece in later:
         # Whatever its body holds, an observation ends behind its own last part.
-        last_part = _CODE_TAIL if piece.startswith(_CODE_HEAD) else _TOOL_TAIL
+        is_code = (observation or piece).startswith(_CODE_HEAD.partition("\n")[0])
+        last_part = _CODE_TAIL if is_code else _TOOL_TAIL
         tail = piece.rfind(last_part)
         ends = list(_CLOSING.finditer(piece, tail)) if tail >= 0 else []
         if not ends:
             # Printed words that look like the opening of an observation, or a cut response.
             observation += piece
             continue
-        if text is not None:
-            yield text, observation + piece[: ends[-1].start()] + _closing(ends[-1])
-        observation = ""
-        text = piece[ends[-1].end() :]
-    if observation and text is not None:
-        yield text, observation
-    elif text is not None:
-        yield text, None
-
-
-def _closing(match: re.Match[str]) -> str:
-    return match[0].rpartition("\nassistant")[0]
+        end = ends[-1]
+        yield text, observation + piece[: end.start()] + end[0].rpartition("\nassistant")[0]
+        text, observation = piece[end.end() :], ""
+    yield text, observation or None
 
 
 def _turn(text: str, observation: str | None) -> TurnRecord:
