@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from deepeyes_plugins.protocol.actions import CodeAction, parse_action
 from deepeyes_plugins.rollout.trajectory import Trajectory, TurnRecord
@@ -13,6 +14,7 @@ SEARCH_TOOLS = ("search", "image_search")
 _INERT_CALLS = ("print",)
 
 
+@lru_cache(maxsize=256)  # A score asks twice, and the trajectories of a group often run the same.
 def computes(code: str) -> bool:
     """Return whether Python ``code`` does more than to state constants.
 
