@@ -8,8 +8,9 @@ a question give, so they are drawn from a model of them:
 
 - how likely the policy gives its i-th best answer falls off like a Chinese restaurant process with
   concentration `alpha`. Three kinds of question: settled (alpha 0.3: 1.9 different answers in
-  sixteen are expected), open (1.5: 4.2) and lost (6: 8.2, the policy guesses). Their shares are those of a run that still learns: GRPO gets
-  nothing from a group that all agrees, and data sets are filtered by pass rate.
+  sixteen are expected), open (1.5: 4.2) and lost (6: 8.2, the policy guesses). Their shares are
+  those of a run that still learns: GRPO gets nothing from a group that all agrees, and data sets
+  are filtered by pass rate.
 - wording: an answer is an option or a value ("B", "1984") on most questions, and repeats letter by
   letter; of free text a share is worded anew and shares nothing.
 - a share of the trajectories has no answer (cut off, or malformed) and is never judged.
