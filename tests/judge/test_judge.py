@@ -239,6 +239,16 @@ async def test_patience_has_an_end(unused_port: int) -> None:
     assert time.monotonic() - started >= 0.3
 
 
+async def test_a_judge_that_is_known_to_be_down_marks_at_once() -> None:
+    settings = {"retries": 9, "circuit_failures": 1, "circuit_seconds": 600}
+    with ChatServer(lambda body: Reply(status=500)) as server:
+        async with judge(server, **settings) as asked:
+            for comparison in (RED, GREEN):
+                with pytest.raises(JudgeUnavailableError, match="left alone"):
+                    await asked.compare("answer", comparison)
+    assert len(server.requests) == 1
+
+
 async def test_endpoints_share_the_questions_by_weight() -> None:
     with ChatServer(honest) as one, ChatServer(honest) as two:
         settings = JudgeSettings(

@@ -53,6 +53,7 @@ def test_the_recipe_invents_no_keys(folder: str) -> None:
         "actor_rollout_ref.ref.fsdp_config.mixed_precision",
         "reward.custom_reward_function.reward_kwargs",
         "ray_kwargs.ray_init",
+        "trainer.v1.sampler.sampler_kwargs",
     }
 
     def unknown(mine: Any, theirs: Any, path: str) -> list[str]:
