@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from deepeyes_plugins.hosts.verl.judging import StoppingJudge, configured_judge
+from deepeyes_plugins.hosts.verl.judging import StoppingJudge, stopping_judge
 from deepeyes_plugins.judge.contracts import Comparison
 from deepeyes_plugins.settings import load_settings
 
@@ -16,7 +16,7 @@ async def compute_score(
     data_source: str, solution_str: str, ground_truth: str, agent_config: str, **_: Any
 ) -> dict[str, float]:
     if agent_config not in _judges:
-        judge = configured_judge(load_settings(agent_config))
+        judge = stopping_judge(load_settings(agent_config))
         assert judge is not None
         _judges[agent_config] = judge
     comparison = Comparison("?", ground_truth, solution_str or "nothing")

@@ -102,16 +102,17 @@ def test_when_the_judge_stays_away_the_run_stops_with_a_checkpoint(
             command = training(tmp_path, tiny_model, agent)
             run = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
-            family: list[psutil.Process] = []
             pause = threading.Event()
             while run.poll() is None and not (metrics.exists() and metrics.stat().st_size):
                 pause.wait(0.2)
             down.set()
-            family = psutil.Process(run.pid).children(recursive=True) if run.poll() is None else []
             code = run.wait(ENDS_WITHIN)
         finally:
-            for process in [*family, run]:
-                if process.poll() is None if process is run else process.is_running():
+            if run.poll() is None:
+                for process in (
+                    *psutil.Process(run.pid).children(recursive=True),
+                    psutil.Process(run.pid),
+                ):
                     process.kill()
 
     said = (tmp_path / "log").read_text(errors="replace")

@@ -7,20 +7,30 @@ import logging
 import threading
 
 from deepeyes_plugins.hosts.verl.stopping import ask_to_stop
-from deepeyes_plugins.judge.contracts import Comparison, JudgeOutageError, PromptName, Verdict
-from deepeyes_plugins.judge.judge import JudgeSnapshot, LLMJudge, open_judge
+from deepeyes_plugins.judge.contracts import (
+    Comparison,
+    Judge,
+    JudgeOutageError,
+    PromptName,
+    Verdict,
+)
 from deepeyes_plugins.judge.preflight import preflight
+from deepeyes_plugins.rewards.scoring import configured_judge
 from deepeyes_plugins.settings import AgentSettings, SettingsError, load_settings
 
 logger = logging.getLogger(__name__)
 
 
 class StoppingJudge:
-    """A judge whose outage ends the run, whatever becomes of the trajectory that met it."""
+    """A judge whose outage ends the run, whatever becomes of the trajectory that met it.
 
-    def __init__(self, judge: LLMJudge) -> None:
+    Attributes:
+        judge: The judge that is asked.
+    """
+
+    def __init__(self, judge: Judge) -> None:
         """Ask ``judge``."""
-        self._judge = judge
+        self.judge = judge
 
     async def compare(self, prompt: PromptName, comparison: Comparison) -> Verdict:
         """Judge one answer.
@@ -30,23 +40,23 @@ class StoppingJudge:
             JudgeUnavailableError: No verdict could be had.
         """
         try:
-            return await self._judge.compare(prompt, comparison)
+            return await self.judge.compare(prompt, comparison)
         except JudgeOutageError as error:
             await ask_to_stop(str(error))
             raise
 
-    def snapshot(self) -> JudgeSnapshot:
-        """Return what happened so far in this process."""
-        return self._judge.snapshot()
-
     async def aclose(self) -> None:
         """Close every connection."""
-        await self._judge.aclose()
+        await self.judge.aclose()
 
 
-def configured_judge(settings: AgentSettings) -> StoppingJudge | None:
-    """Return the judge of the settings, for a reward worker; ``None`` where none is set up."""
-    judge = open_judge(settings.judge)
+def stopping_judge(settings: AgentSettings) -> StoppingJudge | None:
+    """Return the judge of the settings, for a reward worker; ``None`` where none is set up.
+
+    Raises:
+        SettingsError: It cannot be made of what they say.
+    """
+    judge = configured_judge(settings)
     return StoppingJudge(judge) if judge is not None else None
 
 

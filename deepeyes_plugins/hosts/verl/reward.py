@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from deepeyes_plugins.hosts.verl.judging import stopping_judge
 from deepeyes_plugins.hosts.verl.solution import recover_trajectory
 from deepeyes_plugins.protocol.content import Message
 from deepeyes_plugins.rewards.scoring import Scorer
@@ -29,7 +30,7 @@ def shared_scorer(agent_config: str | None) -> Scorer:
     """
     scorers = _scorers.setdefault(asyncio.get_running_loop(), {})
     if agent_config not in scorers:
-        scorers[agent_config] = Scorer(load_settings(agent_config))
+        scorers[agent_config] = Scorer(load_settings(agent_config), judge_factory=stopping_judge)
     return scorers[agent_config]
 
 
