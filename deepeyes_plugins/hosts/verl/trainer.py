@@ -1,0 +1,120 @@
+"""verl's trainers with what this package adds to a run, put into verl's own registry.
+
+verl looks its trainer up by ``trainer.v1.trainer_mode`` in ``TRAINER_REGISTRY``. The same name
+also steers what the trainer does, so a mode of our own would not be treated as sync or async;
+therefore :func:`extend_trainers` puts a subclass in place of each class that is registered. It
+overrides public methods (``fit``, ``step``, ``on_step_begin``), looks over the shoulder of the
+replay buffer, and adds to what ``_validate`` returns. A run without a section ``deepeyes`` in its
+configuration goes through unchanged.
+"""
+
+from __future__ import annotations
+
+import logging
+from types import ModuleType
+from typing import Any
+
+from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
+
+from deepeyes_plugins.hosts.verl.stopping import StopRequests, TrainingStoppedError
+
+logger = logging.getLogger(__name__)
+
+
+def extend_trainers(module: ModuleType) -> None:
+    """Put our subclasses into the registry; ``module`` is ``verl.trainer.ppo.v1``."""
+    del module
+    for name, trainer in TRAINER_REGISTRY.items():
+        if not issubclass(trainer, DeepEyesTrainer):
+            TRAINER_REGISTRY[name] = type(trainer.__name__, (DeepEyesTrainer, trainer), {})
+
+
+class DeepEyesTrainer(PPOTrainer):
+    """Ends cleanly when it is asked to."""
+
+    def __init__(self, config: Any) -> None:
+        """Make verl's trainer."""
+        super().__init__(config)
+        self._is_ours = config.get("deepeyes") is not None
+        self._stop = StopRequests()
+        self._first_step = self._completed_step = 0
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        """Train.
+
+        Raises:
+            TrainingStoppedError: It was asked to end; a checkpoint of the complete steps is there.
+        """
+        if not self._is_ours:
+            super().fit(agent_loop_manager)
+            return
+        self._first_step = self._completed_step = self.global_steps
+        self._stop.open()
+        self._look_into_replay_buffer()
+        try:
+            super().fit(agent_loop_manager)
+        except TrainingStoppedError as stop:
+            self._save_complete_steps()
+            logger.error("the training run ends after step %d: %s", self._completed_step, stop)
+            raise
+        finally:
+            self._stop.close()
+
+    def on_step_begin(self) -> None:
+        """End here if that was asked for: the step before is complete and logged."""
+        self._end_if_asked()
+        super().on_step_begin()
+
+    def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> Any:
+        """Train one step."""
+        batch = super().step(metrics, timing_raw)
+        self._completed_step = self.global_steps
+        return batch
+
+    def _end_if_asked(self, cause: Exception | None = None) -> None:
+        reason = self._stop.reason()
+        if reason is not None:
+            raise TrainingStoppedError(reason) from cause
+
+    def _look_into_replay_buffer(self) -> None:
+        """Notice requests to stop while samples are waited for, which may be for ever."""
+        buffer = self.replay_buffer
+        sample, wait = buffer.sample, getattr(buffer, "_wait_for_next_poll", None)
+
+        def watched_sample(*arguments: Any, **keywords: Any) -> Any:
+            try:
+                result = sample(*arguments, **keywords)
+            except RuntimeError as error:
+                self._end_if_asked(error)  # Where all samples failed, it is why.
+                raise
+            self._end_if_asked()
+            return result
+
+        def watched_wait(*arguments: Any) -> Any:
+            self._end_if_asked()
+            return wait(*arguments)
+
+        buffer.sample = watched_sample
+        if wait is not None:  # A custom sampler may wait in its own way.
+            buffer._wait_for_next_poll = watched_wait
+
+    def _save_complete_steps(self) -> None:
+        """Save what verl's schedule has not saved yet.
+
+        The questions of a step that was given up are not asked again in the same epoch. With
+        ``parameter_sync_step`` above 1, weights hold the updates of its first parts.
+        """
+        step, frequency = self._completed_step, self.config.trainer.save_freq
+        if step == self._first_step or (frequency > 0 and step % frequency == 0):
+            return
+        # Saving needs the memory that the engines hold, as in verl's own order of things.
+        for free in ("abort_replicas", "sleep_replicas"):
+            try:
+                getattr(self.checkpoint_manager, free)()
+            except Exception:
+                logger.warning("%s failed before the checkpoint", free, exc_info=True)
+        self.global_steps = step
+        try:
+            self._save_checkpoint()
+        except Exception:
+            logger.exception("the checkpoint of step %d cannot be saved", step)
