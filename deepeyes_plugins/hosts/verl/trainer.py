@@ -4,18 +4,23 @@ verl looks its trainer up by ``trainer.v1.trainer_mode`` in ``TRAINER_REGISTRY``
 also steers what the trainer does, so a mode of our own would not be treated as sync or async;
 therefore :func:`extend_trainers` puts a subclass in place of each class that is registered. It
 overrides public methods (``fit``, ``step``, ``on_step_begin``), looks over the shoulder of the
-replay buffer, and adds to what ``_validate`` returns. A run without a section ``deepeyes`` in its
+replay buffer, and adds to what ``_validate`` returns: figures
+(:mod:`deepeyes_plugins.hosts.verl.metrics`) and an early end
+(:mod:`deepeyes_plugins.hosts.verl.stopping`). A run without a section ``deepeyes`` in its
 configuration goes through unchanged.
 """
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
 
+from deepeyes_plugins.hosts.verl.metrics import RunWatch, watch_settings
 from deepeyes_plugins.hosts.verl.stopping import StopRequests, TrainingStoppedError
 
 logger = logging.getLogger(__name__)
@@ -30,12 +35,22 @@ def extend_trainers(module: ModuleType) -> None:
 
 
 class DeepEyesTrainer(PPOTrainer):
-    """Ends cleanly when it is asked to."""
+    """Logs figures of the agent, and ends cleanly when it is asked to."""
 
     def __init__(self, config: Any) -> None:
-        """Make verl's trainer."""
+        """Make verl's trainer.
+
+        Raises:
+            SettingsError: The recipe's section ``deepeyes`` is wrong.
+        """
+        section = config.get("deepeyes")
+        self._settings = (
+            None
+            if section is None
+            else watch_settings(OmegaConf.to_container(section, resolve=True))
+        )
         super().__init__(config)
-        self._is_ours = config.get("deepeyes") is not None
+        self._watch: RunWatch | None = None
         self._stop = StopRequests()
         self._first_step = self._completed_step = 0
 
@@ -45,12 +60,15 @@ class DeepEyesTrainer(PPOTrainer):
         Raises:
             TrainingStoppedError: It was asked to end; a checkpoint of the complete steps is there.
         """
-        if not self._is_ours:
+        if self._settings is None:
             super().fit(agent_loop_manager)
             return
         self._first_step = self._completed_step = self.global_steps
+        self._watch = RunWatch(
+            self._settings, Path(self.config.trainer.default_local_dir), self.tokenizer
+        )
         self._stop.open()
-        self._look_into_replay_buffer()
+        self._look_into_replay_buffer(self._watch)
         try:
             super().fit(agent_loop_manager)
         except TrainingStoppedError as stop:
@@ -59,6 +77,7 @@ class DeepEyesTrainer(PPOTrainer):
             raise
         finally:
             self._stop.close()
+            self._watch.close()
 
     def on_step_begin(self) -> None:
         """End here if that was asked for: the step before is complete and logged."""
@@ -66,37 +85,53 @@ class DeepEyesTrainer(PPOTrainer):
         super().on_step_begin()
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> Any:
-        """Train one step."""
+        """Train one step and look at its samples."""
         batch = super().step(metrics, timing_raw)
         self._completed_step = self.global_steps
+        if self._watch is not None:
+            expected = self.config.data.train_batch_size * self.config.actor_rollout_ref.rollout.n
+            figures, reason = self._watch.trained(self.global_steps, batch, expected)
+            metrics.update(figures)
+            if reason is not None:
+                self._stop.ask(reason)
         return batch
+
+    def _validate(self) -> dict[str, float]:
+        metrics: dict[str, float] = super()._validate()
+        if self._watch is not None:
+            metrics.update(self._watch.validated())
+        return metrics
 
     def _end_if_asked(self, cause: Exception | None = None) -> None:
         reason = self._stop.reason()
         if reason is not None:
             raise TrainingStoppedError(reason) from cause
 
-    def _look_into_replay_buffer(self) -> None:
-        """Notice requests to stop while samples are waited for, which may be for ever."""
+    def _look_into_replay_buffer(self, watch: RunWatch) -> None:
+        """See validation samples, and requests to stop while samples are waited for."""
         buffer = self.replay_buffer
         sample, wait = buffer.sample, getattr(buffer, "_wait_for_next_poll", None)
 
         def watched_sample(*arguments: Any, **keywords: Any) -> Any:
             try:
-                result = sample(*arguments, **keywords)
+                batch, metrics = sample(*arguments, **keywords)
             except RuntimeError as error:
                 self._end_if_asked(error)  # Where all samples failed, it is why.
                 raise
             self._end_if_asked()
-            return result
+            if batch.partition_id == "val":
+                watch.sampled_for_validation(batch)
+            return batch, metrics
+
+        buffer.sample = watched_sample
+        if wait is None:  # A custom sampler may wait in its own way.
+            return
 
         def watched_wait(*arguments: Any) -> Any:
             self._end_if_asked()
             return wait(*arguments)
 
-        buffer.sample = watched_sample
-        if wait is not None:  # A custom sampler may wait in its own way.
-            buffer._wait_for_next_poll = watched_wait
+        buffer._wait_for_next_poll = watched_wait
 
     def _save_complete_steps(self) -> None:
         """Save what verl's schedule has not saved yet.
