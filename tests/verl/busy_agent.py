@@ -12,7 +12,7 @@ from deepeyes_plugins import hookimpl, plugins
 from deepeyes_plugins.environments.tool_environment import ToolEnvironment
 from deepeyes_plugins.protocol.actions import Action, AnswerAction, CodeAction
 from deepeyes_plugins.protocol.dialect import Dialect
-from deepeyes_plugins.rollout import AssistantTurn, Task
+from deepeyes_plugins.rollout import AssistantTurn, RewardResult, Task, Trajectory
 
 BUSY_QUESTIONS = 4
 """The first questions of the data are met with code, the others with an answer at once."""
@@ -33,6 +33,24 @@ def make(resources: Any) -> BusyEnvironment:
     return BusyEnvironment(
         dialect, [plugins.tools()["python"](resources)], resources.settings.limits
     )
+
+
+class BusyReward:
+    """A score that differs by sample, and what a judge would have had to do with it."""
+
+    parts = ("acc", "judged", "judge_cached", "judge_calls", "judge_seconds")
+
+    async def score(self, task: Task, trajectory: Trajectory) -> RewardResult:
+        tokens = sum(turn.tokens for turn in trajectory.turns)
+        cached = float(trajectory.labels.get("session") != 0)
+        parts = (float(tokens % 2), 1.0, cached, 1.0 - cached, 0.5 * (1.0 - cached))
+        return RewardResult(tokens / 64, dict(zip(self.parts, parts, strict=True)))
+
+
+@hookimpl
+def register_rewards(register: Callable[[str, Any], None]) -> None:
+    for source in ("busy-a", "busy-b"):
+        register(source, lambda _: BusyReward())
 
 
 @hookimpl

@@ -79,8 +79,8 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     plugins = folder / "plugins"
     plugins.mkdir()
     install_plugin(plugins)
-    write_questions(folder / "data/train.parquet", 16, "train", ("perception", "reason"))
-    write_questions(folder / "data/heldout.parquet", 2, "heldout", ("vstar-test",))
+    write_questions(folder / "data/train.parquet", 16, "train", ("busy-a", "busy-b"))
+    write_questions(folder / "data/heldout.parquet", 2, "heldout", ("busy-a",))
     (folder / "sft").symlink_to(tiny_model)
     command = [
         *(sys.executable, "-m", "verl.trainer.main_ppo"),
@@ -128,7 +128,7 @@ def test_figures_of_each_data_source_arrive_in_the_file_logger(run: Run) -> None
     assert sorted(run.metrics) == [0, 1, 2, 3], run.output[-5000:]
     for step in (1, 2):
         metrics = run.metrics[step]
-        for source in ("perception", "reason", "all"):
+        for source in ("busy-a", "busy-b", "all"):
             figures = {
                 name.removeprefix(f"deepeyes/{source}/"): value
                 for name, value in metrics.items()
@@ -141,7 +141,9 @@ def test_figures_of_each_data_source_arrive_in_the_file_logger(run: Run) -> None
             assert figures["end/answer"] == 1
             assert figures["end/infrastructure"] == 0
             assert 0 < figures["tool_seconds/python/p50"] <= figures["tool_seconds/python/p99"]
-            assert 0 <= figures["reward/score"] <= 1
+            assert figures["judge/judged"] == 1
+            assert figures["judge/calls"] == figures["judge/cache_hits"] == 0.5
+            assert figures["judge_seconds/p50"] == figures["judge_seconds/p99"] == 0.5
         assert metrics["deepeyes/samples_left_out"] == 0
 
 
@@ -150,6 +152,8 @@ def test_figures_of_a_step_are_those_of_its_trajectories(run: Run) -> None:
     trained = [one for one in played if one.labels["split"] == "train"]
     tokens = [sum(turn.tokens for turn in one.turns) for one in trained]
     figures = run.metrics[1]
+    assert figures["deepeyes/all/reward/score"] == pytest.approx(figures["critic/score/mean"])
+    assert figures["deepeyes/all/reward/score"] == pytest.approx(sum(tokens) / len(tokens) / 64)
     assert len(trained) == BATCH * GROUP
     assert figures["deepeyes/all/generated_tokens/mean"] == pytest.approx(sum(tokens) / len(tokens))
     assert figures["deepeyes/all/response_tokens/mean"] == pytest.approx(
@@ -159,8 +163,8 @@ def test_figures_of_a_step_are_those_of_its_trajectories(run: Run) -> None:
 
 def test_figures_of_the_validation_arrive_too(run: Run) -> None:
     figures = run.metrics[0]
-    assert figures["deepeyes_val/vstar-test/samples"] == 2
-    assert figures["deepeyes_val/vstar-test/tool_calls/python"] == 2
+    assert figures["deepeyes_val/busy-a/samples"] == 2
+    assert figures["deepeyes_val/busy-a/tool_calls/python"] == 2
 
 
 def test_other_loggers_get_the_same(run: Run) -> None:
@@ -196,7 +200,7 @@ def test_the_logging_board_has_each_step_token_by_token(run: Run) -> None:
 def test_the_alarm_ends_the_run_with_a_checkpoint_of_the_last_step(run: Run) -> None:
     assert run.metrics[GIVES_UP_AT]["deepeyes/all/tool_calls/python"] == 0
     assert "interaction collapse at step 3" in run.output
-    assert "TrainingStoppedError" in run.output
+    assert "RunStoppedError" in run.output
     assert run.exit_status != 0
     newest = run.folder / "rl/latest_checkpointed_iteration.txt"
     assert newest.read_text() == str(GIVES_UP_AT)

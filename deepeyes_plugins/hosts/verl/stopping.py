@@ -4,7 +4,7 @@ verl has no such request of its own: a trainer ends after its last step or by an
 request goes to a board, a small named Ray actor that the trainer of the run holds; the trainer
 (:mod:`deepeyes_plugins.hosts.verl.trainer`) looks at it before each step and while it waits for
 samples, saves a checkpoint of the steps that are complete and ends with
-:class:`TrainingStoppedError`, so that the command's exit status is not 0. The next start of the
+:class:`RunStoppedError`, so that the command's exit status is not 0. The next start of the
 same command resumes from there.
 """
 
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 _ANSWER_SECONDS = 10.0
 
 
-class TrainingStoppedError(RuntimeError):
+class RunStoppedError(RuntimeError):
     """The run ended early because that was asked for; the message says by whom and why."""
 
 
-async def request_stop(reason: str) -> bool:
+async def ask_to_stop(reason: str) -> bool:
     """Have the training run of this process end, with a checkpoint of its complete steps.
 
     For agent loops and rewards, which run in processes other than the trainer's. The step that is
@@ -38,6 +38,8 @@ async def request_stop(reason: str) -> bool:
         Whether the trainer will know; if not, an error is logged. Nothing is raised.
     """
     try:
+        if not ray.is_initialized():
+            raise RuntimeError("this process belongs to no run")
         board = await asyncio.to_thread(lambda: ray.get_actor(_board_name()))
         async with asyncio.timeout(_ANSWER_SECONDS):
             await board.ask.remote(reason)

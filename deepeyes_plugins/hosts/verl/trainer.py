@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
 
 from deepeyes_plugins.hosts.verl.metrics import RunWatch, watch_settings
-from deepeyes_plugins.hosts.verl.stopping import StopRequests, TrainingStoppedError
+from deepeyes_plugins.hosts.verl.stopping import RunStoppedError, StopRequests
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class DeepEyesTrainer(PPOTrainer):
         """Train.
 
         Raises:
-            TrainingStoppedError: It was asked to end; a checkpoint of the complete steps is there.
+            RunStoppedError: It was asked to end; a checkpoint of the complete steps is there.
         """
         if self._settings is None:
             super().fit(agent_loop_manager)
@@ -71,10 +71,10 @@ class DeepEyesTrainer(PPOTrainer):
         self._look_into_replay_buffer(self._watch)
         try:
             super().fit(agent_loop_manager)
-        except TrainingStoppedError as stop:
-            self._save_complete_steps()
-            logger.error("the training run ends after step %d: %s", self._completed_step, stop)
-            raise
+        except RunStoppedError as stop:
+            stopped = RunStoppedError(f"{stop}. {self._save_complete_steps()}")
+            logger.error("the run ends: %s", stopped)
+            raise stopped from stop
         finally:
             self._stop.close()
             self._watch.close()
@@ -105,7 +105,7 @@ class DeepEyesTrainer(PPOTrainer):
     def _end_if_asked(self, cause: Exception | None = None) -> None:
         reason = self._stop.reason()
         if reason is not None:
-            raise TrainingStoppedError(reason) from cause
+            raise RunStoppedError(reason) from cause
 
     def _look_into_replay_buffer(self, watch: RunWatch) -> None:
         """See validation samples, and requests to stop while samples are waited for."""
@@ -133,23 +133,27 @@ class DeepEyesTrainer(PPOTrainer):
 
         buffer._wait_for_next_poll = watched_wait
 
-    def _save_complete_steps(self) -> None:
-        """Save what verl's schedule has not saved yet.
+    def _save_complete_steps(self) -> str:
+        """Save what verl's schedule has not saved yet, and say what is there.
 
         The questions of a step that was given up are not asked again in the same epoch. With
         ``parameter_sync_step`` above 1, weights hold the updates of its first parts.
         """
         step, frequency = self._completed_step, self.config.trainer.save_freq
-        if step == self._first_step or (frequency > 0 and step % frequency == 0):
-            return
-        # Saving needs the memory that the engines hold, as in verl's own order of things.
-        for free in ("abort_replicas", "sleep_replicas"):
+        if step == self._first_step:
+            return "No step was completed since it started, so there is nothing new to save."
+        where = f"Step {step} is saved in {self.config.trainer.default_local_dir}"
+        if not (frequency > 0 and step % frequency == 0):
+            # Saving needs the memory that the engines hold, as in verl's own order of things.
+            for free in ("abort_replicas", "sleep_replicas"):
+                try:
+                    getattr(self.checkpoint_manager, free)()
+                except Exception:
+                    logger.warning("%s failed before the checkpoint", free, exc_info=True)
+            self.global_steps = step
             try:
-                getattr(self.checkpoint_manager, free)()
-            except Exception:
-                logger.warning("%s failed before the checkpoint", free, exc_info=True)
-        self.global_steps = step
-        try:
-            self._save_checkpoint()
-        except Exception:
-            logger.exception("the checkpoint of step %d cannot be saved", step)
+                self._save_checkpoint()
+            except Exception as error:
+                logger.exception("the checkpoint of step %d cannot be saved", step)
+                return f"Step {step} cannot be saved ({error!r}): resume from an earlier one."
+        return f"{where}; the same command resumes there."
