@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
@@ -191,7 +192,7 @@ def _of_rewards(samples: Sequence[SampleRecord]) -> dict[str, float]:
 
 def mean(values: Iterable[float]) -> float:
     """Mean of at least one value."""
-    return float(np.mean([float(value) for value in values]))
+    return fmean(values)
 
 
 def percentiles(name: str, values: Iterable[float]) -> dict[str, float]:

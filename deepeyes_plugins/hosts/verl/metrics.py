@@ -134,21 +134,20 @@ class RunWatch:
             Metrics for verl's loggers, and why the run should end, if it should.
         """
         started = time.perf_counter()
-        keys = sample_keys(batch)
         metrics: dict[str, float] = {}
         reason: str | None = None
         if self._settings.metrics or self._settings.alarm.enabled:
             with harmless("the figures of the step"):
-                samples = read_records(keys, batch.partition_id)
+                samples = read_records(sample_keys(batch), batch.partition_id)
                 if self._settings.metrics:
                     metrics |= named(TRAINING, self._training.of(samples))
-                    metrics[f"{TRAINING}/samples_left_out"] = 1 - len(keys) / expected
+                    metrics[f"{TRAINING}/samples_left_out"] = 1 - len(samples) / expected
                 if self._settings.alarm.enabled and samples:
                     reason = self._look_for_collapse(step, samples)
         if self._board is not None:
             with harmless("the samples for the logging board"):
-                chosen = whole_groups(keys, self._settings.logging_board_samples)
-                self._board.log(step, read_board_samples(chosen, batch.partition_id))
+                keys = whole_groups(sample_keys(batch), self._settings.logging_board_samples)
+                self._board.log(step, read_board_samples(keys, batch.partition_id))
         if self._settings.metrics:
             metrics["timing_s/deepeyes_figures"] = time.perf_counter() - started
         return metrics, reason

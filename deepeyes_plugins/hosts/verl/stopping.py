@@ -74,6 +74,8 @@ class StopRequests:
         if self._reason is None and self._board is not None:
             try:
                 self._reason = ray.get(self._board.reason.remote(), timeout=_ANSWER_SECONDS)
+            except ray.exceptions.GetTimeoutError:
+                logger.warning("the board for stop requests does not answer at the moment")
             except Exception:
                 logger.warning(
                     "the board for stop requests is gone; no other process can ask this run to "

@@ -43,12 +43,9 @@ class DeepEyesTrainer(PPOTrainer):
         Raises:
             SettingsError: The recipe's section ``deepeyes`` is wrong.
         """
-        section = config.get("deepeyes")
-        self._settings = (
-            None
-            if section is None
-            else watch_settings(OmegaConf.to_container(section, resolve=True))
-        )
+        recipe: Any = OmegaConf.to_container(config, resolve=True)
+        section = recipe.get("deepeyes")
+        self._settings = None if section is None else watch_settings(section)
         super().__init__(config)
         self._watch: RunWatch | None = None
         self._stop = StopRequests()
