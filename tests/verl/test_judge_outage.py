@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,7 +17,6 @@ import pytest
 import yaml
 
 from deepeyes_plugins.hosts.verl.judging import check_judge
-from deepeyes_plugins.hosts.verl.stopping import save_finished_steps
 from deepeyes_plugins.judge.contracts import JudgeUnavailableError
 from deepeyes_plugins.quickstart.task import split_examples
 from deepeyes_plugins.settings import SettingsError
@@ -142,44 +140,3 @@ def test_a_wrong_variable_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("LLM_AS_A_JUDGE_BASE", "judge:8000")
     with pytest.raises(SettingsError, match="LLM_AS_A_JUDGE_BASE: 'judge:8000' is not"):
         check_judge(None)
-
-
-class Trainer:
-    """As much of verl's as saving takes."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        self.global_steps = step
-        self.config = SimpleNamespace(trainer=SimpleNamespace(default_local_dir=str(folder)))
-        self.calls: list[str] = []
-
-    def on_sample_end(self) -> None:
-        self.calls.append("engines sleep")
-
-    def _save_checkpoint(self) -> None:
-        self.calls.append(f"save {self.global_steps}")
-
-
-@pytest.mark.parametrize(
-    ("step", "validating", "calls", "said"),
-    [
-        # The step that is being sampled for is not complete; one that is being validated is.
-        (5, False, ["engines sleep", "save 4"], "Step 4 is saved in {folder}/global_step_4"),
-        (5, True, ["engines sleep", "save 5"], "Step 5 is saved"),
-        (3, True, [], "Step 3 is saved"),  # It was saved already.
-        (1, False, [], "No step was complete"),
-        (0, True, [], "No step was complete"),
-    ],
-)
-def test_what_is_saved(
-    tmp_path: Path, step: int, validating: bool, calls: list[str], said: str
-) -> None:
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
-    trainer = Trainer(tmp_path, step)
-    assert said.format(folder=tmp_path) in save_finished_steps(trainer, validating)
-    assert trainer.calls == calls
-
-
-def test_a_checkpoint_that_fails_is_said_and_does_not_hide_the_reason(tmp_path: Path) -> None:
-    trainer = Trainer(tmp_path, 5)
-    trainer._save_checkpoint = lambda: 1 / 0  # type: ignore[method-assign]
-    assert "No checkpoint could be saved (ZeroDivisionError" in save_finished_steps(trainer, False)

@@ -19,8 +19,8 @@ from verl.experimental.agent_loop.agent_loop import (
 from deepeyes_plugins import plugins
 from deepeyes_plugins.data.rl_rows import environment_name, task_from_row
 from deepeyes_plugins.hosts.ray.sandbox import ensure_server
+from deepeyes_plugins.hosts.verl.output import TrajectoryOutput
 from deepeyes_plugins.hosts.verl.policy import TokenBudget, TokenPolicy
-from deepeyes_plugins.hosts.verl.reward import TRAJECTORY_FIELD
 from deepeyes_plugins.rollout import EndReason, InfrastructureError, Trajectory, rollout
 from deepeyes_plugins.rollout.log import RecordingEnvironment, TrajectoryLog
 from deepeyes_plugins.settings import load_settings
@@ -108,7 +108,8 @@ class DeepEyesAgentLoop(AgentLoopBase):
             tool_calls=sum(turn.tool_seconds for turn in trajectory.turns),
         )
         observations = sum(turn.observation is not None for turn in trajectory.turns)
-        return AgentLoopOutput(
+        return TrajectoryOutput(
+            trajectory,
             prompt_ids=stream.prompt_ids,
             response_ids=stream.response_ids,
             response_mask=stream.response_mask,
@@ -118,7 +119,6 @@ class DeepEyesAgentLoop(AgentLoopBase):
             metrics=metrics,
             extra_fields={
                 **policy.engine_fields,
-                TRAJECTORY_FIELD: trajectory.model_dump_json(),
                 "turn_scores": [],
                 "tool_rewards": [],
             },

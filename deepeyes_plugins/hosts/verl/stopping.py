@@ -1,118 +1,108 @@
-"""Ending a run from within, with a checkpoint.
+"""Ask a training run to end early, from any of its processes.
 
-verl has no such thing. A reward function or an agent loop that raises costs its trajectory: the
-group is marked as failed, and the trainer goes on with what is left, or with other prompts. So who
-wants the run to end leaves a note, a named Ray actor, which the replay buffer finds. That is the
-one place of ours in the trainer's process, and where the trainer waits whenever trajectories are
-late: between two updates of the weights, so that what it saves is the end of a step.
+verl has no such request of its own: a trainer ends after its last step or by an exception. Here a
+request goes to a board, a small named Ray actor that the trainer of the run holds; the trainer
+(:mod:`deepeyes_plugins.hosts.verl.trainer`) looks at it before each step and while it waits for
+samples, saves a checkpoint of the steps that are complete and ends with
+:class:`RunStoppedError`, so that the command's exit status is not 0. The next start of the
+same command resumes from there.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 
-if TYPE_CHECKING:
-    from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer as _Base
-else:
-    _Base = object
-
 logger = logging.getLogger(__name__)
 
-_NOTE = "deepeyes_stop_request"
-_TRACKER = "latest_checkpointed_iteration.txt"
-"""verl's file with the number of the latest step that was saved."""
+_ANSWER_SECONDS = 10.0
 
 
 class RunStoppedError(RuntimeError):
-    """The run was asked to stop; the message says why, and what was saved."""
+    """The run ended early because that was asked for; the message says by whom and why."""
 
 
-class _Note:
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
+async def ask_to_stop(reason: str) -> bool:
+    """Have the training run of this process end, with a checkpoint of its complete steps.
 
-    def reason(self) -> str:
+    For agent loops and rewards, which run in processes other than the trainer's. The step that is
+    under way is given up, so ask before failing the samples that cannot be had.
+
+    Args:
+        reason: What happened and what to do about it, for the person who starts the run again.
+
+    Returns:
+        Whether the trainer will know; if not, an error is logged. Nothing is raised.
+    """
+    try:
+        if not ray.is_initialized():
+            raise RuntimeError("this process belongs to no run")
+        board = await asyncio.to_thread(lambda: ray.get_actor(_board_name()))
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await board.ask.remote(reason)
+    except Exception as error:
+        logger.error("the training run cannot be asked to stop (%s): %r", reason, error)
+        return False
+    return True
+
+
+class StopRequests:
+    """The trainer's side of the board; requests of its own process need no Ray."""
+
+    def __init__(self) -> None:
+        """Make it; nothing is started."""
+        self._reason: str | None = None
+        self._board: Any = None
+
+    def open(self) -> None:
+        """Put up the board; without it, requests of other processes do not arrive."""
+        try:
+            board = ray.remote(num_cpus=0)(_Board)
+            self._board = board.options(name=_board_name(), get_if_exists=True).remote()
+        except Exception:
+            logger.warning("no other process can ask this run to stop", exc_info=True)
+
+    def ask(self, reason: str) -> None:
+        """Ask from within the trainer's process."""
+        self._reason = self._reason or reason
+
+    def reason(self) -> str | None:
+        """Return the first request's reason, if there was a request. Takes about a millisecond."""
+        if self._reason is None and self._board is not None:
+            try:
+                self._reason = ray.get(self._board.reason.remote(), timeout=_ANSWER_SECONDS)
+            except ray.exceptions.GetTimeoutError:
+                logger.warning("the board for stop requests does not answer at the moment")
+            except Exception:
+                logger.warning(
+                    "the board for stop requests is gone; no other process can ask this run to "
+                    "stop any more",
+                    exc_info=True,
+                )
+                self._board = None
+        return self._reason
+
+    def close(self) -> None:
+        """Take the board down."""
+        if self._board is not None:
+            ray.kill(self._board)
+            self._board = None
+
+
+class _Board:
+    def __init__(self) -> None:
+        self._reason: str | None = None
+
+    def ask(self, reason: str) -> None:
+        self._reason = self._reason or reason
+
+    def reason(self) -> str | None:
         return self._reason
 
 
-async def ask_to_stop(reason: str) -> None:
-    """Ask the trainer of this Ray job to save a checkpoint and stop.
-
-    When it returns the trainer will see it before it sees anything that happens later. The first
-    reason stays. Outside of Ray there is nobody to ask, and only a log line.
-    """
-    logger.error("the run is asked to stop: %s", reason)
-    if ray.is_initialized():
-        note = ray.remote(num_cpus=0)(_Note).options(name=_NOTE, get_if_exists=True).remote(reason)
-        await note.reason.remote()
-
-
-def stop_request() -> str | None:
-    """Return why the run was asked to stop; ``None`` if it was not. Takes a millisecond."""
-    try:
-        note = ray.get_actor(_NOTE)
-    except ValueError:
-        return None
-    return ray.get(note.reason.remote())
-
-
-class StopsOnRequest(_Base):
-    """Base of replay buffers, before verl's own: it heeds :func:`ask_to_stop`."""
-
-    _validating = False
-
-    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, Any]:
-        """Sample as verl does, unless the run is to stop."""
-        self._validating = partition_id == "val"
-        return super().sample(global_steps, partition_id, batch_size)
-
-    def _sync_metadata_from_transfer_queue(self) -> None:
-        """Look for a request wherever verl looks for trajectories.
-
-        Raises:
-            RunStoppedError: There is one; finished steps have been saved if that was possible.
-        """
-        super()._sync_metadata_from_transfer_queue()
-        reason = stop_request()
-        if reason is not None:
-            # verl hands us a method of its trainer; it is the only way to it.
-            trainer = getattr(self.refill_fn, "__self__", None)
-            raise RunStoppedError(f"{reason}. {save_finished_steps(trainer, self._validating)}")
-
-
-def save_finished_steps(trainer: Any, validating: bool) -> str:
-    """Save a checkpoint of the last step that is complete, if there is none yet.
-
-    Args:
-        trainer: verl's ``PPOTrainer``, while it waits for trajectories.
-        validating: It waits for those of a validation, which comes at the end of a step.
-
-    Returns:
-        What was done, in a sentence. A failure is logged and said, never raised.
-    """
-    try:
-        finished = trainer.global_steps if validating else trainer.global_steps - 1
-        folder = Path(os.path.abspath(trainer.config.trainer.default_local_dir))
-        where = folder / f"global_step_{finished}"
-        if finished < 1:
-            return "No step was complete, so nothing was saved."
-        if _latest(folder) != finished:
-            trainer.on_sample_end()  # Engines that share the GPUs give their memory back.
-            trainer.global_steps = finished
-            trainer._save_checkpoint()
-    except Exception as error:
-        logger.exception("no checkpoint could be saved")
-        return f"No checkpoint could be saved ({error!r}): resume from an earlier one."
-    return f"Step {finished} is saved in {where}; the same command resumes there."
-
-
-def _latest(folder: Path) -> int | None:
-    try:
-        return int((folder / _TRACKER).read_text())
-    except (OSError, ValueError):
-        return None
+def _board_name() -> str:
+    """Name of the board of this Ray job: runs that share a cluster do not stop each other."""
+    return f"deepeyes_stop_board_{ray.get_runtime_context().get_job_id()}"
