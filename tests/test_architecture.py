@@ -207,7 +207,17 @@ print(*sorted(tops - sys.stdlib_module_names - {"__main__", "_distutils_hack", "
     assert interpreter(program).split() == ["deepeyes_plugins", "pluggy"]
 
 
-CORE = ("protocol", "rollout", "tools", "environments", "rewards", "data", "sandbox")
+CORE = (
+    "protocol",
+    "rollout",
+    "tools",
+    "environments",
+    "rewards",
+    "data",
+    "sandbox",
+    "remote",
+    "judge",
+)
 
 
 def test_importing_the_core_touches_no_files_connections_or_threads() -> None:

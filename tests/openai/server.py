@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
-import uvicorn
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+
+from tests.serving import LocalServer
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ Body = dict[str, Any]
 Script = Callable[[Body], Reply]
 
 
-class ChatServer:
+class ChatServer(LocalServer):
     """Answers on a free port of loopback, in a thread, for as long as the context lasts.
 
     Attributes:
@@ -70,40 +68,17 @@ class ChatServer:
         self.headers: list[dict[str, str]] = []
         self._script = script
         self._models = models
-        self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
-        application = Starlette(
-            routes=[
-                Route("/v1/models", self._list_models),
-                Route("/v1/chat/completions", self._chat, methods=["POST"]),
-            ]
+        super().__init__(
+            Route("/v1/models", self._list_models),
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
         )
-        config = uvicorn.Config(application, log_level="error", lifespan="off")
-        config.timeout_graceful_shutdown = 1
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._socket],))
+        self.url = f"{self.root}/v1"
 
     @classmethod
     def saying(cls, *replies: Reply | str) -> Self:
         """A server that gives these answers in turn."""
         rest = iter([Reply(reply) if isinstance(reply, str) else reply for reply in replies])
         return cls(lambda body: next(rest))
-
-    def __enter__(self) -> Self:
-        self._socket.listen(1024)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._server.should_exit = True
-        self._thread.join()
-        self._socket.close()
 
     async def _list_models(self, request: Request) -> Response:
         listed = [{"id": name, "object": "model"} for name in self._models]

@@ -8,10 +8,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from deepeyes_plugins.hosts.openai.client import ChatClient, Completion, ContextLengthError
+from deepeyes_plugins.hosts.openai.client import ChatClient
 from deepeyes_plugins.protocol.actions import complete_at_tag
 from deepeyes_plugins.protocol.content import EncodedImage, Message, Part
 from deepeyes_plugins.protocol.dialect import Dialect
+from deepeyes_plugins.remote.chat import Completion, ContextLengthError
 from deepeyes_plugins.rollout.contracts import AssistantTurn, Observation, Task
 
 logger = logging.getLogger(__name__)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from deepeyes_plugins.remote.chat import is_http_url, versioned
+from deepeyes_plugins.remote.settings import RemoteSettings
 from deepeyes_plugins.settings import LayeredSettings, SettingsError
 
 ENVIRONMENT_PREFIX = "DEEPEYES_OPENAI_"
 
 
-class OpenAISettings(LayeredSettings):
+class OpenAISettings(LayeredSettings, RemoteSettings):
     """Which servers answer, and how they are asked.
 
     ``DEEPEYES_OPENAI_…`` environment variables win over what the code or a file says.
@@ -69,19 +69,9 @@ class OpenAISettings(LayeredSettings):
         description="Further fields for every request, for instance top_k for vLLM.",
     )
     timeout: float = Field(600.0, gt=0, description="Seconds that one request may take.")
-    connect_timeout: float = Field(10.0, gt=0, description="Seconds to open a connection.")
-    retries: int = Field(
-        5,
-        ge=0,
-        description="Further attempts after a failed connection, a time-out, HTTP 408, 429 or 5xx.",
+    concurrency: int = Field(
+        256, ge=1, description="Requests to one server at a time; more wait their turn."
     )
-    retry_wait: float = Field(
-        0.5, ge=0, description="Seconds before the first further attempt; doubles each time."
-    )
-    retry_wait_maximum: float = Field(
-        30.0, ge=0, description="Seconds between attempts at most, whatever Retry-After says."
-    )
-    max_connections: int = Field(256, ge=1, description="Open connections at most.")
 
     @field_validator("url")
     @classmethod
@@ -89,23 +79,19 @@ class OpenAISettings(LayeredSettings):
         if not _split(value):
             raise ValueError("no URL given")
         for url in _split(value):
-            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+            if not is_http_url(url):
                 raise ValueError(f"{url!r} is not an http:// or https:// URL")
         return value
 
     @property
     def servers(self) -> tuple[str, ...]:
         """The base URLs, each with its version path and without a trailing slash."""
-        return tuple(url if urlsplit(url).path else f"{url}/v1" for url in _split(self.url))
+        return tuple(map(versioned, _split(self.url)))
 
     @property
     def sends_prefill(self) -> bool:
         """Whether the opening of a turn goes over the wire."""
         return self.profile != "generic" if self.prefill is None else self.prefill
-
-    def api_key(self) -> str | None:
-        """The API key, ``None`` where the variable is not set."""
-        return os.environ.get(self.api_key_env) or None
 
 
 def load_openai_settings(**values: Any) -> OpenAISettings:
@@ -129,4 +115,4 @@ def _explain(location: tuple[int | str, ...], message: str) -> str:
 
 
 def _split(value: str) -> list[str]:
-    return [url.strip().rstrip("/") for url in value.split(",") if url.strip()]
+    return [url.strip() for url in value.split(",") if url.strip()]

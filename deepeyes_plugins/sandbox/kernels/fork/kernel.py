@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from ...contracts import ExecutionResult
 from ..contract import Snapshot, SnapshotFailed
 from ..outcomes import DIED, KILLED, MALFORMED, timed_out
+from .memory import held_memory, seal
 from .process import Channel, Child, unique_bytes
 
-_SNAPSHOT_SECONDS = 10.0
-_SNAPSHOT_OVERHEAD = 1 << 20
+T = TypeVar("T")
+
+_SNAPSHOT_SECONDS: Final = 10.0
+_SNAPSHOT_OVERHEAD: Final = 8 << 20
+_LONG_BYTES: Final = 4 << 20
 
 
 class ForkKernel:
@@ -75,16 +81,27 @@ class ForkKernel:
         return result if in_time else timed_out(result, timeout)
 
     async def _ask(
-        self, message: dict[str, Any], timeout: float, max_bulk_bytes: int = 0
+        self,
+        message: dict[str, Any],
+        timeout: float,
+        max_bulk_bytes: int = 0,
+        memory: int | None = None,
     ) -> tuple[Any, bytes, bool, bool]:
         """Sends a request, interrupts it at its timeout and kills what does not react.
+
+        Args:
+            message: The request.
+            timeout: Seconds until the interrupt.
+            max_bulk_bytes: Most bulk that the reply may have.
+            memory: File descriptor that goes with the request.
 
         Returns:
             The reply, or None where the process is gone now; its bulk; whether it came in time;
             whether anything came without force.
         """
         self._busy = self._restless = True
-        reply = self._channel.request(message, max_bulk_bytes)
+        descriptors = [] if memory is None else [memory]
+        reply = self._channel.request(message, max_bulk_bytes, descriptors)
         try:
             done, _ = await asyncio.wait({reply}, timeout=timeout)
             in_time = bool(done)
@@ -109,19 +126,28 @@ class ForkKernel:
     async def snapshot(self, max_bytes: int) -> Snapshot:
         """Saves the variables; see `Kernel`."""
         room = max_bytes + _SNAPSHOT_OVERHEAD
-        fields, data, _, _ = await self._ask({"save": max_bytes}, _SNAPSHOT_SECONDS, room)
-        try:
-            if fields is None or "failure" in fields:
-                reason = "its process has ended" if fields is None else fields["failure"]
-                raise SnapshotFailed(f"the variables could not be saved: {reason}")
-            return Snapshot(data, _texts(fields["names"]), _reasons(fields["lost"]))
-        except (TypeError, KeyError, ValueError, AttributeError):
-            await self.close()
-            raise SnapshotFailed(MALFORMED) from None
+        with held_memory("snapshot", room) as memory:
+            # A session must not make it larger: it counts as no memory of its own.
+            seal(memory, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+            request = {"save": max_bytes}
+            fields, _, _, _ = await self._ask(request, _SNAPSHOT_SECONDS, memory=memory)
+            try:
+                if fields is None or "failure" in fields:
+                    reason = "its process has ended" if fields is None else fields["failure"]
+                    raise SnapshotFailed(f"the variables could not be saved: {reason}")
+                names, lost = _texts(fields["names"]), _reasons(fields["lost"])
+                size = min(fields["size"], room)
+                data = await _unless_long(size, os.pread, memory, size, 0)
+            except (TypeError, KeyError, ValueError, AttributeError, OverflowError, OSError):
+                await self.close()
+                raise SnapshotFailed(MALFORMED) from None
+        return Snapshot(data, names, lost)
 
     async def restore(self, data: bytes) -> dict[str, str]:
         """Takes over saved variables; see `Kernel`."""
-        fields, _, _, _ = await self._ask({"restore": data}, _SNAPSHOT_SECONDS)
+        with held_memory("snapshot") as memory:
+            await _unless_long(len(data), _write_all, memory, data)
+            fields, _, _, _ = await self._ask({"restore": True}, _SNAPSHOT_SECONDS, memory=memory)
         try:
             if fields is None or "failure" in fields:
                 reason = "its process has ended" if fields is None else fields["failure"]
@@ -157,6 +183,21 @@ class ForkKernel:
         """Kills the process and removes its files."""
         self._channel.abort()
         await self._child.end()
+
+
+async def _unless_long(size: int, action: Callable[..., T], *arguments: Any) -> T:
+    """Copies so many bytes, in a thread where it would hold others up."""
+    if size > _LONG_BYTES:
+        return await asyncio.to_thread(action, *arguments)
+    return action(*arguments)
+
+
+def _write_all(memory: int, data: bytes) -> None:
+    with open(memory, "wb", closefd=False, buffering=0) as file:
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) :]
+    os.lseek(memory, 0, os.SEEK_SET)
 
 
 def _cut(bulk: bytes, sizes: Any) -> list[bytes]:

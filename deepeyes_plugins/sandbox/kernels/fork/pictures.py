@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import socket
@@ -15,6 +14,7 @@ from typing import Any
 from ...settings import SandboxSettings
 from ..contract import ImageRejected, ImagesMissing
 from . import wire
+from .memory import UNCHANGEABLE, held_memory, seal
 from .process import Child
 
 logger = logging.getLogger(__name__)
@@ -126,8 +126,7 @@ def _decode(conn: socket.socket, data: bytes, settings: SandboxSettings) -> Pict
         ImageRejected: The decoder does not take the image.
         OSError, WireError: The decoder died or did not answer.
     """
-    source, target = _memory("image"), _memory("pixels")
-    try:
+    with held_memory("image") as source, held_memory("pixels") as target:
         with open(source, "wb", closefd=False) as file:
             file.write(data)
         os.lseek(source, 0, os.SEEK_SET)
@@ -146,14 +145,6 @@ def _decode(conn: socket.socket, data: bytes, settings: SandboxSettings) -> Pict
             raise ImageRejected(str(reply["refused"]))
         kept = target if "image" in reply else source
         # From here on nobody can change it, neither the decoder nor a session.
-        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(kept, fcntl.F_ADD_SEALS, seals)
+        seal(kept, UNCHANGEABLE)
         described = reply.get("image") or {"lazy": True}
         return Picture(described, os.dup(kept), os.fstat(kept).st_size)
-    finally:
-        os.close(source)
-        os.close(target)
-
-
-def _memory(name: str) -> int:
-    return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

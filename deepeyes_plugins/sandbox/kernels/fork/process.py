@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -41,21 +42,37 @@ class Channel(asyncio.Protocol):
         return self.transport is not None
 
     def request(
-        self, message: Any, max_bulk_bytes: int
+        self, message: Any, max_bulk_bytes: int, descriptors: Sequence[int] = ()
     ) -> asyncio.Future[tuple[Any, bytes] | None]:
         """Sends a message; the future gives the reply, or None when the child has gone.
 
         Args:
             message: The request.
             max_bulk_bytes: Most bulk that the reply may have.
+            descriptors: File descriptors that the child gets with it.
         """
         self._max_bulk_bytes = max_bulk_bytes
         self._reply = asyncio.get_running_loop().create_future()
         if self.transport is None:
             self._reply.set_result(None)
-        else:
-            self.transport.write(wire.pack(message))
+            return self._reply
+        frame = wire.pack(message)
+        if descriptors:
+            try:
+                frame = frame[self._send_with(frame, descriptors) :]
+            except OSError:
+                self._break()  # A child that answered before it read has not kept to the order.
+                return self._reply
+        if frame:
+            self.transport.write(frame)
         return self._reply
+
+    def _send_with(self, frame: bytes, descriptors: Sequence[int]) -> int:
+        assert self.transport is not None
+        if self.transport.get_write_buffer_size():
+            raise BlockingIOError
+        with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as conn:
+            return socket.send_fds(conn, [frame], descriptors)
 
     def data_received(self, data: bytes) -> None:
         """Puts a reply together; whatever is no reply ends the connection."""

@@ -29,6 +29,7 @@ from traitlets.config import Config
 
 from ..output import MAX_IMAGE_BYTES, BoundedText, images_cut
 from .images import ImageRefused, as_png, encode_png
+from .memory import held_memory
 from .state import SessionState, printable, told
 
 # Stands for an image that is not encoded because no more of them are returned.
@@ -217,7 +218,9 @@ class Shell:
             os.chdir(folder)
             state = SessionState(self._shell.user_ns, Path(folder))
             self.run("def twice(x): return 2 * x\nclass Thing: pass\nthing = Thing()")
-            state.restore(state.save(1 << 20)["data"])
+            with held_memory("warm-up", 2 << 20) as memory:
+                os.truncate(memory, state.save(memory, 1 << 20)["size"])
+                state.restore(memory)
             os.chdir(home)
 
     def rehearse(self) -> None:
@@ -275,22 +278,22 @@ class Shell:
             "names": [printable(name) for name in self._state.names()],
         }
 
-    def save(self, max_bytes: int) -> dict[str, Any]:
+    def save(self, memory: int, max_bytes: int) -> dict[str, Any]:
         """Saves the session; see `SessionState.save`. An interrupt ends it with a `failure`."""
         try:
             try:
                 self._interruptible = True
-                return self._state.save(max_bytes)
+                return self._state.save(memory, max_bytes)
             finally:
                 self._interruptible = False
         except BaseException as error:
             self._interruptible = False
             return {"failure": f"{type(error).__name__}: {error}"}
 
-    def restore(self, data: bytes) -> dict[str, Any]:
+    def restore(self, memory: int) -> dict[str, Any]:
         """Takes over a saved session."""
         try:
-            lost = self._state.restore(data)
+            lost = self._state.restore(memory)
         except BaseException as error:
             return {"failure": f"{type(error).__name__}: {error}"}
         names = [printable(name) for name in self._state.names()]

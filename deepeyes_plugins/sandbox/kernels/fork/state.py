@@ -9,27 +9,30 @@ from __future__ import annotations
 
 import io
 import logging
+import mmap
 import os
 import pickle
 import pickletools
 import platform
 import random
 import re
+import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import cloudpickle
 import msgpack
 
 logger = logging.getLogger(__name__)
 
-_FORMAT: Final = f"1, Python {platform.python_version()}"
+_FORMAT: Final = f"2, Python {platform.python_version()}"
 _IPYTHON_NAMES = re.compile(r"_+|_i+|_i?\d+|_[iod]h|__.*__")
 _GLOBALS: Final = "globals"
+_LENGTH: Final = struct.Struct("!Q")
 _MAX_REASON_CHARACTERS = 200
 _MAX_NAMES = 1000
 
@@ -40,32 +43,34 @@ class _TooLarge(Exception):
     pass
 
 
-class _Bounded:
-    """A file in memory, up to a limit; large pieces are kept as they come, not copied."""
+class _Target:
+    """A file over memory of the server's, up to a limit.
 
-    def __init__(self, limit: int) -> None:
+    It is written through mappings: they are not held to the size that files may have.
+    """
+
+    def __init__(self, memory: int, limit: int) -> None:
+        self._memory = memory
         self._limit = limit
-        self._pieces: list[bytes] = []
         self.size = 0
 
     def write(self, data: Any) -> int:
-        count = memoryview(data).nbytes
-        if self.size + count > self._limit:
+        view = memoryview(data).cast("B")
+        if self.size + view.nbytes > self._limit:
             raise _TooLarge
-        self._pieces.append(bytes(data))
-        self.size += count
-        return count
-
-    def take(self) -> bytes:
-        """Returns what was written since the last time."""
-        pieces, self._pieces = self._pieces, []
-        return b"".join(pieces)
+        if view.nbytes:
+            before = self.size % mmap.ALLOCATIONGRANULARITY
+            length = before + view.nbytes
+            with mmap.mmap(self._memory, length, offset=self.size - before) as window:
+                window[before:] = view
+        self.size += view.nbytes
+        return view.nbytes
 
 
 class _Pickler(cloudpickle.Pickler):
     """Refers to the namespace and to the question's images instead of copying them."""
 
-    def __init__(self, file: _Bounded, namespace: Namespace, originals: dict[int, str]) -> None:
+    def __init__(self, file: _Target, namespace: Namespace, originals: dict[int, str]) -> None:
         super().__init__(file, protocol=5)
         # cloudpickle gives the functions of one namespace one new dictionary of globals. This is
         # that dictionary for ours, and `persistent_id` turns it into the namespace itself.
@@ -82,7 +87,7 @@ class _Pickler(cloudpickle.Pickler):
 class _Unpickler(pickle.Unpickler):
     """Loads one variable after the other."""
 
-    def __init__(self, file: io.BytesIO, known: Namespace) -> None:
+    def __init__(self, file: BinaryIO, known: Namespace) -> None:
         super().__init__(file)
         self._known = known
 
@@ -102,9 +107,11 @@ class _PatientUnpickler(pickle._Unpickler):
         return self._known[pid]
 
 
-def _load(saved: dict[str, bytes], known: Namespace, lost: dict[str, str]) -> Namespace:
+def _load(
+    source: BinaryIO, saved: dict[str, int], known: Namespace, lost: dict[str, str]
+) -> Namespace:
     """Loads all variables, or all but those that fail."""
-    unpickler = _Unpickler(io.BytesIO(b"".join(saved.values())), known)
+    unpickler = _Unpickler(source, known)
     try:
         return {name: unpickler.load() for name in saved}
     except BaseException as error:
@@ -112,7 +119,9 @@ def _load(saved: dict[str, bytes], known: Namespace, lost: dict[str, str]) -> Na
     loaded: Namespace = {}
     memo: dict[int, Any] = {}
     expected = 0
-    for name, pickled in saved.items():
+    source.seek(0)
+    for name, size in saved.items():
+        pickled = source.read(size)
         try:
             loaded[name] = _PatientUnpickler(pickled, known, memo).load()
         except BaseException as error:
@@ -160,38 +169,47 @@ class SessionState:
         ]
         return mine[:_MAX_NAMES]
 
-    def save(self, max_bytes: int) -> dict[str, Any]:
-        """Saves all that can be saved.
+    def save(self, memory: int, max_bytes: int) -> dict[str, Any]:
+        """Saves all that can be saved: variables, files, then what tells them apart.
 
         Args:
+            memory: File descriptor of memory to write it to, of some size over `max_bytes`.
             max_bytes: Most that variables and files may take together.
 
         Returns:
-            `data` (bytes), `names` (saved variables) and `lost` (name to reason).
+            `size` (bytes written), `names` (saved variables) and `lost` (name to reason).
         """
         lost: dict[str, str] = {}
-        saved, size = self._save_variables(max_bytes, lost)
-        files = self._save_files(max_bytes - size, lost)
+        target, variables = self._save_variables(memory, max_bytes, lost)
+        files = self._save_files(target, lost)
         threads = threading.active_count() - 1
         if threads:
             lost["(threads)"] = f"{threads} threads were running"
-        body = {
+        contents = {
             "format": _FORMAT,
-            "variables": saved,
+            "variables": variables,
             "files": files,
             "settings": pickle.dumps(_settings(), protocol=5),
             "folder": os.path.relpath(os.getcwd(), self._folder),
         }
-        data = msgpack.packb(body, unicode_errors="surrogatepass")
-        return {"data": data, "names": [printable(name) for name in saved], "lost": told(lost)}
+        packed = msgpack.packb(contents, unicode_errors="surrogatepass")
+        ending = _Target(memory, sys.maxsize)
+        ending.size = target.size
+        ending.write(packed + _LENGTH.pack(len(packed)))
+        names = [printable(name) for name in variables]
+        return {"size": ending.size, "names": names, "lost": told(lost)}
 
-    def _save_variables(self, limit: int, lost: dict[str, str]) -> tuple[dict[str, bytes], int]:
+    def _save_variables(
+        self, memory: int, limit: int, lost: dict[str, str]
+    ) -> tuple[_Target, dict[str, int]]:
+        """Returns what was written to, and the size of each variable in it."""
         names = self._all_names()
         while True:
-            file = _Bounded(limit)
-            pickler = _Pickler(file, self._namespace, self._originals())
-            saved: dict[str, bytes] = {}
+            target = _Target(memory, limit)
+            pickler = _Pickler(target, self._namespace, self._originals())
+            saved: dict[str, int] = {}
             for name in names:
+                before = target.size
                 try:
                     pickler.dump(self._namespace[name])
                 except KeyboardInterrupt:
@@ -201,13 +219,13 @@ class SessionState:
                 except BaseException as error:
                     lost[name] = _reason(error)
                 else:
-                    saved[name] = file.take()
+                    saved[name] = target.size - before
                     continue
                 # What the failed one put into the pickler's memory is in no file: start afresh.
                 names = [other for other in names if other not in lost]
                 break
             else:
-                return saved, file.size
+                return target, saved
 
     def _originals(self) -> dict[int, str]:
         """The question's images that are what they were, by identity."""
@@ -218,38 +236,43 @@ class SessionState:
             if getattr(image, "readonly", 0) or getattr(image, "tile", None)
         }
 
-    def _save_files(self, room: int, lost: dict[str, str]) -> dict[str, bytes]:
-        files: dict[str, bytes] = {}
+    def _save_files(self, target: _Target, lost: dict[str, str]) -> dict[str, int]:
+        files: dict[str, int] = {}
         for path in _files(self._folder):
             name = str(path.relative_to(self._folder))
             try:
-                size = path.stat().st_size
-                if size > room:
-                    lost[f"file {name}"] = "too large to be saved"
-                    continue
-                files[name] = path.read_bytes()
+                files[name] = target.write(path.read_bytes())
+            except _TooLarge:
+                lost[f"file {name}"] = "too large to be saved"
             except OSError as error:
                 lost[f"file {name}"] = _reason(error)
-            else:
-                room -= size
         return files
 
-    def restore(self, data: bytes) -> dict[str, str]:
-        """Takes over what `save` saved; returns what did not come back, with the reasons."""
-        body = msgpack.unpackb(data, unicode_errors="surrogatepass")
-        saved: dict[str, bytes] = body["variables"]
-        if body["format"] != _FORMAT:
-            reason = f"saved by another version ({body['format']}; this is {_FORMAT})"
-            return dict.fromkeys([*saved, *(f"file {name}" for name in body["files"])], reason)
-        lost: dict[str, str] = {}
-        for name, content in body["files"].items():
-            self._attempt(f"file {name}", lost, partial(self._write, name, content))
-        for name in set(self._images) - set(saved):
-            self._namespace.pop(name, None)
-        known = {_GLOBALS: self._namespace, **self._images}
-        self._namespace.update(_load(saved, known, lost))
-        self._attempt("(settings)", lost, lambda: _apply(pickle.loads(body["settings"])))
-        self._attempt("(folder)", lost, lambda: os.chdir(self._folder / body["folder"]))
+    def restore(self, memory: int) -> dict[str, str]:
+        """Takes over what `save` saved; returns what did not come back, with the reasons.
+
+        Args:
+            memory: File descriptor of memory that holds it, and nothing else.
+        """
+        with open(memory, "rb", closefd=False) as source:
+            contents = _read_contents(source)
+            saved: dict[str, int] = contents["variables"]
+            files: dict[str, int] = contents["files"]
+            if contents["format"] != _FORMAT:
+                reason = f"saved by another version ({contents['format']}; this is {_FORMAT})"
+                return dict.fromkeys([*saved, *(f"file {name}" for name in files)], reason)
+            lost: dict[str, str] = {}
+            source.seek(sum(saved.values()))
+            for name, size in files.items():
+                content = source.read(size)
+                self._attempt(f"file {name}", lost, partial(self._write, name, content))
+            for name in set(self._images) - set(saved):
+                self._namespace.pop(name, None)
+            known = {_GLOBALS: self._namespace, **self._images}
+            source.seek(0)
+            self._namespace.update(_load(source, saved, known, lost))
+        self._attempt("(settings)", lost, lambda: _apply(pickle.loads(contents["settings"])))
+        self._attempt("(folder)", lost, lambda: os.chdir(self._folder / contents["folder"]))
         return lost
 
     def _attempt(self, name: str, lost: dict[str, str], action: Callable[[], None]) -> None:
@@ -262,6 +285,17 @@ class SessionState:
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+
+
+def _read_contents(source: BinaryIO) -> dict[str, Any]:
+    """Reads the end of a snapshot: what is in it, and how large each piece is."""
+    source.seek(-_LENGTH.size, os.SEEK_END)
+    (length,) = _LENGTH.unpack(source.read())
+    source.seek(-_LENGTH.size - length, os.SEEK_END)
+    contents: dict[str, Any] = msgpack.unpackb(
+        source.read(length), unicode_errors="surrogatepass", strict_map_key=True
+    )
+    return contents
 
 
 def _files(folder: Path) -> Iterator[Path]:

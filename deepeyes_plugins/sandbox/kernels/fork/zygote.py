@@ -204,15 +204,22 @@ class Zygote:
         self._shell.begin(images)
         while (received := wire.receive(conn, sys.maxsize)) is not None:
             self._shell.listen_for_interrupts()
-            wire.send(conn, *self._answer(received[0]))
+            request, descriptors = received
+            try:
+                answer = self._answer(request, *descriptors)
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+            wire.send(conn, *answer)
 
-    def _answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    def _answer(self, request: dict[str, Any], *memory: int) -> tuple[dict[str, Any], bytes]:
         match request:
+            case {"save": _} | {"restore": _} if not memory:
+                return {"failure": "the session has no file descriptor left"}, b""
             case {"save": max_bytes}:
-                saved = self._shell.save(max_bytes)
-                return saved, saved.pop("data", b"")
-            case {"restore": data}:
-                return self._shell.restore(data), b""
+                return self._shell.save(memory[0], max_bytes), b""
+            case {"restore": _}:
+                return self._shell.restore(memory[0]), b""
             case {"code": code}:
                 done = self._shell.run(code)
                 images = done["images"]

@@ -1,0 +1,44 @@
+"""Attempts with exponential backoff and jitter, which heed what a server asks for."""
+
+from __future__ import annotations
+
+import logging
+
+import tenacity
+
+from deepeyes_plugins.remote.errors import RemoteUnavailableError
+from deepeyes_plugins.remote.settings import RemoteSettings
+
+logger = logging.getLogger(__name__)
+
+
+def attempts(
+    settings: RemoteSettings, stop: tenacity.stop.stop_base | None = None
+) -> tenacity.AsyncRetrying:
+    """Return what makes the attempts of one call.
+
+    It is used as ``async for attempt in attempts(settings): with attempt: …``.
+
+    Only :class:`RemoteUnavailableError` is tried again; the last error is raised as it is.
+
+    Args:
+        settings: How long to wait between attempts, and how many there are.
+        stop: When to give up, if not after ``settings.retries`` further attempts.
+    """
+    backoff = tenacity.wait_exponential(
+        settings.retry_wait, settings.retry_wait_maximum
+    ) + tenacity.wait_random(0, settings.retry_wait)
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome is not None else None
+        asked = error.retry_after if isinstance(error, RemoteUnavailableError) else 0.0
+        seconds = min(max(backoff(state), asked), settings.retry_wait_maximum)
+        logger.info("attempt %d: %s; again in %.1f s", state.attempt_number, error, seconds)
+        return seconds
+
+    return tenacity.AsyncRetrying(
+        stop=stop or tenacity.stop_after_attempt(settings.retries + 1),
+        wait=wait,
+        retry=tenacity.retry_if_exception_type(RemoteUnavailableError),
+        reraise=True,
+    )

@@ -1,0 +1,325 @@
+"""One HTTP service, called by all of an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from aiolimiter import AsyncLimiter
+
+from deepeyes_plugins.remote.circuit import Circuit
+from deepeyes_plugins.remote.errors import (
+    CircuitOpenError,
+    RemoteRefusedError,
+    RemoteUnavailableError,
+)
+from deepeyes_plugins.remote.retry import attempts
+from deepeyes_plugins.remote.settings import RemoteSettings
+from deepeyes_plugins.remote.statistics import CallStatistics
+
+_TRANSIENT_STATUSES = frozenset({408, 425, 429})
+_UNAUTHORISED_STATUSES = frozenset({401, 403})
+_EXCERPT_CHARACTERS = 300
+_MIB = 1 << 20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a server answered, read to its end.
+
+    Attributes:
+        source: Method and URL, for messages.
+        status: The HTTP status.
+        headers: The headers; names in any case.
+        body: The decoded body.
+    """
+
+    source: str
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        """The body as UTF-8; what is not becomes replacement characters."""
+        return self.body.decode("utf-8", "replace")
+
+    @property
+    def excerpt(self) -> str:
+        """The beginning of the text on one line, for messages."""
+        text = " ".join(self.text.split())
+        return text if len(text) <= _EXCERPT_CHARACTERS else f"{text[:_EXCERPT_CHARACTERS]}…"
+
+    def json(self) -> Any:
+        """Return the body as JSON.
+
+        Raises:
+            RemoteUnavailableError: It is none; proxies answer like that in passing trouble.
+        """
+        try:
+            return json.loads(self.body)
+        except ValueError as error:
+            raise self.unreadable(f"no JSON ({error})") from error
+
+    def unreadable(self, reason: str) -> RemoteUnavailableError:
+        """Make the error that says that this is not what was expected."""
+        return RemoteUnavailableError(f"{reason}: {self.excerpt}", status=self.status)
+
+
+class RemoteService:
+    """Sends requests to one base URL, as the settings allow. Nothing is opened until the first.
+
+    Use it as an async context manager, or call :meth:`aclose`. It belongs to one event loop.
+
+    Attributes:
+        url: The base URL, without a trailing slash.
+        circuit: Whether the service is worth asking at the moment.
+        statistics: What happened so far.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        settings: RemoteSettings,
+        *,
+        key_env: str | None = None,
+        key_header: str = "Authorization",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Hold the settings.
+
+        Args:
+            url: Base URL.
+            settings: Time limits, retries and the like.
+            key_env: Name of the environment variable with the key; nothing is sent where it is
+                not set.
+            key_header: Header that the key goes into; ``Authorization`` gets a bearer token.
+            headers: Further headers of every request.
+        """
+        self.url = url.rstrip("/")
+        self.circuit = Circuit(settings.circuit_failures, settings.circuit_seconds)
+        self.statistics = CallStatistics()
+        self._settings = settings
+        self._key_env = key_env
+        sent = dict(headers or {})
+        if key_env and (key := os.environ.get(key_env)):
+            sent[key_header] = f"Bearer {key}" if key_header == "Authorization" else key
+        self._http = httpx.AsyncClient(
+            headers=sent,
+            timeout=httpx.Timeout(None, connect=settings.connect_timeout),
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=settings.concurrency
+            ),
+        )
+        self._places = asyncio.Semaphore(settings.concurrency)
+        self._pace = _limiter(settings.rate) if settings.rate is not None else None
+
+    async def __aenter__(self) -> Self:
+        """Return the service itself."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the connections."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        read: Callable[[Reply], T],
+        *,
+        content: bytes | None = None,
+        json: Any = None,
+        params: Mapping[str, str] | None = None,
+        retries: int | None = None,
+    ) -> T:
+        """Send a request until it succeeds, at most ``retries`` times more.
+
+        Args:
+            method: ``GET``, ``POST``, …
+            path: Behind the base URL, with its slash.
+            read: Makes the result. It is called for statuses below 500 that are worth no retry;
+                it raises :meth:`Reply.unreadable` for a body that another attempt may improve.
+                For statuses of 400 and more, whatever it does, :meth:`refusal` is at hand.
+            content: A body that is JSON already.
+            json: A body to be serialised; instead of ``content``.
+            params: The query.
+            retries: Instead of the settings' number.
+
+        Raises:
+            RemoteUnavailableError: Every attempt failed; the last reason is told.
+            RemoteRefusedError: The service refuses for good; raised by ``read``.
+        """
+        settings = self._settings
+        if retries is not None:
+            settings = settings.model_copy(update={"retries": retries})
+        body = _serialise(json) if json is not None else content
+        source = f"{method} {self.url}{path}"
+        try:
+            async for attempt in attempts(settings):
+                with attempt:
+                    return await self._try(method, path, read, body, params)
+        except RemoteUnavailableError as error:
+            number = settings.retries + 1
+            tries = "" if number == 1 else f" in {number} attempts, at last"
+            raise type(error)(
+                f"{source} failed{tries}: {error}",
+                status=error.status,
+                retry_after=error.retry_after,
+            ) from error
+        raise AssertionError("unreachable: the loop returns or raises")
+
+    async def fetch(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        params: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """Send a request and take any answer below 400.
+
+        Raises:
+            RemoteUnavailableError: Every attempt failed.
+            RemoteRefusedError: The service refuses; its ``status`` tells why.
+        """
+
+        def read(reply: Reply) -> Reply:
+            if reply.status >= 400:
+                raise self.refusal(reply)
+            return reply
+
+        return await self.call(method, path, read, json=json, params=params)
+
+    def refusal(self, reply: Reply) -> RemoteRefusedError:
+        """Make the error for an answer that no retry improves."""
+        hint = (
+            f" The key is read from the variable {self._key_env}."
+            if self._key_env and reply.status in _UNAUTHORISED_STATUSES
+            else ""
+        )
+        return RemoteRefusedError(
+            f"{reply.source}: HTTP {reply.status}: {reply.excerpt}{hint}",
+            status=reply.status,
+            text=reply.excerpt,
+        )
+
+    async def _try(
+        self,
+        method: str,
+        path: str,
+        read: Callable[[Reply], T],
+        body: bytes | None,
+        params: Mapping[str, str] | None,
+    ) -> T:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._places)
+            if self._pace is not None:
+                await self._pace.acquire()
+            try:
+                stack.enter_context(self.circuit.attempt())
+            except CircuitOpenError:
+                self.statistics.hold_back()
+                raise
+            started = time.monotonic()
+            outcome = self.statistics.record
+            try:
+                result = read(await self._send(method, path, body, params))
+            except RemoteUnavailableError:
+                outcome("unavailable", time.monotonic() - started)
+                raise
+            except Exception:
+                outcome("refused", time.monotonic() - started)
+                raise
+            outcome("answered", time.monotonic() - started)
+            return result
+
+    async def _send(
+        self, method: str, path: str, body: bytes | None, params: Mapping[str, str] | None
+    ) -> Reply:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        source = f"{method} {self.url}{path}"
+        seconds = self._settings.timeout
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                self._http.stream(
+                    method, self.url + path, content=body, headers=headers, params=params
+                ) as response,
+            ):
+                content = await self._read(source, response)
+        except TimeoutError as error:
+            raise RemoteUnavailableError(
+                f"ReadTimeout: no complete answer within {seconds:g} s"
+            ) from error
+        except httpx.RequestError as error:
+            raise RemoteUnavailableError(repr(error)) from error
+        reply = Reply(source, response.status_code, response.headers, content)
+        if reply.status in _TRANSIENT_STATUSES or reply.status >= 500:
+            raise RemoteUnavailableError(
+                f"HTTP {reply.status}: {reply.excerpt}",
+                status=reply.status,
+                retry_after=retry_after(reply.headers.get("Retry-After")),
+            )
+        return reply
+
+    async def _read(self, source: str, response: httpx.Response) -> bytes:
+        content = bytearray()
+        limit = self._settings.max_response_mb
+        async for chunk in response.aiter_bytes():
+            content += chunk
+            if len(content) > limit * _MIB:
+                raise RemoteRefusedError(f"{source}: the answer is larger than {limit:g} MiB")
+        return bytes(content)
+
+
+def retry_after(value: str | None, now: datetime | None = None) -> float:
+    """Return the seconds that a Retry-After header asks for; 0 if it cannot be read.
+
+    Args:
+        value: Seconds or an HTTP date.
+        now: The time; by default the clock's.
+    """
+    if value is None:
+        return 0.0
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            until = email.utils.parsedate_to_datetime(value)
+        except ValueError:
+            return 0.0
+        until = until if until.tzinfo else until.replace(tzinfo=UTC)
+        seconds = (until - (now or datetime.now(UTC))).total_seconds()
+    return seconds if 0 < seconds < float("inf") else 0.0
+
+
+def _limiter(rate: float) -> AsyncLimiter:
+    """A bucket of at least one request."""
+    burst = max(1.0, rate)
+    return AsyncLimiter(burst, burst / rate)
+
+
+def _serialise(value: Any) -> bytes:
+    return json.dumps(value).encode()

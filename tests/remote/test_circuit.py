@@ -1,0 +1,87 @@
+"""When a server that keeps failing is left alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from deepeyes_plugins.remote import Circuit, CircuitOpenError, RemoteUnavailableError
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fail(circuit: Circuit, status: int | None = None) -> None:
+    with pytest.raises(RemoteUnavailableError), circuit.attempt():
+        raise RemoteUnavailableError("down", status=status)
+
+
+def succeed(circuit: Circuit) -> None:
+    with circuit.attempt():
+        pass
+
+
+def test_it_opens_after_failures_in_a_row() -> None:
+    circuit = Circuit(3, seconds=10, clock=Clock())
+    fail(circuit)
+    fail(circuit)
+    succeed(circuit)
+    fail(circuit)
+    fail(circuit)
+    assert circuit.wait == 0
+    fail(circuit)
+    assert circuit.wait == 10
+    with pytest.raises(CircuitOpenError, match=r"failed 3 times in a row .* 10\.0 s") as caught:
+        succeed(circuit)
+    assert caught.value.retry_after == 10
+
+
+def test_one_request_tries_while_the_others_wait() -> None:
+    clock = Clock()
+    circuit = Circuit(1, seconds=10, clock=clock)
+    fail(circuit)
+    clock.now = 10
+    with circuit.attempt(), pytest.raises(CircuitOpenError):
+        succeed(circuit)
+    assert not circuit.is_open
+    succeed(circuit)
+
+
+def test_a_trial_that_fails_opens_it_again() -> None:
+    clock = Clock()
+    circuit = Circuit(5, seconds=10, clock=clock)
+    for _ in range(5):
+        fail(circuit)
+    clock.now = 10
+    fail(circuit)
+    assert circuit.wait == 10
+
+
+def test_a_trial_that_was_cancelled_is_repeated_later() -> None:
+    clock = Clock()
+    circuit = Circuit(1, seconds=10, clock=clock)
+    fail(circuit)
+    clock.now = 10
+    with pytest.raises(KeyboardInterrupt), circuit.attempt():
+        raise KeyboardInterrupt
+    assert circuit.wait == 10
+    clock.now = 20
+    succeed(circuit)
+
+
+def test_who_asks_for_patience_is_alive() -> None:
+    circuit = Circuit(1, seconds=10, clock=Clock())
+    fail(circuit, status=429)
+    assert not circuit.is_open
+
+
+def test_a_refusal_is_an_answer() -> None:
+    circuit = Circuit(2, seconds=10, clock=Clock())
+    fail(circuit)
+    with pytest.raises(PermissionError), circuit.attempt():
+        raise PermissionError
+    fail(circuit)
+    assert not circuit.is_open
