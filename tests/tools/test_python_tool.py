@@ -161,7 +161,7 @@ class TestTheCodesOwnFailures:
 
 class TestFailuresOfOurs:
     async def test_no_server(self) -> None:
-        nobody = AgentSettings(sandbox=SandboxSettings(url="http://127.0.0.1:9"))
+        nobody = AgentSettings(sandbox=SandboxSettings(url="http://127.0.0.1:9", patience=0))
         tool = PythonTool(Resources(nobody))
         with pytest.raises(InfrastructureError, match=r"http://127\.0\.0\.1:9"):
             await tool.open(task(RED))
@@ -172,6 +172,15 @@ class TestFailuresOfOurs:
         with pytest.raises(InfrastructureError, match="image of task task-1 is broken"):
             await tool.open(task(EncodedImage(b"no image")))
         await tool.close()
+
+    async def test_a_session_that_was_lost_before_anything_ran_in_it(
+        self, tool: PythonTool
+    ) -> None:
+        """Nothing is missing, so it is replaced and nobody is told."""
+        await end_all_sessions_but_tell_nobody(tool)
+        observation = await run(tool, "image_1.size")
+        assert "(60, 40)" in text(observation)
+        assert not observation.infrastructure
 
     async def test_a_session_that_was_lost(self, tool: PythonTool, resources: Resources) -> None:
         """For instance because its server was restarted, or it was idle for too long."""

@@ -92,8 +92,7 @@ async def test_new_weights_are_used(engine: Any, processor: Any) -> None:
     greedy = {**PARAMS, "temperature": 0.0}
     before = await engine.generate(ids, greedy, "1", image_data=[image])
     name, weight = "lm_head.weight", engine.model.state_dict()["lm_head.weight"]
-    await engine.load_weights([(name, weight.flip(0).clone())])
-    await engine.set_global_steps(7)
+    await engine.load_weights([(name, weight.flip(0).clone())], global_steps=7)
     after = await engine.generate(ids, greedy, "2", image_data=[image])
     assert after.token_ids != before.token_ids
     assert after.extra_fields == {"global_steps": 7}
