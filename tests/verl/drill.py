@@ -13,13 +13,21 @@ from deepeyes_plugins import hookimpl
 from deepeyes_plugins.environments.tool_environment import ToolEnvironment
 from deepeyes_plugins.protocol.actions import Action, AnswerAction, CodeAction
 from deepeyes_plugins.protocol.dialect import Dialect
-from deepeyes_plugins.rollout import AssistantTurn, InfrastructureError, Task
+from deepeyes_plugins.rewards.contracts import RewardFactory
+from deepeyes_plugins.rollout import (
+    AssistantTurn,
+    InfrastructureError,
+    RewardResult,
+    Task,
+    Trajectory,
+)
+from deepeyes_plugins.settings import AgentSettings
 from deepeyes_plugins.tools.python import PythonTool
 from deepeyes_plugins.tools.resources import EnvironmentFactory, Resources
 
 CELLS = {
     "pictures": ["for _ in range(30):\n    display(image_1.crop((0, 0, 32, 32)))", "1 + 1"],
-    "slow": ["import time\nx = 1\ntime.sleep(3)", "x + 1"],
+    "slow": ["x = 1", "import time\ntime.sleep(3)", "x + 1"],
     "one_lost": ["1 + 1"],
     "all_lost": ["1 + 1"],
 }
@@ -48,6 +56,23 @@ class DrillEnvironment(ToolEnvironment):
 
     def parse(self, turn: AssistantTurn) -> Action:
         return CodeAction(self._cells.pop(0)) if self._cells else AnswerAction("red")
+
+
+class DrillReward:
+    """Noise gets a score, too, so that there is something to learn."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        del settings
+
+    async def score(self, task: Task, trajectory: Trajectory) -> RewardResult:
+        score = len(trajectory.assistant_turns[0]) % 7 / 6
+        return RewardResult(score, {"acc": score})
+
+
+@hookimpl
+def register_rewards(register: Callable[[str, RewardFactory], None]) -> None:
+    """Register ``drill``."""
+    register("drill", DrillReward)
 
 
 @hookimpl

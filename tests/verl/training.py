@@ -7,10 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -33,7 +33,7 @@ def write_rows(path: Path, drills: Mapping[str, str]) -> None:
         example.picture.save(picture, "PNG")
         rows.append(
             {
-                "data_source": "perception",
+                "data_source": "drill",
                 "env_name": environment,
                 "prompt": [{"role": "user", "content": f"<image>{example.question}"}],
                 "images": [{"bytes": picture.getvalue(), "path": None}],
@@ -52,24 +52,37 @@ def install_drill(folder: Path) -> None:
     (info / "entry_points.txt").write_text("[deepeyes_plugins]\ndrill = tests.verl.drill\n")
 
 
+def family(pid: int) -> list[psutil.Process]:
+    """Return a process and all that it has started."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
 class Training:
     """A folder with everything that a run needs."""
 
-    def __init__(self, folder: Path, model: Path, drills: Mapping[str, str], agent: Any) -> None:
+    def __init__(
+        self, folder: Path, model: Path, drills: Mapping[str, str], prompts: int | None = None
+    ) -> None:
         """Prepare the folder.
 
         Args:
             folder: Where; everything that the run leaves is in it.
             model: A tiny model.
             drills: Drills of the rows and their environments.
-            agent: Content of agent.yaml.
+            prompts: Rows in a step; by default all.
         """
         self.folder = folder
         self._model = model
         self._agent = folder / "agent.yaml"
+        agent = {"failures": {"retries": 0}, "sandbox": {"circuit_seconds": 0.5}}
         self._agent.write_text(yaml.safe_dump(agent))
         write_rows(folder / "rows.parquet", drills)
-        self._prompts = len(drills)
+        self._prompts = prompts or len(drills)
+        self._ray = tempfile.mkdtemp(prefix="ray-")
         install_drill(folder / "plugin")
 
     @contextmanager
@@ -98,8 +111,9 @@ class Training:
             "trainer.save_freq=1",
             f"trainer.v1.trainer_mode={mode}",
             f"trainer.total_training_steps={steps}",
-            f"trainer.rollout_data_dir={self.folder / 'dump'}",
-            "+trainer.v1.sampler.sampler_kwargs.rollouts=4",
+            f"+trainer.v1.sampler.sampler_kwargs.rollouts={ROLLOUTS}",
+            # Sockets have short paths only; everything else of Ray goes there, too.
+            f"+ray_kwargs.ray_init._temp_dir={self._ray}",
             *overrides,
         ]
         if mode != "sync":
@@ -116,13 +130,15 @@ class Training:
         try:
             yield process
         finally:
-            family = (
-                [process, *psutil.Process(process.pid).children(recursive=True)]
-                if process.poll() is None
-                else []
-            )
-            for member in family:
+            for member in family(process.pid):
                 member.kill()
+            process.wait()
+
+    @property
+    def checkpoint(self) -> int:
+        """Step of the last checkpoint; 0 without one."""
+        path = self.folder / "rl/latest_checkpointed_iteration.txt"
+        return int(path.read_text() or 0) if path.exists() else 0
 
     @property
     def log(self) -> str:
@@ -134,8 +150,3 @@ class Training:
         """Metrics by step."""
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()
         return {line["step"]: line["data"] for line in map(json.loads, lines)}
-
-    def trained_on(self, step: int) -> list[dict[str, Any]]:
-        """The trajectories of a step, as verl dumps them."""
-        lines = (self.folder / f"dump/{step}.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
