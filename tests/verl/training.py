@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from deepeyes_plugins.quickstart.stages import json_lines
 from deepeyes_plugins.quickstart.task import split_examples
 
 ROOT = Path(__file__).parents[2]
@@ -148,5 +148,4 @@ class Training:
     @property
     def metrics(self) -> dict[int, dict[str, float]]:
         """Metrics by step."""
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        return {line["step"]: line["data"] for line in map(json.loads, lines)}
+        return {line["step"]: line["data"] for line in json_lines(self.folder / "metrics.jsonl")}
