@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariableError
 
+from deepeyes_plugins.judge.settings import JudgeSettings
 from deepeyes_plugins.rollout.contracts import Limits
 from deepeyes_plugins.rollout.failures import FailureSettings
 from deepeyes_plugins.sandbox.settings import SandboxSettings
@@ -83,6 +84,7 @@ class AgentSettings(LayeredSettings):
         default_factory=SandboxSettings, description="The code sandbox."
     )
     rewards: RewardSettings = Field(default_factory=RewardSettings, description="Rewards.")
+    judge: JudgeSettings = Field(default_factory=JudgeSettings, description="The LLM judge.")
     trajectories: Path | None = Field(
         None, description="Folder for trajectory logs (JSON lines); none are written without it."
     )
