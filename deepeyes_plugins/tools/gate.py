@@ -8,7 +8,8 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from deepeyes_plugins.remote import Circuit, CircuitOpenError, RemoteUnavailableError
+from deepeyes_plugins.remote.circuit import Circuit
+from deepeyes_plugins.remote.errors import CircuitOpenError, RemoteUnavailableError
 from deepeyes_plugins.rollout.contracts import InfrastructureError
 
 logger = logging.getLogger(__name__)
