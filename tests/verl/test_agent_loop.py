@@ -180,11 +180,19 @@ async def test_a_trainer_without_groups_is_told_by_an_error(play: Play) -> None:
 async def test_an_unknown_environment_names_the_row_and_what_exists(play: Play) -> None:
     with pytest.raises(RowError) as error:
         await play(row(env_name="deepeyes_v3"))
-    assert "row question-7 of perception: env_name: unknown environment 'deepeyes_v3'" in str(
+    assert "row question-7 of perception (env_name 'deepeyes_v3'): unknown environment" in str(
         error.value
     )
     assert "Did you mean 'deepeyes_v2'?" in str(error.value)
     assert "visual_toolbox_v2" in str(error.value)
+
+
+async def test_a_row_that_cannot_be_used_is_named_and_not_played_again(
+    play: Play, engine: Engine
+) -> None:
+    with pytest.raises(RowError, match=r"row question-7 of perception .*: no ground truth"):
+        await play(row() | {"reward_model": {}}, retries=5)
+    assert engine.asked == []
 
 
 async def test_a_session_that_is_cancelled_leaves_its_group(play: Play) -> None:

@@ -121,12 +121,12 @@ class DeepEyesAgentLoop(AgentLoopBase):
             InfrastructureError: It did not.
             RowError: The row cannot be used.
         """
-        task = await asyncio.to_thread(task_from_row, row)
-        name = environment_name(row, resources.settings.environment)
         try:
+            task = await asyncio.to_thread(task_from_row, row)
+            name = environment_name(row, resources.settings.environment)
             make_environment = plugins.environments()[name]
-        except UnknownNameError as error:
-            raise RowError(f"row {task.id} of {task.data_source}: env_name: {error}") from error
+        except (RowError, UnknownNameError) as error:
+            raise RowError(f"{describe(row)}: {error}") from error
         failures = resources.settings.failures
         for attempt in range(failures.retries + 1):
             if attempt:
@@ -199,6 +199,12 @@ def _log(resources: Resources, trajectory: Trajectory, images: Sequence[EncodedI
     if resources.settings.trajectories is not None:
         write = partial(TrajectoryLog(resources.settings.trajectories).write, trajectory, images)
         _writer.submit(write, size=sum(len(image.data) for image in images))
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """Name a row for people."""
+    index = (row.get("extra_info") or {}).get("index", "without extra_info.index")
+    return f"row {index} of {row.get('data_source')} (env_name {row.get('env_name')!r})"
 
 
 def labels(row: Mapping[str, Any]) -> dict[str, int | float | str]:
