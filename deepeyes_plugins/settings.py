@@ -20,6 +20,7 @@ from pydantic_settings import SettingsError as UnreadableVariableError
 from deepeyes_plugins.judge.settings import JudgeSettings
 from deepeyes_plugins.rewards.settings import RewardSettings
 from deepeyes_plugins.rollout.contracts import Limits
+from deepeyes_plugins.rollout.failures import FailureSettings
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 SETTINGS_VARIABLE = "DEEPEYES_AGENT_CONFIG"
@@ -65,6 +66,10 @@ class AgentSettings(LayeredSettings):
         description="Tools by environment, where they are not the environment's own choice.",
     )
     limits: Limits = Field(default_factory=Limits, description="When a trajectory ends.")
+    failures: FailureSettings = Field(
+        default_factory=FailureSettings,
+        description="Training: what becomes of trajectories that our side has spoilt.",
+    )
     sandbox: SandboxSettings = Field(
         default_factory=SandboxSettings, description="The code sandbox."
     )

@@ -47,7 +47,7 @@ ALLOWED = {
     "settings": {"judge", "remote", "rewards", "rollout", "sandbox", "search"},
     "plugins": {"hookspecs", "data", "rewards", "tools"},
     "hookspecs": {"data", "rewards", "tools"},
-    "tools": {"hookspecs", "protocol", "rollout", "sandbox", "search", "settings"},
+    "tools": {"hookspecs", "protocol", "remote", "rollout", "sandbox", "search", "settings"},
     "environments": {"hookspecs", "plugins", "protocol", "rollout", "tools"},
     "rewards": {"hookspecs", "judge", "plugins", "protocol", "rollout", "settings"},
     "data": {"hookspecs", "plugins", "protocol", "rollout", "settings"},

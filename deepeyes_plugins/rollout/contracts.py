@@ -66,10 +66,30 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    turns: int = Field(9, ge=1, description="Assistant turns at most.")
-    wall_time: float = Field(1800.0, gt=0, description="Seconds for the whole trajectory.")
+    turns: int = Field(9, ge=1, description="Assistant turns at most (published: 9).")
+    turn_tokens: int = Field(
+        8192, ge=1, description="Tokens that one turn may generate (published: 8,192)."
+    )
+    tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of all turns and observations together. Unset: as many as the host "
+        "has room for (in training data.max_response_length; published: 16,384).",
+    )
+    wall_time: float = Field(
+        1800.0,
+        gt=0,
+        description="Seconds for the whole trajectory. Generation counts only where the engine is "
+        "never stopped for training.",
+    )
     images: int = Field(
         32, ge=0, description="Images that observations may add; the next one ends the episode."
+    )
+    infrastructure_errors: int = Field(
+        1,
+        ge=0,
+        description="Tool calls that may fail because of our side (sandbox or search down), not "
+        "the model's; one more ends the trajectory, which then counts as failed and has no score.",
     )
 
 
