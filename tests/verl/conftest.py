@@ -45,6 +45,9 @@ class Output:
     token_ids: list[int]
     log_probs: list[float] | None
     extra_fields: dict[str, Any] = field(default_factory=dict)
+    routed_experts: Any = None
+    stop_reason: str | None = "completed"
+    num_preempted: int | None = None
 
 
 @dataclass
