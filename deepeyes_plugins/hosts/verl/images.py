@@ -17,6 +17,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from deepeyes_plugins.protocol.content import EncodedImage
@@ -78,15 +80,24 @@ def image_tokens(size: tuple[int, int], bounds: ImageBounds) -> int:
 
 
 def model_image(image: EncodedImage, bounds: ImageBounds) -> Image.Image:
-    """Decode and resize.
+    """Decode and resize, to the very pixels that the processor would make of the original.
 
     Raises:
         ImageError: The image cannot be decoded.
         ValueError: Its aspect ratio is over 200.
     """
     picture = image.pil()
-    size = model_size(picture.size, bounds)
-    return picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC)
+    width, height = model_size(picture.size, bounds)
+    if (width, height) == picture.size:
+        return picture
+    # As the processor does it; Pillow's own takes two to five times as long.
+    pixels = functional.resize(
+        functional.pil_to_tensor(picture),
+        [height, width],
+        interpolation=InterpolationMode.BICUBIC,
+        antialias=True,
+    )
+    return functional.to_pil_image(pixels)
 
 
 class ModelImages:

@@ -208,8 +208,10 @@ class TokenPolicy:
     def _append(self, output: GenerateOutput, count: int) -> None:
         """Append a turn with everything that belongs to its tokens, cut at the same place."""
         known = len(self.stream.prompt_ids) + len(self.stream.response_ids)
-        # An empty list is what verl's resuming client returns when no log-probs were asked for.
-        log_probs = output.log_probs[:count] if output.log_probs else None
+        log_probs = None if output.log_probs is None else output.log_probs[:count]
+        if count and not log_probs:
+            # verl's resuming client returns an empty list when no log-probs were asked for.
+            log_probs = None
         self.stream.append_generated(output.token_ids[:count], log_probs)
         if output.routed_experts is not None:
             # Of the whole sequence, not of the turn: the newest replaces the one before.
