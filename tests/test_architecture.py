@@ -43,7 +43,7 @@ ALLOWED = {
     "remote": set(),
     "rollout": {"protocol"},
     "judge": {"protocol", "remote", "rollout"},
-    "settings": {"judge", "remote", "rollout", "sandbox", "search"},
+    "settings": {"judge", "protocol", "remote", "rollout", "sandbox", "search"},
     "plugins": {"hookspecs", "data", "rewards", "tools"},
     "hookspecs": {"data", "rewards", "tools"},
     "tools": {"hookspecs", "protocol", "rollout", "sandbox", "search", "settings"},
