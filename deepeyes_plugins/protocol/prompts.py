@@ -36,8 +36,8 @@ drawing. Coordinates in code are pixels of the original image, whose size is ima
 and the network are out of reach."""
 
 _THOUSANDTHS = """\
-You see positions in thousandths of an image's width and height, from 0 to 1000. Convert them: x in \
-pixels is x * image_1.width / 1000, y in pixels is y * image_1.height / 1000."""
+You see positions in thousandths of an image's width and height, from 0 to 1000. In code, x in \
+pixels is x * image_1.width / 1000, and y in pixels is y * image_1.height / 1000."""
 
 _SEARCH = """\
 ## Text search

@@ -143,10 +143,13 @@ class ModelImages:
                 self._ready.move_to_end(key)
                 return found
             work = self._in_work.get(key)
+            mine = work is None
             if work is None:
                 work = self._threads.submit(model_image, image, bounds)
                 self._in_work[key] = work
-                work.add_done_callback(lambda done: self._keep(key, done))
+        if mine:
+            # Not under the lock, which the callback takes: it runs here if the work is done.
+            work.add_done_callback(lambda done: self._keep(key, done))
         # The others still want it when this trajectory is cancelled.
         return await asyncio.shield(asyncio.wrap_future(work))
 
