@@ -58,8 +58,9 @@ def measure_turn(quick: bool) -> dict[str, Measured]:
     found = turns.measure(models.make_builder(), samples=3 if quick else 40)
     late, early = median(found.late), median(found.early)
     thousands = (found.tokens - found.early_tokens) / 1000
+    tail = number(lag.percentile(found.late, 95))
     note = (
-        f"median of {len(found.late)}, 95th percentile {number(lag.percentile(found.late, 95))} ms; "
+        f"median of {len(found.late)}, 95th percentile {tail} ms; "
         f"at {found.tokens} tokens and {found.images} images; {number(early)} ms at "
         f"{found.early_tokens} tokens"
     )
@@ -75,7 +76,8 @@ def measure_lag(quick: bool) -> dict[str, Measured]:
     options = {"prompts": 1, "megapixels": 1, "scale": 0.01} if quick else {"prompts": 32}
     found = lag.measure(models.make_builder(), **options)
     shares = {
-        f"p{share:g}": lag.percentile(found.milliseconds, share) for share in (50, 95, 99, 99.9)
+        f"p{share:g}": lag.percentile(found.milliseconds, share)
+        for share in (50, 95, 99, 99.9, 100)
     }
     note = (
         f"{found.live} live, {number(found.seconds)} s, {len(found.milliseconds)} looks; "

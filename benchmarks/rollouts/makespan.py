@@ -133,9 +133,12 @@ def measure(*, prompts: int, scale: float, workers: int, rollouts: int = 16) -> 
         rows = np.array_split(np.arange(count), parts)
         return [Draws(draws.tokens[some], draws.tools[some]) for some in rows]
 
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        played = list(pool.map(play, share(workers), repeat(scale)))
+    if workers == 1:
+        played = [play(draws, scale)]
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            played = list(pool.map(play, share(workers), repeat(scale)))
     return Makespan(
         ours=max(played) / scale,
         barrier=barrier(draws),

@@ -89,7 +89,7 @@ class SimulatedEngine:
         self._slots = asyncio.Semaphore(slots)
         self._scale = scale
         self._call = tokenizer.encode(CALL)
-        self._answer = tokenizer.encode(ANSWER) + [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+        self._answer = [*tokenizer.encode(ANSWER), tokenizer.convert_tokens_to_ids("<|im_end|>")]
         [self._filler] = tokenizer.encode(" the")[:1]
 
     async def generate(self, tokens: int, *, last: bool) -> Output:

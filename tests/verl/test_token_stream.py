@@ -90,11 +90,11 @@ def test_a_long_turn_that_ends_at_its_tag_is_read_three_times() -> None:
         reads.append(len(tokens))
         return spell(tokens)
 
-    assert cut_turn(ids, counted, ["</code>"], frozenset()).count == len(ids)
+    assert cut_turn(ids, counted, ["</code>"], frozenset()).length == len(ids)
     assert len(reads) <= 3
 
 
 def test_a_turn_ends_before_a_forbidden_token() -> None:
     forbidden = frozenset([ord("#")])
     assert cut_turn([ord(c) for c in "ab#</code>"], spell, ["</code>"], forbidden).text == "ab"
-    assert cut_turn([ord(c) for c in "</code>#"], spell, ["</code>"], forbidden).count == 7
+    assert cut_turn([ord(c) for c in "</code>#"], spell, ["</code>"], forbidden).length == 7

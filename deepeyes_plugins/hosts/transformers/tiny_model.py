@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -188,7 +189,7 @@ def make_tiny_qwen3_vl(
         seed: Seed of the weights.
     """
     tokenizer = _train_tokenizer(corpus, _ORDINARY_ADDED_TOKENS + _QWEN3_ADDED_TOKENS)
-    images = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": _MERGE_SIDE}
+    images: dict[str, Any] = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": _MERGE_SIDE}
     images |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     processor = Qwen3VLProcessor(
         # The sizes of the released models: 64 to 16,384 image tokens.

@@ -88,8 +88,9 @@ def without_pixels(builder: Any) -> Any:
         builder: verl's ``ContinuousTokenBuilder`` for a vision-language model, or any other.
     """
     processor = getattr(builder, "processor", None)
+    kind: Any = type(builder)
     if processor is None or not _agrees(
-        type(builder),
+        kind,
         processor,
         _Settings(builder.mm_processor_kwargs),
         _Settings(builder.chat_template_kwargs),

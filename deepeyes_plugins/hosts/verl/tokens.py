@@ -84,7 +84,7 @@ class TokenStream:
 class CutTurn(NamedTuple):
     """How many of the generated ids belong to a turn, and what they say."""
 
-    count: int
+    length: int
     text: str
 
 
