@@ -73,7 +73,7 @@ def measure_turn(quick: bool) -> dict[str, Measured]:
 
 def measure_lag(quick: bool) -> dict[str, Measured]:
     """The event loop and the memory of a worker."""
-    options = {"prompts": 1, "megapixels": 1, "scale": 0.01} if quick else {"prompts": 32}
+    options = {"prompts": 1, "megapixels": 1, "window": 3.0} if quick else {"prompts": 32}
     found = lag.measure(models.make_builder(), **options)
     shares = {
         f"p{share:g}": lag.percentile(found.milliseconds, share)

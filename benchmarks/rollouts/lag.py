@@ -1,10 +1,10 @@
 """The event loop of a worker with 512 live trajectories and 12-megapixel images.
 
 32 prompts with a photograph of 4,000 x 3,000 pixels each, sixteen rollouts of every prompt, all
-begun at once: the worst moment of a step. Each plays the real loop and policy against the
-simulated engine, and every call brings a plot back. A sleeper asks the loop to be woken every
-5 ms; its lag is how much later it is woken. The tools are simulated too: a sandbox of 512 sessions
-would be measured instead of the loop on a machine of few cores.
+begun at once: the worst moment of a step. In real time, each plays the real loop and policy against
+the simulated engine, and every call brings a plot back. A sleeper asks the loop to be woken every
+5 ms; its lag is how much later it is woken. The tools are simulated too: on a machine of few cores
+a sandbox of 512 sessions would be measured instead of the loop.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ class PlottingEnvironment(Environment):
         """Nothing to close."""
 
 
-async def _measure(builder: Any, prompts: int, megapixels: int, scale: float) -> Lag:
+async def _measure(builder: Any, prompts: int, megapixels: int, window: float) -> Lag:
     side = round((megapixels * 1e6 / 12) ** 0.5)
     photos = [photo(4 * side, 3 * side, seed) for seed in range(prompts)]
     live = prompts * 16
     draws = draw(live)
-    engine = SimulatedEngine(builder.tokenizer, slots=live, scale=scale)
+    engine = SimulatedEngine(builder.tokenizer, slots=live, scale=1.0)
     budget = TokenBudget(prompt=8192, response=1 << 20, turn=8192)
     process = psutil.Process()
     gc.collect()
@@ -100,7 +100,7 @@ async def _measure(builder: Any, prompts: int, megapixels: int, scale: float) ->
             return await engine.generate(count, last=at == TURNS)
 
         policy = TokenPolicy(generate, builder, DEEPEYES_V2, budget, {}, engine="vllm")
-        waits = (draws.tools[number] * scale).tolist()
+        waits = draws.tools[number].tolist()
         parts = (photos[number // 16], "What is the value?")
         task = Task(str(number), (Message("user", parts),))
         trajectory = await rollout(policy, PlottingEnvironment(waits, number), task)
@@ -109,22 +109,28 @@ async def _measure(builder: Any, prompts: int, megapixels: int, scale: float) ->
 
     watch = asyncio.create_task(sleeper())
     started = time.perf_counter()
-    await asyncio.gather(*map(one, range(live)))
+    playing = [asyncio.create_task(one(number)) for number in range(live)]
+    done, rest = await asyncio.wait(playing, timeout=window)
     seconds = time.perf_counter() - started
     watch.cancel()
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+    for task in done:
+        task.result()
     return Lag(lags, live, (peak - before) / (1 << 20) / live, seconds)
 
 
-def measure(builder: Any, *, prompts: int, megapixels: int = 12, scale: float = 0.5) -> Lag:
-    """Play ``prompts`` x 16 trajectories at once.
+def measure(builder: Any, *, prompts: int, megapixels: int = 12, window: float = 90.0) -> Lag:
+    """Play ``prompts`` x 16 trajectories at once, in real time.
 
     Args:
         builder: verl's token builder.
         prompts: 32 for 512 live trajectories.
         megapixels: Of each prompt's photograph.
-        scale: Seconds here for a second of the engine and the tools.
+        window: Seconds after which it ends; few trajectories have until then.
     """
-    return asyncio.run(_measure(builder, prompts, megapixels, scale))
+    return asyncio.run(_measure(builder, prompts, megapixels, window))
 
 
 def percentile(values: list[float], share: float) -> float:
