@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings import SettingsError as UnreadableVariableError
 
 from deepeyes_plugins.judge.settings import JudgeSettings
+from deepeyes_plugins.protocol.coordinates import Coordinates
 from deepeyes_plugins.rewards.settings import RewardSettings
 from deepeyes_plugins.rollout.contracts import Limits
 from deepeyes_plugins.rollout.failures import FailureSettings
@@ -64,6 +65,11 @@ class AgentSettings(LayeredSettings):
     tools: dict[str, list[str]] = Field(
         default_factory=dict,
         description="Tools by environment, where they are not the environment's own choice.",
+    )
+    coordinates: Coordinates = Field(
+        Coordinates.PIXELS,
+        description="What the model's boxes are: pixels of the original image (DeepEyes, "
+        "Qwen2.5-VL), or thousandths of its sides (Qwen3-VL).",
     )
     limits: Limits = Field(default_factory=Limits, description="When a trajectory ends.")
     failures: FailureSettings = Field(

@@ -44,7 +44,7 @@ ALLOWED = {
     "rollout": {"protocol"},
     "judge": {"protocol", "remote", "rollout"},
     # Of the rewards only their model, which imports nothing of ours: see rewards/settings.py.
-    "settings": {"judge", "remote", "rewards", "rollout", "sandbox", "search"},
+    "settings": {"judge", "protocol", "remote", "rewards", "rollout", "sandbox", "search"},
     "plugins": {"hookspecs", "data", "rewards", "tools"},
     "hookspecs": {"data", "rewards", "tools"},
     "tools": {"hookspecs", "protocol", "remote", "rollout", "sandbox", "search", "settings"},
