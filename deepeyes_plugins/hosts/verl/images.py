@@ -47,9 +47,26 @@ def model_image(image: EncodedImage, bounds: ImageBounds) -> Image.Image:
         ValueError: Its aspect ratio is over 200.
     """
     picture = image.pil()
-    height, width = smart_resize(
-        picture.height, picture.width, bounds.factor, bounds.minimum, bounds.maximum
-    )
-    if (width, height) == picture.size:
-        return picture
-    return picture.resize((width, height), Image.Resampling.BICUBIC)
+    size = model_size(picture.size, bounds)
+    return picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def model_size(size: tuple[int, int], bounds: ImageBounds) -> tuple[int, int]:
+    """Return width and height that the processor gives to an image of ``size``, in pixels.
+
+    Raises:
+        ValueError: The aspect ratio is over 200.
+    """
+    width, height = size
+    height, width = smart_resize(height, width, *bounds)
+    return width, height
+
+
+def image_tokens(size: tuple[int, int], bounds: ImageBounds) -> int:
+    """Return how many tokens the model sees of an image of ``size``, in pixels.
+
+    Raises:
+        ValueError: The aspect ratio is over 200.
+    """
+    width, height = model_size(size, bounds)
+    return (width // bounds.factor) * (height // bounds.factor)
