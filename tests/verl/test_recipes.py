@@ -81,7 +81,8 @@ def test_verl_accepts_the_recipe(name: str) -> None:
 @every_recipe
 def test_what_the_recipe_names_exists(name: str) -> None:
     config = load(name)
-    for entry in (config.data.custom_cls, config.reward.custom_reward_function):
+    sampler = config.trainer.v1.sampler.custom_sampler
+    for entry in (config.data.custom_cls, config.reward.custom_reward_function, sampler):
         module = importlib.import_module(entry.path.removeprefix("pkg://"))
         assert hasattr(module, entry.name)
     settings = settings_of(config)
@@ -108,6 +109,7 @@ OPEN = {
     # Handed on as they are: to our reward function and to ray.init.
     "reward.custom_reward_function.reward_kwargs",
     "ray_kwargs.ray_init",
+    "trainer.v1.sampler.sampler_kwargs",
 }
 
 
