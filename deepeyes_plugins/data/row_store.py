@@ -28,8 +28,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-import deepeyes_plugins
-from deepeyes_plugins import plugins
+from deepeyes_plugins import __version__, plugins
 from deepeyes_plugins.data.checks import (
     DataError,
     Report,
@@ -130,7 +129,7 @@ def _fingerprint(path: Path, rules: RowRules) -> str:
         "file": [str(path.absolute()), stat.st_size, stat.st_mtime_ns],
         "rules": asdict(rules),
         "names": [sorted(plugins.environments()), sorted(plugins.rewards())],
-        "version": [_LAYOUT, deepeyes_plugins.__version__],
+        "version": [_LAYOUT, __version__],
     }
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]
 
