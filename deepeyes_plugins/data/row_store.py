@@ -105,8 +105,8 @@ def store_files(
             file is checked again next time: what was wrong may have been outside of it.
 
     Raises:
-        DataError: A process of the check was killed.
-        OSError: A file is gone, or the cache cannot be written; its disk may be full.
+        DataError: A shard cannot be written, or a process of the check was killed.
+        OSError: A file is gone, or the cache cannot be made.
     """
     with ExitStack() as stack:
         stores = {path: cache / f"{path.stem}-{_fingerprint(path, rules)}" for path in paths}
@@ -118,7 +118,7 @@ def store_files(
         found = [_STORED.validate_json((stores[path] / _CONTENTS).read_bytes()) for path in paths]
         for stored in found:
             if not stored.report.ok and not keep_bad:
-                shutil.rmtree(stored.folder)
+                shutil.rmtree(stored.folder, ignore_errors=True)
     return found
 
 
@@ -221,15 +221,16 @@ def _store_span(span: _Span, rules: RowRules, threads: int) -> tuple[Shard, Repo
     """Check the rows of a span and write them; runs in a process of its own."""
     root = rules.root_of(span.path)
     counts: list[int] = []
-    with ExitStack() as stack:
+    with _writing(span.target), ExitStack() as stack:
         writer: list[pa.RecordBatchFileWriter] = []
 
         def keep(batch: pa.RecordBatch) -> None:
             batch = _with_sizes(_plain(batch), root)
-            if not writer:
-                sink = stack.enter_context(pa.OSFile(str(span.target), "wb"))
-                writer.append(stack.enter_context(pa.ipc.new_file(sink, batch.schema)))
-            writer[0].write_batch(batch)
+            with _writing(span.target):
+                if not writer:
+                    sink = stack.enter_context(pa.OSFile(str(span.target), "wb"))
+                    writer.append(stack.enter_context(pa.ipc.new_file(sink, batch.schema)))
+                writer[0].write_batch(batch)
             counts.append(batch.num_rows)
 
         report = check_rl_parquet(
@@ -241,6 +242,18 @@ def _store_span(span: _Span, rules: RowRules, threads: int) -> tuple[Shard, Repo
             keep=keep,
         )
     return Shard(span.target.name, tuple(counts)), report
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Keep what goes wrong with a shard apart from what is wrong with the file that is read."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{target.parent} cannot be written: {error.strerror or error}. It needs about the "
+            "space of the data files; data.cache_dir chooses another place"
+        ) from error
 
 
 def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:

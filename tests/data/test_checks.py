@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,22 @@ def test_good_parquet_of_several_row_groups(tmp_path: Path) -> None:
 
     assert (report.rows, report.problems) == (12, [])
     assert check_rl_parquet(file, limit=7).rows == 7
+
+
+def test_a_large_row_group_is_read_a_few_rows_at_a_time(tmp_path: Path) -> None:
+    """What benchmarks/rl_data.py does with 2 GiB: whoever reads it whole would hold all of it."""
+    megabytes = 64
+    rows = [{"images": [{"bytes": os.urandom(1 << 19)}]} for _ in range(2 * megabytes)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    before, held = pa.total_allocated_bytes(), []
+
+    with checks.open_parquet(tmp_path / "x.parquet") as file:
+        assert file.num_row_groups == 1
+        for batch in checks.row_batches(file, None):
+            held.append((pa.total_allocated_bytes() - before) >> 20)
+            del batch
+
+    assert max(held) < megabytes / 2, held
 
 
 def test_bad_parquet_rows_are_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from deepeyes_plugins.data import row_store
-from deepeyes_plugins.data.checks import RowRules
+from deepeyes_plugins.data.checks import DataError, RowRules
 from deepeyes_plugins.data.row_store import IMAGE_SIZES, Rows, store_files
 
 RULES = RowRules()
@@ -167,3 +167,15 @@ def test_a_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     assert "the file has no rows" in empty.report.describe()
     with pytest.raises(FileNotFoundError):
         store_files([tmp_path / "gone.parquet"], tmp_path / "cache", RULES)
+
+
+def test_a_full_disk_is_not_taken_for_a_bad_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "x.parquet", [row(0)])
+    span = row_store._Span(file, range(1), 1, Path("/dev/full"))
+    with pytest.raises(DataError, match=r"/dev cannot be written: .*data\.cache_dir"):
+        row_store._store_span(span, RULES, 1)
+
+
+def test_the_same_file_twice(tmp_path: Path) -> None:
+    file = write(tmp_path / "x.parquet", [row(0), row(1)])
+    assert indices(Rows(store_files([file, file], tmp_path / "cache", RULES))) == [0, 1, 0, 1]

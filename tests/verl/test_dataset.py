@@ -244,3 +244,12 @@ def test_verls_own_dataset_still_cannot_read_files_that_differ(
     with pytest.raises(ValueError, match="features can't be aligned"):
         RLHFDataset(list(files), processor.tokenizer, config, processor)
     assert len(DeepEyesDataset(list(files), processor.tokenizer, config, processor)) == 4
+
+
+def test_what_is_odd_about_many_rows_is_said_once(
+    rows: list[dict[str, Any]], tmp_path: Path, processor: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    stale = numbered(rows[0] | {"env_name": "code_toolbox_lingyi_v1"}, 7)
+    open_dataset(stale, tmp_path / "good.parquet", tmp_path, processor)
+    (said,) = [one.getMessage() for one in caplog.records if "(7 rows)" in one.getMessage()]
+    assert "'code_toolbox_lingyi_v1' is a stale name and read as 'deepeyes_v2'" in said

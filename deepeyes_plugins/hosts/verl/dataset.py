@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,16 +74,18 @@ class DeepEyesDataset(RLHFDataset):
             keep_bad=policy == "drop",
         )
         kept: list[int] = []
+        first = 0
         for file in stored:
-            for problem in file.report.warnings:
-                logger.warning("%s", problem)
+            doubts = Counter((doubt.key, doubt.reason) for doubt in file.report.warnings)
+            for (key, reason), count in doubts.items():
+                logger.warning("%s: %s: %s (%d rows)", file.report.file, key, reason, count)
             bad = {problem.row for problem in file.report.errors}
             if policy == "stop" or None in bad:
                 file.report.raise_if_bad()
             elif bad:
                 logger.warning("rows are dropped. %s", file.report.describe())
-            first = sum(other.report.rows for other in stored[: stored.index(file)])
             kept += [first + at for at in range(file.report.rows) if at + 1 not in bad]
+            first += file.report.rows
         absent = {"env_name": self._rules.environment}
         rows = Rows(stored, absent).select(kept)
         self.dataframe = self.maybe_filter_out_long_prompts(self._sample(rows))
