@@ -469,7 +469,8 @@ def row_batches(file: pq.ParquetFile, row_groups: range | None) -> Iterator[pa.R
     """Yield the rows of some row groups, a few at a time.
 
     A row group of more than 2 GiB of nested binary cannot be read at once (Arrow's offsets have 32
-    bits), and threads or buffering ahead would hold all of it in memory.
+    bits), and threads or buffering ahead would hold all of it in memory. What is held is a page or
+    two, whose size the writer of the file chose (pyarrow: at most 1,024 rows).
     """
     groups = range(file.num_row_groups) if row_groups is None else row_groups
     yield from file.iter_batches(

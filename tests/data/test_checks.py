@@ -183,7 +183,8 @@ def test_a_large_row_group_is_read_a_few_rows_at_a_time(tmp_path: Path) -> None:
     """What benchmarks/rl_data.py does with 2 GiB: whoever reads it whole would hold all of it."""
     megabytes = 64
     rows = [{"images": [{"bytes": os.urandom(1 << 19)}]} for _ in range(2 * megabytes)]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    # A page is the least that can be read, and pyarrow would make one of 1,024 rows.
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", write_batch_size=8)
     before, held = pa.total_allocated_bytes(), []
 
     with checks.open_parquet(tmp_path / "x.parquet") as file:
