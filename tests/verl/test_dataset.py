@@ -131,7 +131,7 @@ def test_rows_of_all_kinds_mix_in_a_batch(
     assert one.images[0].data == (tmp_path / "a.png").read_bytes()
     assert [image.size for image in other.images] == [(30, 30), (40, 40)]
     assert plain.images == () and plain.ground_truth == rows[2]["reward_model"]["ground_truth"]
-    assert plain.metadata["question"] == "2 + 2?"
+    assert plain.question == "2 + 2?"
     assert "answer" not in plain.metadata
     assert environment_name(kwargs[2], "deepeyes_v2") == "none"
     assert [row["agent_name"] for row in kwargs] == ["deepeyes"] * 3

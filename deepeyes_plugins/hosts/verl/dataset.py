@@ -124,13 +124,8 @@ class DeepEyesDataset(RLHFDataset):
         return list(map(_chat_message, messages))
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """Return a row as agent loops take it, with the same keys whatever its kind.
-
-        ``extra_info`` always has the plain ``question``, which judges ask for.
-        """
+        """Return a row as agent loops take it, with the same keys whatever its kind."""
         row: dict[str, Any] = super().__getitem__(item)
-        if not row["extra_info"].get("question"):
-            row["extra_info"]["question"] = _text(row["raw_prompt"][-1]).strip()
         if "agent_name" in row:
             row["agent_name"] = row["agent_name"] or AGENT_LOOP
         return row
@@ -205,13 +200,6 @@ def _chat_outline(message: Mapping[str, Any]) -> dict[str, Any]:
         if piece:
             content.append({"type": "text", "text": piece})
     return {"role": message["role"], "content": content}
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    content = message["content"]
-    if isinstance(content, str):
-        return content
-    return "".join(entry["text"] for entry in content if entry["type"] == "text")
 
 
 def _with_pictures(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
