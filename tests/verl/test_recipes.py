@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import re
+import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -24,18 +25,26 @@ from deepeyes_plugins.settings import load_settings
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
 FULL_SIZE = ("rl", "rl_32b", "rl_v1", "rl_single_node", "rl_qwen3_vl")
-LORA = (  # As docs/rl.md has it.
-    "actor_rollout_ref.model.lora_rank=64",
-    "actor_rollout_ref.model.lora_alpha=128",
-    "actor_rollout_ref.model.exclude_modules='.*visual.*'",
-    "actor_rollout_ref.rollout.load_format=safetensors",
-    "actor_rollout_ref.rollout.layered_summon=true",
-    "actor_rollout_ref.actor.optim.lr=1e-5",
-)
+
+
+def documented(word: str) -> tuple[str, ...]:
+    """The overrides of the command in docs/rl.md that has ``word`` in it."""
+    text = (ROOT / "docs/rl.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    (command,) = [
+        command
+        for block in blocks
+        for command in block.replace("\\\n", "").splitlines()
+        if command.startswith("python -m verl.trainer.main_ppo") and word in command
+    ]
+    return tuple(part for part in shlex.split(command, comments=True) if "=" in part)
+
+
 VARIANTS = {
     **{name: (RECIPES, name, ()) for name in FULL_SIZE},
-    "lora": (RECIPES, "rl_single_node", LORA),
+    "lora": (RECIPES, "rl_single_node", documented("lora_rank")),
     "tiny": (RECIPES / "tiny", "rl", ()),
+    "tiny, resumed": (RECIPES / "tiny", "rl", documented("deepeyes.run")),
 }
 IMAGES_PER_ROUND = 10
 """Of the protocol: what an observation may add at most."""
@@ -182,7 +191,7 @@ def test_batches_divide(name: str) -> None:
     assert rollout.n > 1, "GRPO compares the trajectories of a group"
     trainer = config.trainer
     assert trainer.total_training_steps % trainer.save_freq == 0
-    assert trainer.total_training_steps % trainer.test_freq == 0
+    assert trainer.test_freq < 0 or trainer.total_training_steps % trainer.test_freq == 0
 
 
 @full_size
