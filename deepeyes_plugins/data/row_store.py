@@ -13,15 +13,16 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import shutil
+import subprocess
+import sys
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import accumulate
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ IMAGE_SIZES = "deepeyes_image_sizes"
 
 _LAYOUT = 1
 _MOST_SHARDS = 32
+_SMALL_BYTES = 64 << 20
 _CONTENTS = "contents.json"
 
 logger = logging.getLogger(__name__)
@@ -100,7 +102,8 @@ def store_files(
         cache: Folder for the stores; takes as much space as the files. What is in it may be
             deleted whenever no run uses it.
         rules: What the rows are checked against.
-        processes: That share the work; by default as many as there are processors.
+        processes: That share the work; by default as many as there are processors, for little
+            data one.
         keep_bad: Whether a store with bad rows stays. Otherwise only its report is of use, and the
             file is checked again next time: what was wrong may have been outside of it.
 
@@ -114,12 +117,18 @@ def store_files(
             stack.enter_context(_alone(folder))
         missing = {path: folder for path, folder in stores.items() if not folder.exists()}
         if missing:
-            _store(missing, rules, processes or len(os.sched_getaffinity(0)))
+            _store(missing, rules, processes or _worth(missing))
         found = [_STORED.validate_json((stores[path] / _CONTENTS).read_bytes()) for path in paths]
         for stored in found:
             if not stored.report.ok and not keep_bad:
                 shutil.rmtree(stored.folder, ignore_errors=True)
     return found
+
+
+def _worth(paths: Iterable[Path]) -> int:
+    """How many processes the work is worth: one where starting others would take longer."""
+    size = sum(path.stat().st_size for path in paths)
+    return 1 if size < _SMALL_BYTES else len(os.sched_getaffinity(0))
 
 
 def _fingerprint(path: Path, rules: RowRules) -> str:
@@ -167,28 +176,15 @@ def _store(stores: Mapping[Path, Path], rules: RowRules, processes: int) -> None
     with ExitStack() as stack:
         for folder in partial.values():
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        results: dict[Path, list[Future[tuple[Shard, Report]]]] = {}
-        if processes > 1:
-            # Not forked: this process may have threads of Ray or torch.
-            pool = stack.enter_context(
-                ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
-            )
-            for path in spans:
-                results[path] = [
-                    pool.submit(_store_span, span, rules, threads) for span in spans[path]
-                ]
+        pool = stack.enter_context(ThreadPoolExecutor(processes))
+        stack.callback(pool.shutdown, cancel_futures=True)
+        play = _store_span if processes == 1 else _store_span_apart
+        results = {
+            path: [pool.submit(play, span, rules, threads) for span in spans[path]]
+            for path in spans
+        }
         for path in spans:
-            try:
-                done = (
-                    [future.result() for future in results[path]]
-                    if path in results
-                    else [_store_span(span, rules, threads) for span in spans[path]]
-                )
-            except BrokenProcessPool as error:
-                raise DataError(
-                    f"{path}: a process that checked it was killed, perhaps for lack of memory; "
-                    "fewer at once (data.check_processes) need less"
-                ) from error
+            done = [future.result() for future in results[path]]
             report = _joined(path, [report for _, report in done])
             shards = tuple(shard for shard, _ in done)
             stored = StoredFile(stores[path], rules.root_of(path), _columns(path), shards, report)
@@ -217,8 +213,43 @@ def _spans(path: Path, folder: Path) -> list[_Span]:
     return spans or [_Span(path, range(0), 1, folder / "0.arrow")]
 
 
+def _store_span_apart(span: _Span, rules: RowRules, threads: int) -> tuple[Shard, Report]:
+    """:func:`_store_span` in a process of its own.
+
+    Neither forked, since this process may have threads of Ray or torch, nor by multiprocessing,
+    which would run the main program once more.
+    """
+    answer = subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import _answer; _answer()"],
+        input=pickle.dumps((span, rules, threads)),
+        capture_output=True,
+        check=False,
+    )
+    if answer.returncode:
+        raise DataError(
+            f"{span.path}: the process that checked it ended with {answer.returncode}, if it was "
+            "killed perhaps for lack of memory; fewer at once (data.check_processes) need less. "
+            + answer.stderr.decode(errors="replace")[-2000:]
+        )
+    result: tuple[Shard, Report] | DataError = pickle.loads(answer.stdout)
+    if isinstance(result, DataError):
+        raise result
+    return result
+
+
+def _answer() -> None:
+    """Do the work that comes by standard input; what plugins print goes elsewhere."""
+    output, sys.stdout = sys.stdout.buffer, sys.stderr
+    result: tuple[Shard, Report] | DataError
+    try:
+        result = _store_span(*pickle.load(sys.stdin.buffer))
+    except DataError as error:
+        result = error
+    output.write(pickle.dumps(result))
+
+
 def _store_span(span: _Span, rules: RowRules, threads: int) -> tuple[Shard, Report]:
-    """Check the rows of a span and write them; runs in a process of its own."""
+    """Check the rows of a span and write them."""
     root = rules.root_of(span.path)
     counts: list[int] = []
     with _writing(span.target), ExitStack() as stack:

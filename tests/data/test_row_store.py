@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def test_dictionaries_and_long_types_are_read(tmp_path: Path) -> None:
 def test_several_processes_find_the_same(tmp_path: Path) -> None:
     source = [row(index) for index in range(60)]
     source[40]["images"] = [{"bytes": png()[:40], "path": None}]
-    file = write(tmp_path / "x.parquet", source)
+    file = write(tmp_path / "x.parquet", source, group=20)
 
     one, two = (
         store_files([file], tmp_path / str(processes), RULES, processes=processes, keep_bad=True)[0]
@@ -125,6 +126,20 @@ def test_several_processes_find_the_same(tmp_path: Path) -> None:
     for stored in (one, two):
         assert [(problem.row, problem.key) for problem in stored.report.errors] == [(41, "images")]
     assert indices(Rows([two])) == list(range(60))
+
+
+def test_a_process_that_is_killed_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dies.sh").write_text("#!/bin/sh\nkill -9 $$\n")
+    (tmp_path / "dies.sh").chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "dies.sh"))
+    file = write(tmp_path / "x.parquet", [row(index) for index in range(8)], group=4)
+
+    with pytest.raises(DataError, match=r"ended with -9.*data\.check_processes"):
+        store_files([file], tmp_path / "cache", RULES, processes=2)
+
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 def test_a_restart_does_not_check_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
