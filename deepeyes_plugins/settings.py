@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariableError
 
 from deepeyes_plugins.judge.settings import JudgeSettings
+from deepeyes_plugins.protocol.coordinates import Coordinates
+from deepeyes_plugins.rewards.settings import RewardSettings
 from deepeyes_plugins.rollout.contracts import Limits
 from deepeyes_plugins.rollout.failures import FailureSettings
 from deepeyes_plugins.sandbox.settings import SandboxSettings
@@ -28,17 +30,6 @@ SETTINGS_VARIABLE = "DEEPEYES_AGENT_CONFIG"
 
 class SettingsError(ValueError):
     """A setting is wrong; the message names the file, the key and the reason."""
-
-
-class RewardSettings(BaseModel):
-    """Rewards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    sources: dict[str, str] = Field(
-        default_factory=dict,
-        description="Reward to use for a data_source that has none of its own name.",
-    )
 
 
 class LayeredSettings(BaseSettings):
@@ -74,6 +65,11 @@ class AgentSettings(LayeredSettings):
     tools: dict[str, list[str]] = Field(
         default_factory=dict,
         description="Tools by environment, where they are not the environment's own choice.",
+    )
+    coordinates: Coordinates = Field(
+        Coordinates.PIXELS,
+        description="What the model's boxes are: pixels of the original image (DeepEyes, "
+        "Qwen2.5-VL), or thousandths of its sides (Qwen3-VL).",
     )
     limits: Limits = Field(default_factory=Limits, description="When a trajectory ends.")
     failures: FailureSettings = Field(

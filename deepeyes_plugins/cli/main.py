@@ -17,6 +17,8 @@ app = typer.Typer(
 )
 sandbox = typer.Typer(help="The code sandbox.", no_args_is_help=True)
 app.add_typer(sandbox, name="sandbox")
+reward = typer.Typer(help="Rewards.", no_args_is_help=True)
+app.add_typer(reward, name="reward")
 
 
 def _show_version(wanted: bool) -> None:
@@ -86,3 +88,4 @@ _mount(sandbox, "serve", "Run a sandbox server for other machines or jobs.", "sa
 _mount(sandbox, "up", "Run a server on every node of a Ray cluster.", "sandbox_ray:up")
 _mount(sandbox, "status", "Show the servers of a Ray cluster.", "sandbox_ray:status")
 _mount(sandbox, "down", "End the servers of a Ray cluster.", "sandbox_ray:down")
+_mount(reward, "score", "Score stored trajectories as in training.", "reward:score")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from deepeyes_plugins.protocol.actions import Action, parse_action
 from deepeyes_plugins.protocol.content import EncodedImage, Message, Part
 from deepeyes_plugins.protocol.dialect import Dialect
+from deepeyes_plugins.protocol.questions import plain_question
 
 if TYPE_CHECKING:
     from deepeyes_plugins.rollout.trajectory import Trajectory
@@ -46,6 +47,18 @@ class Task:
     def images(self) -> tuple[EncodedImage, ...]:
         """All images of the prompt in order; ``image_1`` in the sandbox is the first."""
         return tuple(image for message in self.messages for image in message.images)
+
+    @property
+    def question(self) -> str:
+        """The plain question: that of the data set, else the last user message without its frame.
+
+        Judges compare answers by it; the model sees :attr:`messages`.
+        """
+        known = self.metadata.get("question")
+        if isinstance(known, str) and known.strip():
+            return plain_question(known)
+        asked = (message.text for message in reversed(self.messages) if message.role == "user")
+        return plain_question(next(asked, ""))
 
 
 class Limits(BaseModel):

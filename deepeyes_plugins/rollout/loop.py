@@ -75,6 +75,8 @@ async def rollout(
         task_id=task.id,
         data_source=task.data_source,
         environment=name,
+        question=task.question,
+        ground_truth=task.ground_truth,
         end_reason=EndReason.WALL_TIME,
     )
     started = time.monotonic()

@@ -45,6 +45,6 @@ class PromptSettings(LayeredSettings):
             return None
         # Search is off in the published evaluation, except where agent.yaml names it.
         try:
-            return deepeyes_v2_prompt(agent.tools.get("deepeyes_v2", ["python"]))
+            return deepeyes_v2_prompt(agent.tools.get("deepeyes_v2", ["python"]), agent.coordinates)
         except ValueError as error:
             raise SettingsError(f"{error} (system_prompt_file)") from error

@@ -63,6 +63,12 @@ async def hang() -> None:
     await asyncio.Event().wait()
 
 
+async def test_the_record_holds_what_scoring_needs() -> None:
+    task = Task("1", (Message("user", ("<image>Which colour?",)),), ground_truth="red")
+    trajectory = await rollout(ScriptedPolicy([ANSWER]), ScriptedEnvironment(), task)
+    assert (trajectory.question, trajectory.ground_truth) == ("Which colour?", "red")
+
+
 class TestEndReasons:
     async def play(
         self,

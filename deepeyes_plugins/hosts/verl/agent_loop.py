@@ -21,8 +21,8 @@ from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.rl_rows import environment_name, task_from_row
 from deepeyes_plugins.hosts.ray.sandbox import ensure_server
 from deepeyes_plugins.hosts.verl.groups import Groups
+from deepeyes_plugins.hosts.verl.output import TrajectoryOutput
 from deepeyes_plugins.hosts.verl.policy import TokenBudget, TokenPolicy
-from deepeyes_plugins.hosts.verl.reward import TRAJECTORY_FIELD
 from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.rollout import (
@@ -177,7 +177,8 @@ class DeepEyesAgentLoop(AgentLoopBase):
             tool_calls=sum(turn.tool_seconds for turn in trajectory.turns),
         )
         observations = sum(turn.observation is not None for turn in trajectory.turns)
-        return AgentLoopOutput(
+        return TrajectoryOutput(
+            trajectory,
             prompt_ids=stream.prompt_ids,
             response_ids=stream.response_ids,
             response_mask=stream.response_mask,
@@ -187,7 +188,6 @@ class DeepEyesAgentLoop(AgentLoopBase):
             metrics=metrics,
             extra_fields={
                 **policy.engine_fields,
-                TRAJECTORY_FIELD: trajectory.model_dump_json(),
                 "turn_scores": [],
                 "tool_rewards": [],
             },

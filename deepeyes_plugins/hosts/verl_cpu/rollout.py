@@ -26,7 +26,7 @@ from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 from verl.workers.rollout.utils import ensure_async_iterator
 
-from deepeyes_plugins.hosts.verl.policy import FORBIDDEN_BIAS
+from deepeyes_plugins.hosts.verl.engines import FORBIDDEN_BIAS
 from deepeyes_plugins.hosts.verl_cpu.activation import ENGINE
 
 logger = logging.getLogger(__name__)
