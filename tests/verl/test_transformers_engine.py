@@ -19,6 +19,7 @@ from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient
 
 from deepeyes_plugins.hosts.verl.images import ImageBounds, model_image
 from deepeyes_plugins.hosts.verl.policy import TokenBudget, TokenPolicy
+from deepeyes_plugins.hosts.verl_cpu.activation import ENGINE
 from deepeyes_plugins.hosts.verl_cpu.rollout import TransformersServer
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
 from tests.verl.conftest import picture, question
@@ -109,15 +110,15 @@ class Balancer:
     """The part of verl's load balancer that its client asks, for one engine in this process."""
 
     def __init__(self, engine: TransformersServer) -> None:
-        self._engine = engine
-
-    def __getattr__(self, name: str) -> Any:
-        async def answer(**_: Any) -> Any:
-            if name == "acquire_server":
-                return "server", SimpleNamespace(generate=Remote(self._engine.generate))
+        async def no_fields() -> list[str]:
             return []
 
-        return Remote(answer)
+        async def acquire(request_id: str) -> tuple[str, Any]:
+            return "server", SimpleNamespace(generate=Remote(engine.generate))
+
+        self.require_acquire_fields = self.require_release_fields = Remote(no_fields)
+        self.acquire_server = Remote(acquire)
+        self.release_server = Remote(lambda server_id: None)
 
 
 @dataclass
@@ -176,7 +177,9 @@ class TestWhenTheTrainerStopsTheEngine:
         self, engine: Any, processor: Any, builder: Any, generating: asyncio.Event
     ) -> None:
         """verl's client goes on with the tokens that there are; nothing is said twice."""
-        client = FullyAsyncLLMServerClient(OmegaConf.create({"actor_rollout_ref": {"rollout": {}}}))
+        client = FullyAsyncLLMServerClient(
+            OmegaConf.create({"actor_rollout_ref": {"rollout": {"name": ENGINE}}})
+        )
         client._load_balancer = Balancer(engine)
         policy = TokenPolicy(
             partial(client.generate, request_id="1"),
@@ -184,12 +187,14 @@ class TestWhenTheTrainerStopsTheEngine:
             DEEPEYES_V2,
             TokenBudget(prompt=500, response=300, turn=200),
             {"temperature": 1.0},
-            engine="transformers",
+            engine=ENGINE,
         )
         await engine.load_weights([], global_steps=4)
         await policy.begin(question(picture()))
         turn = asyncio.ensure_future(policy.act())
-        await generating.wait()
+        begun = asyncio.ensure_future(generating.wait())
+        await asyncio.wait([turn, begun], return_when=asyncio.FIRST_COMPLETED)
+        assert not turn.done(), await turn
         await engine.abort_all_requests()
         await engine.load_weights([], global_steps=5)
         generating.clear()

@@ -111,7 +111,6 @@ class Training:
             "trainer.save_freq=1",
             f"trainer.v1.trainer_mode={mode}",
             f"trainer.total_training_steps={steps}",
-            f"+trainer.v1.sampler.sampler_kwargs.rollouts={ROLLOUTS}",
             # Sockets have short paths only; everything else of Ray goes there, too.
             f"+ray_kwargs.ray_init._temp_dir={self._ray}",
             *overrides,
