@@ -93,7 +93,7 @@ def measure_lag(quick: bool) -> dict[str, Measured]:
 def measure_step(quick: bool) -> dict[str, Measured]:
     """GRPO steps through all of verl, ours against its stock loop."""
     with tempfile.TemporaryDirectory(prefix="deepeyes-step-") as folder:
-        found = step.measure(Path(folder), steps=4 if quick else 10)
+        found = step.measure(Path(folder), steps=4 if quick else 8)
     seconds = {loop: median(one.seconds) for loop, one in found.items()}
     note = "; ".join(
         f"{loop} {number(seconds[loop])} s, {number(one.response_tokens)} tokens a response, "

@@ -2,11 +2,11 @@
 
 Both run ``verl.trainer.main_ppo`` with recipes/tiny/rl.yaml on the same rows, the same data set
 class and the same reward entry, with a stub tool that answers at once. To make both generate the
-same, the checkpoint's ``generation_config.json`` has a ``sequence_bias`` that makes one text near
-certain after every ``<|im_start|>assistant``: a thought and a tool call, three turns of it (the
-turn limit of either loop ends the trajectory). The model still computes every token. What differs
-is what the loops make of it: ours writes ``<think>`` itself, and its stop string saves the
-``<|im_end|>`` that the stock loop lets the model generate.
+same number of tokens, the checkpoint's ``generation_config.json`` has a ``sequence_bias`` that
+makes one text near certain after every ``<|im_start|>assistant``: a thought and a tool call, three
+turns of it (the turn limit of either loop ends the trajectory). The model still computes every
+token. Our loop writes ``<think>`` itself and stops at the tag; the stock loop writes nothing and
+lets the model generate ``<|im_end|>`` as well, so its thought is a token shorter.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow
 import yaml
 from pyarrow import parquet
+from transformers import AutoTokenizer
 
 from deepeyes_plugins.hosts.transformers.tiny_model import make_tiny_qwen2_5_vl
 from deepeyes_plugins.quickstart.datasets import write_rl
@@ -29,7 +30,8 @@ from deepeyes_plugins.quickstart.task import split_examples, task_texts
 from rollouts import stub
 
 TURNS = 3
-SCRIPT = f"<|im_start|>assistant\n<think>The dot is there.</think>\n{stub.CALL}<|im_end|>"
+OPENING = {"deepeyes": "<|im_start|>assistant\n<think>", "tool_agent": "<|im_start|>assistant\n"}
+TURN = f"The dot is there.</think>\n{stub.CALL}"
 CERTAIN = 1e4
 """Added to a logit; those of the random model are within ±10."""
 
@@ -81,15 +83,6 @@ def prepare(folder: Path, rows: int) -> None:
     """Write the model, whose words are certain, the rows and the settings."""
     model = folder / "model"
     make_tiny_qwen2_5_vl(model, [*task_texts(), stub.CALL, "dot " * 12])
-    from transformers import AutoTokenizer
-
-    script = AutoTokenizer.from_pretrained(model).encode(SCRIPT)
-    path = model / "generation_config.json"
-    generation = json.loads(path.read_text())
-    generation["sequence_bias"] = [
-        [script[: length + 1], CERTAIN] for length in range(3, len(script))
-    ]
-    path.write_text(json.dumps(generation))
     for loop in LOOPS:
         path = folder / f"{loop}.parquet"
         write_rl(split_examples("train", rows), path, "train")
@@ -109,12 +102,28 @@ def prepare(folder: Path, rows: int) -> None:
     (plugin / "entry_points.txt").write_text("[deepeyes_plugins]\nstub = rollouts.stub\n")
 
 
+def make_certain(model: Path, loop: str) -> None:
+    """Let the model say the same in every turn, in as many tokens for either loop."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    opening, turn = tokenizer.encode(OPENING[loop]), tokenizer.encode(TURN)
+    if loop == "tool_agent":
+        turn = [*turn[1:], tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    script = opening + turn
+    path = model / "generation_config.json"
+    generation = json.loads(path.read_text())
+    generation["sequence_bias"] = [
+        [script[: at + 1], CERTAIN] for at in range(len(opening), len(script))
+    ]
+    path.write_text(json.dumps(generation))
+
+
 def train(folder: Path, loop: str, steps: int, name: str) -> Steps:
     """Run verl with one of the loops.
 
     Raises:
         StageError: It failed; its log is named.
     """
+    make_certain(folder / "model", loop)
     metrics = folder / f"{name}.jsonl"
     metrics.unlink(missing_ok=True)
     command = [

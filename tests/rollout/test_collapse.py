@@ -75,6 +75,9 @@ def test_a_resumed_run_goes_on_from_its_history_and_forgets_what_it_plays_again(
     assert resumed.add(4, {"python": 0.1}) != []
     assert list(resumed.calls) == [1, 2, 3, 4]
 
+    resumed.add(2, {"python": 2.0})
+    assert list(resumed.calls) == [1, 2]
+
 
 levels = st.floats(0.0, 10.0)
 

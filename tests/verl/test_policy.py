@@ -244,6 +244,27 @@ async def test_without_room_for_a_token_there_is_no_turn(builder: Any, processor
     assert await policy.act() is None
 
 
+@pytest.mark.parametrize(
+    ("text", "room", "reason", "expected"),
+    [
+        (CODE, 0, "completed", "stop"),
+        (CODE + ">\n\n", 0, "completed", "stop"),  # runs on to the last token that fits
+        ("abc", 9, "completed", "stop"),
+        ("abc", 9, "length", "length"),  # the engine had less room
+        (CODE, 9, "length", "stop"),
+    ],
+)
+async def test_a_turn_that_was_cut_short_is_told_from_one_that_ended(
+    builder: Any, processor: Any, text: str, room: int, reason: str, expected: str
+) -> None:
+    ids = processor.tokenizer.encode(text)
+    engine = ScriptedEngine([ids], stop_reason=reason)
+    policy = make_policy(builder, engine, turn=len(ids) + room)
+    await policy.begin(question(picture()))
+    turn = await policy.act()
+    assert turn is not None and turn.finish_reason == expected
+
+
 async def test_a_prompt_that_is_too_long_is_named(builder: Any) -> None:
     policy = make_policy(builder, ScriptedEngine([]))
     with pytest.raises(ValueError, match=r"task 1 has \d+ tokens.*max_prompt_length=500"):

@@ -17,6 +17,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
+from verl.trainer.ppo.v1.replay_buffer import ReplayBufferAsync
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 
 from deepeyes_plugins import plugins
@@ -152,6 +153,14 @@ def test_every_number_and_switch_says_where_it_comes_from(name: str) -> None:
     for file in recipe_files(name):
         bare = re.findall(r"^ *\w+: (?:[\d.e-]+|true|false) *$", file.read_text(), re.MULTILINE)
         assert bare == [], file
+
+
+@every_recipe
+def test_the_replay_buffer_is_of_the_trainers_mode(name: str) -> None:
+    config = load(name)
+    sampler, mode = config.trainer.v1.sampler.custom_sampler, config.trainer.v1.trainer_mode
+    buffer = getattr(importlib.import_module(sampler.path.removeprefix("pkg://")), sampler.name)
+    assert issubclass(buffer, ReplayBufferAsync) == (mode != "sync")
 
 
 @full_size

@@ -144,7 +144,12 @@ class TokenPolicy:
         count, text = await asyncio.to_thread(self._cut, output.token_ids[:limit])
         self._append(output, count)
         last = self.stream.response_ids[-1] if count else None
-        ended = count < limit or last == self._turn_end or text.endswith(self._dialect.stop)
+        # The tag may end inside the last token, and an engine may have less room than we asked for.
+        ended = (
+            any(tag in text for tag in self._dialect.stop)
+            or last == self._turn_end
+            or (count < limit and output.stop_reason != "length")
+        )
         text = self._opening + text
         self._messages.append({"role": "assistant", "content": text})
         return AssistantTurn(text, "stop" if ended else "length", tokens=count)
