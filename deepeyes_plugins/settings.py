@@ -19,6 +19,7 @@ from pydantic_settings import SettingsError as UnreadableVariableError
 
 from deepeyes_plugins.rollout.contracts import Limits
 from deepeyes_plugins.sandbox.settings import SandboxSettings
+from deepeyes_plugins.search.settings import SearchSettings
 
 SETTINGS_VARIABLE = "DEEPEYES_AGENT_CONFIG"
 """Environment variable with the path of agent.yaml, for hosts that cannot pass one."""
@@ -76,6 +77,9 @@ class AgentSettings(LayeredSettings):
     limits: Limits = Field(default_factory=Limits, description="When a trajectory ends.")
     sandbox: SandboxSettings = Field(
         default_factory=SandboxSettings, description="The code sandbox."
+    )
+    search: SearchSettings = Field(
+        default_factory=SearchSettings, description="Text and image search."
     )
     rewards: RewardSettings = Field(default_factory=RewardSettings, description="Rewards.")
     trajectories: Path | None = Field(

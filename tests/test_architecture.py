@@ -39,13 +39,13 @@ FRAMEWORKS = {
 ALLOWED = {
     "protocol": set(),
     "sandbox": set(),
-    "search": {"remote"},
+    "search": {"hookspecs", "plugins", "protocol", "remote"},
     "remote": set(),
     "rollout": {"protocol"},
     "judge": {"protocol", "remote", "rollout"},
     "settings": {"judge", "remote", "rollout", "sandbox", "search"},
-    "plugins": {"hookspecs", "data", "rewards", "tools"},
-    "hookspecs": {"data", "rewards", "tools"},
+    "plugins": {"hookspecs", "data", "rewards", "search", "tools"},
+    "hookspecs": {"data", "rewards", "search", "tools"},
     "tools": {"hookspecs", "protocol", "rollout", "sandbox", "search", "settings"},
     "environments": {"hookspecs", "plugins", "protocol", "rollout", "tools"},
     "rewards": {"hookspecs", "judge", "plugins", "protocol", "rollout", "settings"},
@@ -163,7 +163,7 @@ def test_what_is_imported_is_declared(path: Path) -> None:
     name = module_name(path)
     if room(name) in ("hosts", "eval_plugins") and not name.startswith(OPENAI):
         return  # Those bring their framework, and with it what that depends on.
-    allowed = declared(*(["sandbox"] if room(name) == "sandbox" else []))
+    allowed = declared(*([room(name)] if room(name) in ("sandbox", "search") else []))
     if room(name) == "quickstart":
         allowed = declared("sandbox", "sft", "rl", "eval")
     owners = _owners()
@@ -217,6 +217,7 @@ CORE = (
     "sandbox",
     "remote",
     "judge",
+    "search",
 )
 
 

@@ -79,7 +79,7 @@ _mount(
 _mount(
     app,
     "plugins",
-    "List tools, environments, rewards and formatters, and who provides them.",
+    "List tools, environments, rewards, formatters and search providers, and who provides them.",
     "plugins:plugins",
 )
 _mount(sandbox, "serve", "Run a sandbox server for other machines or jobs.", "sandbox:serve")
