@@ -36,8 +36,8 @@ Status = Literal["ok", "warning", "problem", "absent"]
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "absent": "dim"}
 _PURPOSES = {"sft": "llamafactory", "rl": "verl", "eval": "vlmeval"}
 """What each framework is for, and the module that it is imported by."""
-_REQUIRABLE = (*_PURPOSES, "sandbox")
-_CHECKS = ("machine", "versions", "settings", "activation", "sandbox", *_PURPOSES)
+_REQUIRABLE = (*_PURPOSES, "sandbox", "judge")
+_CHECKS = ("machine", "versions", "settings", "activation", "sandbox", "judge", *_PURPOSES)
 _SANDBOX_MODULES = ("IPython", "matplotlib", "starlette", "uvicorn")
 _COMPARED = (
     "torch",
@@ -63,8 +63,8 @@ class Finding:
     """One thing that was checked.
 
     Attributes:
-        area: ``machine``, ``versions``, ``settings``, ``plugins``, ``activation``, ``sandbox``, or
-            what a framework is for: ``sft``, ``rl``, ``eval``.
+        area: ``machine``, ``versions``, ``settings``, ``plugins``, ``activation``, ``sandbox``,
+            ``judge``, or what a framework is for: ``sft``, ``rl``, ``eval``.
         name: What was checked.
         status: ``problem``: something that was asked for cannot work; ``absent``: optional, and
             not installed.
@@ -91,7 +91,7 @@ def doctor(
         str, typer.Option(help=f"What to check, of: {','.join(_CHECKS)}. Everything by default.")
     ] = "",
 ) -> None:
-    """Check this installation: versions, registrations, sandbox, settings, machine.
+    """Check this installation: versions, registrations, sandbox, judge, settings, machine.
 
     Frameworks are really imported, each in a process of its own, which takes half a minute. Exits
     with 1 if something that is installed or required cannot work.
@@ -137,6 +137,7 @@ def diagnose(chosen: Sequence[str], console: Console) -> list[Finding]:
         "settings": check_settings,
         "activation": check_activation,
         "sandbox": check_sandbox,
+        "judge": check_judge,
         **{purpose: partial(check_framework, purpose) for purpose in _PURPOSES},
     }
     findings: dict[str, list[Finding]] = {}
@@ -330,6 +331,31 @@ def _probe(area: str, framework: str, action: str) -> Iterator[Finding]:
         else:
             text = f"{registration.what} not found: {registration.reason}"
             yield Finding(area, framework, "problem", text, action)
+
+
+def check_judge() -> Iterator[Finding]:
+    """Whether the judge of the settings tells a right answer from a wrong one."""
+    from deepeyes_plugins.judge.preflight import examine
+    from deepeyes_plugins.judge.settings import BASE_VARIABLE
+
+    try:
+        reports = asyncio.run(examine(load_settings().judge))
+    except SettingsError:
+        return  # The check of the settings says so.
+    except (ValueError, OSError) as error:
+        action = f"Correct judge in agent.yaml, or {BASE_VARIABLE}."
+        yield Finding("judge", "settings", "problem", str(error), action)
+        return
+    if not reports:
+        action = f"Set judge.endpoints in agent.yaml, or {BASE_VARIABLE}."
+        yield Finding("judge", "server", "absent", "none is set up; rules decide", action)
+    for report in reports:
+        if report.problem:
+            action = "See docs/judge.md." if report.reachable else "Is it right and running?"
+            yield Finding("judge", "server", "problem", f"{report.url}: {report.problem}", action)
+        else:
+            text = f"{report.url}: {report.model} judges right, in {report.seconds:.1f} s at most"
+            yield Finding("judge", "server", "ok", text)
 
 
 def check_sandbox() -> Iterator[Finding]:
