@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deepeyes_plugins.remote import Reply
+from deepeyes_plugins.remote.service import Reply
 from deepeyes_plugins.search.contracts import FILTERS, SearchQuery, SearchResult, SearchResults
 from deepeyes_plugins.search.providers.web import WebOptions, WebProvider, WebRequest
 

@@ -13,13 +13,9 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from deepeyes_plugins.remote import (
-    RemoteRefusedError,
-    RemoteService,
-    RemoteSettings,
-    RemoteUnavailableError,
-    Reply,
-)
+from deepeyes_plugins.remote.errors import RemoteRefusedError, RemoteUnavailableError
+from deepeyes_plugins.remote.service import RemoteService, Reply
+from deepeyes_plugins.remote.settings import RemoteSettings
 from deepeyes_plugins.search.contracts import (
     KeyMissingError,
     KeyRefusedError,
