@@ -19,6 +19,8 @@ sandbox = typer.Typer(help="The code sandbox.", no_args_is_help=True)
 app.add_typer(sandbox, name="sandbox")
 search = typer.Typer(help="Text and image search.", no_args_is_help=True)
 app.add_typer(search, name="search")
+reward = typer.Typer(help="Rewards.", no_args_is_help=True)
+app.add_typer(reward, name="reward")
 
 
 def _show_version(wanted: bool) -> None:
@@ -92,3 +94,4 @@ _mount(search, "serve", "Run one search service for a whole cluster.", "search:s
 _mount(search, "record", "Run the service and write down every answer.", "search:record")
 _mount(search, "replay", "Run the service on recorded answers only.", "search:replay")
 _mount(search, "query", "Ask the search of the settings from here.", "search:query")
+_mount(reward, "score", "Score stored trajectories as in training.", "reward:score")

@@ -43,7 +43,7 @@ def test_the_version_is_the_packages() -> None:
 def test_the_help_names_every_command() -> None:
     text = deepeyes("--help").stdout
 
-    for command in ("quickstart", "doctor", "plugins", "sandbox"):
+    for command in ("quickstart", "doctor", "plugins", "reward", "sandbox"):
         assert re.search(rf"\b{command}\b", text)
 
 
