@@ -13,6 +13,13 @@ from deepeyes_plugins.protocol.dialect import Dialect
 from deepeyes_plugins.protocol.observations import tool_response
 from deepeyes_plugins.rewards.contracts import RewardFactory, RewardResources
 from deepeyes_plugins.rollout import Observation, RewardResult, Task, Tool, Trajectory
+from deepeyes_plugins.search.contracts import (
+    SearchQuery,
+    SearchResult,
+    SearchResults,
+    TextProviderFactory,
+    TextSearchProvider,
+)
 from deepeyes_plugins.tools.resources import EnvironmentFactory, Resources, ToolFactory
 
 
