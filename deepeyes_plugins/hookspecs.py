@@ -10,6 +10,7 @@ import pluggy
 if TYPE_CHECKING:
     from deepeyes_plugins.data.contracts import Formatter
     from deepeyes_plugins.rewards.contracts import RewardFactory
+    from deepeyes_plugins.search.contracts import ImageProviderFactory, TextProviderFactory
     from deepeyes_plugins.tools.resources import EnvironmentFactory, ToolFactory
 
 PROJECT = "deepeyes"
@@ -37,3 +38,13 @@ def register_rewards(register: Callable[[str, RewardFactory], None]) -> None:
 @hookspec
 def register_formatters(register: Callable[[str, Formatter], None]) -> None:
     """Add dataset formatters: ``formatter(row)`` returns a ``Conversation``."""
+
+
+@hookspec
+def register_search_providers(register: Callable[[str, TextProviderFactory], None]) -> None:
+    """Add text-search providers: ``factory(options)`` makes a ``TextSearchProvider``."""
+
+
+@hookspec
+def register_image_search_providers(register: Callable[[str, ImageProviderFactory], None]) -> None:
+    """Add image-search providers: ``factory(options)`` makes an ``ImageSearchProvider``."""

@@ -16,6 +16,7 @@ from deepeyes_plugins import hookspecs
 if TYPE_CHECKING:
     from deepeyes_plugins.data.contracts import Formatter
     from deepeyes_plugins.rewards.contracts import RewardFactory
+    from deepeyes_plugins.search.contracts import ImageProviderFactory, TextProviderFactory
     from deepeyes_plugins.tools.resources import EnvironmentFactory, ToolFactory
 
 BUILT_INS = (
@@ -23,6 +24,7 @@ BUILT_INS = (
     "deepeyes_plugins.environments.builtin",
     "deepeyes_plugins.rewards.builtin",
     "deepeyes_plugins.data.builtin",
+    "deepeyes_plugins.search.builtin",
 )
 
 T = TypeVar("T")
@@ -143,3 +145,15 @@ def rewards() -> Registry[RewardFactory]:
 def formatters() -> Registry[Formatter]:
     """Dataset formatters by name."""
     return collect("formatter", manager().hook.register_formatters)
+
+
+@cache
+def search_providers() -> Registry[TextProviderFactory]:
+    """Factories of text-search providers by name."""
+    return collect("search provider", manager().hook.register_search_providers)
+
+
+@cache
+def image_search_providers() -> Registry[ImageProviderFactory]:
+    """Factories of image-search providers by name."""
+    return collect("image search provider", manager().hook.register_image_search_providers)

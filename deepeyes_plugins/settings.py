@@ -23,6 +23,7 @@ from deepeyes_plugins.rewards.settings import RewardSettings
 from deepeyes_plugins.rollout.contracts import Limits
 from deepeyes_plugins.rollout.failures import FailureSettings
 from deepeyes_plugins.sandbox.settings import SandboxSettings
+from deepeyes_plugins.search.settings import SearchSettings
 
 SETTINGS_VARIABLE = "DEEPEYES_AGENT_CONFIG"
 """Environment variable with the path of agent.yaml, for hosts that cannot pass one."""
@@ -78,6 +79,9 @@ class AgentSettings(LayeredSettings):
     )
     sandbox: SandboxSettings = Field(
         default_factory=SandboxSettings, description="The code sandbox."
+    )
+    search: SearchSettings = Field(
+        default_factory=SearchSettings, description="Text and image search."
     )
     rewards: RewardSettings = Field(default_factory=RewardSettings, description="Rewards.")
     judge: JudgeSettings = Field(default_factory=JudgeSettings, description="The LLM judge.")

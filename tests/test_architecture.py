@@ -39,14 +39,14 @@ FRAMEWORKS = {
 ALLOWED = {
     "protocol": set(),
     "sandbox": set(),
-    "search": {"remote"},
+    "search": {"hookspecs", "plugins", "protocol", "remote"},
     "remote": set(),
     "rollout": {"protocol"},
     "judge": {"protocol", "remote", "rollout"},
     # Of the rewards only their model, which imports nothing of ours: see rewards/settings.py.
     "settings": {"judge", "protocol", "remote", "rewards", "rollout", "sandbox", "search"},
-    "plugins": {"hookspecs", "data", "rewards", "tools"},
-    "hookspecs": {"data", "rewards", "tools"},
+    "plugins": {"hookspecs", "data", "rewards", "search", "tools"},
+    "hookspecs": {"data", "rewards", "search", "tools"},
     "tools": {"hookspecs", "protocol", "remote", "rollout", "sandbox", "search", "settings"},
     "environments": {"hookspecs", "plugins", "protocol", "rollout", "tools"},
     "rewards": {"hookspecs", "judge", "plugins", "protocol", "rollout", "settings"},
@@ -164,7 +164,7 @@ def test_what_is_imported_is_declared(path: Path) -> None:
     name = module_name(path)
     if room(name) in ("hosts", "eval_plugins") and not name.startswith(OPENAI):
         return  # Those bring their framework, and with it what that depends on.
-    extras = {"sandbox": ["sandbox"], "rewards": ["math"]}
+    extras = {"rewards": ["math"], "sandbox": ["sandbox"], "search": ["search"]}
     allowed = declared(*extras.get(room(name), []))
     if room(name) == "quickstart":
         allowed = declared("sandbox", "sft", "rl", "eval")
@@ -219,6 +219,7 @@ CORE = (
     "sandbox",
     "remote",
     "judge",
+    "search",
 )
 
 

@@ -33,7 +33,14 @@ def manager() -> Iterator[Any]:
 
 
 def _forget() -> None:
-    for registry in (plugins.tools, plugins.environments, plugins.rewards, plugins.formatters):
+    for registry in (
+        plugins.tools,
+        plugins.environments,
+        plugins.rewards,
+        plugins.formatters,
+        plugins.search_providers,
+        plugins.image_search_providers,
+    ):
         registry.cache_clear()
 
 

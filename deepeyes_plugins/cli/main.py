@@ -17,6 +17,8 @@ app = typer.Typer(
 )
 sandbox = typer.Typer(help="The code sandbox.", no_args_is_help=True)
 app.add_typer(sandbox, name="sandbox")
+search = typer.Typer(help="Text and image search.", no_args_is_help=True)
+app.add_typer(search, name="search")
 reward = typer.Typer(help="Rewards.", no_args_is_help=True)
 app.add_typer(reward, name="reward")
 
@@ -81,11 +83,15 @@ _mount(
 _mount(
     app,
     "plugins",
-    "List tools, environments, rewards and formatters, and who provides them.",
+    "List tools, environments, rewards, formatters and search providers, and who provides them.",
     "plugins:plugins",
 )
 _mount(sandbox, "serve", "Run a sandbox server for other machines or jobs.", "sandbox:serve")
 _mount(sandbox, "up", "Run a server on every node of a Ray cluster.", "sandbox_ray:up")
 _mount(sandbox, "status", "Show the servers of a Ray cluster.", "sandbox_ray:status")
 _mount(sandbox, "down", "End the servers of a Ray cluster.", "sandbox_ray:down")
+_mount(search, "serve", "Run one search service for a whole cluster.", "search:serve")
+_mount(search, "record", "Run the service and write down every answer.", "search:record")
+_mount(search, "replay", "Run the service on recorded answers only.", "search:replay")
+_mount(search, "query", "Ask the search of the settings from here.", "search:query")
 _mount(reward, "score", "Score stored trajectories as in training.", "reward:score")

@@ -15,7 +15,7 @@ from deepeyes_plugins import plugins as registries
 def plugins(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List tools, environments, rewards and formatters, and who provides them."""
+    """List tools, environments, rewards, formatters and search providers, and who provides them."""
     try:
         found = [
             {"kind": registry.kind, "name": name, "owner": registry.owner(name)}
@@ -24,6 +24,8 @@ def plugins(
                 registries.environments(),
                 registries.rewards(),
                 registries.formatters(),
+                registries.search_providers(),
+                registries.image_search_providers(),
             )
             for name in sorted(registry)
         ]

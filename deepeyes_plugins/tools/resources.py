@@ -11,6 +11,7 @@ from deepeyes_plugins.sandbox.client import SandboxClient
 from deepeyes_plugins.sandbox.contracts import SandboxUnavailable
 from deepeyes_plugins.sandbox.embedded import ensure_server
 from deepeyes_plugins.sandbox.settings import SandboxSettings
+from deepeyes_plugins.search.client import Search
 from deepeyes_plugins.settings import AgentSettings
 from deepeyes_plugins.tools.gate import Gate
 
@@ -36,6 +37,7 @@ class Resources:
                 start one, and may set the token's environment variable. Called in a thread.
         """
         self.settings = settings
+        self.search = Search(settings.search)
         self.sandbox_gate = Gate(
             "sandbox",
             SandboxUnavailable,
@@ -73,6 +75,7 @@ class Resources:
             _, client = self._sandboxes.popitem()
             await client.close()
         self._sandbox = None
+        await self.search.aclose()
 
 
 ToolFactory = Callable[[Resources], Tool]

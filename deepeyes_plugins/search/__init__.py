@@ -1,0 +1,1 @@
+"""Text and image search: one contract, its providers, and what stands in front of them."""
