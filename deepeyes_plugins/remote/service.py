@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
+import logging
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -96,6 +98,7 @@ class RemoteService:
         *,
         key_env: str | None = None,
         key_header: str = "Authorization",
+        key_parameter: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         """Hold the settings.
@@ -106,6 +109,8 @@ class RemoteService:
             key_env: Name of the environment variable with the key; nothing is sent where it is
                 not set.
             key_header: Header that the key goes into; ``Authorization`` gets a bearer token.
+            key_parameter: Parameter of the query that the key goes into instead, for services that
+                take it nowhere else; it is kept out of httpx's log.
             headers: Further headers of every request.
         """
         self.url = url.rstrip("/")
@@ -113,11 +118,16 @@ class RemoteService:
         self.statistics = CallStatistics()
         self._settings = settings
         self._key_env = key_env
-        sent = dict(headers or {})
+        sent, parameters = dict(headers or {}), {}
         if key_env and (key := os.environ.get(key_env)):
-            sent[key_header] = f"Bearer {key}" if key_header == "Authorization" else key
+            if key_parameter is not None:
+                parameters[key_parameter] = key
+                logging.getLogger("httpx").addFilter(_without_query)
+            else:
+                sent[key_header] = f"Bearer {key}" if key_header == "Authorization" else key
         self._http = httpx.AsyncClient(
             headers=sent,
+            params=parameters,
             timeout=httpx.Timeout(None, connect=settings.connect_timeout),
             limits=httpx.Limits(
                 max_connections=None, max_keepalive_connections=settings.concurrency
@@ -153,6 +163,7 @@ class RemoteService:
         json: Any = None,
         params: Mapping[str, str] | None = None,
         retries: int | None = None,
+        is_final: Callable[[Reply], bool] | None = None,
     ) -> T:
         """Send a request until it succeeds, at most ``retries`` times more.
 
@@ -166,6 +177,8 @@ class RemoteService:
             json: A body to be serialised; instead of ``content``.
             params: The query.
             retries: Instead of the settings' number.
+            is_final: Tells of an answer whose status is usually worth a retry that it is not, for
+                instance HTTP 429 of an account that is used up; it is refused then.
 
         Raises:
             RemoteUnavailableError: Every attempt failed; the last reason is told.
@@ -179,7 +192,7 @@ class RemoteService:
         try:
             async for attempt in attempts(settings):
                 with attempt:
-                    return await self._try(method, path, read, body, params)
+                    return await self._try(method, path, read, body, params, is_final)
         except RemoteUnavailableError as error:
             number = settings.retries + 1
             tries = "" if number == 1 else f" in {number} attempts, at last"
@@ -198,7 +211,7 @@ class RemoteService:
         json: Any = None,
         params: Mapping[str, str] | None = None,
     ) -> Reply:
-        """Send a request and take any answer below 400.
+        """Send a request and take any answer below 300. Redirects are not followed.
 
         Raises:
             RemoteUnavailableError: Every attempt failed.
@@ -206,7 +219,7 @@ class RemoteService:
         """
 
         def read(reply: Reply) -> Reply:
-            if reply.status >= 400:
+            if reply.status >= 300:
                 raise self.refusal(reply)
             return reply
 
@@ -214,11 +227,12 @@ class RemoteService:
 
     def refusal(self, reply: Reply) -> RemoteRefusedError:
         """Make the error for an answer that no retry improves."""
-        hint = (
-            f" The key is read from the variable {self._key_env}."
-            if self._key_env and reply.status in _UNAUTHORISED_STATUSES
-            else ""
-        )
+        hint = ""
+        if self._key_env and reply.status in _UNAUTHORISED_STATUSES:
+            hint = f" The key is read from the variable {self._key_env}."
+        elif 300 <= reply.status < 400:
+            place = reply.headers.get("Location", "nowhere")
+            hint = f" It redirects to {place}; redirects are not followed: correct the URL."
         return RemoteRefusedError(
             f"{reply.source}: HTTP {reply.status}: {reply.excerpt}{hint}",
             status=reply.status,
@@ -232,6 +246,7 @@ class RemoteService:
         read: Callable[[Reply], T],
         body: bytes | None,
         params: Mapping[str, str] | None,
+        is_final: Callable[[Reply], bool] | None,
     ) -> T:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._places)
@@ -245,7 +260,16 @@ class RemoteService:
             started = time.monotonic()
             outcome = self.statistics.record
             try:
-                result = read(await self._send(method, path, body, params))
+                reply = await self._send(method, path, body, params)
+                if reply.status in _TRANSIENT_STATUSES or reply.status >= 500:
+                    if is_final is not None and is_final(reply):
+                        raise self.refusal(reply)
+                    raise RemoteUnavailableError(
+                        f"HTTP {reply.status}: {reply.excerpt}",
+                        status=reply.status,
+                        retry_after=retry_after(reply.headers.get("Retry-After")),
+                    )
+                result = read(reply)
             except RemoteUnavailableError:
                 outcome("unavailable", time.monotonic() - started)
                 raise
@@ -275,14 +299,7 @@ class RemoteService:
             ) from error
         except httpx.RequestError as error:
             raise RemoteUnavailableError(repr(error)) from error
-        reply = Reply(source, response.status_code, response.headers, content)
-        if reply.status in _TRANSIENT_STATUSES or reply.status >= 500:
-            raise RemoteUnavailableError(
-                f"HTTP {reply.status}: {reply.excerpt}",
-                status=reply.status,
-                retry_after=retry_after(reply.headers.get("Retry-After")),
-            )
-        return reply
+        return Reply(source, response.status_code, response.headers, content)
 
     async def _read(self, source: str, response: httpx.Response) -> bytes:
         content = bytearray()
@@ -313,6 +330,16 @@ def retry_after(value: str | None, now: datetime | None = None) -> float:
         until = until if until.tzinfo else until.replace(tzinfo=UTC)
         seconds = (until - (now or datetime.now(UTC))).total_seconds()
     return seconds if 0 < seconds < float("inf") else 0.0
+
+
+def _without_query(record: logging.LogRecord) -> bool:
+    """A filter of httpx's log, which shows whole URLs."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            re.sub(r"\?.*", "?…", str(argument)) if isinstance(argument, httpx.URL) else argument
+            for argument in record.args
+        )
+    return True
 
 
 def _limiter(rate: float) -> AsyncLimiter:

@@ -181,9 +181,12 @@ class Provider(ABC):
 
     Attributes:
         name: What settings call it.
+        cacheable: Whether its answers may be kept for later. An index that is at hand, fast and may
+            change says no.
     """
 
     name: str
+    cacheable: bool = True
 
     async def check(self) -> str:
         """Look whether it could answer, without using up quota; for ``deepeyes doctor``.

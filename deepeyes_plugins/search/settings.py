@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import date
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,6 +12,44 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deepeyes_plugins.search.contracts import MAXIMUM_RESULTS, SearchNotConfiguredError
 
 Options = TypeVar("Options", bound=BaseModel)
+
+
+class CacheSettings(BaseModel):
+    """Where answers are kept, and for how long."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path | None = Field(
+        None,
+        description="SQLite file; processes of one machine may share it. Unset: `deepeyes search "
+        "serve` keeps answers in deepeyes/search.sqlite of the user's cache folder, agents in "
+        "memory.",
+    )
+    redis_url: str | None = Field(
+        None, description="Redis instead, as redis://host:6379/0; its own `maxmemory` limits it."
+    )
+    redis_password_env: str = Field(
+        "DEEPEYES_REDIS_PASSWORD",
+        description="Name of the environment variable that holds the password of Redis, if any.",
+    )
+    ttl: float = Field(604_800.0, ge=0, description="Seconds for which answers are kept; 0: none.")
+    negative_ttl: float = Field(
+        3600.0,
+        ge=0,
+        description="The same for answers without results, and for queries that were refused.",
+    )
+    size_mb: int = Field(
+        1024, gt=0, description="Largest size of the kept answers, in MiB; the oldest go first."
+    )
+
+
+class Budget(BaseModel):
+    """How many searches a provider may be asked for; answers that are known cost none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    per_day: int | None = Field(None, ge=0, description="Searches a day (UTC).")
+    per_run: int | None = Field(None, ge=0, description="Searches a run (see `run`).")
 
 
 class SearchSettings(BaseModel):
@@ -37,6 +76,29 @@ class SearchSettings(BaseModel):
     image_providers: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="Options of image-search providers, by name of the provider.",
+    )
+
+    url: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="Base URL of a running `deepeyes search serve`, whose providers answer instead "
+        "of those above.",
+    )
+    token_env: str = Field(
+        "DEEPEYES_TOKEN_SEARCH",
+        description="Name of the environment variable that holds the service's bearer token. The "
+        "service asks for a token when the variable is set.",
+    )
+    cache: CacheSettings = Field(
+        default_factory=CacheSettings, description="Answers that are kept for equal queries."
+    )
+    budgets: dict[str, Budget] = Field(
+        default_factory=dict, description="Budgets by name of the provider, text or image."
+    )
+    run: str = Field(
+        "",
+        description="Name of the experiment: budgets per run are counted under it. Unset: a run is "
+        "the life of one process.",
     )
 
     count: int = Field(10, ge=1, le=MAXIMUM_RESULTS, description="Results of a search at most.")

@@ -1,0 +1,286 @@
+"""What stands between queries and providers: kept answers, one request for equal queries, budgets.
+
+A query goes this way: whoever asks the same at the moment waits for one answer; an answer that is
+kept is given; else the first provider that works and has budget left is asked. Rate limits, retries
+and circuit breakers are the providers' own (:mod:`deepeyes_plugins.remote`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Generic, Protocol, TypeVar
+from uuid import uuid4
+
+from deepeyes_plugins.remote import CallStatistics
+from deepeyes_plugins.search.cache import AnswerStore
+from deepeyes_plugins.search.contracts import (
+    NotRecordedError,
+    QueryRefusedError,
+    QuotaExhaustedError,
+    SearchError,
+    SearchNotConfiguredError,
+    SearchUnavailableError,
+)
+from deepeyes_plugins.search.settings import Budget, CacheSettings
+
+logger = logging.getLogger(__name__)
+
+_DAY = 86_400.0
+_RUN_SECONDS = 90 * _DAY
+"""How long the count of a run is remembered after its last search."""
+_LEFT_ALONE = 60.0
+"""Seconds for which a provider without key or quota is not asked, where it does not say itself."""
+
+Query = TypeVar("Query")
+Answer = TypeVar("Answer")
+Query_contra = TypeVar("Query_contra", contravariant=True)
+Answer_co = TypeVar("Answer_co", covariant=True)
+
+
+class Asked(Protocol[Query_contra, Answer_co]):
+    """The part of a provider that a broker calls."""
+
+    name: str
+    cacheable: bool
+
+    async def search(self, query: Query_contra) -> Answer_co:
+        """Answer one query."""
+
+    async def check(self) -> str:
+        """Look whether it could answer."""
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+
+
+@dataclass(frozen=True)
+class Form(Generic[Query, Answer]):
+    """What a broker has to know of one kind of search.
+
+    Attributes:
+        kind: ``text`` or ``image``.
+        identify: Tells equal queries from different ones.
+        dump: Turns an answer into bytes.
+        load: The same the other way round.
+        is_empty: Whether an answer has no results.
+        is_partial: Whether results are missing; such an answer is not kept.
+        past_empty: Ask the next provider where one finds nothing.
+    """
+
+    kind: str
+    identify: Callable[[Query], str]
+    dump: Callable[[Answer], bytes]
+    load: Callable[[bytes], Answer]
+    is_empty: Callable[[Answer], bool]
+    is_partial: Callable[[Answer], bool]
+    past_empty: bool = False
+
+
+@dataclass
+class Source(Generic[Query, Answer]):
+    """A provider as a broker sees it.
+
+    Attributes:
+        provider: Who is asked.
+        identity: What its answers depend on besides the query: its name and options.
+        budget: How often it may be asked.
+        calls: What came of asking it.
+        left_alone_until: Not asked before that time of ``time.monotonic``.
+        reason: Why not.
+    """
+
+    provider: Asked[Query, Answer]
+    identity: str
+    budget: Budget = field(default_factory=Budget)
+    calls: CallStatistics = field(default_factory=CallStatistics)
+    left_alone_until: float = 0.0
+    reason: SearchError | None = None
+
+
+class Broker(Generic[Query, Answer]):
+    """Answers queries from what is kept, or from the first of several providers that can.
+
+    Attributes:
+        counts: How queries ended so far: ``asked``, ``kept``, ``kept_refusal``, ``shared``,
+            ``refused``, ``failed``, ``not_recorded``.
+        sources: The providers in order.
+    """
+
+    def __init__(
+        self,
+        form: Form[Query, Answer],
+        sources: Sequence[Source[Query, Answer]],
+        store: AnswerStore,
+        cache: CacheSettings,
+        run: str = "",
+    ) -> None:
+        """Hold everything; nothing is opened yet.
+
+        Args:
+            form: The kind of search.
+            sources: Providers in order, at least one. They are closed with the broker.
+            store: Kept answers and counts; it is not closed.
+            cache: How long answers are kept.
+            run: Name of the experiment; by default the broker's life is a run.
+        """
+        self.counts: Counter[str] = Counter()
+        self.sources = list(sources)
+        self._form = form
+        self._store = store
+        self._cache = cache
+        self._run = run or uuid4().hex
+        self._flights: dict[str, asyncio.Task[Answer]] = {}
+
+    async def search(self, query: Query) -> Answer:
+        """Answer a query; whoever is cancelled leaves others who ask the same undisturbed.
+
+        Raises:
+            SearchError: As the providers' contract says; with several providers, what each of them
+                said.
+        """
+        key = self._form.identify(query)
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = asyncio.create_task(self._answer(key, query))
+            self._flights[key] = flight
+            flight.add_done_callback(lambda done: self._land(key, done))
+        else:
+            self.counts["shared"] += 1
+        return await asyncio.shield(flight)
+
+    async def aclose(self) -> None:
+        """Stop asking and close the providers."""
+        flights = list(self._flights.values())
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+        for source in self.sources:
+            await source.provider.aclose()
+
+    def _land(self, key: str, flight: asyncio.Task[Answer]) -> None:
+        del self._flights[key]
+        if not flight.cancelled():
+            flight.exception()  # Those who wait get it; if none is left, it is nobody's.
+
+    async def _answer(self, key: str, query: Query) -> Answer:
+        refusals: list[SearchError] = []
+        empty: Answer | None = None
+        for source in self.sources:
+            try:
+                answer = await self._from(source, key, query)
+            except NotRecordedError:
+                self.counts["not_recorded"] += 1
+                raise
+            except SearchError as error:
+                if len(self.sources) > 1:
+                    logger.warning(
+                        "%s search goes on to the next provider: %s", self._form.kind, error
+                    )
+                refusals.append(error)
+                continue
+            if not (self._form.past_empty and self._form.is_empty(answer)):
+                return answer
+            empty = answer
+        if empty is not None:
+            return empty
+        failure = _together(refusals)
+        self.counts["refused" if isinstance(failure, QueryRefusedError) else "failed"] += 1
+        raise failure
+
+    async def _from(self, source: Source[Query, Answer], key: str, query: Query) -> Answer:
+        """What one provider says, or has said before."""
+        place = hashlib.sha256(f"{self._form.kind}\0{source.identity}\0{key}".encode()).hexdigest()
+        kept = await self._store.get(place) if source.provider.cacheable else None
+        if kept is not None:
+            if kept.startswith(b"!"):
+                self.counts["kept_refusal"] += 1
+                raise QueryRefusedError(kept[1:].decode())
+            self.counts["kept"] += 1
+            return self._form.load(kept[1:])
+        try:
+            answer = await self._ask(source, query)
+        except QueryRefusedError as error:
+            await self._keep(source, place, b"!" + str(error).encode(), self._cache.negative_ttl)
+            raise
+        if not self._form.is_partial(answer):
+            empty = self._form.is_empty(answer)
+            seconds = self._cache.negative_ttl if empty else self._cache.ttl
+            await self._keep(source, place, b"=" + self._form.dump(answer), seconds)
+        return answer
+
+    async def _keep(
+        self, source: Source[Query, Answer], place: str, value: bytes, seconds: float
+    ) -> None:
+        if source.provider.cacheable:
+            await self._store.put(place, value, seconds)
+
+    async def _ask(self, source: Source[Query, Answer], query: Query) -> Answer:
+        if source.reason is not None and time.monotonic() < source.left_alone_until:
+            source.calls.hold_back()
+            raise source.reason
+        await self._spend(source)
+        self.counts["asked"] += 1
+        started = time.monotonic()
+        try:
+            answer = await source.provider.search(query)
+        except (SearchNotConfiguredError, QuotaExhaustedError) as error:
+            source.calls.record("refused", time.monotonic() - started)
+            pause = getattr(error, "retry_after", 0) or _LEFT_ALONE
+            source.left_alone_until, source.reason = time.monotonic() + pause, error
+            raise
+        except QueryRefusedError:
+            source.calls.record("refused", time.monotonic() - started)
+            raise
+        except SearchError:
+            source.calls.record("unavailable", time.monotonic() - started)
+            raise
+        source.calls.record("answered", time.monotonic() - started)
+        source.reason = None
+        return answer
+
+    async def _spend(self, source: Source[Query, Answer]) -> None:
+        """Count one search against the budgets.
+
+        Raises:
+            QuotaExhaustedError: One of them is used up.
+        """
+        budget, name = source.budget, source.provider.name
+        now = datetime.now(UTC)
+        tomorrow = _DAY - (now.hour * 3600 + now.minute * 60 + now.second)
+        for what, limit, counter, seconds, wait in (
+            ("per_day", budget.per_day, f"day:{now:%Y-%m-%d}:{name}", _DAY, tomorrow),
+            ("per_run", budget.per_run, f"run:{self._run}:{name}", _RUN_SECONDS, 0.0),
+        ):
+            if limit is None:
+                continue
+            if await self._store.add(counter, 1, seconds) > limit:
+                await self._store.add(counter, -1, seconds)
+                source.calls.hold_back()
+                raise QuotaExhaustedError(
+                    f"{name}: our own budget of {limit} searches is used up "
+                    f"(search.budgets.{name}.{what})",
+                    retry_after=wait,
+                )
+
+
+def _together(errors: Sequence[SearchError]) -> SearchError:
+    """One error for those of several providers."""
+    if len(errors) == 1:
+        return errors[0]
+    text = "no provider answers: " + "; ".join(map(str, errors))
+    if all(isinstance(error, QueryRefusedError) for error in errors):
+        return QueryRefusedError(text)
+    return SearchUnavailableError(text)
+
+
+def identity(name: str, options: Mapping[str, Any]) -> str:
+    """What a provider's answers depend on besides the query."""
+    return f"{name} {json.dumps(options, sort_keys=True, default=str)}"

@@ -1,0 +1,284 @@
+"""Answers and counts that outlive a query: in a SQLite file, or in Redis.
+
+What goes wrong with them costs searches and a warning, never an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sqlite3
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from deepeyes_plugins.search.contracts import SearchNotConfiguredError
+from deepeyes_plugins.search.settings import CacheSettings
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+logger = logging.getLogger(__name__)
+
+_TRIMS_PER_SIZE = 16
+"""The file is trimmed whenever a sixteenth of its size was added, to leave room for the next."""
+_MEMORY_BYTES = 64 << 20
+"""Most that is kept in memory, whatever the settings allow a file."""
+_REDIS_SECONDS = 2.0
+_PREFIX = "deepeyes:search:"
+
+T = TypeVar("T")
+
+
+class AnswerStore(ABC):
+    """Keeps bytes under keys for a time, and counts."""
+
+    def __init__(self) -> None:
+        """Start with nothing counted here."""
+        self._warned = False
+        self._counted_here: Counter[str] = Counter()
+
+    async def get(self, key: str) -> bytes | None:
+        """Return what is kept under ``key``, if its time is not over."""
+        return await self._or(None, self._get, key)
+
+    async def put(self, key: str, value: bytes, seconds: float) -> None:
+        """Keep ``value`` for a time."""
+        if seconds > 0:
+            await self._or(None, self._put, key, value, seconds)
+
+    async def add(self, counter: str, number: int, seconds: float) -> int:
+        """Add to a counter that is forgotten after ``seconds``; return what it is then.
+
+        Where the store fails, the count of this process counts.
+        """
+        self._counted_here[counter] += number
+        return await self._or(self._counted_here[counter], self._add, counter, number, seconds)
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close what is open; idempotent."""
+
+    @abstractmethod
+    async def _get(self, key: str) -> bytes | None: ...
+
+    @abstractmethod
+    async def _put(self, key: str, value: bytes, seconds: float) -> None: ...
+
+    @abstractmethod
+    async def _add(self, counter: str, number: int, seconds: float) -> int: ...
+
+    @property
+    @abstractmethod
+    def _failures(self) -> tuple[type[Exception], ...]:
+        """What the store raises when it fails."""
+
+    async def _or(self, instead: T, call: Callable[..., Awaitable[T]], *arguments: object) -> T:
+        try:
+            return await call(*arguments)
+        except self._failures as error:
+            level = logging.DEBUG if self._warned else logging.WARNING
+            logger.log(level, "search answers are not kept: %s", error)
+            self._warned = True
+            return instead
+
+
+class SqliteStore(AnswerStore):
+    """A file that processes of one machine may share, or memory.
+
+    A killed process leaves it as it was after the last whole answer.
+    """
+
+    _failures = (sqlite3.Error, OSError)
+
+    def __init__(self, path: Path | None, size: int) -> None:
+        """Hold the settings; nothing is opened yet.
+
+        Args:
+            path: The file; ``None`` for memory.
+            size: Bytes of answers that are kept at most.
+        """
+        super().__init__()
+        self._path = path
+        self._size = size
+        self._added = 0
+        # SQLite blocks; one thread is enough, and keeps its connection to itself.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="deepeyes-answers")
+        self._connection: sqlite3.Connection | None = None
+
+    async def aclose(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(RuntimeError):  # It was closed before.
+            await self._run(self._close)
+        self._thread.shutdown(wait=False)
+
+    async def _run(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    async def _get(self, key: str) -> bytes | None:
+        return await self._run(self._read, key)
+
+    async def _put(self, key: str, value: bytes, seconds: float) -> None:
+        await self._run(self._write, key, value, time.time() + seconds)
+
+    async def _add(self, counter: str, number: int, seconds: float) -> int:
+        return await self._run(self._count, counter, number, time.time() + seconds)
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            if self._path is None:
+                self._connection = _connect(":memory:")
+            else:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    self._connection = _connect(str(self._path))
+                except sqlite3.OperationalError:
+                    raise  # Locked, or a full disk: the file may be good.
+                except sqlite3.DatabaseError as error:
+                    aside = self._path.with_suffix(f".broken-{int(time.time())}")
+                    self._path.rename(aside)
+                    logger.warning(
+                        "%s is no usable cache (%s): moved to %s", self._path, error, aside
+                    )
+                    self._connection = _connect(str(self._path))
+        return self._connection
+
+    def _read(self, key: str) -> bytes | None:
+        row = self._open().execute(
+            "SELECT value FROM answers WHERE key = ? AND until > ?", (key, time.time())
+        )
+        found = row.fetchone()
+        return None if found is None else found[0]
+
+    def _write(self, key: str, value: bytes, until: float) -> None:
+        if len(value) > self._size // _TRIMS_PER_SIZE:
+            return
+        connection = self._open()
+        connection.execute(
+            "INSERT OR REPLACE INTO answers (key, until, size, value) VALUES (?, ?, ?, ?)",
+            (key, until, len(value), value),
+        )
+        self._added += len(value)
+        if self._added > self._size // _TRIMS_PER_SIZE:
+            self._added = 0
+            connection.execute("DELETE FROM answers WHERE until <= ?", (time.time(),))
+            connection.execute("DELETE FROM counts WHERE until <= ?", (time.time(),))
+            connection.execute(
+                "DELETE FROM answers WHERE id IN (SELECT id FROM (SELECT id,"
+                " SUM(size) OVER (ORDER BY id DESC) AS running FROM answers) WHERE running > ?)",
+                (self._size - 2 * (self._size // _TRIMS_PER_SIZE),),
+            )
+
+    def _count(self, counter: str, number: int, until: float) -> int:
+        row = self._open().execute(
+            "INSERT INTO counts (key, until, value) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE"
+            " SET value = value + excluded.value RETURNING value",
+            (counter, until, number),
+        )
+        return int(row.fetchone()[0])
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _connect(place: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(place, timeout=10, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        # Safe against a killed process; a lost power supply may cost the last answers.
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS answers (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE,"
+            " until REAL NOT NULL, size INTEGER NOT NULL, value BLOB NOT NULL)"
+        )
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS counts"
+            " (key TEXT PRIMARY KEY, until REAL NOT NULL, value INTEGER NOT NULL)"
+        )
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+class RedisStore(AnswerStore):
+    """Shared by all machines. Its size is Redis's affair: ``maxmemory`` and an eviction policy."""
+
+    def __init__(self, url: str, password: str | None) -> None:
+        """Hold the address; nothing is connected yet.
+
+        Raises:
+            SearchNotConfiguredError: The library is missing, or the address is none.
+        """
+        super().__init__()
+        try:
+            import redis
+            from redis.asyncio import Redis
+        except ModuleNotFoundError as error:
+            raise SearchNotConfiguredError(
+                f"search.cache.redis_url: {error}; pip install 'deepeyes-plugins[search]'"
+            ) from error
+        self._errors = (redis.RedisError, OSError)
+        try:
+            self._redis: Redis = Redis.from_url(
+                url,
+                password=password,
+                socket_timeout=_REDIS_SECONDS,
+                socket_connect_timeout=_REDIS_SECONDS,
+            )
+        except ValueError as error:
+            raise SearchNotConfiguredError(f"search.cache.redis_url: {error}") from error
+
+    @property
+    def _failures(self) -> tuple[type[Exception], ...]:
+        return self._errors
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
+
+    async def _get(self, key: str) -> bytes | None:
+        found = await self._redis.get(_PREFIX + key)
+        return found.encode() if isinstance(found, str) else found
+
+    async def _put(self, key: str, value: bytes, seconds: float) -> None:
+        await self._redis.set(_PREFIX + key, value, px=max(1, int(seconds * 1000)))
+
+    async def _add(self, counter: str, number: int, seconds: float) -> int:
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.incrby(_PREFIX + counter, number)
+            pipe.expire(_PREFIX + counter, max(1, int(seconds)))
+            return int((await pipe.execute())[0])
+
+
+def make_store(settings: CacheSettings, default: Path | None = None) -> AnswerStore:
+    """Make the store that the settings ask for.
+
+    Args:
+        settings: Where and how much.
+        default: The file where the settings name none; ``None`` for memory.
+
+    Raises:
+        SearchNotConfiguredError: Redis cannot be used.
+    """
+    if settings.redis_url is not None:
+        password = os.environ.get(settings.redis_password_env)
+        return RedisStore(settings.redis_url, password)
+    path = settings.path or default
+    if path is None:
+        return SqliteStore(None, min(settings.size_mb << 20, _MEMORY_BYTES))
+    return SqliteStore(path.expanduser(), settings.size_mb << 20)
+
+
+def user_cache_file() -> Path:
+    """Where the service keeps answers: ``$XDG_CACHE_HOME/deepeyes/search.sqlite``."""
+    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(folder).expanduser() / "deepeyes" / "search.sqlite"

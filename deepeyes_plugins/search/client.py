@@ -1,0 +1,339 @@
+"""What agents search with: providers behind a broker, or a service that has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from deepeyes_plugins import plugins
+from deepeyes_plugins.plugins import Registry, UnknownNameError
+from deepeyes_plugins.remote import (
+    RemoteRefusedError,
+    RemoteService,
+    RemoteSettings,
+    RemoteUnavailableError,
+    Reply,
+)
+from deepeyes_plugins.search.broker import Asked, Broker, Form, Source, identity
+from deepeyes_plugins.search.cache import AnswerStore, make_store
+from deepeyes_plugins.search.contracts import (
+    FILTERS,
+    ImageQuery,
+    ImageResults,
+    ImageSearchProvider,
+    Provider,
+    SearchNotConfiguredError,
+    SearchQuery,
+    SearchResults,
+    SearchUnavailableError,
+    TextSearchProvider,
+)
+from deepeyes_plugins.search.settings import Budget, SearchSettings
+from deepeyes_plugins.search.wire import (
+    ErrorMessage,
+    ImageQueryMessage,
+    ImageResultsMessage,
+    tidy,
+)
+
+_SERVICE_MB = 64.0
+"""Largest answer of a service: ten thumbnails fit."""
+
+TEXT = Form[SearchQuery, SearchResults](
+    kind="text",
+    identify=lambda query: query.model_dump_json(),
+    dump=lambda answer: answer.model_dump_json(exclude_defaults=True).encode(),
+    load=SearchResults.model_validate_json,
+    is_empty=lambda answer: not answer.results,
+    is_partial=lambda answer: bool(answer.partial),
+)
+
+IMAGES = Form[ImageQuery, ImageResults](
+    kind="image",
+    identify=lambda query: f"{query.image.sha256} {query.count} {query.data_id}",
+    dump=lambda answer: (
+        ImageResultsMessage.of(answer).model_dump_json(exclude_defaults=True).encode()
+    ),
+    load=lambda data: ImageResultsMessage.model_validate_json(data).answer(),
+    is_empty=lambda answer: not answer.results,
+    is_partial=lambda answer: bool(answer.partial),
+    past_empty=True,
+)
+
+
+class Search:
+    """Text and image search as the settings have it, shared by all of an event loop.
+
+    Nothing is opened before the first search; providers are made when they are first asked for.
+    """
+
+    def __init__(self, settings: SearchSettings, store_file: Path | None = None) -> None:
+        """Hold the settings.
+
+        Args:
+            settings: Who answers, and how.
+            store_file: Where answers are kept if the settings do not say; by default in memory.
+        """
+        self.settings = settings
+        self._store_file = store_file
+        self._made: list[Provider] = []
+
+    def query(self, text: str, count: int | None = None) -> SearchQuery:
+        """Make a query of what a model wrote and what the settings say."""
+        settings = self.settings
+        return SearchQuery(
+            text=text,
+            count=count or settings.count,
+            language=settings.language,
+            region=settings.region,
+            sites=settings.sites,
+            excluded_sites=settings.excluded_sites,
+            since=settings.since,
+            until=settings.until,
+        )
+
+    @cached_property
+    def text(self) -> TextSearchProvider:
+        """Who answers text searches.
+
+        Raises:
+            SearchNotConfiguredError: A provider is unknown, or an option of it is wrong.
+        """
+        if self.settings.url is not None:
+            return self._made_one(TextService(self.settings))
+        return self._made_one(BrokeredText(self.text_broker, self.settings))
+
+    @cached_property
+    def images(self) -> ImageSearchProvider:
+        """Who answers searches by image.
+
+        Raises:
+            SearchNotConfiguredError: A provider is unknown, or an option of it is wrong.
+        """
+        if self.settings.url is not None:
+            return self._made_one(ImageService(self.settings))
+        return self._made_one(BrokeredImages(self.image_broker))
+
+    @cached_property
+    def text_broker(self) -> Broker[SearchQuery, SearchResults]:
+        """The providers of text search, where they are not a service's."""
+        settings = self.settings
+        names = (settings.provider, *settings.fallbacks)
+        sources = _sources(
+            names, settings.providers, "providers", plugins.search_providers(), settings.budgets
+        )
+        return Broker(TEXT, sources, self._store, settings.cache, settings.run)
+
+    @cached_property
+    def image_broker(self) -> Broker[ImageQuery, ImageResults]:
+        """The providers of search by image, where they are not a service's."""
+        settings = self.settings
+        names = (settings.image_provider, *settings.image_fallbacks)
+        sources = _sources(
+            names,
+            settings.image_providers,
+            "image_providers",
+            plugins.image_search_providers(),
+            settings.budgets,
+        )
+        return Broker(IMAGES, sources, self._store, settings.cache, settings.run)
+
+    async def aclose(self) -> None:
+        """Close every connection and the kept answers."""
+        made, self._made = self._made, []
+        for provider in made:
+            await provider.aclose()
+        if "_store" in self.__dict__:
+            await self._store.aclose()
+
+    @cached_property
+    def _store(self) -> AnswerStore:
+        return make_store(self.settings.cache, self._store_file)
+
+    def _made_one(self, provider: AnyProvider) -> AnyProvider:
+        self._made.append(provider)
+        return provider
+
+
+AnyProvider = TypeVar("AnyProvider", bound=Provider)
+Query = TypeVar("Query")
+Answer = TypeVar("Answer")
+
+
+def _sources(
+    names: Sequence[str],
+    options: Mapping[str, Mapping[str, Any]],
+    section: str,
+    registry: Registry[Any],
+    budgets: Mapping[str, Budget],
+) -> list[Source[Any, Any]]:
+    """Make the providers of those names."""
+    sources = []
+    for name in names:
+        try:
+            factory = registry[name]
+        except UnknownNameError as error:
+            raise SearchNotConfiguredError(f"search.{section}: {error}") from error
+        given = options.get(name, {})
+        provider: Asked[Any, Any] = factory(given)
+        sources.append(
+            Source(provider, identity(provider.name, given), budgets.get(name, Budget()))
+        )
+    return sources
+
+
+class BrokeredText(TextSearchProvider):
+    """A broker as a provider; it honours the filters that all of its providers do."""
+
+    name = "broker"
+    cacheable = False
+
+    def __init__(
+        self, broker: Broker[SearchQuery, SearchResults], settings: SearchSettings
+    ) -> None:
+        """Check that the providers can do what the settings ask of all queries.
+
+        Raises:
+            SearchNotConfiguredError: One cannot.
+        """
+        self._broker = broker
+        self._providers: list[Any] = [source.provider for source in broker.sources]
+        self.filters = FILTERS.intersection(*(one.filters for one in self._providers))
+        self._expect(Search(settings).query("anything"))
+
+    async def search(self, query: SearchQuery) -> SearchResults:
+        """Ask the broker."""
+        self._expect(query)
+        return await self._broker.search(tidy(query))
+
+    async def check(self) -> str:
+        """Look at the first provider."""
+        return await self._broker.sources[0].provider.check()
+
+    async def aclose(self) -> None:
+        """Close the providers."""
+        await self._broker.aclose()
+
+    def _expect(self, query: SearchQuery) -> None:
+        for provider in self._providers:
+            if missing := sorted(query.filters - provider.filters):
+                able = ", ".join(sorted(provider.filters)) or "none"
+                raise SearchNotConfiguredError(
+                    f"{provider.name} has no filter for {', '.join(missing)} (it has: {able}); "
+                    "unset it in `search`, or choose another provider"
+                )
+
+
+class BrokeredImages(ImageSearchProvider):
+    """The same for searches by image."""
+
+    name = "broker"
+    cacheable = False
+
+    def __init__(self, broker: Broker[ImageQuery, ImageResults]) -> None:
+        """Answer from ``broker``, which is closed with this."""
+        self._broker = broker
+
+    async def search(self, query: ImageQuery) -> ImageResults:
+        """Ask the broker."""
+        return await self._broker.search(query)
+
+    async def check(self) -> str:
+        """Look at the first provider."""
+        return await self._broker.sources[0].provider.check()
+
+    async def aclose(self) -> None:
+        """Close the providers."""
+        await self._broker.aclose()
+
+
+class _Service:
+    """The client's side of ``deepeyes search serve``."""
+
+    name = "service"
+    cacheable = False
+
+    def __init__(self, settings: SearchSettings) -> None:
+        """Hold the address; nothing is connected yet."""
+        if settings.url is None:
+            raise SearchNotConfiguredError("search.url: there is no service")
+        self._url = settings.url
+        self._variable = settings.token_env
+        self._remote_settings = RemoteSettings(
+            timeout=settings.timeout,
+            retries=2,
+            retry_wait_maximum=5.0,
+            concurrency=1024,
+            max_response_mb=_SERVICE_MB,
+        )
+        self._remote: RemoteService | None = None
+
+    async def check(self) -> str:
+        """Ask the service how it is."""
+        return await self._call("GET", "/health", lambda body: body.decode())
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._remote is not None:
+            await self._remote.aclose()
+            self._remote = None
+
+    async def _call(self, method: str, path: str, load: Any, content: bytes | None = None) -> Any:
+        if self._remote is None:
+            self._remote = RemoteService(self._url, self._remote_settings, key_env=self._variable)
+        remote = self._remote
+
+        def read(reply: Reply) -> Any:
+            if reply.status < 300:
+                try:
+                    return load(reply.body)
+                except ValidationError as error:
+                    raise reply.unreadable(f"no answer of a search service ({error})") from error
+            try:
+                message = ErrorMessage.model_validate_json(reply.body)
+            except ValidationError:
+                raise remote.refusal(reply) from None
+            raise message.error()
+
+        try:
+            return await remote.call(method, path, read, content=content)
+        except RemoteRefusedError as error:
+            hint = f" Is ${self._variable} the service's token?" if error.status == 401 else ""
+            raise SearchNotConfiguredError(
+                f"search.url: {error}{hint}", variable=self._variable if hint else ""
+            ) from error
+        except RemoteUnavailableError as error:
+            raise SearchUnavailableError(f"the search service: {error}") from error
+
+
+class TextService(_Service, TextSearchProvider):
+    """Text search by a service."""
+
+    filters = FILTERS
+
+    async def search(self, query: SearchQuery) -> SearchResults:
+        """Ask the service."""
+        body = query.model_dump_json(exclude_defaults=True).encode()
+        found: SearchResults = await self._call(
+            "POST", "/search", SearchResults.model_validate_json, body
+        )
+        return found
+
+
+class ImageService(_Service, ImageSearchProvider):
+    """Search by image by a service."""
+
+    async def search(self, query: ImageQuery) -> ImageResults:
+        """Ask the service."""
+        message = ImageQueryMessage(image=query.image, data_id=query.data_id, count=query.count)
+        found: ImageResultsMessage = await self._call(
+            "POST",
+            "/image_search",
+            ImageResultsMessage.model_validate_json,
+            message.model_dump_json(exclude_defaults=True).encode(),
+        )
+        return found.answer()

@@ -1,0 +1,1 @@
+"""Text-search providers, one module each."""

@@ -1,0 +1,95 @@
+"""Exa.
+
+Source: https://exa.ai/docs/reference/search (request and response) and
+https://exa.ai/docs/reference/error-codes (402: the account or the key's budget is used up).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from deepeyes_plugins.remote import Reply
+from deepeyes_plugins.search.contracts import SearchQuery, SearchResult, SearchResults
+from deepeyes_plugins.search.providers.web import (
+    Answer,
+    WebOptions,
+    WebProvider,
+    WebRequest,
+    Words,
+    given,
+)
+
+
+class ExaOptions(WebOptions):
+    """Options of Exa."""
+
+    url: str = Field("https://api.exa.ai", pattern="^https?://", description="Base URL.")
+    key_env: str | None = Field(
+        "EXA_API_KEY", description="Name of the environment variable that holds the key."
+    )
+    type: Literal["auto", "fast", "neural", "keyword", "deep"] = Field(
+        "auto", description="Exa's kind of search."
+    )
+    contents: Literal["highlights", "text"] = Field(
+        "highlights", description="What the snippet is made of: excerpts, or the page's beginning."
+    )
+    text_characters: int = Field(
+        1500, ge=1, description="Length of the beginning for `contents: text`, in characters."
+    )
+
+
+class _Page(Answer):
+    title: Words = ""
+    url: Words = ""
+    publishedDate: Words = ""
+    score: float | None = None
+    highlights: tuple[Words, ...] = ()
+    text: Words = ""
+
+
+class _Found(Answer):
+    results: tuple[_Page, ...]
+
+
+class Exa(WebProvider[ExaOptions]):
+    """``POST /search {"query", "numResults", "contents", …}``; results under ``results``."""
+
+    name = "exa"
+    filters = frozenset({"region", "sites", "excluded_sites", "since", "until"})
+    options_model: ClassVar[type[WebOptions]] = ExaOptions
+    key_header = "x-api-key"
+
+    def request(self, query: SearchQuery) -> WebRequest:
+        """At most 100 results; days become times in UTC."""
+        contents: dict[str, Any] = {"highlights": True}
+        if self.options.contents == "text":
+            contents = {"text": {"maxCharacters": self.options.text_characters}}
+        body = given(
+            query=query.text,
+            type=self.options.type,
+            numResults=query.count,
+            contents=contents,
+            userLocation=query.region,
+            includeDomains=list(query.sites),
+            excludeDomains=list(query.excluded_sites),
+            startPublishedDate=f"{query.since}T00:00:00.000Z" if query.since else "",
+            endPublishedDate=f"{query.until}T23:59:59.999Z" if query.until else "",
+        )
+        return WebRequest("/search", "POST", json=body)
+
+    def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
+        """The results in Exa's order; its scores are not always in that order, so they are left."""
+        found = _Found.model_validate_json(reply.body)
+        return SearchResults(
+            results=tuple(
+                SearchResult(
+                    title=page.title,
+                    link=page.url,
+                    snippet=" … ".join(page.highlights) or page.text,
+                    date=page.publishedDate.partition("T")[0],
+                )
+                for page in found.results
+            )
+        )

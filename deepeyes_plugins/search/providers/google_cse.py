@@ -1,0 +1,86 @@
+"""Google's Custom Search JSON API, for those who have it.
+
+Source: https://developers.google.com/custom-search/v1/reference/rest/v1/cse/list (at most 10
+results a request) and …/v1/Search (the answer; ``items`` is missing where nothing was found).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from deepeyes_plugins.remote import Reply
+from deepeyes_plugins.search.contracts import FILTERS, SearchQuery, SearchResult, SearchResults
+from deepeyes_plugins.search.providers.web import (
+    Answer,
+    WebOptions,
+    WebProvider,
+    WebRequest,
+    Words,
+    given,
+    with_operators,
+)
+
+_MOST_RESULTS = 10
+
+
+class GoogleOptions(WebOptions):
+    """Options of Google's API."""
+
+    url: str = Field(
+        "https://customsearch.googleapis.com",
+        pattern="^https?://",
+        description="Base URL of the engine.",
+    )
+    key_env: str | None = Field(
+        "GOOGLE_API_KEY", description="Name of the environment variable that holds the key."
+    )
+    engine_id: str = Field(description="Id of the programmable search engine (cx).")
+
+
+class _Page(Answer):
+    title: Words = ""
+    link: Words = ""
+    snippet: Words = ""
+
+
+class _Found(Answer):
+    kind: Literal["customsearch#search"]
+    items: tuple[_Page, ...] = ()
+
+
+class GoogleCse(WebProvider[GoogleOptions]):
+    """``GET /customsearch/v1?cx=…&q=…``; results under ``items``."""
+
+    name = "google_cse"
+    filters = FILTERS
+    options_model: ClassVar[type[WebOptions]] = GoogleOptions
+    key_header = "X-Goog-Api-Key"
+
+    def request(self, query: SearchQuery) -> WebRequest:
+        """At most 10 results; sites by operators, days by a restriction of the sort order."""
+        params = given(
+            cx=self.options.engine_id,
+            q=with_operators(query),
+            num=str(min(query.count, _MOST_RESULTS)),
+            gl=query.region.lower(),
+            lr=f"lang_{query.language}" if query.language else "",
+            sort=_dates(query),
+        )
+        return WebRequest("/customsearch/v1", params=params)
+
+    def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
+        """The items."""
+        found = _Found.model_validate_json(reply.body)
+        return SearchResults(
+            results=tuple(SearchResult(**page.model_dump()) for page in found.items)
+        )
+
+
+def _dates(query: SearchQuery) -> str:
+    if query.since is None and query.until is None:
+        return ""
+    since = f"{query.since:%Y%m%d}" if query.since else ""
+    until = f"{query.until:%Y%m%d}" if query.until else ""
+    return f"date:r:{since}:{until}"

@@ -1,0 +1,94 @@
+"""The HTTP contract of Search-R1's retrieval server, which many retrievers speak.
+
+Source: PeterGriffinJin/Search-R1, search_r1/search/retrieval_server.py: ``POST /retrieve
+{"queries": [str], "topk": int, "return_scores": bool}`` is answered by ``{"result": [[{"document":
+{"contents": str, …}, "score": float}]]}``, one list for each query. The first line of ``contents``
+is the title, in quotes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from deepeyes_plugins.remote import Reply
+from deepeyes_plugins.search.contracts import SearchQuery, SearchResult, SearchResults
+from deepeyes_plugins.search.providers.web import (
+    Answer,
+    WebOptions,
+    WebProvider,
+    WebRequest,
+    Words,
+)
+
+
+class RetrieverOptions(WebOptions):
+    """Options of a retrieval server."""
+
+    url: str = Field(
+        "http://127.0.0.1:8000", pattern="^https?://", description="Base URL of the server."
+    )
+    path: str = Field("/retrieve", pattern="^/", description="Where it retrieves.")
+
+
+class _Document(Answer):
+    contents: str
+    title: Words = ""
+    url: Words = ""
+
+
+class _Hit(Answer):
+    document: _Document
+    score: float | None = None
+
+
+class _Found(Answer):
+    result: tuple[tuple[_Hit, ...], ...] = Field(min_length=1, max_length=1)
+
+
+class Retriever(WebProvider[RetrieverOptions]):
+    """Passages instead of pages; most have no link."""
+
+    name = "retriever"
+    options_model: ClassVar[type[WebOptions]] = RetrieverOptions
+
+    def request(self, query: SearchQuery) -> WebRequest:
+        """One query at a time."""
+        body = {"queries": [query.text], "topk": query.count, "return_scores": True}
+        return WebRequest(self.options.path, "POST", json=body)
+
+    def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
+        """The passages."""
+        [hits] = _Found.model_validate_json(reply.body).result
+        return SearchResults(results=tuple(map(_passage, hits)))
+
+
+def _passage(hit: _Hit) -> SearchResult:
+    title, _, text = hit.document.contents.partition("\n")
+    if hit.document.title:
+        title, text = hit.document.title, text or title
+    return SearchResult(
+        title=title.strip().strip('"'),
+        link=hit.document.url,
+        snippet=text.strip(),
+        score=hit.score,
+    )
+
+
+def as_document(result: SearchResult, number: int) -> dict[str, Any]:
+    """The same the other way round, for servers that speak this contract.
+
+    Args:
+        result: What was found.
+        number: Its place, from 0; the score where there is none, so that the order is kept.
+    """
+    return {
+        "document": {
+            "id": result.link or str(number),
+            "contents": f'"{result.title}"\n{result.snippet}',
+            "title": result.title,
+            "url": result.link,
+        },
+        "score": result.score if result.score is not None else 1.0 / (number + 1),
+    }

@@ -1,0 +1,97 @@
+"""Any instance of SearXNG, the open metasearch engine.
+
+Source: https://docs.searxng.org/dev/search_api.html. The instance must allow JSON (``formats`` in
+its settings.yml); it refuses with HTTP 403 otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from deepeyes_plugins.remote import RemoteRefusedError, Reply
+from deepeyes_plugins.search.contracts import (
+    SearchError,
+    SearchNotConfiguredError,
+    SearchQuery,
+    SearchResult,
+    SearchResults,
+)
+from deepeyes_plugins.search.providers.web import (
+    Answer,
+    WebOptions,
+    WebProvider,
+    WebRequest,
+    Words,
+    given,
+    with_operators,
+)
+
+
+class SearxngOptions(WebOptions):
+    """Options of SearXNG."""
+
+    url: str = Field(
+        "http://127.0.0.1:8888", pattern="^https?://", description="Base URL of the instance."
+    )
+    categories: tuple[str, ...] = Field((), description="Categories, if not the instance's own.")
+    engines: tuple[str, ...] = Field((), description="Engines, if not the instance's own.")
+
+
+class _Page(Answer):
+    title: Words = ""
+    url: Words = ""
+    content: Words = ""
+    publishedDate: Words = ""
+    score: float | None = None
+
+
+class _Found(Answer):
+    results: tuple[_Page, ...]
+    unresponsive_engines: tuple[tuple[Any, ...], ...] = ()
+
+
+class Searxng(WebProvider[SearxngOptions]):
+    """``GET /search?format=json&q=…``; the first page of results."""
+
+    name = "searxng"
+    filters = frozenset({"language", "region", "sites", "excluded_sites"})
+    options_model: ClassVar[type[WebOptions]] = SearxngOptions
+
+    def request(self, query: SearchQuery) -> WebRequest:
+        """Sites by operators, which it hands on to its engines."""
+        language = query.language or ("all" if query.region else "")
+        params = given(
+            q=with_operators(query),
+            language="-".join(filter(None, [language, query.region])),
+            categories=",".join(self.options.categories),
+            engines=",".join(self.options.engines),
+        )
+        return WebRequest("/search", params={**params, "format": "json"})
+
+    def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
+        """The results; engines that did not answer make them partial."""
+        found = _Found.model_validate_json(reply.body)
+        silent = ", ".join(str(engine[0]) for engine in found.unresponsive_engines if engine)
+        return SearchResults(
+            results=tuple(
+                SearchResult(
+                    title=page.title,
+                    link=page.url,
+                    snippet=page.content,
+                    date=page.publishedDate.partition("T")[0],
+                    score=page.score,
+                )
+                for page in found.results
+            ),
+            partial=f"no answer from {silent}" if silent else "",
+        )
+
+    def _refused(self, error: RemoteRefusedError) -> SearchError:
+        if error.status == 403:
+            return SearchNotConfiguredError(
+                f"searxng: {error} Does the instance allow JSON? Its settings.yml needs `json` "
+                "under search.formats."
+            )
+        return super()._refused(error)

@@ -1,0 +1,86 @@
+"""Google by SerpApi.
+
+Source: https://serpapi.com/search-api (request and response) and
+https://serpapi.com/api-status-and-error-codes (errors: 429 is both a limit per hour and an account
+without searches; a search without results is a success with ``error`` set).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from deepeyes_plugins.remote import Reply
+from deepeyes_plugins.search.contracts import FILTERS, SearchQuery, SearchResult, SearchResults
+from deepeyes_plugins.search.providers.web import (
+    Answer,
+    WebOptions,
+    WebProvider,
+    WebRequest,
+    Words,
+    given,
+    google_dates,
+    with_operators,
+)
+
+
+class SerpApiOptions(WebOptions):
+    """Options of SerpApi."""
+
+    url: str = Field(
+        "https://serpapi.com", pattern="^https?://", description="Base URL of the engine."
+    )
+    key_env: str | None = Field(
+        "SERPAPI_API_KEY", description="Name of the environment variable that holds the key."
+    )
+    engine: str = Field("google", description="SerpApi's name of the engine.")
+
+
+class _Page(Answer):
+    title: Words = ""
+    link: Words = ""
+    snippet: Words = ""
+    date: Words = ""
+
+
+class _Metadata(Answer):
+    status: str
+
+
+class _Found(Answer):
+    search_metadata: _Metadata
+    organic_results: tuple[_Page, ...] = ()
+    error: Words = ""
+
+
+class SerpApi(WebProvider[SerpApiOptions]):
+    """``GET /search.json?engine=google&q=…``; results under ``organic_results``."""
+
+    name = "serpapi"
+    filters = FILTERS
+    options_model: ClassVar[type[WebOptions]] = SerpApiOptions
+    key_parameter = "api_key"
+
+    def request(self, query: SearchQuery) -> WebRequest:
+        """Sites by Google's operators, days by ``tbs``."""
+        params = given(
+            engine=self.options.engine,
+            q=with_operators(query),
+            num=str(query.count),
+            gl=query.region.lower(),
+            hl=query.language,
+            tbs=google_dates(query),
+        )
+        return WebRequest("/search.json", params=params)
+
+    def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
+        """The organic results; a search that failed on SerpApi's side is tried again."""
+        found = _Found.model_validate_json(reply.body)
+        if found.search_metadata.status not in ("Success", "Cached"):
+            raise reply.unreadable(
+                f"a search that is {found.search_metadata.status}: {found.error}"
+            )
+        return SearchResults(
+            results=tuple(SearchResult(**page.model_dump()) for page in found.organic_results)
+        )

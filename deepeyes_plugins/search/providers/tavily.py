@@ -1,0 +1,102 @@
+"""Tavily.
+
+Source: https://docs.tavily.com/documentation/api-reference/endpoint/search (at most 20 results;
+HTTP 432 and 433: the plan's or the account's limit is reached).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from deepeyes_plugins.remote import RemoteRefusedError, Reply
+from deepeyes_plugins.search.contracts import (
+    QuotaExhaustedError,
+    SearchError,
+    SearchQuery,
+    SearchResult,
+    SearchResults,
+)
+from deepeyes_plugins.search.providers.web import (
+    Answer,
+    WebOptions,
+    WebProvider,
+    WebRequest,
+    Words,
+    given,
+)
+
+_MOST_RESULTS = 20
+_LIMIT_STATUSES = (432, 433)
+
+
+class TavilyOptions(WebOptions):
+    """Options of Tavily."""
+
+    url: str = Field(
+        "https://api.tavily.com", pattern="^https?://", description="Base URL of the engine."
+    )
+    key_env: str | None = Field(
+        "TAVILY_API_KEY", description="Name of the environment variable that holds the key."
+    )
+    depth: Literal["basic", "advanced"] = Field(
+        "basic", description="`advanced` searches longer and costs twice as much."
+    )
+
+
+class _Page(Answer):
+    title: Words = ""
+    url: Words = ""
+    content: Words = ""
+    published_date: Words = ""
+    score: float | None = None
+
+
+class _Found(Answer):
+    results: tuple[_Page, ...]
+
+
+class Tavily(WebProvider[TavilyOptions]):
+    """``POST /search {"query", "max_results", …}``; results under ``results``."""
+
+    name = "tavily"
+    filters = frozenset({"sites", "excluded_sites", "since", "until"})
+    options_model: ClassVar[type[WebOptions]] = TavilyOptions
+
+    def request(self, query: SearchQuery) -> WebRequest:
+        """At most 20 results. Its countries are English names, so ``region`` is not offered."""
+        body = given(
+            query=query.text,
+            max_results=min(query.count, _MOST_RESULTS),
+            search_depth=self.options.depth,
+            include_domains=list(query.sites),
+            exclude_domains=list(query.excluded_sites),
+            start_date=query.since.isoformat() if query.since else "",
+            end_date=query.until.isoformat() if query.until else "",
+        )
+        return WebRequest("/search", "POST", json=body)
+
+    def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
+        """The results with their scores."""
+        found = _Found.model_validate_json(reply.body)
+        return SearchResults(
+            results=tuple(
+                SearchResult(
+                    title=page.title,
+                    link=page.url,
+                    snippet=page.content,
+                    date=page.published_date,
+                    score=page.score,
+                )
+                for page in found.results
+            )
+        )
+
+    def _refused(self, error: RemoteRefusedError) -> SearchError:
+        if error.status in _LIMIT_STATUSES:
+            variable = self.options.key_env or ""
+            return QuotaExhaustedError(
+                f"tavily: the plan of the key in ${variable} is used up: {error}", variable=variable
+            )
+        return super()._refused(error)

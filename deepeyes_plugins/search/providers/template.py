@@ -1,0 +1,150 @@
+"""Any other engine that takes and gives JSON, described in agent.yaml."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deepeyes_plugins.remote import Reply
+from deepeyes_plugins.search.contracts import FILTERS, SearchQuery, SearchResult, SearchResults
+from deepeyes_plugins.search.providers.web import WebOptions, WebProvider, WebRequest
+
+_PLACES: dict[str, Callable[[SearchQuery], Any]] = {
+    "query": lambda query: query.text,
+    "count": lambda query: query.count,
+    "language": lambda query: query.language,
+    "region": lambda query: query.region,
+    "sites": lambda query: list(query.sites),
+    "excluded_sites": lambda query: list(query.excluded_sites),
+    "since": lambda query: query.since.isoformat() if query.since else "",
+    "until": lambda query: query.until.isoformat() if query.until else "",
+}
+_PLACE = re.compile(r"\{(" + "|".join(_PLACES) + r")\}")
+
+
+class FieldPaths(BaseModel):
+    """Where the parts of one result are: keys and numbers with dots between them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str = Field("title", description="Path of the title.")
+    link: str = Field("link", description="Path of the address.")
+    snippet: str = Field("snippet", description="Path of the text.")
+    date: str = Field("date", description="Path of the date.")
+    score: str = Field("score", description="Path of the score, more is better.")
+
+
+class TemplateOptions(WebOptions):
+    """How to ask and what to read."""
+
+    path: str = Field("", pattern="^(/.*)?$", description="Behind the URL.")
+    method: Literal["GET", "POST"] = Field("GET", description="HTTP method.")
+    headers: dict[str, str] = Field(
+        default_factory=dict, description="Headers; no secrets, those have key_env."
+    )
+    key_header: str = Field(
+        "Authorization", description="Header with the key; Authorization gets a bearer token."
+    )
+    key_parameter: str | None = Field(
+        None, description="Parameter of the URL with the key, instead of a header."
+    )
+    params: dict[str, str] = Field(
+        default_factory=dict,
+        description="Query of the URL. {query}, {count}, {language}, {region}, {sites}, "
+        "{excluded_sites}, {since} and {until} are filled in.",
+    )
+    body: Any = Field(
+        None,
+        description="JSON body, filled in likewise; a text that is `{count}` alone stays a "
+        "number, `{sites}` a list.",
+    )
+    results: str = Field(
+        "results", description="Path of the list of results; empty if the answer is the list."
+    )
+    fields: FieldPaths = Field(default_factory=FieldPaths, description="Paths within a result.")
+
+
+class _List(BaseModel):
+    """A list of anything, to complain about in the words of the others."""
+
+    results: list[Any]
+
+
+class Template(WebProvider[TemplateOptions]):
+    """The provider ``http``."""
+
+    name = "http"
+    options_model: ClassVar[type[WebOptions]] = TemplateOptions
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """Look which filters the template has a place for."""
+        super().__init__(options)
+        named = set(_PLACE.findall(repr((self.options.params, self.options.body))))
+        self.filters = frozenset(name for name in FILTERS if name in named)
+        self.headers = self.options.headers
+        self.key_header = self.options.key_header
+        self.key_parameter = self.options.key_parameter
+
+    def request(self, query: SearchQuery) -> WebRequest:
+        """Fill in the template."""
+        params = {name: _text(value, query) for name, value in self.options.params.items()}
+        return WebRequest(
+            self.options.path,
+            self.options.method,
+            params=params or None,
+            json=_filled(self.options.body, query),
+        )
+
+    def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
+        """Follow the paths; a result that lacks a part goes without it."""
+        found = _List(results=_at(reply.json(), self.options.results)).results
+        return SearchResults(results=tuple(self._result(entry) for entry in found))
+
+    def _result(self, entry: Any) -> SearchResult:
+        paths = self.options.fields
+        score = _at(entry, paths.score)
+        return SearchResult(
+            title=_word(_at(entry, paths.title)),
+            link=_word(_at(entry, paths.link)),
+            snippet=_word(_at(entry, paths.snippet)),
+            date=_word(_at(entry, paths.date)),
+            score=float(score) if isinstance(score, int | float) else None,
+        )
+
+
+def _filled(template: Any, query: SearchQuery) -> Any:
+    if isinstance(template, str):
+        alone = _PLACE.fullmatch(template)
+        return _PLACES[alone[1]](query) if alone else _text(template, query)
+    if isinstance(template, Mapping):
+        return {key: _filled(value, query) for key, value in template.items()}
+    if isinstance(template, list | tuple):
+        return [_filled(value, query) for value in template]
+    return template
+
+
+def _text(template: str, query: SearchQuery) -> str:
+    def fill(place: re.Match[str]) -> str:
+        value = _PLACES[place[1]](query)
+        return ",".join(value) if isinstance(value, list) else str(value)
+
+    return _PLACE.sub(fill, template)
+
+
+def _at(value: Any, path: str) -> Any:
+    """What is at a path; ``None`` if there is nothing."""
+    for step in filter(None, path.split(".")):
+        if isinstance(value, Mapping):
+            value = value.get(step)
+        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+        else:
+            return None
+    return value
+
+
+def _word(value: Any) -> str:
+    return "" if value is None else " ".join(str(value).split())
