@@ -17,6 +17,14 @@ app = typer.Typer(
 )
 sandbox = typer.Typer(help="The code sandbox.", no_args_is_help=True)
 app.add_typer(sandbox, name="sandbox")
+search = typer.Typer(help="Text and image search.", no_args_is_help=True)
+app.add_typer(search, name="search")
+index = typer.Typer(help="The index that the provider `local` searches.", no_args_is_help=True)
+search.add_typer(index, name="index")
+image_cache = typer.Typer(
+    help="The answers that the image provider `cache` gives.", no_args_is_help=True
+)
+search.add_typer(image_cache, name="image-cache")
 
 
 def _show_version(wanted: bool) -> None:
@@ -86,3 +94,8 @@ _mount(sandbox, "serve", "Run a sandbox server for other machines or jobs.", "sa
 _mount(sandbox, "up", "Run a server on every node of a Ray cluster.", "sandbox_ray:up")
 _mount(sandbox, "status", "Show the servers of a Ray cluster.", "sandbox_ray:status")
 _mount(sandbox, "down", "End the servers of a Ray cluster.", "sandbox_ray:down")
+_mount(index, "build", "Make an index of a corpus.", "search_index:build")
+_mount(index, "info", "Show what an index holds.", "search_index:info")
+_mount(index, "query", "Search an index.", "search_index:query")
+_mount(image_cache, "convert", "Make a cache of those that are published.", "search_images:convert")
+_mount(image_cache, "info", "Show what a cache holds.", "search_images:info")

@@ -15,6 +15,7 @@ from deepeyes_plugins.search.contracts import (
 from deepeyes_plugins.search.providers.brave import Brave
 from deepeyes_plugins.search.providers.exa import Exa
 from deepeyes_plugins.search.providers.google_cse import GoogleCse
+from deepeyes_plugins.search.providers.local import Local
 from deepeyes_plugins.search.providers.retriever import Retriever
 from deepeyes_plugins.search.providers.searxng import Searxng
 from deepeyes_plugins.search.providers.serpapi import SerpApi
@@ -36,6 +37,7 @@ def _image_replay(options: Mapping[str, Any]) -> ImageSearchProvider:
 def register_search_providers(register: Callable[[str, TextProviderFactory], None]) -> None:
     """Register the providers of text search."""
     for provider in (
+        Local,
         Serper,
         SerpApi,
         Brave,

@@ -126,7 +126,7 @@ class Corpus:
     def _jsonl(self, file: Path) -> Iterator[Passage]:
         with file.open("rb") as raw:
             start = self.done
-            lines = gzip.open(raw) if file.suffix == ".gz" else raw
+            lines = gzip.GzipFile(fileobj=raw) if file.suffix == ".gz" else raw
             for number, line in enumerate(lines, 1):
                 self.done = start + raw.tell() if number % _BATCH_ROWS == 0 else self.done
                 if not line.strip():

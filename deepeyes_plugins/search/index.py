@@ -24,7 +24,6 @@ import json
 import logging
 import os
 import shutil
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,7 +48,7 @@ B: Final = 0.75
 LONGEST_QUERY: Final = 4096
 """Characters of a query that count."""
 MOST_TERMS: Final = 32
-"""Different terms of a query that count: the rarest, which decide. Nobody writes more on purpose."""
+"""Different terms of a query that count: the rarest, which decide. More are not meant as one."""
 
 _MIB = 1 << 20
 _PROGRESS_PASSAGES = 1000
@@ -116,7 +115,7 @@ class Index:
         return self.manifest.passages
 
     def search(self, text: str, count: int) -> list[Hit]:
-        """Return the ``count`` passages that fit best, best first; fewer if fewer have a term of it.
+        """Return the ``count`` passages that fit best, best first; those without a term do not.
 
         Any text is a query: nothing in it has a meaning but its words.
         """
@@ -163,7 +162,7 @@ class Index:
 
         Passages of one segment are in the order of the corpus, and so are equal ones among its
         hits; segments have no order. Where there are several, more hits are asked for until the
-        equal ones are all there (up to a limit, since a term may be all that thousands have).
+        equal ones are all there; up to a limit, since a term may be all that millions have.
         """
         limit = count if self._searcher.num_segments == 1 else count + _MARGIN
         while True:
@@ -229,7 +228,9 @@ def build(
     path.mkdir(parents=True, exist_ok=True)
     with _alone(path):
         if (path / MANIFEST).exists() and not replace:
-            raise LocalIndexError(f"{path}: there is an index already; say --replace to build it anew")
+            raise LocalIndexError(
+                f"{path}: there is an index already; say --replace to build it anew"
+            )
         if strangers := [one.name for one in path.iterdir() if not _is_ours(one)]:
             raise LocalIndexError(
                 f"{path}: holds {strangers[0]!r}, which is none of an index; give it a folder of "
@@ -241,7 +242,9 @@ def build(
         try:
             count = _write(corpus, data, stemmer, memory_mb, progress)
             if count == 0:
-                raise LocalIndexError(f"no passage in the corpus: {corpus.first_fault or 'it is empty'}")
+                raise LocalIndexError(
+                    f"no passage in the corpus: {corpus.first_fault or 'it is empty'}"
+                )
         except BaseException:
             shutil.rmtree(data, ignore_errors=True)
             raise
@@ -256,7 +259,7 @@ def build(
             corpus=[str(file) for file in corpus.files],
             corpus_bytes=corpus.size,
             built=datetime.now(UTC).isoformat(timespec="seconds"),
-            library=f"tantivy {tantivy.__version__}",
+            library=tantivy.__version__,
         )
         _publish(path, manifest)
         _remove_data(path, keep=data.name)

@@ -6,9 +6,9 @@ plain ones, case is folded, and Latin letters lose their accents. Then
 * runs of letters, digits and combining marks are terms, which serves every language that puts
   spaces between words;
 * Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese text is cut into overlapping pairs of
-  characters, the customary way without a dictionary: it needs no model and no word list, finds words
-  that no list has, and gives the same terms forever. Single characters are indexed as well, so that
-  a query of one character finds something; a longer run is looked up by its pairs only.
+  characters, the customary way without a dictionary: it needs no model and no word list, finds
+  words that no list has, and gives the same terms forever. Single characters are indexed as well,
+  so that a query of one character finds something; a longer run is looked up by its pairs only.
 
 Everything else (punctuation, operators, emoji, control characters) separates terms and has no
 meaning, so no query has a syntax that could be wrong.
