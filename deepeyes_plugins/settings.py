@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariableError
 
+from deepeyes_plugins.judge.settings import JudgeSettings
 from deepeyes_plugins.rollout.contracts import Limits
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 from deepeyes_plugins.search.settings import SearchSettings
@@ -82,6 +83,7 @@ class AgentSettings(LayeredSettings):
         default_factory=SearchSettings, description="Text and image search."
     )
     rewards: RewardSettings = Field(default_factory=RewardSettings, description="Rewards.")
+    judge: JudgeSettings = Field(default_factory=JudgeSettings, description="The LLM judge.")
     trajectories: Path | None = Field(
         None, description="Folder for trajectory logs (JSON lines); none are written without it."
     )

@@ -481,6 +481,9 @@ class Found:
     failed: bool = False
 
 
+PATIENCE_SECONDS = 180.0
+"""For one sample, or the preparation: a system that hangs is reported, and the others go on."""
+
 Results = dict[str, dict[str, Found]]
 """Figure to system to what was found."""
 
@@ -547,7 +550,8 @@ class _Turn:
     async def prepare(self, quick: bool) -> None:
         context = self._measure.prepare(self._system, quick)
         try:
-            self._sampler = await context.__aenter__()
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                self._sampler = await context.__aenter__()
             self._context = context
         except Exception as error:
             self._note(error)
@@ -557,7 +561,8 @@ class _Turn:
             return
         start = time.perf_counter()
         try:
-            sample = await self._sampler()
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                sample = await self._sampler()
         except Exception as error:  # One figure that fails must not lose the others.
             self._note(error)
             return
@@ -572,6 +577,7 @@ class _Turn:
     async def close(self) -> None:
         if self._context is not None:
             try:
-                await self._context.__aexit__(None, None, None)
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    await self._context.__aexit__(None, None, None)
             except Exception as error:
                 self._note(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import importlib.util
+import itertools
 import json
 import os
 import socket
@@ -247,6 +248,8 @@ class IPyKernel(System):
     def __init__(self) -> None:
         """Has no kernels yet."""
         self._kernels: list[AsyncKernelManager] = []
+        self._numbers = itertools.count()
+        self._folder = tempfile.TemporaryDirectory(prefix="kernels-", dir="/tmp")
 
     async def start(self) -> None:
         """Reads its files once."""
@@ -255,7 +258,13 @@ class IPyKernel(System):
     async def open(self, picture: bytes | None = None) -> Session:
         """Starts a kernel and waits until it answers."""
         for _ in range(KERNEL_ATTEMPTS):
-            manager = AsyncKernelManager(kernel_name="python3")
+            # TCP ports that are free when they are chosen may be taken when a kernel wants them:
+            # of many that start at once, some never answer, or answer each other's clients.
+            manager = AsyncKernelManager(
+                kernel_name="python3",
+                transport="ipc",
+                ip=f"{self._folder.name}/{next(self._numbers)}",
+            )
             # Stock kernels that start at once fight for the file of their common history, and say
             # so in the middle of a cell's output.
             await manager.start_kernel(
@@ -271,7 +280,6 @@ class IPyKernel(System):
                 await client.wait_for_ready(timeout=KERNEL_SECONDS)
                 return session
             except RuntimeError:
-                # Its ports were free when they were chosen, and no more when it took them.
                 await session.close()
         raise Failed(f"a kernel did not answer in {KERNEL_ATTEMPTS} times {KERNEL_SECONDS:g} s")
 
@@ -284,6 +292,7 @@ class IPyKernel(System):
         """Ends the kernels that are left."""
         for manager in self._kernels:
             await manager.shutdown_kernel(now=True)
+        self._folder.cleanup()
 
 
 class _KernelSession(_PictureInCode):

@@ -36,8 +36,21 @@ Status = Literal["ok", "warning", "problem", "absent"]
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "absent": "dim"}
 _PURPOSES = {"sft": "llamafactory", "rl": "verl", "eval": "vlmeval"}
 """What each framework is for, and the module that it is imported by."""
-_REQUIRABLE = (*_PURPOSES, "sandbox")
-_CHECKS = ("machine", "versions", "settings", "activation", "sandbox", *_PURPOSES)
+_REQUIRABLE = (*_PURPOSES, "sandbox", "judge", "search")
+_CHECKS = (
+    "machine",
+    "versions",
+    "settings",
+    "activation",
+    "sandbox",
+    "judge",
+    "search",
+    *_PURPOSES,
+)
+_SEARCH_FIELDS = {
+    "text": ("provider", "fallbacks", "providers"),
+    "images": ("image_provider", "image_fallbacks", "image_providers"),
+}
 _SANDBOX_MODULES = ("IPython", "matplotlib", "starlette", "uvicorn")
 _COMPARED = (
     "torch",
@@ -63,8 +76,8 @@ class Finding:
     """One thing that was checked.
 
     Attributes:
-        area: ``machine``, ``versions``, ``settings``, ``plugins``, ``activation``, ``sandbox``, or
-            what a framework is for: ``sft``, ``rl``, ``eval``.
+        area: ``machine``, ``versions``, ``settings``, ``plugins``, ``activation``, ``sandbox``,
+            ``judge``, ``search``, or what a framework is for: ``sft``, ``rl``, ``eval``.
         name: What was checked.
         status: ``problem``: something that was asked for cannot work; ``absent``: optional, and
             not installed.
@@ -91,7 +104,7 @@ def doctor(
         str, typer.Option(help=f"What to check, of: {','.join(_CHECKS)}. Everything by default.")
     ] = "",
 ) -> None:
-    """Check this installation: versions, registrations, sandbox, settings, machine.
+    """Check this installation: versions, registrations, sandbox, judge, search, settings, machine.
 
     Frameworks are really imported, each in a process of its own, which takes half a minute. Exits
     with 1 if something that is installed or required cannot work.
@@ -137,6 +150,8 @@ def diagnose(chosen: Sequence[str], console: Console) -> list[Finding]:
         "settings": check_settings,
         "activation": check_activation,
         "sandbox": check_sandbox,
+        "judge": check_judge,
+        "search": check_search,
         **{purpose: partial(check_framework, purpose) for purpose in _PURPOSES},
     }
     findings: dict[str, list[Finding]] = {}
@@ -332,6 +347,31 @@ def _probe(area: str, framework: str, action: str) -> Iterator[Finding]:
             yield Finding(area, framework, "problem", text, action)
 
 
+def check_judge() -> Iterator[Finding]:
+    """Whether the judge of the settings tells a right answer from a wrong one."""
+    from deepeyes_plugins.judge.preflight import examine
+    from deepeyes_plugins.judge.settings import BASE_VARIABLE
+
+    try:
+        reports = asyncio.run(examine(load_settings().judge))
+    except SettingsError:
+        return  # The check of the settings says so.
+    except (ValueError, OSError) as error:
+        action = f"Correct judge in agent.yaml, or {BASE_VARIABLE}."
+        yield Finding("judge", "settings", "problem", str(error), action)
+        return
+    if not reports:
+        action = f"Set judge.endpoints in agent.yaml, or {BASE_VARIABLE}."
+        yield Finding("judge", "server", "absent", "none is set up; rules decide", action)
+    for report in reports:
+        if report.problem:
+            action = "See docs/judge.md." if report.reachable else "Is it right and running?"
+            yield Finding("judge", "server", "problem", f"{report.url}: {report.problem}", action)
+        else:
+            text = f"{report.url}: {report.model} judges right, in {report.seconds:.1f} s at most"
+            yield Finding("judge", "server", "ok", text)
+
+
 def check_sandbox() -> Iterator[Finding]:
     """Whether code can be run, and how well it is shut in.
 
@@ -391,6 +431,48 @@ def check_sandbox() -> Iterator[Finding]:
             yield Finding("sandbox", name.replace("_", " "), "warning", note, action)
         else:
             yield Finding("sandbox", name.replace("_", " "), "ok", note)
+
+
+def check_search() -> Iterator[Finding]:
+    """Who answers searches: whether its key is there, and whether it can be reached."""
+    from deepeyes_plugins.search.client import Search
+    from deepeyes_plugins.search.contracts import (
+        Provider,
+        SearchError,
+        SearchNotConfiguredError,
+    )
+
+    try:
+        settings = load_settings().search
+    except SettingsError:
+        return  # The check of the settings says so.
+
+    async def look(find: Callable[[Search], Provider]) -> str:
+        search = Search(settings)
+        try:
+            return await find(search).check()
+        finally:
+            await search.aclose()
+
+    service = f"the service {settings.url}"
+    places: list[tuple[str, str, Callable[[Search], Provider]]] = [
+        ("text", service if settings.url else settings.provider, lambda search: search.text),
+        (
+            "images",
+            service if settings.url else settings.image_provider,
+            lambda search: search.images,
+        ),
+    ]
+    for name, provider, find in places:
+        # Nobody asked for what is there by default.
+        asked_for = settings.model_fields_set & {"url", *_SEARCH_FIELDS[name]}
+        try:
+            yield Finding("search", name, "ok", f"{provider}: {asyncio.run(look(find))}")
+        except SearchNotConfiguredError as error:
+            status: Status = "problem" if asked_for else "absent"
+            yield Finding("search", name, status, str(error), "See docs/search.md.")
+        except SearchError as error:
+            yield Finding("search", name, "problem", str(error), "Is it right and running?")
 
 
 def _show(console: Console, findings: list[Finding]) -> None:

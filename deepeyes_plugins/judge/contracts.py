@@ -16,6 +16,10 @@ class JudgeUnavailableError(InfrastructureError):
     """No judge could be reached, or none gave a verdict that can be read."""
 
 
+class JudgeOutageError(JudgeUnavailableError):
+    """No judge has answered anything for as long as the settings are patient: stop the run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One answer to be judged.
@@ -37,7 +41,7 @@ class Verdict:
 
     Attributes:
         correct: The answer is equivalent to the reference.
-        cached: It was known already: no call was made for it.
+        cached: It was known already, or an equal comparison was under way: no call was made for it.
         seconds: How long the verdict took, waiting included.
         calls: Requests that it took, retries included; 0 if cached.
     """
@@ -55,6 +59,7 @@ class Judge(Protocol):
         """Judge one answer.
 
         Raises:
+            JudgeOutageError: The judge is down and the settings' patience is at its end.
             JudgeUnavailableError: No verdict could be had, within what the settings allow.
         """
 

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from deepeyes_plugins.remote.errors import RemoteRefusedError
 from deepeyes_plugins.remote.service import RemoteService, Reply
@@ -66,17 +65,23 @@ class ChatEndpoint(RemoteService):
         self._model_hint = model_hint
         self._lock = asyncio.Lock()
 
-    async def models(self) -> list[str] | None:
+    async def models(self, *, retries: int | None = None) -> list[str] | None:
         """Return the names of the server's models; ``None`` if it keeps no list.
+
+        Args:
+            retries: Instead of the settings' number.
 
         Raises:
             RemoteUnavailableError: It cannot be reached.
             RemoteRefusedError: It refuses the key.
         """
-        return await self.call("GET", "/models", self._read_models)
+        return await self.call("GET", "/models", self._read_models, retries=retries)
 
-    async def model(self) -> str:
+    async def model(self, *, retries: int | None = None) -> str:
         """Return the model to ask for.
+
+        Args:
+            retries: Instead of the settings' number.
 
         Raises:
             RemoteUnavailableError: The server cannot be reached.
@@ -84,7 +89,7 @@ class ChatEndpoint(RemoteService):
         """
         async with self._lock:
             if self._model is None:
-                self._model = self._only(await self.models())
+                self._model = self._only(await self.models(retries=retries))
         return self._model
 
     async def complete(
@@ -107,7 +112,7 @@ class ChatEndpoint(RemoteService):
             RemoteUnavailableError: The server does not work at the moment.
             RemoteRefusedError: The server refuses for good.
         """
-        head = json.dumps({"model": await self.model(), **fields}).encode()
+        head = json.dumps({"model": await self.model(retries=retries), **fields}).encode()
         body = b'%s, "messages": [%s]}' % (head[:-1], b", ".join(messages))
         return await self.call(
             "POST", "/chat/completions", self._read_completion, content=body, retries=retries
@@ -148,18 +153,6 @@ def text_message(role: str, text: str) -> bytes:
     """Serialise a message of text only; lone surrogates, which no tokenizer takes, become ``?``."""
     valid = text.encode("utf-8", "replace").decode("utf-8")
     return json.dumps({"role": role, "content": valid}).encode()
-
-
-def is_http_url(url: str) -> bool:
-    """Return whether ``url`` can be the base URL of a server."""
-    parts = urlsplit(url)
-    return parts.scheme in ("http", "https") and bool(parts.netloc)
-
-
-def versioned(url: str) -> str:
-    """Return a base URL without a trailing slash, ``/v1`` added where it has no path."""
-    url = url.strip().rstrip("/")
-    return url if urlsplit(url).path else f"{url}/v1"
 
 
 def _parse_completion(payload: Any) -> Completion:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import tenacity
 
@@ -13,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def attempts(
-    settings: RemoteSettings, stop: tenacity.stop.stop_base | None = None
+    settings: RemoteSettings, stop: Callable[[tenacity.RetryCallState], bool] | None = None
 ) -> tenacity.AsyncRetrying:
     """Return what makes the attempts of one call.
 
@@ -23,7 +24,7 @@ def attempts(
 
     Args:
         settings: How long to wait between attempts, and how many there are.
-        stop: When to give up, if not after ``settings.retries`` further attempts.
+        stop: Whether to give up, if not after ``settings.retries`` further attempts.
     """
     backoff = tenacity.wait_exponential(
         settings.retry_wait, settings.retry_wait_maximum

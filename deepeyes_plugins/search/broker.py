@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import uuid4
 
-from deepeyes_plugins.remote import CallStatistics
+from deepeyes_plugins.remote.statistics import CallStatistics
 from deepeyes_plugins.search.cache import AnswerStore
 from deepeyes_plugins.search.contracts import (
     NotRecordedError,

@@ -11,13 +11,9 @@ from pydantic import ValidationError
 
 from deepeyes_plugins import plugins
 from deepeyes_plugins.plugins import Registry, UnknownNameError
-from deepeyes_plugins.remote import (
-    RemoteRefusedError,
-    RemoteService,
-    RemoteSettings,
-    RemoteUnavailableError,
-    Reply,
-)
+from deepeyes_plugins.remote.errors import RemoteRefusedError, RemoteUnavailableError
+from deepeyes_plugins.remote.service import RemoteService, Reply
+from deepeyes_plugins.remote.settings import RemoteSettings
 from deepeyes_plugins.search.broker import Asked, Broker, Form, Source, identity
 from deepeyes_plugins.search.cache import AnswerStore, make_store
 from deepeyes_plugins.search.contracts import (

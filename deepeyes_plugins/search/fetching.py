@@ -15,7 +15,7 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import urljoin
 
 import httpcore
@@ -27,6 +27,7 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 _LONGEST_URL = 2048
+_THUMBNAIL_BYTES = 10 << 20
 _NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
 # Networks that some versions of `ipaddress` take for public.
 _NEVER: tuple[IPNetwork, ...] = tuple(
@@ -189,7 +190,16 @@ class FetchRules:
     allowed: tuple[IPNetwork, ...] = ()
     at_once: int = 16
     agent: str = "deepeyes-plugins"
-    headers: tuple[tuple[str, str], ...] = field(default=())
+
+
+def thumbnail_rules(
+    *,
+    seconds: float = 10.0,
+    ports: tuple[int, ...] = (80, 443),
+    allowed: tuple[IPNetwork, ...] = (),
+) -> FetchRules:
+    """How thumbnails are fetched."""
+    return FetchRules(("image/",), _THUMBNAIL_BYTES, seconds, ports, allowed)
 
 
 class Fetcher:
@@ -242,7 +252,10 @@ class Fetcher:
         headers = [
             ("Host", target.netloc.decode("ascii")),
             ("User-Agent", rules.agent),
-            ("Accept", ", ".join(one + "*" if one.endswith("/") else one for one in rules.content_types)),
+            (
+                "Accept",
+                ", ".join(one + "*" if one.endswith("/") else one for one in rules.content_types),
+            ),
             # Compressed, a small body could become one that fills the memory.
             ("Accept-Encoding", "identity"),
         ]
@@ -265,7 +278,10 @@ class Fetcher:
         rules = self._rules
         kind, _, parameters = headers.get("content-type", "").partition(";")
         kind = kind.strip().lower()
-        if not any(kind == one or (one.endswith("/") and kind.startswith(one)) for one in rules.content_types):
+        if not any(
+            kind == one or (one.endswith("/") and kind.startswith(one))
+            for one in rules.content_types
+        ):
             raise FetchRefusedError(f"content of the kind {kind or 'unknown'!r} is not read")
         if headers.get("content-encoding", "identity").strip().lower() != "identity":
             raise FetchRefusedError("the server compresses what was to come plain")
@@ -286,7 +302,9 @@ class Fetcher:
         except (httpx.InvalidURL, UnicodeError, ValueError) as error:
             raise FetchRefusedError(f"no valid URL: {error}") from error
         if target.scheme not in ("http", "https"):
-            raise FetchRefusedError(f"only http and https are read, not {target.scheme or 'this'!r}")
+            raise FetchRefusedError(
+                f"only http and https are read, not {target.scheme or 'this'!r}"
+            )
         if not target.host:
             raise FetchRefusedError("a URL without a host")
         if target.userinfo:

@@ -120,7 +120,9 @@ class ImageCache:
         if wanted is None or not len(self._hashes):
             return None
         place, bits = nearest(self._hashes, wanted)
-        return self._found(self._names[place], "likeness", bits, count) if bits <= distance else None
+        return (
+            self._found(self._names[place], "likeness", bits, count) if bits <= distance else None
+        )
 
     def counts(self) -> dict[str, int]:
         """How many answers, results, thumbnails and questions' images there are."""

@@ -25,7 +25,6 @@ from deepeyes_plugins.search.thumbnails import LONGEST_SIDE, thumbnail
 
 _BATCH_ROWS = 16
 _AT_ONCE = 64
-_THUMBNAIL_BYTES = 10 << 20
 
 
 class _Entry(BaseModel):
@@ -168,11 +167,6 @@ async def _answers(
     finally:
         if fetcher is not None:
             await fetcher.aclose()
-
-
-def thumbnail_rules(**changes: Any) -> FetchRules:
-    """How thumbnails are fetched."""
-    return FetchRules(content_types=("image/",), most_bytes=_THUMBNAIL_BYTES, **changes)
 
 
 def _file(root: Path, place: str) -> Path:

@@ -10,6 +10,7 @@ from deepeyes_plugins.rollout.contracts import Environment, Tool
 from deepeyes_plugins.sandbox.client import SandboxClient
 from deepeyes_plugins.sandbox.embedded import ensure_server
 from deepeyes_plugins.sandbox.settings import SandboxSettings
+from deepeyes_plugins.search.client import Search
 from deepeyes_plugins.settings import AgentSettings
 
 
@@ -29,6 +30,7 @@ class Resources:
                 start one, and may set the token's environment variable. Called in a thread.
         """
         self.settings = settings
+        self.search = Search(settings.search)
         self._find_sandbox = find_sandbox
         self._sandbox: SandboxClient | None = None
         self._lock = asyncio.Lock()
@@ -51,6 +53,7 @@ class Resources:
         if self._sandbox is not None:
             await self._sandbox.close()
             self._sandbox = None
+        await self.search.aclose()
 
 
 ToolFactory = Callable[[Resources], Tool]

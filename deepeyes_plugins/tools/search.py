@@ -1,27 +1,60 @@
-"""Text and image search as the model calls them. Without a provider they say so."""
+"""Text and image search as the model calls them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deepeyes_plugins.protocol.observations import tool_response
-from deepeyes_plugins.rollout.contracts import Observation, Tool
+from deepeyes_plugins.protocol.observations import (
+    SearchResult,
+    defuse,
+    text_search_observation,
+    tool_response,
+)
+from deepeyes_plugins.rollout.contracts import InfrastructureError, Observation, Task, Tool
+from deepeyes_plugins.search.contracts import QueryRefusedError, SearchError, SearchResults
+from deepeyes_plugins.search.policy import search_is_on
+from deepeyes_plugins.search.settings import SearchSettings
 from deepeyes_plugins.tools.resources import Resources
 
+logger = logging.getLogger(__name__)
 
-class _UnconfiguredSearch(Tool):
-    def __init__(self, resources: Resources) -> None:
-        """No search provider can be configured in this version."""
-        del resources
-
-    async def call(self, arguments: Mapping[str, Any]) -> Observation:
-        """Tell the model that it has to do without."""
-        reason = f"the tool {self.name} is not configured; answer without it"
-        return Observation(tool_response([f"Error: {reason}"]), error=reason)
+_LONGEST_LINK = 2000
+_CUT = "…"
 
 
-class SearchTool(_UnconfiguredSearch):
+class SearchPolicy:
+    """Whether the search tools work for the task of a trajectory.
+
+    Attributes:
+        is_on: Set by :meth:`open`.
+    """
+
+    def __init__(self, settings: SearchSettings) -> None:
+        """Follow the rules of ``settings``."""
+        self._rules = settings.policy
+        self.is_on = True
+
+    def open(self, task: Task) -> None:
+        """Look up the task's data source."""
+        self.is_on = search_is_on(task.data_source, self._rules)
+        if not self.is_on:
+            logger.debug("search is off for the data source %r (search.policy)", task.data_source)
+
+
+def refusal(reason: str) -> Observation:
+    """The observation of a call that cannot be carried out as it is; the model may mend it."""
+    return Observation(tool_response([f"Error: {defuse(reason)}"]), error=reason)
+
+
+def switched_off(tool: str) -> Observation:
+    """The observation of a search tool that the policy switches off."""
+    return refusal(f"the tool {tool} is switched off for this task; answer without it")
+
+
+class SearchTool(Tool):
     """Text search."""
 
     name = "search"
@@ -31,8 +64,90 @@ class SearchTool(_UnconfiguredSearch):
         "required": ["query"],
     }
 
+    def __init__(self, resources: Resources) -> None:
+        """Search with what ``resources`` has."""
+        self._search = resources.search
+        self._policy = SearchPolicy(resources.settings.search)
 
-class ImageSearchTool(_UnconfiguredSearch):
+    async def open(self, task: Task) -> None:
+        """Look whether search is on for the task."""
+        self._policy.open(task)
+
+    async def call(self, arguments: Mapping[str, Any]) -> Observation:
+        """Search for ``arguments["query"]``.
+
+        Raises:
+            InfrastructureError: No provider answers.
+        """
+        if not self._policy.is_on:
+            return switched_off(self.name)
+        text = arguments.get("query")
+        if not isinstance(text, str) or not text.strip():
+            return refusal("the argument 'query' must be a text that is not empty")
+        settings = self._search.settings
+        try:
+            async with asyncio.timeout(settings.timeout):
+                found = await self._search.text.search(self._search.query(text))
+        except QueryRefusedError as error:
+            logger.info("a query is refused: %s", error)
+            return Observation(
+                refusal("the query is refused; a shorter one may work").parts, error=str(error)
+            )
+        except SearchError as error:
+            raise InfrastructureError(str(error)) from error
+        except TimeoutError as error:
+            raise InfrastructureError(f"no answer within {settings.timeout:g} s") from error
+        if found.partial:
+            if not found.results:
+                raise InfrastructureError(found.partial)
+            logger.info("results are missing: %s", found.partial)
+        return Observation(text_search_observation(text, shortened(found, settings)))
+
+
+def shortened(found: SearchResults, settings: SearchSettings) -> Sequence[SearchResult]:
+    """What the model reads of the results: as many as fit, each within its limits.
+
+    The first result is always there, cut to what fits.
+    """
+    kept: list[SearchResult] = []
+    room = settings.total_characters
+    for result in found.results:
+        title = cut(result.title, settings.title_characters)
+        link = result.link[:_LONGEST_LINK]
+        snippet = cut(result.snippet, settings.snippet_characters)
+        date = cut(result.date, settings.title_characters)
+        spent = len(title) + len(link) + len(date)
+        if not kept:
+            snippet = cut(snippet, max(0, room - spent))
+        if kept and spent + len(snippet) > room:
+            break
+        room -= spent + len(snippet)
+        kept.append(SearchResult(title=title, link=link, snippet=snippet, date=date))
+    return kept
+
+
+def cut(text: str, characters: int) -> str:
+    """The text, or its beginning with an ellipsis, in at most so many characters."""
+    if len(text) <= characters:
+        return text
+    return text[: max(0, characters - len(_CUT))].rstrip() + _CUT if characters else ""
+
+
+class ImageSearchTool(Tool):
     """Search by the question's image."""
 
     name = "image_search"
+
+    def __init__(self, resources: Resources) -> None:
+        """No provider of image search can be configured in this version."""
+        self._policy = SearchPolicy(resources.settings.search)
+
+    async def open(self, task: Task) -> None:
+        """Look whether search is on for the task."""
+        self._policy.open(task)
+
+    async def call(self, arguments: Mapping[str, Any]) -> Observation:
+        """Tell the model that it has to do without."""
+        if not self._policy.is_on:
+            return switched_off(self.name)
+        return refusal(f"the tool {self.name} is not configured; answer without it")

@@ -63,7 +63,7 @@ class ChatServer(LocalServer):
         headers: Their headers.
     """
 
-    def __init__(self, script: Script, models: tuple[str, ...] = ("tiny",)) -> None:
+    def __init__(self, script: Script, models: tuple[str, ...] = ("tiny",), port: int = 0) -> None:
         self.requests: list[Body] = []
         self.headers: list[dict[str, str]] = []
         self._script = script
@@ -71,6 +71,7 @@ class ChatServer(LocalServer):
         super().__init__(
             Route("/v1/models", self._list_models),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            port=port,
         )
         self.url = f"{self.root}/v1"
 

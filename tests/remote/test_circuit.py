@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from deepeyes_plugins.remote import Circuit, CircuitOpenError, RemoteUnavailableError
+from deepeyes_plugins.remote.circuit import Circuit
+from deepeyes_plugins.remote.errors import CircuitOpenError, RemoteUnavailableError
 
 
 class Clock:

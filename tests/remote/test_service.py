@@ -16,14 +16,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from deepeyes_plugins.remote import (
+from deepeyes_plugins.remote.errors import (
     CircuitOpenError,
     RemoteRefusedError,
-    RemoteService,
-    RemoteSettings,
     RemoteUnavailableError,
 )
-from deepeyes_plugins.remote.service import retry_after
+from deepeyes_plugins.remote.service import RemoteService, retry_after
+from deepeyes_plugins.remote.settings import RemoteSettings
 from tests.serving import LocalServer
 
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from deepeyes_plugins.remote.chat import is_http_url, versioned
 from deepeyes_plugins.remote.settings import RemoteSettings
+from deepeyes_plugins.remote.urls import is_http_url, versioned
 from deepeyes_plugins.settings import LayeredSettings, SettingsError
 
 ENVIRONMENT_PREFIX = "DEEPEYES_OPENAI_"

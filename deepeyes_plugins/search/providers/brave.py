@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from deepeyes_plugins.remote import Reply
+from deepeyes_plugins.remote.service import Reply
 from deepeyes_plugins.search.contracts import FILTERS, SearchQuery, SearchResult, SearchResults
 from deepeyes_plugins.search.providers.web import (
     Answer,

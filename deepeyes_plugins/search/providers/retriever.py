@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from deepeyes_plugins.remote import Reply
+from deepeyes_plugins.remote.service import Reply
 from deepeyes_plugins.search.contracts import SearchQuery, SearchResult, SearchResults
 from deepeyes_plugins.search.providers.web import (
     Answer,

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from deepeyes_plugins.remote import RemoteRefusedError, Reply
+from deepeyes_plugins.remote.errors import RemoteRefusedError
+from deepeyes_plugins.remote.service import Reply
 from deepeyes_plugins.search.contracts import (
     SearchError,
     SearchNotConfiguredError,

@@ -1,0 +1,150 @@
+"""``deepeyes search``: run a search service, repeat a recorded run, try a provider."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from deepeyes_plugins.search.client import Search
+from deepeyes_plugins.search.contracts import SearchError, SearchQuery, SearchResults
+from deepeyes_plugins.search.settings import SearchSettings
+from deepeyes_plugins.settings import SettingsError, load_settings
+
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.")]
+Provider = Annotated[
+    str | None, typer.Option(help="Text-search provider, instead of the settings' own.")
+]
+Config = Annotated[Path | None, typer.Option(help="An agent.yaml; its part `search` counts.")]
+LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
+Cache = Annotated[Path | None, typer.Option(help="SQLite file for answers that are kept.")]
+Redis = Annotated[str | None, typer.Option(help="Redis for them instead, as redis://host:6379/0.")]
+
+
+def serve(
+    host: Host = "127.0.0.1",
+    port: Port = 8090,
+    provider: Provider = None,
+    cache: Cache = None,
+    redis: Redis = None,
+    config: Config = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Run one search service for a whole cluster, in front of the settings' providers.
+
+    Point agents to it with `search.url` in agent.yaml or DEEPEYES_SEARCH_URL. On any address but
+    loopback it wants a bearer token: set DEEPEYES_TOKEN_SEARCH here and there.
+    """
+    _serve(_settings(config, provider, cache, redis), host, port, log_level)
+
+
+def record(
+    file: Annotated[Path, typer.Argument(help="Where answers are written; it may exist.")],
+    host: Host = "127.0.0.1",
+    port: Port = 8090,
+    provider: Provider = None,
+    cache: Cache = None,
+    redis: Redis = None,
+    config: Config = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Run the service and write down every answer, for `deepeyes search replay`.
+
+    What the file has is given again, so that equal queries of one run get equal answers.
+    """
+    _serve(_settings(config, provider, cache, redis), host, port, log_level, record=file)
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(help="What `deepeyes search record` has written.")],
+    host: Host = "127.0.0.1",
+    port: Port = 8090,
+    config: Config = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Run the service on recorded answers only; it says clearly what was not recorded."""
+    options = {"replay": {"path": str(file)}}
+    settings = _settings(config, None, None, None).model_copy(
+        update={
+            "provider": "replay",
+            "providers": options,
+            "fallbacks": (),
+            "image_provider": "replay",
+            "image_providers": options,
+            "image_fallbacks": (),
+        }
+    )
+    _serve(settings, host, port, log_level)
+
+
+def query(
+    text: Annotated[str, typer.Argument(help="What to search for.")],
+    provider: Provider = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Results at most.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    config: Config = None,
+) -> None:
+    """Ask the search of the settings from here."""
+    settings = _settings(config, provider, None, None)
+    if provider is not None:
+        settings = settings.model_copy(update={"url": None, "fallbacks": ()})
+
+    async def ask() -> SearchResults:
+        search = Search(settings)
+        try:
+            asked: SearchQuery = search.query(text, count)
+            return await search.text.search(asked)
+        finally:
+            await search.aclose()
+
+    try:
+        found = asyncio.run(ask())
+    except SearchError as error:
+        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False)
+        raise typer.Exit(1) from error
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+        return
+    console = Console()
+    for number, result in enumerate(found.results, 1):
+        console.print(Text(f"{number}. {result.title}", style="bold"))
+        for line, style in ((result.link, "blue"), (result.date, "dim"), (result.snippet, "")):
+            if line:
+                console.print(Text(line, style=style))
+    if not found.results:
+        console.print("No results.")
+    if found.partial:
+        console.print(f"[yellow]Results are missing:[/] {found.partial}", highlight=False)
+
+
+def _settings(
+    config: Path | None, provider: str | None, cache: Path | None, redis: str | None
+) -> SearchSettings:
+    try:
+        settings = load_settings(config).search
+    except SettingsError as error:
+        raise typer.BadParameter(str(error), param_hint="--config") from error
+    update: dict[str, Any] = {}
+    if provider is not None:
+        update["provider"] = provider
+    kept = {"path": cache, "redis_url": redis}
+    if given := {name: value for name, value in kept.items() if value is not None}:
+        update["cache"] = settings.cache.model_copy(update=given)
+    return settings.model_copy(update=update)
+
+
+def _serve(
+    settings: SearchSettings, host: str, port: int, log_level: str, record: Path | None = None
+) -> None:
+    try:
+        from deepeyes_plugins.search.serve import ServerOptions
+        from deepeyes_plugins.search.serve import serve as run
+    except ModuleNotFoundError as error:
+        typer.echo(f"error: {error}: pip install 'deepeyes-plugins[search]'", err=True)
+        raise typer.Exit(1) from error
+    run(settings, ServerOptions(host=host, port=port, log_level=log_level, record=record))

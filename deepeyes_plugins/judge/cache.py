@@ -1,0 +1,208 @@
+"""Verdicts of equal comparisons: remembered, shared by processes, never asked for twice at once.
+
+A group of sixteen trajectories brings the same answer again and again, to several reward workers at
+the same moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import sqlite3
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import AsyncFileLock, Timeout
+
+from deepeyes_plugins.judge.contracts import Verdict
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.05
+_TRIM_EVERY = 1000
+"""Verdicts that are added between two looks at the size of the file."""
+
+T = TypeVar("T")
+
+
+def cache_key(*parts: str) -> str:
+    """Return the SHA-256 of texts, in hexadecimal digits; no two lists of texts share it."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+class VerdictCache:
+    """The verdicts of one event loop, and of the machine's other processes if a folder is given."""
+
+    def __init__(self, size: int, folder: Path | None, patience: float) -> None:
+        """Hold the settings; nothing is opened yet.
+
+        Args:
+            size: Verdicts that are kept; 0: none, and equal comparisons are all asked for.
+            folder: Where processes share verdicts.
+            patience: Seconds to wait for another process that asks the same.
+        """
+        self._size = size
+        self._known: OrderedDict[str, bool] = OrderedDict()
+        self._asking: dict[str, asyncio.Task[Verdict]] = {}
+        self._shared = _SharedVerdicts(folder, size) if folder is not None and size else None
+        self._patience = patience
+
+    async def verdict(self, key: str, ask: Callable[[], Awaitable[Verdict]]) -> Verdict:
+        """Return the verdict of ``key``; ``ask`` is called only if nobody knows it or asks already.
+
+        Whoever is cancelled leaves the others waiting undisturbed.
+
+        Raises:
+            Exception: What ``ask`` raises, for all who wait for it. It is not remembered.
+        """
+        if not self._size:
+            return await ask()
+        started = time.monotonic()
+        if key in self._known:
+            self._known.move_to_end(key)
+            return Verdict(self._known[key], cached=True, seconds=0.0, calls=0)
+        if first := key not in self._asking:
+            task = asyncio.create_task(self._find(key, ask))
+            self._asking[key] = task
+            task.add_done_callback(lambda done: self._forget(key, done))
+        verdict = await asyncio.shield(self._asking[key])
+        if first:
+            return verdict
+        return Verdict(verdict.correct, cached=True, seconds=time.monotonic() - started, calls=0)
+
+    async def aclose(self) -> None:
+        """Stop asking and close the file."""
+        for task in list(self._asking.values()):
+            task.cancel()
+        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        if self._shared is not None:
+            await self._shared.aclose()
+
+    def _forget(self, key: str, task: asyncio.Task[Verdict]) -> None:
+        del self._asking[key]
+        if not task.cancelled():
+            task.exception()  # Those who wait get it; if none is left, it is nobody's.
+
+    async def _find(self, key: str, ask: Callable[[], Awaitable[Verdict]]) -> Verdict:
+        verdict = await self._ask_once(key, ask)
+        self._known[key] = verdict.correct
+        while len(self._known) > self._size:
+            self._known.popitem(last=False)
+        return verdict
+
+    async def _ask_once(self, key: str, ask: Callable[[], Awaitable[Verdict]]) -> Verdict:
+        if self._shared is None:
+            return await ask()
+        started = time.monotonic()
+        if (known := await self._shared.get(key)) is None:
+            async with self._shared.claim(key, self._patience):
+                if (known := await self._shared.get(key)) is None:
+                    verdict = await ask()
+                    await self._shared.put(key, verdict.correct)
+                    return verdict
+        return Verdict(known, cached=True, seconds=time.monotonic() - started, calls=0)
+
+
+class _SharedVerdicts:
+    """Verdicts in a SQLite file, and locks for those that are being asked for.
+
+    A disk that is full, or a file that is broken, costs calls and a warning, never a verdict.
+    """
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self._folder = folder
+        self._size = size
+        self._added = 0
+        self._warned = False
+        # SQLite blocks; one thread is enough, and keeps its connection to itself.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="deepeyes-verdicts")
+        self._connection: sqlite3.Connection | None = None
+
+    async def get(self, key: str) -> bool | None:
+        return await self._run(self._get, key)
+
+    async def put(self, key: str, correct: bool) -> None:
+        await self._run(self._put, key, correct)
+
+    async def aclose(self) -> None:
+        await self._run(self._close)
+        self._thread.shutdown(wait=False)
+
+    @contextlib.asynccontextmanager
+    async def claim(self, key: str, patience: float) -> AsyncIterator[None]:
+        """Wait while another process asks for ``key``. A process that dies leaves no claim.
+
+        There are 4,096 locks; two keys that share one only wait for each other.
+        """
+        lock = AsyncFileLock(
+            self._folder / "claims" / f"{key[:3]}.lock", timeout=patience, is_singleton=False
+        )
+        try:
+            await lock.acquire(poll_interval=_POLL_SECONDS)
+        except (Timeout, OSError) as error:
+            self._warn(error)
+        try:
+            yield
+        finally:
+            await lock.release()
+
+    async def _run(self, function: Callable[..., T], *arguments: object) -> T | None:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, function, *arguments)
+        except (sqlite3.Error, OSError) as error:
+            self._warn(error)
+            return None
+
+    def _warn(self, error: Exception) -> None:
+        level = logging.DEBUG if self._warned else logging.WARNING
+        logger.log(level, "verdicts are not shared in %s: %s", self._folder, error)
+        self._warned = True
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            (self._folder / "claims").mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(
+                self._folder / "verdicts.sqlite", timeout=10, isolation_level=None
+            )
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS verdicts"
+                " (key TEXT PRIMARY KEY, correct INTEGER NOT NULL, at REAL NOT NULL) WITHOUT ROWID"
+            )
+            self._connection = connection
+        return self._connection
+
+    def _get(self, key: str) -> bool | None:
+        row = self._open().execute("SELECT correct FROM verdicts WHERE key = ?", (key,)).fetchone()
+        return None if row is None else bool(row[0])
+
+    def _put(self, key: str, correct: bool) -> None:
+        connection = self._open()
+        connection.execute(
+            "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", (key, int(correct), time.time())
+        )
+        if self._added % _TRIM_EVERY == 0:
+            connection.execute(
+                "DELETE FROM verdicts WHERE key IN"
+                " (SELECT key FROM verdicts ORDER BY at DESC LIMIT -1 OFFSET ?)",
+                (self._size,),
+            )
+        self._added += 1
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
