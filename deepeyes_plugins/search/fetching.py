@@ -259,15 +259,23 @@ class Fetcher:
             # Compressed, a small body could become one that fills the memory.
             ("Accept-Encoding", "identity"),
         ]
-        async with self._pool.stream(
-            "GET", str(target.copy_with(fragment=None)), headers=headers
-        ) as response:
+        # Given in parts, the address is not read a second time, by other rules.
+        address = httpcore.URL(
+            scheme=target.raw_scheme,
+            host=target.raw_host,
+            port=target.port,
+            target=target.raw_path,
+        )
+        async with self._pool.stream("GET", address, headers=headers) as response:
             given = {
                 name.decode("latin-1").lower(): value.decode("latin-1")
                 for name, value in response.headers
             }
             if response.status in _REDIRECTS and "location" in given:
-                return urljoin(url, given["location"])
+                try:
+                    return urljoin(url, given["location"])
+                except ValueError as error:
+                    raise FetchRefusedError(f"a redirect to no valid URL: {error}") from error
             if response.status != 200:
                 raise FetchError(f"the server answers HTTP {response.status}")
             return await self._body(str(target), response, given)
@@ -309,7 +317,7 @@ class Fetcher:
             raise FetchRefusedError("a URL without a host")
         if target.userinfo:
             raise FetchRefusedError("a URL with a user name")
-        port = target.port or (443 if target.scheme == "https" else 80)
-        if self._rules.ports and port not in self._rules.ports:
+        port = target.port if target.port is not None else (443 if target.scheme == "https" else 80)
+        if not 0 < port < 65536 or (self._rules.ports and port not in self._rules.ports):
             raise FetchRefusedError(f"port {port} is not read from")
         return target

@@ -218,9 +218,12 @@ class ImageCacheWriter:
             ImageError: It cannot be decoded.
         """
         pixels = image.pil()
-        likeness = perceptual_hash(pixels)
+        self.fingerprint(data_id, image.sha256, pixel_hash(pixels), perceptual_hash(pixels))
+
+    def fingerprint(self, data_id: str, file: str, pixels: str, likeness: int | None) -> None:
+        """Add what is known of a question's image: hashes of its file, pixels and look."""
+        # SQLite has signed integers only.
         signed = None if likeness is None else int(np.uint64(likeness).astype(np.int64))
         self._connection.execute(
-            "INSERT INTO questions VALUES (?, ?, ?, ?)",
-            (image.sha256, pixel_hash(pixels), signed, data_id),
+            "INSERT INTO questions VALUES (?, ?, ?, ?)", (file, pixels, signed, data_id)
         )

@@ -1,4 +1,4 @@
-"""Makes an image cache of those that were published: DeepEyesV2's (JSON) and MMSearch-R1's (pickle).
+"""Makes an image cache of the published ones: DeepEyesV2's (JSON) and MMSearch-R1's (pickle).
 
 Both map the name of a question to titles and images: DeepEyesV2's to files beside it, MMSearch-R1's
 to addresses of thumbnails.

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deepeyes_plugins.search.cache import AnswerStore
 from deepeyes_plugins.search.contracts import Text
-from deepeyes_plugins.search.fetching import FetchError, Fetcher, FetchRefusedError, FetchRules
+from deepeyes_plugins.search.fetching import Fetcher, FetchError, FetchRefusedError, FetchRules
 from deepeyes_plugins.search.settings import PageSettings
 
 _THREADS = 2

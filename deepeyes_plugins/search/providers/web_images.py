@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork
 
 from deepeyes_plugins.protocol.content import EncodedImage, ImageError
-from deepeyes_plugins.remote import Reply
+from deepeyes_plugins.remote.service import Reply
 from deepeyes_plugins.search.contracts import (
     ImageQuery,
     ImageResult,

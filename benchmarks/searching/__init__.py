@@ -1,0 +1,1 @@
+"""What benchmarks/search.py measures: one module per part, each with its figures."""
