@@ -29,10 +29,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from reporting import machine
 from rich.console import Console
 from sandboxes.figures import FIGURES, as_dict
 from sandboxes.measures import MEASURES, Measure, Results, describe, take
-from sandboxes.report import draw, machine, show
+from sandboxes.report import PACKAGES, draw, show
 from sandboxes.systems import (
     WANTED_SESSIONS,
     DeepEyes,
@@ -132,7 +133,7 @@ def main(
     console = Console(width=None if Console().is_terminal else 160)
     measures = chosen_measures(only or [])
     systems = chosen_systems(system or [], legacy or [], sessions)
-    facts = machine()
+    facts = machine(PACKAGES)
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     results = asyncio.run(
         measure_all(measures, systems, rounds=rounds, quick=quick, console=console)

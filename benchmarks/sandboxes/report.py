@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import math
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-import psutil
+from reporting import machine, number
 from rich.console import Console
 from rich.table import Table
 
@@ -32,26 +28,6 @@ PANELS = {
     "idle sessions in 8 GiB": {"sessions": 1},
 }
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9")
-
-
-def machine() -> dict[str, object]:
-    """What the figures depend on."""
-    return {
-        "cores": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "load_at_start": os.getloadavg()[0],
-        **{package: importlib.metadata.version(package) for package in PACKAGES},
-    }
-
-
-def number(value: float) -> str:
-    """Three digits that matter."""
-    if not value:
-        return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{min(digits, 3)}f}"
 
 
 def _measured(figure: Figure, found: Found | None) -> str:
@@ -181,7 +157,7 @@ def draw(results: Results, systems: Sequence[System], path: Path) -> None:
         ncols=len(systems) + 1,
         frameon=False,
     )
-    facts = machine()
+    facts = machine(PACKAGES)
     figure.suptitle(
         "Code sandboxes: median (dot, number) and 95th percentile (end of line)\n"
         f"{facts['cores']} cores, Linux {facts['kernel']}, Python {facts['python']}",

@@ -1,1 +1,4 @@
-"""What benchmarks/search.py measures: one module per part, each with its figures."""
+"""The measures of benchmarks/search.py, in modules of their own.
+
+A module registers what it measures; search.py imports it by its name in MODULES.
+"""

@@ -1,11 +1,16 @@
-"""The local index: a build by the command, and queries of its provider."""
+"""The local index: a build by the command, and queries of its provider.
+
+The corpus stays in runs/benchmarks/search (550 MB for a million passages) and is used again.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,49 +18,60 @@ from deepeyes_plugins.search.contracts import SearchQuery
 from deepeyes_plugins.search.providers.local import Local
 
 from .corpus import queries, write_corpus
-from .figures import Figure, percentile
+from .measures import Figure, Taken, measure
 
+FOLDER = Path(__file__).parents[2] / "runs" / "benchmarks" / "search"
+PASSAGES = 1_000_000
 CONCURRENCY = 16
-QUERIES = 3000
-_MIB = 1 << 20
 
 
-def measure(folder: Path, passages: int) -> list[Figure]:
-    """Build an index of ``passages`` and search it; what is in ``folder`` already is used again."""
-    corpus, index = folder / f"corpus-{passages}.jsonl", folder / f"index-{passages}"
+@measure(
+    Figure("index_build", "index of 1,000,000 passages: build", "s", 900),
+    Figure("index_build_memory", "… memory at most", "MiB", 3 * 1024),
+    Figure("index_query", f"… query, {CONCURRENCY} at once", "ms", 15),
+    Figure("index_query_tail", "… the same, 95th percentile", "ms", 40, share=0.95),
+    Figure("index_memory", "… memory of a process that queries", "MiB"),
+)
+async def local(quick: bool) -> Taken:
+    """Build an index and search it."""
+    passages = PASSAGES // 10 if quick else PASSAGES
+    corpus = FOLDER / f"corpus-{passages}.jsonl"
     if not corpus.exists():
+        FOLDER.mkdir(parents=True, exist_ok=True)
         part = corpus.with_suffix(".part")
         write_corpus(part, passages)
         part.rename(corpus)
-    figures = [] if (index / "manifest.json").exists() else _build(corpus, index)
-    samples = asyncio.run(_queries(index))
-    p50, p95 = percentile(samples, 0.5), percentile(samples, 0.95)
-    return [
-        *figures,
-        Figure("query_p50", f"query, p50 at {CONCURRENCY} at once", "ms", p50, 15),
-        Figure("query_p95", f"query, p95 at {CONCURRENCY} at once", "ms", p95, 40),
-        Figure("query_memory", "memory of a process that queries", "MiB", _own_memory()),
-    ]
+    with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+        index = Path(folder) / "index"
+        command = [sys.executable, "-m", "deepeyes_plugins.cli", "search", "index", "build"]
+        started = time.perf_counter()
+        built = subprocess.run(
+            [*command, str(corpus), "-o", str(index), "--json"], check=True, capture_output=True
+        )
+        seconds = time.perf_counter() - started
+        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        before = anonymous_memory()
+        samples = await ask_many(index, 300 if quick else 3000)
+        grown = anonymous_memory() - before
+    details = json.loads(built.stdout)
+    return Taken(
+        {
+            "index_build": [seconds],
+            "index_build_memory": [memory],
+            "index_query": samples,
+            "index_query_tail": samples,
+            "index_memory": [grown],
+        },
+        {name: details[name] for name in ("passages", "bytes", "corpus_bytes", "library")},
+    )
 
 
-def _build(corpus: Path, index: Path) -> list[Figure]:
-    command = [sys.executable, "-m", "deepeyes_plugins.cli", "search", "index", "build"]
-    started = time.perf_counter()
-    subprocess.run([*command, str(corpus), "-o", str(index), "--json"], check=True, stdout=-3)
-    seconds = time.perf_counter() - started
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    size = sum(file.stat().st_size for file in index.rglob("*") if file.is_file()) / _MIB
-    return [
-        Figure("build", "build of the index", "s", seconds, 900),
-        Figure("build_memory", "memory of the build, at most", "MiB", memory, 3 * 1024),
-        Figure("index_size", "index on disk", "MiB", size),
-    ]
-
-
-async def _queries(index: Path) -> list[float]:
-    """Milliseconds of each query, asked by several askers, one after the other each."""
+async def ask_many(index: Path, count: int) -> list[float]:
+    """Milliseconds of each query; several askers put one after the other each."""
     provider = Local({"index": str(index)})
-    waiting = iter(queries(QUERIES))
+    for text in queries(50, seed=2):  # Brings the index into the page cache.
+        await provider.search(SearchQuery(text=text))
+    waiting = iter(queries(count))
     samples: list[float] = []
 
     async def ask() -> None:
@@ -64,15 +80,13 @@ async def _queries(index: Path) -> list[float]:
             await provider.search(SearchQuery(text=text))
             samples.append((time.perf_counter() - started) * 1000)
 
-    for text in queries(50, seed=2):  # Brings the index into the page cache.
-        await provider.search(SearchQuery(text=text))
     await asyncio.gather(*(ask() for _ in range(CONCURRENCY)))
     await provider.aclose()
     return samples
 
 
-def _own_memory() -> float:
-    """Memory of this process without files that are only mapped, in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+def anonymous_memory() -> float:
+    """Memory of this process in MiB, without files that are only mapped."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    facts = dict(line.split(":", 1) for line in lines)
     return int(facts["RssAnon"].split()[0]) / 1024

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from PIL import Image
-
-from deepeyes_plugins.protocol.content import EncodedImage
 
 
 def photo(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
@@ -17,9 +13,3 @@ def photo(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
     pixels = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), dtype=np.int16)
     grain = chance.integers(-8, 8, pixels.shape)
     return Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
-
-
-def encoded(image: Image.Image, form: str = "PNG", **options: int) -> EncodedImage:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return EncodedImage(buffer.getvalue())

@@ -271,7 +271,6 @@ class _Service:
             timeout=settings.timeout,
             retries=2,
             retry_wait_maximum=5.0,
-            concurrency=1024,
             max_response_mb=_SERVICE_MB,
         )
         self._remote: RemoteService | None = None

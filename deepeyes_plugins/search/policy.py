@@ -5,6 +5,9 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 
+SEARCH_TOOLS = ("search", "image_search")
+"""What the model calls the tools that the policy is about."""
+
 PUBLISHED: Mapping[str, bool] = {
     # Training of DeepEyesV2: every data source has all tools.
     "perception": True,

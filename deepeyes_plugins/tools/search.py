@@ -14,7 +14,12 @@ from deepeyes_plugins.protocol.observations import (
     tool_response,
 )
 from deepeyes_plugins.rollout.contracts import InfrastructureError, Observation, Task, Tool
-from deepeyes_plugins.search.contracts import QueryRefusedError, SearchError, SearchResults
+from deepeyes_plugins.search.contracts import (
+    QueryRefusedError,
+    SearchError,
+    SearchNotConfiguredError,
+    SearchResults,
+)
 from deepeyes_plugins.search.policy import search_is_on
 from deepeyes_plugins.search.settings import SearchSettings
 from deepeyes_plugins.tools.resources import Resources
@@ -52,6 +57,13 @@ def refusal(reason: str) -> Observation:
 def switched_off(tool: str) -> Observation:
     """The observation of a search tool that the policy switches off."""
     return refusal(f"the tool {tool} is switched off for this task; answer without it")
+
+
+def not_configured(tool: str, error: SearchNotConfiguredError) -> Observation:
+    """The observation where settings or a key are missing: trying again is of no use."""
+    logger.warning("tool %s is not configured: %s", tool, error)
+    parts = refusal(f"the tool {tool} is not configured; answer without it").parts
+    return Observation(parts, error=str(error), infrastructure=True)
 
 
 class SearchTool(Tool):
@@ -93,6 +105,8 @@ class SearchTool(Tool):
             return Observation(
                 refusal("the query is refused; a shorter one may work").parts, error=str(error)
             )
+        except SearchNotConfiguredError as error:
+            return not_configured(self.name, error)
         except SearchError as error:
             raise InfrastructureError(str(error)) from error
         except TimeoutError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -69,11 +70,12 @@ class DeepEyesV2(BaseAPI):
         super().__init__(
             retry=retry,
             wait=wait,
-            system_prompt=prompt.resolve(agent),
+            system_prompt=prompt.resolve(agent),  # Wrong settings are told here, not at a sample.
             verbose=verbose,
             fail_msg=fail_msg,
         )
         self._log = TrajectoryLog(agent.trajectories) if agent.trajectories is not None else None
+        self._prompt_of = cache(partial(prompt.resolve, agent))
         self._runner = EpisodeRunner(agent, load_openai_settings(**openai))
 
     def generate_inner(
@@ -89,7 +91,8 @@ class DeepEyesV2(BaseAPI):
             VLMEvalKit's triple: code, prediction, log line. The code is not 0 where our
             infrastructure failed; the prediction then is the failure message and the reason.
         """
-        task = make_task(inputs, dataset or "", self.system_prompt)
+        benchmark = dataset or ""
+        task = make_task(inputs, benchmark, self._prompt_of(benchmark))
         trajectory, images = self._runner.run(task)
         if self._log is not None:
             self._log.append(trajectory, images)

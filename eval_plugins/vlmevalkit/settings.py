@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from deepeyes_plugins.protocol.prompts import deepeyes_v2_prompt
+from deepeyes_plugins.search.policy import SEARCH_TOOLS, search_is_on
 from deepeyes_plugins.settings import AgentSettings, LayeredSettings, SettingsError
 
 
@@ -25,8 +26,12 @@ class PromptSettings(LayeredSettings):
         "its training data.",
     )
 
-    def resolve(self, agent: AgentSettings) -> str | None:
+    def resolve(self, agent: AgentSettings, benchmark: str = "") -> str | None:
         """The system prompt for ``agent``; ``None`` for none.
+
+        Args:
+            agent: The agent's settings.
+            benchmark: Name of the dataset: where search is off, no search tool is described.
 
         Raises:
             SettingsError: Both are given, the file cannot be read, or there is no prompt for the
@@ -43,8 +48,11 @@ class PromptSettings(LayeredSettings):
             return self.system_prompt or None
         if agent.environment != "deepeyes_v2":
             return None
-        # Search is off in the published evaluation, except where agent.yaml names it.
+        default = ["python", *SEARCH_TOOLS] if benchmark else ["python"]
+        tools = agent.tools.get("deepeyes_v2", default)
+        if not search_is_on(benchmark, agent.search.policy):
+            tools = [tool for tool in tools if tool not in SEARCH_TOOLS]
         try:
-            return deepeyes_v2_prompt(agent.tools.get("deepeyes_v2", ["python"]))
+            return deepeyes_v2_prompt(tools)
         except ValueError as error:
             raise SettingsError(f"{error} (system_prompt_file)") from error

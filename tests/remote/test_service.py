@@ -225,3 +225,38 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 )
 def test_what_retry_after_says(value: str | None, seconds: float) -> None:
     assert retry_after(value, NOW) == seconds
+
+
+async def test_a_redirect_is_refused_with_its_target(script: Script, url: str) -> None:
+    script.say("moved", 302, Location="https://elsewhere.example/search")
+    async with service(url) as client:
+        with pytest.raises(RemoteRefusedError, match=r"redirects to https://elsewhere\.example"):
+            await client.fetch("GET", "/search")
+    assert len(script.requests) == 1
+
+
+async def test_a_caller_knows_which_trouble_does_not_pass(script: Script, url: str) -> None:
+    script.say("run out", 429)
+    async with service(url) as client:
+        with pytest.raises(RemoteRefusedError, match="HTTP 429: run out"):
+            await client.call(
+                "GET", "/search", lambda reply: reply, is_final=lambda reply: "out" in reply.text
+            )
+    assert len(script.requests) == 1
+
+
+async def test_a_key_in_the_query_stays_out_of_the_log(
+    script: Script,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("SOME_KEY", "secret-1")
+    script.say("here")
+    caplog.set_level("INFO", logger="httpx")
+    async with RemoteService(
+        url, RemoteSettings(), key_env="SOME_KEY", key_parameter="key"
+    ) as client:
+        await client.fetch("GET", "/search", params={"q": "x"})
+    assert dict(script.requests[0].query_params) == {"key": "secret-1", "q": "x"}
+    assert f"{url}/search?…" in caplog.text and "secret-1" not in caplog.text

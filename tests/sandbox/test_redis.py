@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-import redis
 
 from deepeyes_plugins.sandbox import (
     EmbeddedServer,
@@ -23,39 +19,13 @@ from deepeyes_plugins.sandbox import (
     SandboxSettings,
     start_server,
 )
+from tests.redis_server import RedisServer
 
 from .conftest import eventually, gradient, png
 
 
-class Redis:
-    """A Redis server on a socket of its own, which can be stopped and started."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.url = f"unix://{folder}/redis.sock"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        program = shutil.which("redis-server")
-        assert program is not None, "install redis-server"
-        self._process = subprocess.Popen(
-            [program, "--port", "0", "--unixsocket", f"{self._folder}/redis.sock", "--save", ""],
-            stdout=subprocess.DEVNULL,
-        )
-        assert eventually(self._answers)
-
-    def _answers(self) -> bool:
-        with contextlib.suppress(redis.RedisError):
-            return bool(self.connection().ping())
-        return False
-
-    def stop(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def connection(self) -> redis.Redis:
-        return redis.Redis.from_url(self.url)
+class Redis(RedisServer):
+    """What the sandbox has saved in Redis."""
 
     def saved(self, session: SandboxSession) -> bool:
         return bool(self.connection().exists(f"deepeyes:sandbox:session:{session.id}"))

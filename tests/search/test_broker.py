@@ -1,0 +1,289 @@
+"""Kept answers, one request for equal queries, budgets and fallbacks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from deepeyes_plugins.protocol.content import EncodedImage
+from deepeyes_plugins.search.broker import Broker, Source
+from deepeyes_plugins.search.cache import AnswerStore, RedisStore, SqliteStore
+from deepeyes_plugins.search.client import IMAGES, TEXT
+from deepeyes_plugins.search.contracts import (
+    FILTERS,
+    ImageQuery,
+    ImageResult,
+    ImageResults,
+    ImageSearchProvider,
+    KeyMissingError,
+    QueryRefusedError,
+    QuotaExhaustedError,
+    SearchError,
+    SearchQuery,
+    SearchResult,
+    SearchResults,
+    SearchUnavailableError,
+    TextSearchProvider,
+)
+from deepeyes_plugins.search.settings import Budget, CacheSettings
+from tests.redis_server import RedisServer
+
+Says = Callable[[SearchQuery], SearchResults]
+
+
+def echo(query: SearchQuery) -> SearchResults:
+    return SearchResults(results=(SearchResult(title=query.text, link="https://example.org"),))
+
+
+class Fake(TextSearchProvider):
+    """Says what it is told to and remembers what it was asked."""
+
+    filters = FILTERS
+
+    def __init__(self, name: str = "fake", says: Says | SearchError = echo) -> None:
+        self.name = name
+        self.says = says
+        self.asked: list[str] = []
+        self.release = asyncio.Event()
+        self.release.set()
+
+    async def search(self, query: SearchQuery) -> SearchResults:
+        self.asked.append(query.text)
+        await self.release.wait()
+        if isinstance(self.says, SearchError):
+            raise self.says
+        return self.says(query)
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[AnswerStore]:
+    made = SqliteStore(None, 1 << 20)
+    yield made
+    await made.aclose()
+
+
+def broker(
+    store: AnswerStore, *providers: Fake, budget: Budget | None = None, **cache: Any
+) -> Broker[SearchQuery, SearchResults]:
+    sources = [Source(one, one.name, budget or Budget()) for one in providers]
+    run = cache.pop("run", "")
+    return Broker(TEXT, sources, store, CacheSettings(**cache), run)
+
+
+QUERY = SearchQuery(text="red panda")
+
+
+async def test_a_thousand_equal_queries_ask_once(store: AnswerStore) -> None:
+    fake = Fake()
+    fake.release.clear()
+    asking = broker(store, fake)
+    waiting = [asyncio.create_task(asking.search(QUERY)) for _ in range(1000)]
+    while not fake.asked:
+        await asyncio.sleep(0)
+    waiting[0].cancel()  # Whoever asked first is no more important than the others.
+    fake.release.set()
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert fake.asked == ["red panda"]
+    assert isinstance(answers[0], asyncio.CancelledError)
+    assert answers[1:] == [echo(QUERY)] * 999
+    assert asking.counts["shared"] == 999
+
+
+async def test_an_answer_is_kept_and_a_different_query_is_asked(store: AnswerStore) -> None:
+    fake = Fake()
+    for _ in range(3):
+        assert await broker(store, fake).search(QUERY) == echo(QUERY)
+    others = [
+        QUERY.model_copy(update=change)
+        for change in ({"count": 3}, {"language": "de"}, {"sites": ("a.org",)}, {"text": "x"})
+    ]
+    for other in others:
+        await broker(store, fake).search(other)
+    assert len(fake.asked) == 1 + len(others)
+
+
+async def test_an_empty_answer_is_kept_for_a_shorter_time(store: AnswerStore) -> None:
+    fake = Fake(says=lambda query: SearchResults())
+    for _ in range(2):
+        await broker(store, fake, negative_ttl=0).search(QUERY)
+    assert len(fake.asked) == 2
+    for _ in range(3):
+        await broker(store, fake, negative_ttl=60).search(QUERY)
+    assert len(fake.asked) == 3
+
+
+async def test_a_refusal_is_kept_and_a_failure_is_not(store: AnswerStore) -> None:
+    fake = Fake(says=QueryRefusedError("too long"))
+    for _ in range(2):
+        with pytest.raises(QueryRefusedError, match="too long"):
+            await broker(store, fake).search(QUERY)
+    assert len(fake.asked) == 1
+    broken = Fake("broken", SearchUnavailableError("down"))
+    for _ in range(2):
+        with pytest.raises(SearchUnavailableError, match="down"):
+            await broker(store, broken).search(QUERY)
+    assert len(broken.asked) == 2
+
+
+async def test_a_partial_answer_is_not_kept(store: AnswerStore) -> None:
+    fake = Fake(says=lambda query: echo(query).model_copy(update={"partial": "half of it"}))
+    for _ in range(2):
+        assert (await broker(store, fake).search(QUERY)).partial == "half of it"
+    assert len(fake.asked) == 2
+
+
+async def test_the_next_provider_answers_for_one_that_does_not(store: AnswerStore) -> None:
+    first, second = Fake("first", SearchUnavailableError("down")), Fake("second")
+    asking = broker(store, first, second)
+    assert await asking.search(QUERY) == echo(QUERY)
+    # The answer is the second one's: as soon as the first is back, it is asked.
+    first.says = lambda query: SearchResults(results=(SearchResult(title="first"),))
+    assert (await asking.search(QUERY)).results[0].title == "first"
+
+
+async def test_what_each_provider_said_is_told(store: AnswerStore) -> None:
+    first = Fake("first", KeyMissingError("first: FIRST_KEY is not set", variable="FIRST_KEY"))
+    second = Fake("second", SearchUnavailableError("second: down"))
+    with pytest.raises(SearchUnavailableError, match="FIRST_KEY is not set; second: down"):
+        await broker(store, first, second).search(QUERY)
+
+
+async def test_a_provider_without_quota_is_left_alone(store: AnswerStore) -> None:
+    fake = Fake(says=QuotaExhaustedError("used up", retry_after=60))
+    asking = broker(store, fake)
+    for number in range(3):
+        with pytest.raises(QuotaExhaustedError, match="used up"):
+            await asking.search(SearchQuery(text=str(number)))
+    assert fake.asked == ["0"]
+    assert asking.sources[0].calls.snapshot().held_back == 2
+
+
+@pytest.mark.parametrize("limit", ["per_day", "per_run"])
+async def test_a_budget_is_kept_to_the_last_search(store: AnswerStore, limit: str) -> None:
+    fake = Fake()
+    asking = broker(store, fake, budget=Budget(**{limit: 5}))
+    queries = [SearchQuery(text=str(number)) for number in range(20)]
+    answers = await asyncio.gather(*map(asking.search, queries), return_exceptions=True)
+    assert len(fake.asked) == 5
+    refused = [answer for answer in answers if isinstance(answer, QuotaExhaustedError)]
+    assert len(refused) == 15
+    assert f"search.budgets.fake.{limit}" in str(refused[0])
+    # What is known costs nothing.
+    assert await asking.search(SearchQuery(text=fake.asked[0])) == echo(
+        SearchQuery(text=fake.asked[0])
+    )
+
+
+async def test_a_named_runs_budget_outlives_the_process(tmp_path: Path) -> None:
+    for name, asked in (("a", 2), ("a", 0), ("b", 2)):
+        store = SqliteStore(tmp_path / "answers.sqlite", 1 << 20)
+        fake = Fake()
+        asking = broker(store, fake, budget=Budget(per_run=2), run=name, ttl=0)
+        for number in range(3):
+            try:
+                await asking.search(SearchQuery(text=str(number)))
+            except QuotaExhaustedError:
+                continue
+        assert len(fake.asked) == asked
+        await store.aclose()
+
+
+class Album(ImageSearchProvider):
+    def __init__(self, name: str, *titles: str) -> None:
+        self.name = name
+        self.asked = 0
+        self._titles = titles
+
+    async def search(self, query: ImageQuery) -> ImageResults:
+        self.asked += 1
+        return ImageResults(tuple(ImageResult(title, query.image) for title in self._titles))
+
+
+async def test_images_are_looked_for_further_where_nothing_is_found(store: AnswerStore) -> None:
+    empty, full = Album("cache"), Album("lens", "A panda")
+    sources = [Source(one, one.name) for one in (empty, full)]
+    asking = Broker(IMAGES, sources, store, CacheSettings())
+    image = EncodedImage.from_pil(Image.new("RGB", (40, 40)))
+    for _ in range(2):
+        found = await asking.search(ImageQuery(image, "row-1"))
+        assert found == ImageResults((ImageResult("A panda", image),))
+    assert (empty.asked, full.asked) == (1, 1)
+
+
+@pytest.fixture(params=["file", "memory", "redis"])
+async def any_store(
+    request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[AnswerStore]:
+    if request.param == "redis":
+        # A socket's path must be short.
+        with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+            made: AnswerStore = RedisStore(server.url, None)
+            yield made
+            await made.aclose()
+    else:
+        made = SqliteStore(tmp_path / "a" / "b" if request.param == "file" else None, 1 << 20)
+        yield made
+        await made.aclose()
+
+
+async def test_every_store_keeps_answers_and_counts(any_store: AnswerStore) -> None:
+    assert await any_store.get("key") is None
+    await any_store.put("key", b"one", 60)
+    await any_store.put("key", b"two\x00", 60)
+    await any_store.put("never", b"x", 0)
+    assert await any_store.get("key") == b"two\x00"
+    assert await any_store.get("never") is None
+    await any_store.put("short", b"x", 0.05)
+    await asyncio.sleep(0.06)
+    assert await any_store.get("short") is None
+    counts = await asyncio.gather(*(any_store.add("count", 1, 60) for _ in range(50)))
+    assert sorted(counts) == list(range(1, 51))
+    assert await any_store.add("count", -50, 60) == 0
+    await any_store.aclose()
+    await any_store.aclose()
+
+
+async def test_the_oldest_answers_go_when_the_file_is_full(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "answers.sqlite", 160_000)
+    for number in range(400):
+        await store.put(str(number), bytes(1000), 60)
+    kept = [number for number in range(400) if await store.get(str(number)) is not None]
+    assert kept == list(range(kept[0], 400))
+    assert 130 <= len(kept) <= 160
+    await store.aclose()
+
+
+async def test_a_file_that_is_no_cache_is_moved_aside(tmp_path: Path) -> None:
+    path = tmp_path / "answers.sqlite"
+    path.write_bytes(b"no database at all, but long enough to be looked at" * 50)
+    store = SqliteStore(path, 1 << 20)
+    await store.put("key", b"value", 60)
+    assert await store.get("key") == b"value"
+    assert len(list(tmp_path.glob("answers.broken-*"))) == 1
+    await store.aclose()
+
+
+async def test_a_store_that_fails_costs_searches_and_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    for store in (
+        SqliteStore(tmp_path / "file" / "below", 1 << 20),
+        RedisStore(f"unix://{tmp_path}/nobody", None),
+    ):
+        caplog.clear()
+        fake = Fake()
+        asking = broker(store, fake, budget=Budget(per_run=2))
+        for number in range(4):
+            try:
+                await asking.search(SearchQuery(text=str(number)))
+            except QuotaExhaustedError:
+                continue
+        assert len(fake.asked) == 2
+        assert caplog.text.count("search answers are not kept") == 1
+        await store.aclose()
