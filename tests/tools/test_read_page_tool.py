@@ -29,7 +29,9 @@ BODIES = {
         </article><footer>cookies</footer></body></html>""",
     "empty": "<html><body></body></html>",
     "broken": "<html><p" + "<div>" * 2000 + PARAGRAPH,
-    "long": f"<html><body><article>{f'<p>{PARAGRAPH * 4}</p>' * 100}</article></body></html>",
+    "long": "<html><body><article>"
+    + "".join(f"<p>{number}: {PARAGRAPH * 4}</p>" for number in range(100))
+    + "</article></body></html>",
 }
 asked: Counter[str] = Counter()
 
