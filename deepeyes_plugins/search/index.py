@@ -29,8 +29,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import tantivy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -133,13 +134,15 @@ class Index:
         )
         searcher = self._searcher
         hits = self._hits(query, count)
-        numbers = searcher.fast_field_values("number", [address for _, address in hits])
+        numbers = cast(
+            list[int], searcher.fast_field_values("number", [address for _, address in hits])
+        )
         best = sorted(
             (-score, number, address)
             for (score, address), number in zip(hits, numbers, strict=True)
         )
         return [
-            Hit(_load(searcher.doc(address)["passage"][0]), -negative, int(number))
+            Hit(_load(searcher.doc(address)["passage"][0]), -negative, number)
             for negative, number, address in best[:count]
         ]
 
@@ -259,7 +262,7 @@ def build(
             corpus=[str(file) for file in corpus.files],
             corpus_bytes=corpus.size,
             built=datetime.now(UTC).isoformat(timespec="seconds"),
-            library=tantivy.__version__,
+            library=f"tantivy {version('tantivy')}",
         )
         _publish(path, manifest)
         _remove_data(path, keep=data.name)

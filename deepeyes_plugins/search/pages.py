@@ -46,11 +46,12 @@ def main_text(data: bytes | str) -> Page | None:
         The page, or ``None`` if there is no text in it.
     """
     import trafilatura
+    from trafilatura.settings import Document
 
     document = trafilatura.bare_extraction(data, with_metadata=True, include_comments=False)
-    if document is None or not (document.text or "").strip():
+    if not isinstance(document, Document) or not (document.text or "").strip():
         return None
-    lines = (line.strip() for line in document.text.splitlines())
+    lines = (line.strip() for line in (document.text or "").splitlines())
     return Page(
         text="\n\n".join(filter(None, lines)),
         title=document.title or "",

@@ -83,7 +83,7 @@ def load_plain(data: bytes) -> Any:
                 raise NotPlainError(
                     f"the instruction {operation.name} at byte {position} makes no plain value"
                 )
-            if operation.name in _REMEMBERING and int(argument) > count:
+            if operation.name in _REMEMBERING and int(argument or 0) > count:
                 # A place far away makes the unpickler take memory for all places before it.
                 raise NotPlainError(f"place {argument} at byte {position} is out of all proportion")
         return _Unpickler(io.BytesIO(data)).load()

@@ -211,7 +211,7 @@ class TestSegmentation:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Index:
     folder = tmp_path_factory.mktemp("small")
-    return build_of(folder, ["The red panda eats bamboo", "A red fox", "Two pandas, red"])
+    return build_of(folder, ["The red panda eats bamboo", "One red fox", "Two pandas, red"])
 
 
 ODD = ["AND", "red AND", "title:red", "red^2", "re*", "/red/", "[a TO b]", "-red", "red\ud800"]
