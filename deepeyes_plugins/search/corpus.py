@@ -149,13 +149,13 @@ class Corpus:
         known = {name for names in _FIELDS.values() for name in names}
         columns = [name for name in table.schema_arrow.names if name in known]
         start, rows = self.done, max(1, table.metadata.num_rows)
-        number = 0
+        number = 1
         for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
             for row in batch.to_pylist():
                 if (passage := self._from_row(file, number, row)) is not None:
                     yield passage
                 number += 1
-            self.done = start + file.stat().st_size * number // rows
+            self.done = start + file.stat().st_size * (number - 1) // rows
 
     def _markdown(self, file: Path) -> Iterator[Passage]:
         text = file.read_text(encoding="utf-8", errors="replace")
