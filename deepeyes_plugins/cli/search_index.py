@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from deepeyes_plugins.search.corpus import Corpus, LocalIndexError
+
 if TYPE_CHECKING:
     from deepeyes_plugins.search.index import Manifest
 
@@ -54,6 +56,20 @@ def build(
             "them) is looked up only where a query has no other; 1: every word is.",
         ),
     ] = 0.1,
+    dense: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="Make vectors too, for search by meaning: a sentence-transformers model, name or "
+            "folder.",
+        ),
+    ] = "",
+    query_prompt: Annotated[
+        str, typer.Option(help="What that model wants before a query, for instance `query: `.")
+    ] = "",
+    passage_prompt: Annotated[
+        str, typer.Option(help="What that model wants before a passage.")
+    ] = "",
     memory_mb: Annotated[
         int, typer.Option(min=16, max=4000, help="MiB of postings that are held in memory.")
     ] = 1000,
@@ -67,7 +83,6 @@ def build(
     The index appears when it is whole: a build that is ended leaves what was there before.
     """
     with _complaints():
-        from deepeyes_plugins.search.corpus import Corpus
         from deepeyes_plugins.search.index import build as build_index
 
         columns = (
@@ -86,6 +101,9 @@ def build(
                 stemmer=stemmer,
                 common_share=common_share,
                 memory_mb=memory_mb,
+                model=dense,
+                query_prompt=query_prompt,
+                passage_prompt=passage_prompt,
                 replace=replace,
                 progress=lambda passages, share: bar.update(
                     task, completed=share, passages=passages
@@ -106,6 +124,7 @@ def query(
     index: IndexFolder,
     text: Annotated[str, typer.Argument(help="What to search for.", show_default=False)],
     count: Annotated[int, typer.Option(min=1, help="Results at most.")] = 5,
+    dense: Annotated[bool, typer.Option("--dense", help="By meaning instead of words.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Search an index."""
@@ -114,7 +133,7 @@ def query(
 
         opened = Index(index)
         started = time.perf_counter()
-        hits = opened.search(text, count)
+        hits = opened.search_dense(text, count) if dense else opened.search(text, count)
         seconds = time.perf_counter() - started
     if as_json:
         found = [
@@ -166,13 +185,10 @@ def _show(path: Path, manifest: Manifest, as_json: bool, seconds: float | None =
 def _complaints() -> Iterator[None]:
     """Turn what a user can mend into a message and exit status 1."""
     try:
-        from deepeyes_plugins.search.corpus import CorpusError
-        from deepeyes_plugins.search.index import LocalIndexError
+        yield
     except ModuleNotFoundError as error:
         complain(f"{error}; pip install 'deepeyes-plugins[search]'")
-    try:
-        yield
-    except (CorpusError, LocalIndexError) as error:
+    except LocalIndexError as error:
         complain(str(error))
 
 

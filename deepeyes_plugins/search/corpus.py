@@ -29,7 +29,11 @@ _HEADING = re.compile(r"^(?:#{1,6}[ \t]+(.+?)[ \t#]*)$", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?…](?=\s)|[。！？]|\n")
 
 
-class CorpusError(ValueError):
+class LocalIndexError(Exception):
+    """An index cannot be built, opened or searched; the message says why and what to do."""
+
+
+class CorpusError(LocalIndexError):
     """A corpus cannot be read; the message says which file, and why."""
 
 

@@ -24,9 +24,10 @@ import json
 import logging
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -36,7 +37,8 @@ from typing import Any, Final, cast
 import tantivy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from deepeyes_plugins.search.corpus import Corpus, Passage
+from deepeyes_plugins.search.corpus import Corpus, LocalIndexError, Passage
+from deepeyes_plugins.search.dense import Encoder, Vectors, VectorWriter
 from deepeyes_plugins.search.segmentation import document_terms, query_terms
 
 logger = logging.getLogger(__name__)
@@ -58,10 +60,6 @@ _MOST_TIES = 4096
 _ANALYZER = "deepeyes"
 
 
-class LocalIndexError(Exception):
-    """An index cannot be built or opened; the message says why and what to do."""
-
-
 class Manifest(BaseModel):
     """What an index is."""
 
@@ -78,6 +76,8 @@ class Manifest(BaseModel):
     corpus_bytes: int = Field(description="Their size.")
     built: str = Field(description="When, UTC.")
     library: str = Field(description="Version of the search library.")
+    model: str = Field("", description="Sentence-transformers model of the vectors; empty: none.")
+    query_prompt: str = Field("", description="What that model wants before a query.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,8 @@ class Index:
         self._schema = self._index.schema
         self._searcher = self._index.searcher()
         self._analyzer = _analyzer(self.manifest.stemmer)
+        self._vectors: Vectors | None = None
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """The number of passages."""
@@ -145,6 +147,40 @@ class Index:
             Hit(_load(searcher.doc(address)["passage"][0]), -negative, number)
             for negative, number, address in best[:count]
         ]
+
+    def search_dense(self, text: str, count: int) -> list[Hit]:
+        """Return the ``count`` passages that are nearest in meaning, by cosine, the nearest first.
+
+        The first call loads the model.
+
+        Raises:
+            LocalIndexError: The index has no vectors, or the model cannot be loaded.
+        """
+        if not query_terms(text[:LONGEST_QUERY]):
+            return []
+        nearest = self._opened_vectors().nearest(text[:LONGEST_QUERY], count)
+        return [Hit(self._passage(number), score, number) for score, number in nearest]
+
+    def _opened_vectors(self) -> Vectors:
+        manifest = self.manifest
+        if not manifest.model:
+            raise LocalIndexError(
+                f"{self.path}: an index without vectors; build it with `--dense MODEL`"
+            )
+        with self._lock:
+            if self._vectors is None:
+                self._vectors = Vectors(
+                    self.path / manifest.data,
+                    manifest.passages,
+                    Encoder(manifest.model),
+                    manifest.query_prompt,
+                )
+        return self._vectors
+
+    def _passage(self, number: int) -> Passage:
+        query = tantivy.Query.term_query(self._schema, "number", number, "basic")
+        ((_, address),) = self._searcher.search(query, limit=1, count=False).hits
+        return _load(self._searcher.doc(address)["passage"][0])
 
     def _terms(self, text: str) -> list[str]:
         """The terms that are looked up, in a fixed order, which fixes the sum of their scores.
@@ -206,6 +242,9 @@ def build(
     common_share: float = 0.1,
     common_least: int = 10_000,
     memory_mb: int = 1000,
+    model: str = "",
+    query_prompt: str = "",
+    passage_prompt: str = "",
     replace: bool = False,
     progress: Callable[[int, float], None] = lambda passages, share: None,
 ) -> Manifest:
@@ -220,13 +259,16 @@ def build(
         common_least: … and more passages than this: in few passages it costs nothing to look.
         memory_mb: MiB for postings before they are written to disk. A larger corpus than fits
             makes several segments, which are merged.
+        model: Sentence-transformers model, a name or a folder, for vectors beside the words.
+        query_prompt: What the model wants before a query, for instance ``query: ``.
+        passage_prompt: What it wants before a passage.
         replace: Take the place of an index that is there.
         progress: Told the number of passages so far and the share of the corpus behind.
 
     Raises:
         CorpusError: A file cannot be read.
         LocalIndexError: There is an index already, or another build is going on, or the stemmer is
-            unknown.
+            unknown, or the model cannot be loaded.
     """
     path.mkdir(parents=True, exist_ok=True)
     with _alone(path):
@@ -243,7 +285,13 @@ def build(
         data = path / f"data-{uuid.uuid4().hex[:12]}"
         data.mkdir()
         try:
-            count = _write(corpus, data, stemmer, memory_mb, progress)
+            with ExitStack() as stack:
+                vectors = (
+                    stack.enter_context(VectorWriter(data, Encoder(model), passage_prompt))
+                    if model
+                    else None
+                )
+                count = _write(corpus, data, stemmer, memory_mb, vectors, progress)
             if count == 0:
                 raise LocalIndexError(
                     f"no passage in the corpus: {corpus.first_fault or 'it is empty'}"
@@ -262,6 +310,8 @@ def build(
             corpus=[str(file) for file in corpus.files],
             corpus_bytes=corpus.size,
             built=datetime.now(UTC).isoformat(timespec="seconds"),
+            model=model,
+            query_prompt=query_prompt,
             library=f"tantivy {version('tantivy')}",
         )
         _publish(path, manifest)
@@ -274,11 +324,12 @@ def _write(
     data: Path,
     stemmer: str,
     memory_mb: int,
+    vectors: VectorWriter | None,
     progress: Callable[[int, float], None],
 ) -> int:
     schema = (
         tantivy.SchemaBuilder()
-        .add_unsigned_field("number", fast=True)
+        .add_unsigned_field("number", fast=True, indexed=True)
         .add_text_field("terms", tokenizer_name=_ANALYZER, index_option="freq")
         .add_bytes_field("passage", stored=True)
         .build()
@@ -292,7 +343,10 @@ def _write(
     for passage in corpus:
         document = tantivy.Document()
         document.add_unsigned("number", count)
-        document.add_text("terms", " ".join(document_terms(f"{passage.title}\n{passage.text}")))
+        text = f"{passage.title}\n{passage.text}".strip()
+        document.add_text("terms", " ".join(document_terms(text)))
+        if vectors is not None:
+            vectors.add(text)
         document.add_bytes("passage", _dump(passage))
         writer.add_document(document)
         count += 1

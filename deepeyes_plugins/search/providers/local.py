@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +18,7 @@ from deepeyes_plugins.search.contracts import (
     SearchResults,
     TextSearchProvider,
 )
+from deepeyes_plugins.search.corpus import LocalIndexError
 from deepeyes_plugins.search.settings import read_options
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ class LocalOptions(BaseModel):
 
     index: Path | None = Field(
         None, description="Folder that `deepeyes search index build` has made."
+    )
+    method: Literal["bm25", "dense"] = Field(
+        "bm25", description="By words, or by meaning: for an index that was built with --dense."
     )
     threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1,
@@ -56,10 +60,14 @@ class Local(TextSearchProvider):
         self._index: asyncio.Future[Index] | None = None
 
     async def search(self, query: SearchQuery) -> SearchResults:
-        """Look the words up, in a thread."""
+        """Look the words up, or what they mean, in a thread."""
         index = await self._opened()
         loop = asyncio.get_running_loop()
-        hits = await loop.run_in_executor(self._threads, index.search, query.text, query.count)
+        search = index.search if self.options.method == "bm25" else index.search_dense
+        try:
+            hits = await loop.run_in_executor(self._threads, search, query.text, query.count)
+        except LocalIndexError as error:
+            raise SearchNotConfiguredError(f"local: {error}") from error
         return SearchResults(
             results=tuple(
                 SearchResult(
@@ -99,7 +107,7 @@ class Local(TextSearchProvider):
                 "search.providers.local.index to its folder, or choose another search.provider"
             )
         try:
-            from deepeyes_plugins.search.index import Index, LocalIndexError
+            from deepeyes_plugins.search.index import Index
         except ModuleNotFoundError as error:
             raise SearchNotConfiguredError(
                 f"local: {error}; pip install 'deepeyes-plugins[search]'"
