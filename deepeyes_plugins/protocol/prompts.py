@@ -47,10 +47,17 @@ most.
 {"name": "image_search"}
 </tool_call>"""
 
+_READ_PAGE = """\
+## Reading a page
+<tool_call>
+{"name": "read_page", "arguments": {"url": "address of a web page"}}
+</tool_call>"""
+
 _SECTIONS = {
     "python": ("run Python", _CODE),
     "search": ("search the web", _SEARCH),
     "image_search": ("search by image", _IMAGE_SEARCH),
+    "read_page": ("read a web page", _READ_PAGE),
 }
 
 
@@ -58,7 +65,8 @@ def deepeyes_v2_prompt(tools: Sequence[str] = ("python",)) -> str:
     """Describe the wire format of DeepEyesV2 to a model.
 
     Args:
-        tools: What the agent may use, of ``python``, ``search`` and ``image_search``.
+        tools: What the agent may use, of ``python``, ``search``, ``image_search`` and
+            ``read_page``.
 
     Raises:
         ValueError: A tool without a description here.

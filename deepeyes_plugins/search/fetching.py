@@ -219,7 +219,8 @@ class Fetcher:
             FetchError: It is not there, or not now.
         """
         try:
-            async with asyncio.timeout(self._rules.seconds), self._places:
+            # Waiting for a place is none of the server's time.
+            async with self._places, asyncio.timeout(self._rules.seconds):
                 for _ in range(_MOST_REDIRECTS + 1):
                     answer = await self._once(url)
                     if isinstance(answer, Fetched):
