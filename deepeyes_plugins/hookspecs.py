@@ -32,7 +32,7 @@ def register_environments(register: Callable[[str, EnvironmentFactory], None]) -
 
 @hookspec
 def register_rewards(register: Callable[[str, RewardFactory], None]) -> None:
-    """Add rewards by data source: ``factory(settings)`` makes a ``Reward``."""
+    """Add rewards by data source: ``factory(resources)`` makes a ``Reward``."""
 
 
 @hookspec

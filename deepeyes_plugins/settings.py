@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariableError
 
 from deepeyes_plugins.judge.settings import JudgeSettings
+from deepeyes_plugins.protocol.coordinates import Coordinates
+from deepeyes_plugins.rewards.settings import RewardSettings
 from deepeyes_plugins.rollout.contracts import Limits
+from deepeyes_plugins.rollout.failures import FailureSettings
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 from deepeyes_plugins.search.settings import SearchSettings
 
@@ -28,17 +31,6 @@ SETTINGS_VARIABLE = "DEEPEYES_AGENT_CONFIG"
 
 class SettingsError(ValueError):
     """A setting is wrong; the message names the file, the key and the reason."""
-
-
-class RewardSettings(BaseModel):
-    """Rewards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    sources: dict[str, str] = Field(
-        default_factory=dict,
-        description="Reward to use for a data_source that has none of its own name.",
-    )
 
 
 class LayeredSettings(BaseSettings):
@@ -75,7 +67,16 @@ class AgentSettings(LayeredSettings):
         default_factory=dict,
         description="Tools by environment, where they are not the environment's own choice.",
     )
+    coordinates: Coordinates = Field(
+        Coordinates.PIXELS,
+        description="What the model's boxes are: pixels of the original image (DeepEyes, "
+        "Qwen2.5-VL), or thousandths of its sides (Qwen3-VL).",
+    )
     limits: Limits = Field(default_factory=Limits, description="When a trajectory ends.")
+    failures: FailureSettings = Field(
+        default_factory=FailureSettings,
+        description="Training: what becomes of trajectories that our side has spoilt.",
+    )
     sandbox: SandboxSettings = Field(
         default_factory=SandboxSettings, description="The code sandbox."
     )

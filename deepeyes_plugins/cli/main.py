@@ -25,6 +25,8 @@ image_cache = typer.Typer(
     help="The answers that the image provider `cache` gives.", no_args_is_help=True
 )
 search.add_typer(image_cache, name="image-cache")
+reward = typer.Typer(help="Rewards.", no_args_is_help=True)
+app.add_typer(reward, name="reward")
 
 
 def _show_version(wanted: bool) -> None:
@@ -103,3 +105,4 @@ _mount(search, "serve", "Run one search service for a whole cluster.", "search:s
 _mount(search, "record", "Run the service and write down every answer.", "search:record")
 _mount(search, "replay", "Run the service on recorded answers only.", "search:replay")
 _mount(search, "query", "Ask the search of the settings from here.", "search:query")
+_mount(reward, "score", "Score stored trajectories as in training.", "reward:score")

@@ -56,10 +56,15 @@ def vlmeval() -> list[Registration]:
 
 
 def verl() -> list[Registration]:
-    """The agent loop of verl and, without a GPU, the platform and engine that replace it."""
+    """What we add to verl and, without a GPU, the platform and engine that replace it."""
     loops = import_module("verl.experimental.agent_loop.agent_loop")
     replicas = import_module("verl.workers.rollout.replica")
-    known = {"agent loop 'deepeyes'": "deepeyes" in loops._agent_loop_registry}
+    trainers = import_module("verl.trainer.ppo.v1")
+    known = {
+        "agent loop 'deepeyes'": "deepeyes" in loops._agent_loop_registry,
+        "figures and early end of trainers": _activation.state.get(trainers.__name__)
+        == "registered",
+    }
     if not import_module("torch").cuda.is_available():
         platforms = import_module("verl.plugin.platform").PlatformRegistry
         engines = replicas.RolloutReplicaRegistry._registry
@@ -67,7 +72,7 @@ def verl() -> list[Registration]:
         known["rollout engine 'transformers'"] = "transformers" in engines
     reason = _why_verl_did_not_load_us()
     if not reason:
-        outcomes = (_outcome(module.__name__) for module in (loops, replicas))
+        outcomes = (_outcome(module.__name__) for module in (loops, replicas, trainers))
         reason = "; ".join(outcome for outcome in outcomes if outcome != "registered")
     return [Registration(what, registered, reason) for what, registered in known.items()]
 

@@ -24,11 +24,12 @@ from deepeyes_plugins import plugins
 from deepeyes_plugins.data import rl_rows
 from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError
 from deepeyes_plugins.data.formatter import doubts, format_row, format_sharegpt
-from deepeyes_plugins.protocol.content import EncodedImage, ImageError
+from deepeyes_plugins.protocol.content import MAXIMUM_ASPECT_RATIO, EncodedImage, ImageError
 
 Level = Literal["error", "warning"]
 
 _ROWS_AT_A_TIME = 16
+_BYTES_AT_A_TIME = 4 << 20
 _CHARACTERS_AT_A_TIME = 1 << 20
 _SETTLING_CHARACTERS = 10 << 20
 """Where in JSON lines Hugging Face datasets has settled on columns and their types."""
@@ -158,19 +159,51 @@ def check_sft_file(
     return _check(path, rows, partial(sft_findings, formatter=formatter, media_root=root))
 
 
+@dataclass(frozen=True, slots=True)
+class RowRules:
+    """What rows for reinforcement learning are checked against.
+
+    Attributes:
+        environment: Environment of rows in a file without ``env_name``.
+        sources: Reward to use for a ``data_source`` that has none of its own name.
+        media_root: Folder that image paths are relative to; ``None`` for that of the file.
+    """
+
+    environment: str = "deepeyes_v2"
+    sources: Mapping[str, str] = field(default_factory=dict)
+    media_root: Path | None = None
+
+    def root_of(self, path: Path) -> Path:
+        """Folder that the image paths of a file are relative to."""
+        return (path.parent if self.media_root is None else self.media_root).absolute()
+
+
 def check_rl_parquet(
-    path: str | Path, *, default_environment: str = "deepeyes_v2", limit: int | None = None
+    path: str | Path,
+    rules: RowRules | None = None,
+    *,
+    limit: int | None = None,
+    row_groups: range | None = None,
+    first_row: int = 1,
+    threads: int | None = None,
+    keep: Callable[[pa.RecordBatch], None] | None = None,
 ) -> Report:
     """Check a parquet file for reinforcement learning.
 
     Args:
         path: The file.
-        default_environment: Environment of rows in a file without ``env_name``.
+        rules: What its rows have to keep to.
         limit: Rows to check at most.
+        row_groups: Those to check; all by default.
+        first_row: Number of the first row in them.
+        threads: That decode images; by default one per processor, eight at most.
+        keep: Is handed every batch of rows as it was read.
     """
     path = Path(path)
-    rows = islice(_parquet_rows(path), limit)
-    return _check(path, rows, partial(rl_findings, default_environment=default_environment))
+    rules = rules or RowRules()
+    rows = islice(_parquet_rows(path, row_groups, first_row, keep), limit)
+    find = partial(rl_findings, rules=rules, media_root=rules.root_of(path))
+    return _check(path, rows, find, threads)
 
 
 def sft_findings(
@@ -200,22 +233,25 @@ def image_findings(conversation: Conversation, media_root: Path) -> Iterator[Fin
         yield from _image_findings(number, image)
 
 
-def rl_findings(row: Mapping[str, Any], *, default_environment: str) -> Iterator[Finding]:
+def rl_findings(
+    row: Mapping[str, Any], *, rules: RowRules, media_root: Path | None = None
+) -> Iterator[Finding]:
     """Yield what is wrong with a row for reinforcement learning; its images are decoded."""
     images = row.get("images")
+    images = images if isinstance(images, list) else []
     broken = [
         finding
-        for number, image in enumerate(images if isinstance(images, list) else [], 1)
-        for finding in _image_findings(number, image)
+        for number, image in enumerate(images, 1)
+        for finding in _image_findings(number, image, media_root)
     ]
-    yield from broken
+    yield from broken or _stretch_findings(images, media_root)
     readers: dict[str, Callable[[Mapping[str, Any]], object]] = {
         "data_source": rl_rows.data_source,
         "reward_model": rl_rows.ground_truth,
         "extra_info": rl_rows.metadata,
     }
     if not broken:
-        readers["prompt"] = rl_rows.prompt_messages
+        readers["prompt"] = partial(rl_rows.prompt_messages, media_root=media_root)
     for key, read in readers.items():
         try:
             read(row)
@@ -224,19 +260,35 @@ def rl_findings(row: Mapping[str, Any], *, default_environment: str) -> Iterator
     stale = row.get("env_name")
     if current := rl_rows.STALE_ENVIRONMENTS.get(str(stale)):
         yield Finding(f"{stale!r} is a stale name and read as {current!r}", "env_name", "warning")
-    name = rl_rows.environment_name(row, default_environment)
+    name = rl_rows.environment_name(row, rules.environment)
     try:
         plugins.environments()[name]
     except plugins.UnknownNameError as error:
         yield Finding(str(error), "env_name")
+    source = row.get("data_source")
+    if source and isinstance(source, str):
+        try:
+            plugins.rewards()[rules.sources.get(source, source)]
+        except plugins.UnknownNameError as error:
+            hint = "Name the one to use under rewards.sources in agent.yaml."
+            yield Finding(f"{error} {hint}", "data_source")
 
 
-def _image_findings(number: int, image: Any) -> Iterator[Finding]:
+def _image_findings(number: int, image: Any, media_root: Path | None = None) -> Iterator[Finding]:
     name = f"image {number} ({image})" if isinstance(image, str | Path) else f"image {number}"
     try:
-        _decode(rl_rows.image_from(image))
+        _decode(rl_rows.image_from(image, media_root))
     except (RowError, ImageError) as error:
         yield Finding(f"{name}: {error}", "images")
+
+
+def _stretch_findings(images: Iterable[Any], media_root: Path | None) -> Iterator[Finding]:
+    """Yield which images a Qwen-VL processor refuses for their shape."""
+    for number, image in enumerate(images, 1):
+        width, height = rl_rows.image_from(image, media_root).size
+        if max(width, height) > MAXIMUM_ASPECT_RATIO * min(width, height):
+            reason = f"image {number}: {width} x {height} pixels, an aspect ratio over 200"
+            yield Finding(reason, "images")
 
 
 def _decode(image: EncodedImage) -> None:
@@ -269,7 +321,10 @@ class _Row:
 
 
 def _check(
-    path: Path, rows: Iterator[_Row], find: Callable[[Mapping[str, Any]], Iterable[Finding]]
+    path: Path,
+    rows: Iterator[_Row],
+    find: Callable[[Mapping[str, Any]], Iterable[Finding]],
+    threads: int | None = None,
 ) -> Report:
     """Check ``rows`` in threads: decoding images is most of the work and holds no lock."""
 
@@ -281,7 +336,7 @@ def _check(
         return list(find(row.value))
 
     report = Report(path)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         while chunk := list(islice(rows, _ROWS_AT_A_TIME)):
             for row, found in zip(chunk, pool.map(findings, chunk), strict=True):
                 report.rows += row.finding is None
@@ -379,16 +434,23 @@ def _refuse_late_images(rows: Iterable[_Row]) -> Iterator[_Row]:
             yield _Row(row.number, finding=Finding(reason, "images"))
 
 
-def _parquet_rows(path: Path) -> Iterator[_Row]:
-    number = 0
+def _parquet_rows(
+    path: Path,
+    row_groups: range | None,
+    first_row: int,
+    keep: Callable[[pa.RecordBatch], None] | None,
+) -> Iterator[_Row]:
+    number = first_row - 1
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             missing = [name for name in _RL_COLUMNS if name not in file.schema_arrow.names]
             for name in missing:
                 yield _Row(None, finding=Finding("the column is missing", name))
             if missing:
                 return
-            for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME):
+            for batch in row_batches(file, row_groups):
+                if keep is not None:
+                    keep(batch)
                 for value in batch.to_pylist():
                     number += 1
                     yield _Row(number, value)
@@ -396,3 +458,21 @@ def _parquet_rows(path: Path) -> Iterator[_Row]:
         where = f"behind row {number}" if number else "from its start"
         reason = f"cannot be read as parquet {where}, perhaps cut short: {error}"
         yield _Row(None, finding=Finding(reason))
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a parquet file for reading it piece by piece."""
+    return pq.ParquetFile(path, buffer_size=_BYTES_AT_A_TIME, pre_buffer=False)
+
+
+def row_batches(file: pq.ParquetFile, row_groups: range | None) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of some row groups, a few at a time.
+
+    A row group of more than 2 GiB of nested binary cannot be read at once (Arrow's offsets have 32
+    bits), and threads or buffering ahead would hold all of it in memory. What is held is a page or
+    two, whose size the writer of the file chose (pyarrow: at most 1,024 rows).
+    """
+    groups = range(file.num_row_groups) if row_groups is None else row_groups
+    yield from file.iter_batches(
+        batch_size=_ROWS_AT_A_TIME, row_groups=list(groups), use_threads=False
+    )

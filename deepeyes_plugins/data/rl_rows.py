@@ -60,8 +60,12 @@ def task_from_row(row: Mapping[str, Any]) -> Task:
     )
 
 
-def prompt_messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
+def prompt_messages(row: Mapping[str, Any], media_root: Path | None = None) -> tuple[Message, ...]:
     """Return the prompt with its images in their places.
+
+    Args:
+        row: As in :func:`task_from_row`.
+        media_root: As in :func:`image_from`.
 
     Raises:
         RowError: It does not end with a user message, or placeholders and images do not match.
@@ -70,7 +74,7 @@ def prompt_messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
         messages = messages_from_raw_prompt(row["raw_prompt"])
     else:
         entries = list(_sequence(row.get("images"), "images", or_none=True))
-        images = map(image_from, entries)
+        images = (image_from(entry, media_root) for entry in entries)
         messages = _messages(row.get("prompt"), images)
         if left_over := sum(1 for _ in images):
             raise RowError(
@@ -159,15 +163,18 @@ def environment_name(row: Mapping[str, Any], default: str) -> str:
     return str(name)
 
 
-def image_from(entry: Any) -> EncodedImage:
+def image_from(entry: Any, media_root: Path | None = None) -> EncodedImage:
     """Hold an image of a row, with its original bytes where they can be had.
 
     Args:
         entry: Bytes, a path, a Pillow image, or a mapping with one of them under ``bytes``,
             ``image`` or ``path`` (the first that is set counts).
+        media_root: Folder that paths are relative to and must not leave; without it any path of
+            this machine is read.
 
     Raises:
-        RowError: There is no image in it, or its file cannot be read.
+        RowError: There is no image in it, its path leaves ``media_root``, or its file cannot be
+            read.
     """
     if isinstance(entry, Mapping):
         found = next((entry[key] for key in ("bytes", "image", "path") if entry.get(key)), None)
@@ -179,7 +186,7 @@ def image_from(entry: Any) -> EncodedImage:
     if isinstance(entry, bytes | bytearray | memoryview):
         return EncodedImage(bytes(entry))
     if isinstance(entry, str | Path):
-        return EncodedImage(_read(entry))
+        return EncodedImage(_read(entry, media_root))
     if isinstance(entry, Image.Image):
         return _original(entry) or EncodedImage.from_pil(entry)
     raise RowError(f"an image given as {type(entry).__name__}; expected bytes, a path or Pillow's")
@@ -230,8 +237,16 @@ def _sequence(value: Any, name: str, *, or_none: bool = False) -> Iterable[Any]:
     return cast(Iterable[Any], value)
 
 
-def _read(path: str | Path) -> bytes:
+def _read(path: str | Path, media_root: Path | None) -> bytes:
     file = Path(str(path).removeprefix("file://"))
+    if media_root is not None:
+        # A link that the owner of the folder put there may lead out of it; a data file may not.
+        inside = file.is_relative_to(media_root) or not file.is_absolute()
+        if not inside or ".." in file.parts:
+            raise RowError(
+                f"image {file} is outside {media_root}; paths are relative to that folder"
+            )
+        file = media_root / file
     try:
         return file.read_bytes()
     except OSError as error:

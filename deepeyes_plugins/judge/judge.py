@@ -26,6 +26,7 @@ from deepeyes_plugins.judge.verdicts import read_verdict
 from deepeyes_plugins.judge.wording import load_instructions, render
 from deepeyes_plugins.remote.chat import ChatEndpoint, Completion, ContextLengthError, text_message
 from deepeyes_plugins.remote.errors import (
+    CircuitOpenError,
     RemoteError,
     RemoteRefusedError,
     RemoteUnavailableError,
@@ -252,7 +253,9 @@ class LLMJudge:
                 failing_since = now
             if is_outage():
                 return now - failing_since >= settings.outage_patience
-            return state.attempt_number > settings.retries
+            error = state.outcome.exception() if state.outcome is not None else None
+            known_to_be_down = settings.outage == "mark" and isinstance(error, CircuitOpenError)
+            return known_to_be_down or state.attempt_number > settings.retries
 
         try:
             async for attempt in attempts(settings, give_up):
@@ -275,26 +278,28 @@ class LLMJudge:
         """Try every endpoint once, in an order drawn by weight, those known to be down last.
 
         Raises:
+            CircuitOpenError: All failed before and are left alone; nothing was sent.
             RemoteUnavailableError: All failed; a server that refuses its key or model may be put
                 right and counts as failed.
             RemoteRefusedError: One refuses this request for what it is.
             ContextLengthError: It is too long.
         """
-        reasons: list[str] = []
-        waits: list[float] = []
+        errors: list[RemoteError] = []
         for endpoint in _drawn(request.endpoints):
             request.sent += endpoint.chat.circuit.wait == 0
             try:
                 return await endpoint.chat.complete(request.messages, request.fields, retries=0)
             except RemoteUnavailableError as error:
-                waits.append(error.retry_after)
-                reasons.append(str(error))
+                errors.append(error)
             except RemoteRefusedError as error:
                 if error.status in _OWN_FAULT_STATUSES:
                     raise
-                waits.append(0.0)
-                reasons.append(str(error))
-        raise RemoteUnavailableError("; ".join(reasons), retry_after=min(waits))
+                errors.append(error)
+        left_alone = all(isinstance(error, CircuitOpenError) for error in errors)
+        raise (CircuitOpenError if left_alone else RemoteUnavailableError)(
+            "; ".join(map(str, errors)),
+            retry_after=min(getattr(error, "retry_after", 0.0) for error in errors),
+        )
 
 
 @dataclass(slots=True)

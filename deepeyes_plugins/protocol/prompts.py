@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from deepeyes_plugins.protocol.coordinates import Coordinates
+
 _OPENING = """\
 You answer questions about images. Think first, inside <think> and </think>. Then do exactly one \
 thing: {actions}. What a tool returns comes back to you as the next message; then think again, and \
@@ -30,8 +32,12 @@ _CODE = """\
 The images of the question are loaded as Pillow images: image_1 is the first, image_2 the second, \
 and so on. Import what else you use. Variables stay alive from one block to the next. Use print() \
 for text, and matplotlib's plt.imshow(...) with plt.show() to look at a crop, an enlargement or a \
-drawing. Coordinates are pixels of the original image, whose size is image_1.size. Files and the \
-network are out of reach."""
+drawing. Coordinates in code are pixels of the original image, whose size is image_1.size. Files \
+and the network are out of reach."""
+
+_THOUSANDTHS = """\
+You see positions in thousandths of an image's width and height, from 0 to 1000. In code, x in \
+pixels is x * image_1.width / 1000, and y in pixels is y * image_1.height / 1000."""
 
 _SEARCH = """\
 ## Text search
@@ -61,12 +67,15 @@ _SECTIONS = {
 }
 
 
-def deepeyes_v2_prompt(tools: Sequence[str] = ("python",)) -> str:
+def deepeyes_v2_prompt(
+    tools: Sequence[str] = ("python",), coordinates: Coordinates = Coordinates.PIXELS
+) -> str:
     """Describe the wire format of DeepEyesV2 to a model.
 
     Args:
         tools: What the agent may use, of ``python``, ``search``, ``image_search`` and
             ``read_page``.
+        coordinates: What the model itself takes positions in an image for.
 
     Raises:
         ValueError: A tool without a description here.
@@ -79,4 +88,6 @@ def deepeyes_v2_prompt(tools: Sequence[str] = ("python",)) -> str:
     actions = [_SECTIONS[tool][0] for tool in tools] + ["answer"]
     listed = " or ".join([", ".join(actions[:-1]), actions[-1]] if tools else actions)
     sections = [_SECTIONS[tool][1] for tool in tools]
+    if "python" in tools and coordinates is Coordinates.THOUSANDTHS:
+        sections.insert(tools.index("python") + 1, _THOUSANDTHS)
     return "\n\n".join([_OPENING.format(actions=listed), *sections, _ANSWER])

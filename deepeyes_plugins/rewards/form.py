@@ -1,18 +1,27 @@
-"""Is a trajectory well formed? The format score of DeepEyesV2, on the assistant's turns only.
+"""Is a trajectory well formed, and what is its answer? On the assistant's turns only.
 
-The reference counts tags over the whole trajectory, tool output included, so that a page which
-prints a tag changes the reward; here tool output cannot.
+The reference implementations count tags over the whole trajectory, tool output included, so that a
+page which prints a tag changes the reward; here tool output cannot. Every check takes linear time.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from deepeyes_plugins.protocol.actions import AnswerAction, parse_action
+from deepeyes_plugins.rewards.mathematics import boxed
+
+_TAG = re.compile(r"</?(?:think|code|tool_call|answer)>")
+_BOX = r"\boxed{"
 
 
 def _balanced(text: str, tag: str) -> bool:
     return text.count(f"<{tag}>") == text.count(f"</{tag}>")
+
+
+def _ending(turns: Sequence[str]) -> str:
+    return turns[-1].rpartition("</think>")[2] if turns else ""
 
 
 def final_answer(turns: Sequence[str]) -> str | None:
@@ -25,8 +34,20 @@ def final_answer(turns: Sequence[str]) -> str | None:
     return action.text if isinstance(action, AnswerAction) else None
 
 
+def boxed_answer(turns: Sequence[str]) -> str | None:
+    r"""Return the last ``\boxed{…}`` after the last ``</think>``, stripped; ``None`` without one.
+
+    A turn that calls a tool or runs code answers nothing, whatever it boxes.
+    """
+    action = parse_action(turns[-1]) if turns else None
+    if action is not None and not isinstance(action, AnswerAction):
+        return None
+    found = boxed(_ending(turns))
+    return found[-1].strip() if found else None
+
+
 def is_well_formed(turns: Sequence[str], *, tool_calls: bool = False) -> bool:
-    """Return whether the tags of a trajectory are complete and it ends with an answer.
+    """Return whether the tags are complete and there is an answer, as in DeepEyesV2.
 
     Args:
         turns: The assistant's turns in order, the prefilled ``<think>`` included; a first
@@ -42,5 +63,28 @@ def is_well_formed(turns: Sequence[str], *, tool_calls: bool = False) -> bool:
         return False
     if tool_calls and not _balanced(text, "tool_call"):
         return False
-    ending = turns[-1].rpartition("</think>")[2]
-    return _balanced(ending, "answer") and bool(final_answer(turns))
+    return _balanced(_ending(turns), "answer") and _sound(final_answer(turns))
+
+
+def is_well_formed_toolbox(turns: Sequence[str]) -> bool:
+    """Return whether the tags are complete and there is an answer, as in DeepEyes V1.
+
+    Its thinking is optional. That there must be an answer is ours: the published check has nothing
+    to say on a trajectory without one.
+    """
+    balanced = _balanced("".join(turns), "think") and _balanced(_ending(turns), "answer")
+    return balanced and _sound(final_answer(turns))
+
+
+def is_well_formed_boxed(turns: Sequence[str]) -> bool:
+    r"""Return whether thinking is closed and exactly one ``\boxed{…}`` follows, as in DeepEyes."""
+    return (
+        _balanced("".join(turns), "think")
+        and _ending(turns).count(_BOX) == 1
+        and _sound(boxed_answer(turns))
+    )
+
+
+def _sound(answer: str | None) -> bool:
+    """Is there an answer, without further tags inside?"""
+    return bool(answer) and not _TAG.search(answer or "")

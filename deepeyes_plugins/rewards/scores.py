@@ -2,57 +2,141 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from deepeyes_plugins.rewards.accuracy import rule_accuracy, starts_with_truth
 from deepeyes_plugins.rewards.form import final_answer, is_well_formed
+from deepeyes_plugins.rewards.judging import Accuracy
+from deepeyes_plugins.rewards.tool_use import (
+    brought_image,
+    effective_calls,
+    is_idle_code,
+    searched,
+)
 from deepeyes_plugins.rollout.contracts import RewardResult, Task
 from deepeyes_plugins.rollout.trajectory import Trajectory
 
+PARTS = (
+    "acc",
+    "format",
+    "tool",
+    "cumulative_tool",
+    "search_penalty",
+    "answered",
+    "answer_too_long",
+    "answer_refused",
+    "idle_code",
+    "judged",
+    "judge_cached",
+    "judge_calls",
+    "judge_seconds",
+)
+"""What every DeepEyes score reports; see :meth:`DeepEyesScore.score`."""
 
-class ScoreWeights(BaseModel):
-    """Weights of a score; the defaults are the published ones (Visual-Agent/DeepEyesV2)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    accuracy: float = Field(0.8, ge=0, description="Weight of the accuracy part.")
-    form: float = Field(0.2, ge=0, description="Weight of the format part.")
-    search_penalty: float = Field(
-        0.0, ge=0, le=1, description="Share of the accuracy that any search call costs."
-    )
-    longest_answer: int | None = Field(
-        None, ge=1, description="An answer of this many characters or more scores nothing."
-    )
-    prefix: bool = Field(
-        False, description="An answer that starts with the reference is right as well."
-    )
-    tool_calls: bool = Field(False, description="Ask for balanced <tool_call> tags as well.")
+RIGHT = 0.5
+"""Accuracy from which tools are rewarded (DeepEyes: above it; accuracy is 0 or 1 here)."""
 
 
-class WeightedScore:
-    """accuracy · weight · (1 − penalty) + format · weight."""
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """How the trajectories of a data set are written.
 
-    def __init__(self, weights: ScoreWeights) -> None:
-        """Use ``weights``."""
-        self._weights = weights
+    Attributes:
+        answer: Finds the answer in the assistant's turns.
+        well_formed: The format check.
+        malformed: Format part of what fails it: 0, or −1 in DeepEyes V1.
+        formed: Format part of what passes it: 1, or 0 in DeepEyes V1.
+        needs_image: Only a call that brought an image earns the tool bonus, as in DeepEyes V1.
+    """
+
+    answer: Callable[[Sequence[str]], str | None] = final_answer
+    well_formed: Callable[[Sequence[str]], bool] = is_well_formed
+    malformed: float = 0.0
+    formed: float = 1.0
+    needs_image: bool = False
+
+
+class DeepEyesScore:
+    """Accuracy, format and tool use, weighted by settings."""
+
+    parts = PARTS
+
+    def __init__(self, accuracy: Accuracy, grammar: Grammar | None = None) -> None:
+        """Score by ``accuracy.settings``.
+
+        Args:
+            accuracy: Decides whether an answer is right.
+            grammar: How the trajectories are written; DeepEyesV2 by default.
+        """
+        self._accuracy = accuracy
+        self._grammar = grammar or Grammar()
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest score."""
+        settings, grammar = self._accuracy.settings, self._grammar
+        bonus = settings.tool + settings.cumulative_tool
+        return (
+            settings.format * grammar.malformed,
+            settings.accuracy + settings.format * grammar.formed + bonus,
+        )
+
+    @property
+    def by_rules(self) -> bool:
+        """Rules decide accuracy because no judge is configured, not because it was chosen."""
+        return self._accuracy.settings.decide == "auto" and self._accuracy.judge is None
 
     async def score(self, task: Task, trajectory: Trajectory) -> RewardResult:
         """Score the assistant's turns of ``trajectory``.
 
         Returns:
-            The score in [0, 1] and the parts ``acc``, ``format`` (0 or 1) and ``search_penalty``.
+            The score within :attr:`bounds` and its parts: ``acc`` (0 or 1), ``format`` (0 or 1;
+            −1 or 0 in DeepEyes V1), ``tool`` (0 or 1), ``cumulative_tool`` (0 to 1),
+            ``search_penalty`` (the share it took), ``answered``, ``answer_too_long`` and
+            ``answer_refused`` (a guard saw a trick; 0 or 1 each), ``idle_code`` (turns whose code
+            computes nothing), ``judged`` and ``judge_cached`` (0 or 1), ``judge_calls`` and
+            ``judge_seconds``.
+
+        Raises:
+            JudgeUnavailableError: The judge was needed and cannot be reached.
         """
-        weights = self._weights
+        settings, grammar = self._accuracy.settings, self._grammar
         turns = trajectory.assistant_turns
-        answer = final_answer(turns)
-        accuracy = rule_accuracy(answer, task.ground_truth)
-        if weights.prefix and starts_with_truth(answer, task.ground_truth):
-            accuracy = 1.0
-        form = float(is_well_formed(turns, tool_calls=weights.tool_calls))
-        longest = weights.longest_answer
-        if longest is not None and answer is not None and len(answer) >= longest:
-            accuracy = form = 0.0
-        searched = any(name in ("search", "image_search") for name in trajectory.tool_calls)
-        penalty = weights.search_penalty * searched
-        score = weights.accuracy * accuracy * (1 - penalty) + weights.form * form
-        return RewardResult(score, {"acc": accuracy, "format": form, "search_penalty": penalty})
+        answer = grammar.answer(turns)
+        longest = settings.longest_answer
+        too_long = longest is not None and answer is not None and len(answer) >= longest
+        decision = await self._accuracy.decide(
+            task.question, task.ground_truth, None if too_long else answer
+        )
+        accuracy = float(decision.correct)
+        well_formed = not too_long and grammar.well_formed(turns)
+        form = grammar.formed if well_formed else grammar.malformed
+
+        calls = effective_calls(trajectory)
+        counted = [call for call in calls if brought_image(call)] if grammar.needs_image else calls
+        right = accuracy > RIGHT
+        tool = float(right and bool(counted))
+        cumulative = right * min(len(calls) / settings.cumulative_calls, 1.0)
+        penalty = settings.search_penalty * searched(trajectory)
+        score = (
+            settings.accuracy * accuracy * (1 - penalty)
+            + settings.format * form
+            + settings.tool * tool
+            + settings.cumulative_tool * cumulative
+        )
+        parts = {
+            "acc": accuracy,
+            "format": form,
+            "tool": tool,
+            "cumulative_tool": cumulative,
+            "search_penalty": penalty,
+            "answered": float(bool(answer)),
+            "answer_too_long": float(too_long),
+            "answer_refused": float(decision.guarded),
+            "idle_code": float(sum(map(is_idle_code, trajectory.turns))),
+            "judged": float(decision.judged),
+            "judge_cached": float(decision.cached),
+            "judge_calls": float(decision.calls),
+            "judge_seconds": decision.seconds,
+        }
+        return RewardResult(score, parts)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from deepeyes_plugins.protocol.actions import Action, parse_action
 from deepeyes_plugins.protocol.content import EncodedImage, Message, Part
 from deepeyes_plugins.protocol.dialect import Dialect
+from deepeyes_plugins.protocol.questions import plain_question
 
 if TYPE_CHECKING:
     from deepeyes_plugins.rollout.trajectory import Trajectory
@@ -47,16 +48,48 @@ class Task:
         """All images of the prompt in order; ``image_1`` in the sandbox is the first."""
         return tuple(image for message in self.messages for image in message.images)
 
+    @property
+    def question(self) -> str:
+        """The plain question: that of the data set, else the last user message without its frame.
+
+        Judges compare answers by it; the model sees :attr:`messages`.
+        """
+        known = self.metadata.get("question")
+        if isinstance(known, str) and known.strip():
+            return plain_question(known)
+        asked = (message.text for message in reversed(self.messages) if message.role == "user")
+        return plain_question(next(asked, ""))
+
 
 class Limits(BaseModel):
     """When a trajectory ends, whatever the model wants."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    turns: int = Field(9, ge=1, description="Assistant turns at most.")
-    wall_time: float = Field(1800.0, gt=0, description="Seconds for the whole trajectory.")
+    turns: int = Field(9, ge=1, description="Assistant turns at most (published: 9).")
+    turn_tokens: int = Field(
+        8192, ge=1, description="Tokens that one turn may generate (published: 8,192)."
+    )
+    tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of all turns and observations together. Unset: as many as the host "
+        "has room for (in training data.max_response_length; published: 16,384).",
+    )
+    wall_time: float = Field(
+        1800.0,
+        gt=0,
+        description="Seconds for the whole trajectory. Generation counts only where the engine is "
+        "never stopped for training.",
+    )
     images: int = Field(
         32, ge=0, description="Images that observations may add; the next one ends the episode."
+    )
+    infrastructure_errors: int = Field(
+        1,
+        ge=0,
+        description="Tool calls that may fail because of our side (sandbox or search down), not "
+        "the model's; one more ends the trajectory, which then counts as failed and has no score.",
     )
 
 

@@ -8,12 +8,15 @@ folder/images/<sha256>.png    one file per image, whichever trajectories show it
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from deepeyes_plugins.protocol.actions import Action
 from deepeyes_plugins.protocol.content import EncodedImage
@@ -24,6 +27,116 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "trajectories.jsonl"
 IMAGE_FOLDER = "images"
+
+_BLOCK = 1 << 16
+_EXIT_SECONDS = 10.0
+
+
+class BackgroundWriter:
+    """Writes files in one thread of its own, in order, so that nobody waits for a disk.
+
+    What is waiting is bounded: if the disk cannot keep up, new writes are dropped, counted and
+    warned about once until one is taken again. A write that raises is counted and warned about
+    in the same way. The thread starts with the first write.
+
+    Example:
+        writer = BackgroundWriter("trajectories")
+        writer.submit(partial(log.write, trajectory, images), size=image_bytes)
+    """
+
+    def __init__(
+        self, name: str, *, largest_count: int = 4096, largest_bytes: int = 256 << 20
+    ) -> None:
+        """Prepare a writer; nothing is started.
+
+        Args:
+            name: What is written, for warnings and the thread.
+            largest_count: Writes that may wait.
+            largest_bytes: Bytes that the writes under way may hold, by their own account; a larger
+                single one is taken when there is no other.
+        """
+        self.name = name
+        self._largest_count = largest_count
+        self._largest_bytes = largest_bytes
+        self._waiting: deque[tuple[Callable[[], None], int]] = deque()
+        self._bytes = 0
+        self._busy = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._dropping = False
+        self._failing = False
+        self.written = 0
+        self.dropped = 0
+        self.failed = 0
+
+    def submit(self, write: Callable[[], None], size: int = 0) -> bool:
+        """Have ``write`` called soon; never waits and never raises.
+
+        Args:
+            write: Does the writing; what it raises is counted in :attr:`failed`.
+            size: Bytes that it holds in memory until then.
+
+        Returns:
+            False if it was dropped, which :attr:`dropped` counts.
+        """
+        with self._changed:
+            too_large = self._bytes and self._bytes + size > self._largest_bytes
+            if not too_large and len(self._waiting) < self._largest_count:
+                self._waiting.append((write, size))
+                self._bytes += size
+                self._dropping = False
+                if self._thread is None:
+                    self._start()
+                self._changed.notify_all()
+                return True
+            self.dropped += 1
+            first, self._dropping = not self._dropping, True
+        if first:
+            logger.warning(
+                "the disk is too slow for the %s: some are dropped (%d so far)",
+                self.name,
+                self.dropped,
+            )
+        return False
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything submitted so far is written or has failed.
+
+        Args:
+            timeout: Seconds to wait at most.
+
+        Returns:
+            False if the time was not enough.
+        """
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting and not self._busy, timeout)
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name=f"write {self.name}", daemon=True)
+        self._thread.start()
+        atexit.register(self.flush, _EXIT_SECONDS)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                write, size = self._waiting.popleft()
+                self._busy = True
+            try:
+                write()
+            except Exception as error:
+                self.failed += 1
+                level = logging.DEBUG if self._failing else logging.WARNING
+                logger.log(level, "the %s cannot be written: %s", self.name, error)
+                self._failing = True
+            else:
+                self.written += 1
+                self._failing = False
+            del write  # What it holds is free before the next one comes.
+            with self._changed:
+                self._busy = False
+                self._bytes -= size
+                self._changed.notify_all()
 
 
 class TrajectoryLog:
@@ -41,7 +154,7 @@ class TrajectoryLog:
         A log that cannot be written costs a warning, never the trajectory.
         """
         try:
-            self._write(trajectory, images)
+            self.write(trajectory, images)
         except (OSError, ValueError) as error:
             level = logging.DEBUG if self._failing else logging.WARNING
             logger.log(level, "the trajectory cannot be logged to %s: %s", self.path, error)
@@ -49,19 +162,64 @@ class TrajectoryLog:
         else:
             self._failing = False
 
-    def _write(self, trajectory: Trajectory, images: Iterable[EncodedImage]) -> None:
+    def write(self, trajectory: Trajectory, images: Iterable[EncodedImage] = ()) -> None:
+        """Write one trajectory and its images, whole or not at all.
+
+        Raises:
+            OSError: The folder cannot be written, for instance because the disk is full.
+            ValueError: The trajectory cannot be put into JSON.
+        """
         self._images.mkdir(parents=True, exist_ok=True)
         for image in images:
             path = self._images / f"{image.sha256}.{image.media_type.rpartition('/')[2]}"
             if not path.exists():
                 # Readers see a whole image or none.
                 partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
-                partial.write_bytes(image.data)
-                partial.replace(path)
-        line = trajectory.model_dump_json().encode() + b"\n"
-        with self.path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # lines longer than a pipe buffer may interleave
-            file.write(line)
+                try:
+                    partial.write_bytes(image.data)
+                    partial.replace(path)
+                except OSError:
+                    partial.unlink(missing_ok=True)
+                    raise
+        append_line(self.path, trajectory.model_dump_json().encode())
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append a line to a file that threads and processes share, whole or not at all.
+
+    A torn last line, of a writer that was killed, is removed first.
+
+    Args:
+        path: The file; it is created.
+        line: Without a newline.
+
+    Raises:
+        OSError: The file cannot be written; it is as it was before.
+    """
+    with path.open("ab+", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        end = _end_of_last_line(file)
+        rest = memoryview(line + b"\n")
+        try:
+            file.truncate(end)
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def _end_of_last_line(file: BinaryIO) -> int:
+    """Return the position after the last newline."""
+    position = file.seek(0, os.SEEK_END)
+    while position:
+        start = max(0, position - _BLOCK)
+        file.seek(start)
+        block = file.read(position - start)
+        if (newline := block.rfind(b"\n")) >= 0:
+            return start + newline + 1
+        position = start
+    return 0
 
 
 def read_log(folder: str | Path) -> Iterator[Trajectory]:

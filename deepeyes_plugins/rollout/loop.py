@@ -13,7 +13,14 @@ from deepeyes_plugins.protocol.actions import (
     MalformedAction,
     ToolCallAction,
 )
-from deepeyes_plugins.rollout.contracts import Environment, InfrastructureError, Policy, Task
+from deepeyes_plugins.rollout.contracts import (
+    AssistantTurn,
+    Environment,
+    InfrastructureError,
+    Observation,
+    Policy,
+    Task,
+)
 from deepeyes_plugins.rollout.trajectory import (
     ActionKind,
     EndReason,
@@ -35,8 +42,17 @@ _KINDS: dict[type[Action], ActionKind] = {
 }
 
 
+_closings: set[asyncio.Task[None]] = set()
+"""Keeps what is closing from being collected when nobody waits for it any more."""
+
+
 async def rollout(
-    policy: Policy, environment: Environment, task: Task, *, name: str = ""
+    policy: Policy,
+    environment: Environment,
+    task: Task,
+    *,
+    name: str = "",
+    generation_counts: bool = True,
 ) -> Trajectory:
     """Play one episode.
 
@@ -48,6 +64,8 @@ async def rollout(
         environment: Fresh environment; opened and closed here.
         task: The question.
         name: Name of the environment, for the record.
+        generation_counts: Whether the wall time goes on while the policy generates; ``False``
+            where the engine is stopped now and then to train.
 
     Returns:
         The record, whatever happened: a failure of ours ends with
@@ -57,6 +75,8 @@ async def rollout(
         task_id=task.id,
         data_source=task.data_source,
         environment=name,
+        question=task.question,
+        ground_truth=task.ground_truth,
         end_reason=EndReason.WALL_TIME,
     )
     started = time.monotonic()
@@ -65,7 +85,8 @@ async def rollout(
     try:
         async with deadline:
             await policy.begin(task)
-            trajectory.end_reason = await _play(policy, environment, opening, trajectory)
+            playing = policy if generation_counts else _Untimed(policy, deadline)
+            trajectory.end_reason = await _play(playing, environment, opening, trajectory)
     except Exception as error:
         if not (isinstance(error, TimeoutError) and deadline.expired()):
             known = isinstance(error, InfrastructureError)
@@ -73,9 +94,33 @@ async def rollout(
             trajectory.end_reason = EndReason.INFRASTRUCTURE
             trajectory.error = str(error) if known else repr(error)
     finally:
-        await _close(environment, opening)
+        # A second cancellation ends the waiting, not the closing.
+        closing = asyncio.create_task(_close(environment, opening))
+        _closings.add(closing)
+        closing.add_done_callback(_closings.discard)
+        await asyncio.shield(closing)
     trajectory.seconds = time.monotonic() - started
     return trajectory
+
+
+class _Untimed:
+    """A policy whose turns do not count for a deadline."""
+
+    def __init__(self, policy: Policy, deadline: asyncio.Timeout) -> None:
+        self._policy = policy
+        self._deadline = deadline
+        self.begin = policy.begin
+        self.observe = policy.observe
+
+    async def act(self) -> AssistantTurn | None:
+        clock = asyncio.get_running_loop().time
+        due = self._deadline.when()
+        left = None if due is None else due - clock()
+        self._deadline.reschedule(None)
+        turn = await self._policy.act()
+        if left is not None:
+            self._deadline.reschedule(clock() + left)
+        return turn
 
 
 async def _close(environment: Environment, opening: asyncio.Future[None]) -> None:
@@ -96,6 +141,7 @@ async def _play(
     trajectory: Trajectory,
 ) -> EndReason:
     limits = environment.limits
+    failures = 0
     while True:
         started = time.monotonic()
         turn = await policy.act()
@@ -128,8 +174,19 @@ async def _play(
             return EndReason.NO_ACTION
         record.error = observation.error
         record.infrastructure_error = observation.infrastructure
-        record.observation = [PartRecord.of(part) for part in observation.parts]
+        record.observation = await asyncio.to_thread(_records, observation)
+        failures += observation.infrastructure
+        if failures > limits.infrastructure_errors:
+            raise InfrastructureError(
+                f"{failures} tool calls failed because of our side, the last one of "
+                f"{step.tool}: {observation.error}"
+            )
         if trajectory.images_returned > limits.images:
             return EndReason.IMAGES
         if not await policy.observe(observation):
             return EndReason.TOKENS
+
+
+def _records(observation: Observation) -> list[PartRecord]:
+    """Hashing large images takes its time: not for the event loop."""
+    return [PartRecord.of(part) for part in observation.parts]

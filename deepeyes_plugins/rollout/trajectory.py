@@ -67,6 +67,10 @@ class Trajectory(BaseModel):
     task_id: str
     data_source: str = ""
     environment: str = ""
+    question: Text = Field("", description="The plain question, without prompt and images.")
+    ground_truth: Text = Field(
+        "", description="The reference answer, for scoring; the model never sees it."
+    )
     turns: list[TurnRecord] = []
     answer: Text | None = None
     end_reason: EndReason

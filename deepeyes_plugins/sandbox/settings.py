@@ -135,3 +135,18 @@ class SandboxSettings(BaseModel):
     startup_timeout: float = Field(
         120.0, gt=0, description="Seconds that a server may take until its first session works."
     )
+    patience: float = Field(
+        300.0,
+        ge=0,
+        description="Seconds that an agent waits for a sandbox that is down, before its "
+        "trajectory counts as failed.",
+    )
+    circuit_failures: int = Field(
+        5,
+        ge=1,
+        description="Failures in a row after which the sandbox is left alone for circuit_seconds; "
+        "then one call tries whether it is back, and all others wait for it.",
+    )
+    circuit_seconds: float = Field(
+        5.0, gt=0, description="Seconds for which a sandbox that keeps failing is left alone."
+    )

@@ -22,14 +22,6 @@ from deepeyes_plugins.tools.search import SearchPolicy, cut, refusal, switched_o
 
 logger = logging.getLogger(__name__)
 
-_REGION: Mapping[str, Any] = {
-    "type": "array",
-    "items": {"type": "number"},
-    "minItems": 4,
-    "maxItems": 4,
-    "description": "[x1, y1, x2, y2] in pixels of the original image: search for this part of it.",
-}
-
 
 class ImageSearchTool(Tool):
     """Searches for the original image of the question, whatever was shown since.
@@ -45,11 +37,20 @@ class ImageSearchTool(Tool):
         self._search = resources.search
         self._settings = resources.settings.search
         self._policy = SearchPolicy(self._settings)
+        self._coordinates = resources.settings.coordinates
         self._image: EncodedImage | None = None
         self._data_id = ""
         self._made = 0
         if self._settings.image_region:
-            self.schema = {"type": "object", "properties": {"region": _REGION}}
+            region = {
+                "type": "array",
+                "items": {"type": "number"},
+                "minItems": 4,
+                "maxItems": 4,
+                "description": "Search for this part of the image: [x1, y1, x2, y2] "
+                f"{self._coordinates.description}.",
+            }
+            self.schema = {"type": "object", "properties": {"region": region}}
 
     async def open(self, task: Task) -> None:
         """Keep the question's first image, and look whether search is on for the task."""
@@ -97,7 +98,7 @@ class ImageSearchTool(Tool):
         if region is None:
             return ImageQuery(image, self._data_id, self._settings.count)
         pixels = image.pil()
-        crop = pixels.crop(clamp_box(region, *pixels.size, name="region"))
+        crop = pixels.crop(clamp_box(region, *pixels.size, self._coordinates, "region"))
         return ImageQuery(EncodedImage.from_pil(crop), count=self._settings.count)
 
     def _shown(self, found: ImageResults) -> list[SearchResult]:

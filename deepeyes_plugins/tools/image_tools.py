@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from deepeyes_plugins.protocol.content import EncodedImage, fit_for_model
+from deepeyes_plugins.protocol.coordinates import Coordinates
 from deepeyes_plugins.protocol.observations import defuse
 from deepeyes_plugins.rollout.contracts import Observation, Task, Tool
 from deepeyes_plugins.tools.resources import Resources
@@ -35,15 +36,19 @@ class BoxError(ValueError):
 
 
 def clamp_box(
-    box: Any, width: int, height: int, name: str = "bbox_2d"
+    box: Any,
+    width: int,
+    height: int,
+    coordinates: Coordinates = Coordinates.PIXELS,
+    name: str = "bbox_2d",
 ) -> tuple[int, int, int, int]:
     """Turn a model's box into one that can be cropped.
 
     Args:
-        box: ``[x1, y1, x2, y2]`` in absolute pixels of the original image; numbers, or strings of
-            numbers.
-        width: Width of the image in pixels.
-        height: Height of the image in pixels.
+        box: ``[x1, y1, x2, y2]``, numbers or strings of numbers.
+        width: Width of the original image in pixels.
+        height: Height of the original image in pixels.
+        coordinates: What the numbers of the box are.
         name: What the model calls the box.
 
     Returns:
@@ -54,7 +59,8 @@ def clamp_box(
     """
     if not isinstance(box, list | tuple) or len(box) != 4:
         raise BoxError(f"{name} must be a list of four numbers [x1, y1, x2, y2]")
-    left, top, right, bottom = (_coordinate(value, name) for value in box)
+    numbers = [_coordinate(value, name) for value in box]
+    left, top, right, bottom = coordinates.box_in_pixels(numbers, width, height)
     left, top, right, bottom = max(0, left), max(0, top), min(width, right), min(height, bottom)
     if right <= left or bottom <= top:
         raise BoxError(f"{name} {box} is empty within the image of {width} x {height} pixels")
@@ -124,24 +130,29 @@ class ZoomTool(_ImageTool):
     """Crop a box of the original image."""
 
     name = "image_zoom_in_tool"
-    schema: Mapping[str, Any] = {
-        "type": "object",
-        "properties": {
-            "bbox_2d": {
-                "type": "array",
-                "items": {"type": "number"},
-                "minItems": 4,
-                "maxItems": 4,
-                "description": "[x1, y1, x2, y2] in pixels of the original image.",
+
+    def __init__(self, resources: Resources) -> None:
+        """Take what the model's boxes are from the settings."""
+        super().__init__(resources)
+        self._coordinates = resources.settings.coordinates
+        self.schema = {
+            "type": "object",
+            "properties": {
+                "bbox_2d": {
+                    "type": "array",
+                    "items": {"type": "number"},
+                    "minItems": 4,
+                    "maxItems": 4,
+                    "description": f"[x1, y1, x2, y2] {self._coordinates.description}.",
+                },
+                "label": {"type": "string", "description": "What is in the box."},
             },
-            "label": {"type": "string", "description": "What is in the box."},
-        },
-        "required": ["bbox_2d"],
-    }
+            "required": ["bbox_2d"],
+        }
 
     def transform(self, image: Image.Image, arguments: Mapping[str, Any]) -> Image.Image:
         """Crop ``bbox_2d``."""
-        return image.crop(clamp_box(arguments.get("bbox_2d"), *image.size))
+        return image.crop(clamp_box(arguments.get("bbox_2d"), *image.size, self._coordinates))
 
 
 class RotateTool(_ImageTool):

@@ -11,7 +11,7 @@ from deepeyes_plugins.protocol.content import EncodedImage, ImageError, fit_for_
 from deepeyes_plugins.protocol.observations import MAXIMUM_IMAGES, code_observation
 from deepeyes_plugins.rollout.contracts import InfrastructureError, Observation, Task, Tool
 from deepeyes_plugins.sandbox.client import SandboxSession
-from deepeyes_plugins.sandbox.contracts import SandboxError
+from deepeyes_plugins.sandbox.contracts import ExecutionResult, SandboxError
 from deepeyes_plugins.tools.resources import Resources
 
 _NEW_SESSION = "The next code block runs in a new session, in which only the images are loaded."
@@ -21,7 +21,7 @@ class PythonTool(Tool):
     """Runs Python in a live session that lasts as long as the trajectory.
 
     A session that is lost (the code killed it, or its server was restarted) is replaced by a new
-    one at the next call.
+    one: at once if nothing had run in it yet, so that nobody notices, else at the next call.
     """
 
     name = "python"
@@ -36,6 +36,7 @@ class PythonTool(Tool):
         self._resources = resources
         self._images: list[bytes] = []
         self._session: asyncio.Future[SandboxSession] | None = None
+        self._used = False
 
     async def open(self, task: Task) -> None:
         """Start the session; the task's images are ``image_1``, ``image_2`` and so on in it.
@@ -54,19 +55,13 @@ class PythonTool(Tool):
         """Run ``arguments["code"]``; the code's own failure is an observation with its stderr.
 
         Raises:
-            InfrastructureError: The sandbox does not answer.
+            InfrastructureError: The sandbox does not answer; the session is given up if so.
         """
         code = arguments.get("code")
         if not isinstance(code, str):
             reason = "the argument 'code' must be a string"
             return Observation(code_observation("", reason), error=reason)
-        session = await self._current_session()
-        try:
-            result = await session.execute(
-                code, timeout=self._resources.settings.sandbox.cell_timeout
-            )
-        except SandboxError as error:
-            raise InfrastructureError(f"the sandbox failed: {error}") from error
+        result = await self._run(code)
         stdout = result.stdout
         if result.result:
             separator = "\n" if stdout and not stdout.endswith("\n") else ""
@@ -91,20 +86,57 @@ class PythonTool(Tool):
     async def close(self) -> None:
         """End the session, also one that is just being opened; quiet if it is gone already."""
         session, self._session = self._session, None
-        if session is not None:
-            with contextlib.suppress(SandboxError, InfrastructureError):
-                await (await session).close()
+        if session is None:
+            return
+        if self._resources.sandbox_gate.circuit.is_open:
+            # Nobody is there to be told; the server, if it comes back, ends what is idle.
+            session.cancel()
+            return
+        with contextlib.suppress(SandboxError, InfrastructureError):
+            await (await session).close()
+
+    async def _run(self, code: str) -> ExecutionResult:
+        """Run a cell; once more in another session if the first thing in a session was lost."""
+        for is_last in (False, True):
+            session = await self._current_session()
+            fresh, self._used = not self._used, True
+            try:
+                result = await self._execute(session, code)
+            except InfrastructureError:
+                await self.close()
+                if fresh and not is_last:
+                    continue
+                raise
+            if result.outcome != "lost" or not fresh or is_last:
+                return result
+            await self.close()
+        raise AssertionError("unreachable: the last round returns or raises")
+
+    async def _execute(self, session: SandboxSession, code: str) -> ExecutionResult:
+        timeout = self._resources.settings.sandbox.cell_timeout
+        try:
+            return await self._resources.sandbox_gate.call(
+                lambda: session.execute(code, timeout=timeout), repeatable=False
+            )
+        except SandboxError as error:
+            raise InfrastructureError(f"the sandbox failed: {error}") from error
 
     async def _current_session(self) -> SandboxSession:
         # Its creation outlives a cancelled caller, since only then can `close` end what the server
         # has begun.
         if self._session is None or (self._session.done() and self._session.exception()):
             self._session = asyncio.ensure_future(self._new_session())
+            self._used = False
         return await asyncio.shield(self._session)
 
     async def _new_session(self) -> SandboxSession:
-        try:
+        async def create() -> SandboxSession:
+            if self._session is None:
+                raise InfrastructureError("the tool was closed before its session was there")
             client = await self._resources.sandbox()
             return await client.create_session(self._images)
+
+        try:
+            return await self._resources.sandbox_gate.call(create, repeatable=True)
         except SandboxError as error:
             raise InfrastructureError(f"the sandbox session cannot be opened: {error}") from error

@@ -8,14 +8,21 @@ from collections.abc import Callable
 
 from deepeyes_plugins.rollout.contracts import Environment, Tool
 from deepeyes_plugins.sandbox.client import SandboxClient
+from deepeyes_plugins.sandbox.contracts import SandboxUnavailable
 from deepeyes_plugins.sandbox.embedded import ensure_server
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 from deepeyes_plugins.search.client import Search
 from deepeyes_plugins.settings import AgentSettings
+from deepeyes_plugins.tools.gate import Gate
 
 
 class Resources:
-    """Shared by all trajectories of one event loop; close it when the loop ends."""
+    """Shared by all trajectories of one event loop; close it when the loop ends.
+
+    Attributes:
+        settings: Settings of the tools.
+        sandbox_gate: The way to the sandbox.
+    """
 
     def __init__(
         self,
@@ -31,6 +38,13 @@ class Resources:
         """
         self.settings = settings
         self.search = Search(settings.search)
+        self.sandbox_gate = Gate(
+            "sandbox",
+            SandboxUnavailable,
+            failures=settings.sandbox.circuit_failures,
+            seconds=settings.sandbox.circuit_seconds,
+            patience=settings.sandbox.patience,
+        )
         self._find_sandbox = find_sandbox
         self._sandbox: SandboxClient | None = None
         self._lock = asyncio.Lock()

@@ -53,6 +53,6 @@ class PromptSettings(LayeredSettings):
         if not search_is_on(benchmark, agent.search.policy):
             tools = [tool for tool in tools if tool not in SEARCH_TOOLS]
         try:
-            return deepeyes_v2_prompt(tools)
+            return deepeyes_v2_prompt(tools, agent.coordinates)
         except ValueError as error:
             raise SettingsError(f"{error} (system_prompt_file)") from error

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from deepeyes_plugins import __version__
+from tests.serving import LocalServer
 
 DEEPEYES = (sys.executable, "-m", "deepeyes_plugins.cli")
 
@@ -42,7 +43,7 @@ def test_the_version_is_the_packages() -> None:
 def test_the_help_names_every_command() -> None:
     text = deepeyes("--help").stdout
 
-    for command in ("quickstart", "doctor", "plugins", "sandbox"):
+    for command in ("quickstart", "doctor", "plugins", "reward", "sandbox"):
         assert re.search(rf"\b{command}\b", text)
 
 
@@ -189,3 +190,26 @@ def test_a_sandbox_is_served_until_it_is_told_to_stop(tmp_path: Path) -> None:
 
     assert health["max_sessions"] == 3
     assert server.returncode == -signal.SIGTERM
+
+
+def test_the_doctor_tells_which_search_key_is_missing() -> None:
+    variables = {"DEEPEYES_SEARCH_PROVIDER": "serper", "SERPER_API_KEY": ""}
+    answer = deepeyes("doctor", "--only", "search", "--json", **variables)
+    text, images = findings(answer)
+    assert answer.returncode == 1
+    assert (text["area"], text["name"], text["status"]) == ("search", "text", "problem")
+    assert "SERPER_API_KEY is not set" in text["text"]
+    assert images["status"] in ("absent", "ok")  # Nobody asked for it.
+
+
+def test_the_doctor_reaches_the_search_provider() -> None:
+    with LocalServer() as server:
+        options = json.dumps({"retriever": {"url": server.root}})
+        variables = {
+            "DEEPEYES_SEARCH_PROVIDER": "retriever",
+            "DEEPEYES_SEARCH_PROVIDERS": options,
+        }
+        found = findings(deepeyes("doctor", "--only", "search", "--json", **variables))[0]
+        assert (found["status"], found["text"]) == ("ok", f"retriever: {server.root} answers")
+    gone = findings(deepeyes("doctor", "--only", "search", "--json", **variables))[0]
+    assert gone["status"] == "problem" and "retriever: HEAD" in gone["text"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deepeyes_plugins.data import checks
-from deepeyes_plugins.data.checks import DataError, check_rl_parquet, check_sft_file
+from deepeyes_plugins.data.checks import DataError, RowRules, check_rl_parquet, check_sft_file
 
 PLAIN = {
     "messages": [
@@ -178,6 +179,23 @@ def test_good_parquet_of_several_row_groups(tmp_path: Path) -> None:
     assert check_rl_parquet(file, limit=7).rows == 7
 
 
+def test_a_large_row_group_is_read_a_few_rows_at_a_time(tmp_path: Path) -> None:
+    """What benchmarks/rl_data.py does with 2 GiB: whoever reads it whole would hold all of it."""
+    megabytes = 64
+    rows = [{"images": [{"bytes": os.urandom(1 << 19)}]} for _ in range(2 * megabytes)]
+    # A page is the least that can be read, and pyarrow would make one of 1,024 rows.
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", write_batch_size=8)
+    before, held = pa.total_allocated_bytes(), []
+
+    with checks.open_parquet(tmp_path / "x.parquet") as file:
+        assert file.num_row_groups == 1
+        for batch in checks.row_batches(file, None):
+            held.append((pa.total_allocated_bytes() - before) >> 20)
+            del batch
+
+    assert max(held) < megabytes / 2, held
+
+
 def test_bad_parquet_rows_are_named(tmp_path: Path) -> None:
     no_image = {"bytes": None, "path": None}
     file = write_parquet(
@@ -220,7 +238,43 @@ def test_parquet_without_env_name_uses_the_default(tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "x.parquet", [row])
 
     assert check_rl_parquet(file).ok
-    assert not check_rl_parquet(file, default_environment="unheard_of").ok
+    assert not check_rl_parquet(file, RowRules(environment="unheard_of")).ok
+
+
+def test_a_data_source_needs_a_reward(tmp_path: Path) -> None:
+    file = write_parquet(tmp_path / "x.parquet", [rl_row(data_source="geometry3k")])
+
+    (problem,) = check_rl_parquet(file).problems
+
+    assert problem.key == "data_source" and "rewards.sources in agent.yaml" in problem.reason
+    assert check_rl_parquet(file, RowRules(sources={"geometry3k": "reason"})).ok
+
+
+def test_image_paths_stay_in_the_folder_of_the_file(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    for place in (tmp_path / "secret.png", folder / "images/a.png"):
+        place.write_bytes(image_bytes())
+    names = ["images/a.png", f"file://{folder}/images/a.png", "../secret.png", "images/../a.png"]
+    names += [str(tmp_path / "secret.png"), "images/gone.png"]
+    rows = [rl_row(images=[{"bytes": None, "path": name}]) for name in names]
+
+    report = check_rl_parquet(write_parquet(folder / "x.parquet", rows))
+
+    assert [problem.row for problem in report.errors] == [3, 4, 5, 6]
+    assert all(f"is outside {folder}" in problem.reason for problem in report.errors[:3])
+    outside = RowRules(media_root=tmp_path)
+    assert check_rl_parquet(folder / "x.parquet", outside, limit=2).bad_rows == 1
+
+
+def test_an_image_that_no_processor_takes(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (2010, 10)).save(buffer, "PNG")
+    file = write_parquet(tmp_path / "x.parquet", [rl_row(images=[{"bytes": buffer.getvalue()}])])
+
+    (problem,) = check_rl_parquet(file).problems
+
+    assert "image 1: 2010 x 10 pixels, an aspect ratio over 200" in problem.reason
 
 
 def test_parquet_that_cannot_be_used_at_all(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ class TestDeepEyesV2:
         assert trajectory.infrastructure_errors == 1
 
     async def test_no_sandbox_at_all(self, task: Task) -> None:
-        settings = AgentSettings(sandbox=SandboxSettings(url="http://127.0.0.1:9"))
+        settings = AgentSettings(sandbox=SandboxSettings(url="http://127.0.0.1:9", patience=0))
         resources = Resources(settings)
         trajectory = await play("deepeyes_v2", resources, task, code("1"), ANSWER)
         await resources.aclose()

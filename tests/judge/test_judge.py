@@ -197,7 +197,7 @@ async def test_a_question_that_the_judge_cannot_bear_is_marked_and_no_outage() -
         return Reply(status=500) if block(body, "answer") == "green" else honest(body)
 
     with ChatServer(picky) as server:
-        async with judge(server, outage="wait", outage_patience=600, retries=2) as asked:
+        async with judge(server, outage="wait", outage_patience=30, retries=2) as asked:
             bad = asyncio.create_task(asked.compare("answer", GREEN))
             number = 0
             while not bad.done():
@@ -239,6 +239,16 @@ async def test_patience_has_an_end(unused_port: int) -> None:
     assert time.monotonic() - started >= 0.3
 
 
+async def test_a_judge_that_is_known_to_be_down_marks_at_once() -> None:
+    settings = {"retries": 9, "circuit_failures": 1, "circuit_seconds": 600}
+    with ChatServer(lambda body: Reply(status=500)) as server:
+        async with judge(server, **settings) as asked:
+            for comparison in (RED, GREEN):
+                with pytest.raises(JudgeUnavailableError, match="left alone"):
+                    await asked.compare("answer", comparison)
+    assert len(server.requests) == 1
+
+
 async def test_endpoints_share_the_questions_by_weight() -> None:
     with ChatServer(honest) as one, ChatServer(honest) as two:
         settings = JudgeSettings(
@@ -267,7 +277,8 @@ async def test_when_one_endpoint_dies_the_other_takes_over() -> None:
 
     assert [verdict.correct for verdict in verdicts] == [number == 1 for number in range(40)]
     assert calls[stays.url].answered == 40
-    assert calls[gone].requests == 3  # Then its circuit was open.
+    # Then its circuit was open, and it was not even drawn.
+    assert (calls[gone].requests, calls[gone].held_back) == (3, 0)
 
 
 async def test_an_endpoint_without_the_model_is_passed_over() -> None:

@@ -12,6 +12,7 @@ from deepeyes_plugins.protocol.actions import (
     ToolCallAction,
     parse_action,
 )
+from deepeyes_plugins.protocol.coordinates import Coordinates
 from deepeyes_plugins.protocol.prompts import deepeyes_v2_prompt
 
 
@@ -31,5 +32,15 @@ def test_only_the_tools_at_hand_are_described() -> None:
     assert "search" not in deepeyes_v2_prompt()
     assert "run Python or answer." in deepeyes_v2_prompt()
     assert "<code>" not in deepeyes_v2_prompt([])
+
+
+def test_a_model_that_sees_in_thousandths_is_told_how_to_get_pixels() -> None:
+    prompt = deepeyes_v2_prompt(["python"], Coordinates.THOUSANDTHS)
+    assert "image_1.width / 1000" in prompt
+    assert "1000" not in deepeyes_v2_prompt(["python"])
+    assert "1000" not in deepeyes_v2_prompt(["search"], Coordinates.THOUSANDTHS)
+
+
+def test_a_tool_without_a_description_is_refused() -> None:
     with pytest.raises(ValueError, match="no description of the tools sonar"):
         deepeyes_v2_prompt(["python", "sonar"])

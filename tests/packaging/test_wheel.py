@@ -21,6 +21,7 @@ def test_the_wheel_holds_the_packages_the_recipes_and_the_activation(wheel: Path
     assert tops == {"deepeyes_plugins", "deepeyes_plugins.pth", "eval_plugins"}
     assert "eval_plugins/vlmevalkit/register.py" in names
     assert {"deepeyes_plugins/py.typed", "deepeyes_plugins/constraints.txt"} <= names
+    assert "deepeyes_plugins/judge/prompts/equivalence.md" in names
     recipes = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "recipes").rglob("*.*")}
     assert {f"deepeyes_plugins/{path}" for path in recipes} <= names
 

@@ -9,7 +9,7 @@ from deepeyes_plugins.rollout import Limits
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"turns": 0}, {"wall_time": 0}, {"images": -1}, {"tokens": 5}, {"turns": "many"}]
+    "wrong", [{"turns": 0}, {"wall_time": 0}, {"images": -1}, {"token": 5}, {"turns": "many"}]
 )
 def test_wrong_limits(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

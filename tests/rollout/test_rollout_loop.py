@@ -63,6 +63,12 @@ async def hang() -> None:
     await asyncio.Event().wait()
 
 
+async def test_the_record_holds_what_scoring_needs() -> None:
+    task = Task("1", (Message("user", ("<image>Which colour?",)),), ground_truth="red")
+    trajectory = await rollout(ScriptedPolicy([ANSWER]), ScriptedEnvironment(), task)
+    assert (trajectory.question, trajectory.ground_truth) == ("Which colour?", "red")
+
+
 class TestEndReasons:
     async def play(
         self,
@@ -253,6 +259,60 @@ class TestFailures:
         assert trajectory.turns[0].error == "no"
         assert trajectory.infrastructure_errors == 1
 
+    @pytest.mark.parametrize("tolerated", [0, 2])
+    async def test_more_failing_tools_than_are_tolerated_end_the_episode(
+        self, tolerated: int
+    ) -> None:
+        def reply(action: Action) -> Step:
+            return Step(Observation(("no",), error="down", infrastructure=True), tool="search")
+
+        environment = ScriptedEnvironment(reply, Limits(infrastructure_errors=tolerated))
+        trajectory = await rollout(ScriptedPolicy([CALL] * 8), environment, TASK)
+        assert trajectory.end_reason is EndReason.INFRASTRUCTURE
+        assert len(trajectory.turns) == tolerated + 1
+        assert trajectory.error == (
+            f"{tolerated + 1} tool calls failed because of our side, the last one of search: down"
+        )
+
+    async def test_mistakes_of_the_model_are_always_tolerated(self) -> None:
+        environment = ScriptedEnvironment(
+            lambda action: Step(Observation(("no",), error="NameError"), tool="python"),
+            Limits(infrastructure_errors=0),
+        )
+        trajectory = await rollout(ScriptedPolicy([CODE, CODE, ANSWER]), environment, TASK)
+        assert trajectory.end_reason is EndReason.ANSWER
+
+
+class TestWallTimeAndGeneration:
+    class Paused(ScriptedPolicy):
+        """Its engine stands still for a while, as when the trainer has the machine."""
+
+        async def act(self) -> AssistantTurn | None:
+            await asyncio.sleep(0.1)
+            return await super().act()
+
+    async def test_generation_counts_by_default(self) -> None:
+        environment = ScriptedEnvironment(limits=Limits(wall_time=0.05))
+        trajectory = await rollout(self.Paused([CODE, ANSWER]), environment, TASK)
+        assert trajectory.end_reason is EndReason.WALL_TIME
+
+    async def test_not_where_the_engine_is_stopped_for_training(self) -> None:
+        environment = ScriptedEnvironment(limits=Limits(wall_time=0.05))
+        policy = self.Paused([CODE, ANSWER])
+        trajectory = await rollout(policy, environment, TASK, generation_counts=False)
+        assert trajectory.end_reason is EndReason.ANSWER
+
+    async def test_tools_count_in_any_case(self) -> None:
+        class Slow(ScriptedEnvironment):
+            async def step(self, action: Action) -> Step:
+                await hang()
+                raise AssertionError
+
+        environment = Slow(limits=Limits(wall_time=0.05))
+        policy = ScriptedPolicy([CODE, ANSWER])
+        trajectory = await rollout(policy, environment, TASK, generation_counts=False)
+        assert trajectory.end_reason is EndReason.WALL_TIME
+
 
 class TestCancellation:
     async def test_from_outside_propagates_and_closes(self) -> None:
@@ -271,6 +331,24 @@ class TestCancellation:
         with pytest.raises(asyncio.CancelledError):
             await episode
         assert environment.closed == 1
+
+    async def test_that_comes_twice_still_closes(self) -> None:
+        closing, closed = asyncio.Event(), asyncio.Event()
+
+        class SlowToClose(ScriptedEnvironment):
+            async def close(self) -> None:
+                closing.set()
+                await asyncio.sleep(0.01)
+                closed.set()
+
+        episode = asyncio.ensure_future(
+            rollout(ScriptedPolicy([lambda _: ANSWER]), SlowToClose(), TASK)
+        )
+        await closing.wait()
+        episode.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await episode
+        await asyncio.wait_for(closed.wait(), 5)
 
     async def test_of_an_opening_that_nobody_needs_any_more(self) -> None:
         """An answer on the first turn does not wait for the sandbox; the opening still ends."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deepeyes_plugins.protocol.content import EncodedImage, Message
+from deepeyes_plugins.protocol.coordinates import Coordinates
 from deepeyes_plugins.rollout import Observation, Task
 from deepeyes_plugins.settings import AgentSettings
 from deepeyes_plugins.tools.image_tools import BoxError, RotateTool, ZoomTool, clamp_box
@@ -32,14 +33,16 @@ async def call(
     kind: type[ZoomTool | RotateTool],
     arguments: Mapping[str, Any],
     *images: EncodedImage,
+    coordinates: Coordinates = Coordinates.PIXELS,
 ) -> Observation:
-    tool = kind(Resources(AgentSettings()))
+    tool = kind(Resources(AgentSettings(coordinates=coordinates)))
     await tool.open(Task("task-1", (Message("user", images),)))
     return await tool.call(arguments)
 
 
-async def zoom(box: Any) -> Observation:
-    return await call(ZoomTool, {"bbox_2d": box, "label": "square"}, picture())
+async def zoom(box: Any, coordinates: Coordinates = Coordinates.PIXELS) -> Observation:
+    arguments = {"bbox_2d": box, "label": "square"}
+    return await call(ZoomTool, arguments, picture(), coordinates=coordinates)
 
 
 async def rotate(angle: Any) -> Observation:
@@ -47,6 +50,27 @@ async def rotate(angle: Any) -> Observation:
 
 
 class TestZoom:
+    async def test_a_box_in_thousandths_of_the_sides(self) -> None:
+        observation = await zoom([250, 167, 375, 333], Coordinates.THOUSANDTHS)
+        [image] = [part for part in observation.parts if isinstance(part, EncodedImage)]
+        # From (100, 50.1) to (150, 99.9), grown to whole pixels.
+        assert image.size == (50, 50)
+        assert set(image.pil().getdata()) == {(255, 0, 0)}
+
+    async def test_the_rules_for_boxes_are_in_pixels_whatever_the_model_counts_in(self) -> None:
+        observation = await zoom([0, 0, 50, 500], Coordinates.THOUSANDTHS)  # 20 x 150 pixels
+        assert observation.error is not None and "too small" in observation.error
+
+    @pytest.mark.parametrize(
+        ("coordinates", "words"),
+        [(Coordinates.PIXELS, "pixels of the original"), (Coordinates.THOUSANDTHS, "0 to 1000")],
+    )
+    def test_the_schema_says_what_the_numbers_are(
+        self, coordinates: Coordinates, words: str
+    ) -> None:
+        tool = ZoomTool(Resources(AgentSettings(coordinates=coordinates)))
+        assert words in tool.schema["properties"]["bbox_2d"]["description"]
+
     async def test_the_observation(self) -> None:
         observation = await zoom([100, 50, 150, 100])
         before, image, after = observation.parts

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import io
+import os
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,11 +14,12 @@ from PIL import Image
 
 from deepeyes_plugins.protocol.content import EncodedImage, Message
 from deepeyes_plugins.rollout import InfrastructureError, Observation, Task
-from deepeyes_plugins.sandbox.embedded import URL_VARIABLE
+from deepeyes_plugins.sandbox.embedded import URL_VARIABLE, EmbeddedServer, start_server
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 from deepeyes_plugins.settings import AgentSettings
 from deepeyes_plugins.tools.python import PythonTool
 from deepeyes_plugins.tools.resources import Resources
+from tests.tools.conftest import TOKEN_VARIABLE
 
 RED = EncodedImage.from_pil(Image.new("RGB", (60, 40), "red"))
 BLUE = EncodedImage.from_pil(Image.new("RGB", (9, 9), "blue"))
@@ -161,7 +164,7 @@ class TestTheCodesOwnFailures:
 
 class TestFailuresOfOurs:
     async def test_no_server(self) -> None:
-        nobody = AgentSettings(sandbox=SandboxSettings(url="http://127.0.0.1:9"))
+        nobody = AgentSettings(sandbox=SandboxSettings(url="http://127.0.0.1:9", patience=0))
         tool = PythonTool(Resources(nobody))
         with pytest.raises(InfrastructureError, match=r"http://127\.0\.0\.1:9"):
             await tool.open(task(RED))
@@ -173,6 +176,15 @@ class TestFailuresOfOurs:
             await tool.open(task(EncodedImage(b"no image")))
         await tool.close()
 
+    async def test_a_session_that_was_lost_before_anything_ran_in_it(
+        self, tool: PythonTool
+    ) -> None:
+        """Nothing is missing, so it is replaced and nobody is told."""
+        await end_all_sessions_but_tell_nobody(tool)
+        observation = await run(tool, "image_1.size")
+        assert "(60, 40)" in text(observation)
+        assert not observation.infrastructure
+
     async def test_a_session_that_was_lost(self, tool: PythonTool, resources: Resources) -> None:
         """For instance because its server was restarted, or it was idle for too long."""
         await run(tool, "x = 1")
@@ -182,6 +194,32 @@ class TestFailuresOfOurs:
         assert observation.error == "lost"
         assert "new session" in text(observation)
         assert (await run(tool, "image_1.size")).error is None
+
+    async def test_a_server_that_is_killed_and_comes_back(
+        self, sandbox_server: EmbeddedServer
+    ) -> None:
+        """Who needs it meanwhile waits for it; only the variables are lost."""
+        settings = SandboxSettings(
+            token_env=TOKEN_VARIABLE, circuit_failures=1, circuit_seconds=0.1
+        )
+        server = start_server(settings)
+        shared = Resources(AgentSettings(sandbox=settings.model_copy(update={"url": server.url})))
+        tool = PythonTool(shared)
+        await tool.open(task(RED))
+        await run(tool, "x = 1")
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        with pytest.raises(InfrastructureError, match="the sandbox failed"):
+            await run(tool, "x")
+        waiting = asyncio.ensure_future(run(tool, "image_1.size"))
+        port = int(server.url.rpartition(":")[2])
+        with await asyncio.to_thread(start_server, settings, port=port):
+            observation = await waiting
+            assert "(60, 40)" in text(observation)
+            assert not observation.infrastructure
+            await tool.close()
+            assert (await (await shared.sandbox()).health()).sessions == 0
+        await shared.aclose()
 
 
 class TestSessionsDoNotLeak:

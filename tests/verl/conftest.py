@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from transformers import AutoProcessor
@@ -45,6 +46,9 @@ class Output:
     token_ids: list[int]
     log_probs: list[float] | None
     extra_fields: dict[str, Any] = field(default_factory=dict)
+    routed_experts: Any = None
+    stop_reason: str | None = "completed"
+    num_preempted: int | None = None
 
 
 @dataclass
@@ -52,14 +56,29 @@ class ScriptedEngine:
     """Returns prepared ids, as an engine would, and remembers what it was asked."""
 
     turns: Sequence[list[int]]
-    with_log_probs: bool = True
+    log_probs: Callable[[list[int]], list[float] | None] = lambda ids: [
+        -0.5 - at for at in range(len(ids))
+    ]
+    fields: Sequence[dict[str, Any]] = ()
+    stop_reason: str = "completed"
+    preempted: int | None = None
+    routing: bool = False
     asked: list[dict[str, Any]] = field(default_factory=list)
 
     async def __call__(self, **request: Any) -> Output:
-        ids = self.turns[len(self.asked)]
+        turn = len(self.asked)
+        ids = self.turns[turn]
         self.asked.append(request)
-        log_probs = [-0.5 - at for at in range(len(ids))] if self.with_log_probs else None
-        return Output(list(ids), log_probs, {"max_global_steps": len(self.asked)})
+        # A row for each token that the engine has read: all but the last one that it gave.
+        read = np.array([*request["prompt_ids"], *ids][:-1])
+        return Output(
+            list(ids),
+            self.log_probs(ids),
+            self.fields[turn] if self.fields else {"max_global_steps": turn + 1},
+            np.tile(read[:, None, None], (1, 2, 4)) if self.routing else None,
+            self.stop_reason,
+            self.preempted,
+        )
 
 
 def picture(width: int = 64, height: int = 64, colour: str = "red") -> EncodedImage:
@@ -77,9 +96,10 @@ def make_policy(
     engine: ScriptedEngine,
     *,
     dialect: Dialect = DEEPEYES_V2,
+    prompt: int = 500,
     response: int = 2000,
     turn: int = 1000,
     name: str = "vllm",
 ) -> TokenPolicy:
-    budget = TokenBudget(prompt=500, response=response, turn=turn)
+    budget = TokenBudget(prompt=prompt, response=response, turn=turn)
     return TokenPolicy(engine, builder, dialect, budget, {"temperature": 1.0}, engine=name)

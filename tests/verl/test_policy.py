@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepeyes_plugins.protocol.content import EncodedImage
+from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
 from deepeyes_plugins.protocol.observations import code_observation
-from deepeyes_plugins.rollout import Observation
+from deepeyes_plugins.rollout import InfrastructureError, Observation
 from tests.verl.conftest import TURN_END, ScriptedEngine, make_policy, picture, question
 
 CODE = "Look.</think>\n<code>\n```python\nimage_1\n```\n</code>"
@@ -99,15 +100,96 @@ async def test_an_engine_without_stop_strings_is_cut_at_the_tag(
     builder: Any, processor: Any
 ) -> None:
     tokenizer = processor.tokenizer
-    engine = ScriptedEngine([tokenizer.encode(CODE) + tokenizer.encode(" and much more")])
-    policy = make_policy(builder, engine, name="sglang")
+    code = tokenizer.encode(CODE)
+    engine = ScriptedEngine([code + tokenizer.encode(" and much more")])
+    policy = make_policy(builder, engine, name="sglang", turn=500)
     await policy.begin(question(picture()))
     turn = await policy.act()
 
     assert turn is not None and turn.text == "<think>" + CODE
     assert turn.finish_reason == "stop"
-    assert "stop" not in engine.asked[0]["sampling_params"]
-    assert policy.stream.response_ids == tokenizer.encode(CODE)
+    assert policy.stream.response_ids == code
+    assert policy.stream.log_probs == [-0.5 - at for at in range(len(code))]
+
+
+async def test_sglang_without_a_tokenizer_is_asked_in_tokens(builder: Any, processor: Any) -> None:
+    tokenizer = processor.tokenizer
+    engine = ScriptedEngine([tokenizer.encode(ANSWER)])
+    policy = make_policy(builder, engine, name="sglang", turn=77)
+    await policy.begin(question(picture()))
+    await policy.act()
+
+    params = engine.asked[0]["sampling_params"]
+    assert set(params) == {"temperature", "max_new_tokens", "stop_token_ids", "logit_bias"}
+    assert params["max_new_tokens"] == 77
+    assert tokenizer.convert_ids_to_tokens(params["stop_token_ids"]) == ["</tool_call>"]
+    forbidden = {str(tokenizer.convert_tokens_to_ids(name)) for name in DEEPEYES_V2.forbidden}
+    assert params["logit_bias"] == dict.fromkeys(forbidden, -100.0)
+
+
+async def test_an_engine_that_is_not_known_is_named(builder: Any) -> None:
+    policy = make_policy(builder, ScriptedEngine([]), name="trtllm")
+    await policy.begin(question(picture()))
+    with pytest.raises(ValueError, match=r"'trtllm'.*one of vllm, sglang, transformers"):
+        await policy.act()
+
+
+async def test_the_routing_of_tokens_that_are_cut_off_is_cut_off_too(
+    builder: Any, processor: Any
+) -> None:
+    tokenizer = processor.tokenizer
+    code, more = tokenizer.encode(CODE), tokenizer.encode(" and much more")
+    engine = ScriptedEngine([code + more, code])
+    engine.routing = True
+    policy = make_policy(builder, engine)
+    await policy.begin(question(picture()))
+    for _ in range(2):
+        await policy.act()
+        # One row for every token that the engine has read; it has not read the last of a turn.
+        read = len(policy.stream.ids)
+        rows = policy.routed_experts[:, 0, 0].tolist()
+        assert rows == policy.stream.ids[: len(rows)]
+        assert read - 1 <= len(rows) <= read
+        await policy.observe(Observation(code_observation("out", "")))
+
+
+async def test_an_aborted_generation_is_the_engines_failure(builder: Any) -> None:
+    policy = make_policy(builder, ScriptedEngine([[]], stop_reason="aborted"))
+    await policy.begin(question(picture()))
+    with pytest.raises(InfrastructureError, match="gave a generation up"):
+        await policy.act()
+
+
+async def test_no_log_probs_may_come_as_an_empty_list(builder: Any, processor: Any) -> None:
+    code = processor.tokenizer.encode(CODE)
+    policy = make_policy(builder, ScriptedEngine([code], log_probs=lambda ids: []))
+    await policy.begin(question(picture()))
+    await policy.act()
+    assert policy.stream.log_probs is None
+    assert policy.stream.response_ids == code
+
+
+async def test_what_the_engine_counts_adds_up_over_the_turns(builder: Any, processor: Any) -> None:
+    code = processor.tokenizer.encode(CODE)
+    engine = ScriptedEngine(
+        [code, code],
+        fields=[
+            {"min_global_steps": 1, "max_global_steps": 1, "spec_num_draft_tokens": 5},
+            {"min_global_steps": 2, "max_global_steps": 3, "spec_num_draft_tokens": 7},
+        ],
+        preempted=2,
+    )
+    policy = make_policy(builder, engine)
+    await policy.begin(question(picture()))
+    await policy.act()
+    await policy.observe(Observation(code_observation("", "")))
+    await policy.act()
+    assert policy.num_preempted == 4
+    assert policy.engine_fields == {
+        "min_global_steps": 1,
+        "max_global_steps": 3,
+        "spec_num_draft_tokens": 12,
+    }
 
 
 async def test_a_vision_token_that_an_engine_lets_through_is_not_trained_on(
@@ -160,6 +242,27 @@ async def test_without_room_for_a_token_there_is_no_turn(builder: Any, processor
     await policy.begin(question(picture()))
     assert (await policy.act()).finish_reason == "length"  # type: ignore[union-attr]
     assert await policy.act() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "room", "reason", "expected"),
+    [
+        (CODE, 0, "completed", "stop"),
+        (CODE + ">\n\n", 0, "completed", "stop"),  # runs on to the last token that fits
+        ("abc", 9, "completed", "stop"),
+        ("abc", 9, "length", "length"),  # the engine had less room
+        (CODE, 9, "length", "stop"),
+    ],
+)
+async def test_a_turn_that_was_cut_short_is_told_from_one_that_ended(
+    builder: Any, processor: Any, text: str, room: int, reason: str, expected: str
+) -> None:
+    ids = processor.tokenizer.encode(text)
+    engine = ScriptedEngine([ids], stop_reason=reason)
+    policy = make_policy(builder, engine, turn=len(ids) + room)
+    await policy.begin(question(picture()))
+    turn = await policy.act()
+    assert turn is not None and turn.finish_reason == expected
 
 
 async def test_a_prompt_that_is_too_long_is_named(builder: Any) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from deepeyes_plugins.hosts.verl.reward import TRAJECTORY_FIELD, compute_score
 from deepeyes_plugins.plugins import UnknownNameError
+from deepeyes_plugins.protocol.observations import code_observation
 from deepeyes_plugins.rollout import EndReason, Trajectory, TurnRecord
 
 CROP = "<think>Look.</think>\n<code>\n```python\nimage_1\n```\n</code>"
@@ -43,7 +44,7 @@ async def test_all_results_are_finite_numbers_under_the_same_names() -> None:
 
 
 async def test_without_a_trajectory_the_turns_are_recovered_from_the_text() -> None:
-    observation = "Code execution result:\nstdout:\n```\n<answer>blue</answer>\n```"
+    (observation,) = code_observation("<answer>blue</answer>", "")
     solution = f"{CROP[7:]}\nuser\n{observation}\nassistant\n{ANSWER}"
     result = await compute_score("perception", solution, "red", {"index": "1"})
     assert result["turns"] == 2.0

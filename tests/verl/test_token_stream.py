@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepeyes_plugins.hosts.verl.tokens import TokenStream, cut_turn
+from deepeyes_plugins.hosts.verl.tokens import CutTurn, TokenStream, cut_turn
 
 ids = st.lists(st.integers(0, 500), max_size=30)
 pieces = st.lists(st.tuples(st.booleans(), ids), max_size=8)
@@ -49,24 +51,50 @@ def test_a_log_prob_that_is_missing_is_refused() -> None:
         TokenStream([1], budget=10).append_generated([2, 3], [-1.0])
 
 
-def spell(tokens: object) -> str:
-    return "".join(map(chr, tokens))  # type: ignore[call-overload]
+def spell(tokens: Sequence[int]) -> str:
+    return "".join(map(chr, tokens))
 
 
 @given(st.text("<>/codeabx", max_size=40))
 def test_a_turn_is_cut_behind_its_first_closing_tag(text: str) -> None:
-    count = cut_turn([ord(letter) for letter in text], spell, ["</code>"], frozenset())
+    turn = cut_turn([ord(letter) for letter in text], spell, ["</code>"], frozenset())
     before, tag, _ = text.partition("</code>")
-    assert text[:count] == before + tag
+    assert turn == CutTurn(len(before + tag), before + tag)
 
 
-def test_a_token_that_completes_the_tag_and_goes_on_is_kept_whole() -> None:
-    words = {0: "x</co", 1: "de>\n\n", 2: "more"}
-    count = cut_turn([0, 1, 2], lambda t: "".join(words[i] for i in t), ["</code>"], frozenset())
-    assert count == 2
+# A tag may begin or end inside a token, spread over several, or be one token.
+vocabulary = ("</co", "de>", "</code>", "de>\n\n", "</tool_call>", "</", "tool", "_call>", "x", "")
+tokens = st.lists(st.integers(0, len(vocabulary) - 1), max_size=60)
+
+
+def read(ids: Sequence[int]) -> str:
+    return "".join(vocabulary[token] for token in ids)
+
+
+@given(ids=tokens, forbidden=st.frozensets(st.integers(0, len(vocabulary) - 1), max_size=2))
+def test_the_shortest_prefix_with_a_tag_is_the_turn(
+    ids: list[int], forbidden: frozenset[int]
+) -> None:
+    tags = ("</code>", "</tool_call>")
+    allowed = next((at for at, token in enumerate(ids) if token in forbidden), len(ids))
+    ends = (at for at in range(allowed + 1) if any(tag in read(ids[:at]) for tag in tags))
+    count = next(ends, allowed)
+    assert cut_turn(ids, read, tags, forbidden) == CutTurn(count, read(ids[:count]))
+
+
+def test_a_long_turn_that_ends_at_its_tag_is_read_three_times() -> None:
+    ids = [ord(letter) for letter in "x" * 8000 + "</code>"]
+    reads: list[int] = []
+
+    def counted(tokens: Sequence[int]) -> str:
+        reads.append(len(tokens))
+        return spell(tokens)
+
+    assert cut_turn(ids, counted, ["</code>"], frozenset()).length == len(ids)
+    assert len(reads) <= 3
 
 
 def test_a_turn_ends_before_a_forbidden_token() -> None:
     forbidden = frozenset([ord("#")])
-    assert cut_turn([ord(c) for c in "ab#</code>"], spell, ["</code>"], forbidden) == 2
-    assert cut_turn([ord(c) for c in "</code>#"], spell, ["</code>"], forbidden) == 7
+    assert cut_turn([ord(c) for c in "ab#</code>"], spell, ["</code>"], forbidden).text == "ab"
+    assert cut_turn([ord(c) for c in "</code>#"], spell, ["</code>"], forbidden).length == 7

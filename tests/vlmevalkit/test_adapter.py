@@ -104,6 +104,17 @@ def test_the_system_prompt_describes_the_tools_or_comes_from_a_file(
     assert [message["role"] for message in none] == ["user"]
 
 
+def test_search_is_described_on_the_search_benchmarks_only(make_model: MakeModel) -> None:
+    with ChatServer(lambda body: Reply("<answer>1</answer>")) as server:
+        model = make_model(server.url, "deepeyes_v2")
+        for dataset in ("MMSearch", "HRBench4K"):
+            model.generate("x", dataset=dataset)
+
+    searching, looking = (body["messages"][0]["content"] for body in server.requests)
+    assert '{"name": "search"' in searching and '{"name": "image_search"}' in searching
+    assert "search" not in looking
+
+
 def test_a_failure_of_ours_is_reported_as_one(make_model: MakeModel) -> None:
     with ChatServer(lambda body: Reply(status=500, body="down")) as server:
         code, text, log = make_model(server.url).generate_inner([{"type": "text", "value": "x"}])

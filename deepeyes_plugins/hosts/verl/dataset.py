@@ -1,66 +1,219 @@
-"""The data set: verl's own, with every row checked before a GPU is taken."""
+"""The data set: verl's own, over rows that are checked before a GPU is taken."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from functools import partial
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
+import numpy as np
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from deepeyes_plugins.data.checks import check_rl_parquet, rl_findings
+from deepeyes_plugins.data.checks import DataError, RowRules
+from deepeyes_plugins.data.rl_rows import prompt_messages
+from deepeyes_plugins.data.row_store import IMAGE_SIZES, Rows, store_files
+from deepeyes_plugins.hosts.verl.images import image_bounds, image_tokens
+from deepeyes_plugins.hosts.verl.register import AGENT_LOOP
+from deepeyes_plugins.protocol.content import EncodedImage, Message
+from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, IMAGE_PLACEHOLDER
+from deepeyes_plugins.settings import load_settings
 
 logger = logging.getLogger(__name__)
 
 BAD_ROWS = ("stop", "drop")
+_PROMPTS_AT_A_TIME = 256
 
 
 class DeepEyesDataset(RLHFDataset):
-    """RL rows with a good image, a ground truth and a known environment.
+    """RL rows with a good image, a ground truth, a known environment and a known reward.
 
-    Two keys of verl's ``data`` section are ours::
+    Images reach the agent loop as the bytes that stand in the file: tools get them in their
+    original size, and nothing that travels between processes holds pixels.
+
+    Keys of verl's ``data`` section that are ours, beside ``cache_dir``, where the checked rows are
+    kept (about the size of the files)::
 
         data:
+          agent_config: recipes/agent.yaml  # environment of files without env_name, reward names
           bad_rows: stop                    # or drop: train without them, and say which
-          default_environment: deepeyes_v2  # of files without an env_name column
+          media_root: null                  # folder of images given by path; that of the file
+          check_processes: null             # that check the files; one per processor
     """
 
+    dataframe: Rows
+
     def _read_files_and_tokenize(self) -> None:
-        """Check the files, then read them as verl does.
+        """Check the files, or find that they have been, and choose rows as verl does.
 
         Raises:
-            DataError: Rows cannot be used and ``data.bad_rows`` is ``stop``; they are named.
+            DataError: Rows cannot be used and ``data.bad_rows`` is ``stop``, or a whole file
+                cannot; they are named.
             ValueError: ``data.bad_rows`` is neither ``stop`` nor ``drop``.
         """
         policy = self.config.get("bad_rows", "stop")
         if policy not in BAD_ROWS:
             raise ValueError(f"data.bad_rows is {policy!r}; it must be one of {BAD_ROWS}")
-        self._default_environment = self.config.get("default_environment", "deepeyes_v2")
-        reports = [
-            check_rl_parquet(Path(file), default_environment=self._default_environment)
-            for file in self.data_files
-            if str(file).endswith(".parquet")
-        ]
-        for report in reports:
-            for problem in report.warnings:
-                logger.warning("%s", problem)
-            if policy == "stop":
-                report.raise_if_bad()
-            elif not report.ok:
-                logger.warning("rows are dropped. %s", report.describe())
-        self._drops_rows = any(not report.ok for report in reports)
-        super()._read_files_and_tokenize()
+        for file in self.data_files:
+            if not str(file).endswith(".parquet"):
+                raise DataError(f"{file}: not a parquet file")
+        settings = load_settings(self.config.get("agent_config"))
+        media_root = self.config.get("media_root")
+        self._rules = RowRules(
+            environment=settings.environment,
+            sources=settings.rewards.sources,
+            media_root=None if media_root is None else Path(media_root),
+        )
+        stored = store_files(
+            list(map(Path, self.data_files)),
+            Path(self.cache_dir) / "deepeyes",
+            self._rules,
+            processes=self.config.get("check_processes"),
+            keep_bad=policy == "drop",
+        )
+        kept: list[int] = []
+        first = 0
+        for file in stored:
+            doubts = Counter((doubt.key, doubt.reason) for doubt in file.report.warnings)
+            for (key, reason), count in doubts.items():
+                logger.warning("%s: %s: %s (%d rows)", file.report.file, key, reason, count)
+            bad = {problem.row for problem in file.report.errors}
+            if policy == "stop" or None in bad:
+                file.report.raise_if_bad()
+            elif bad:
+                logger.warning("rows are dropped. %s", file.report.describe())
+            kept += [first + at for at in range(file.report.rows) if at + 1 not in bad]
+            first += file.report.rows
+        absent = {"env_name": self._rules.environment}
+        rows = Rows(stored, absent).select(kept)
+        self.dataframe = self.maybe_filter_out_long_prompts(self._sample(rows))
+        logger.info("%d of %d rows are used", len(self.dataframe), len(rows))
 
-    def maybe_filter_out_long_prompts(self, dataframe: datasets.Dataset = None) -> Any:
-        """Drop the bad rows, then do what verl does."""
-        if self._drops_rows:
-            usable = partial(_usable, default_environment=self._default_environment)
-            dataframe = dataframe.filter(usable, desc="Dropping rows that cannot be used")
-        return super().maybe_filter_out_long_prompts(dataframe)
+    def _sample(self, rows: Rows) -> Rows:
+        """Take ``train_max_samples`` rows; the same ones after a restart, seed or not."""
+        if not 0 < self.max_samples < len(rows):
+            return rows
+        if not self.shuffle:
+            return rows.select(range(self.max_samples))
+        generator = np.random.default_rng(self.seed or 0)
+        every = np.arange(len(rows))
+        return rows.select(generator.choice(every, self.max_samples, replace=False).tolist())
+
+    def maybe_filter_out_long_prompts(self, dataframe: Any = None) -> Any:
+        """Drop prompts over ``max_prompt_length``, without decoding an image.
+
+        The ``<think>`` that the DeepEyesV2 protocol opens a turn with counts.
+        """
+        if not self.filter_overlong_prompts:
+            return dataframe
+        lengths = self._prompt_lengths(dataframe)
+        kept = [at for at, length in enumerate(lengths) if length <= self.max_prompt_length]
+        if len(kept) < len(dataframe):
+            logger.warning(
+                "%d of %d prompts are longer than data.max_prompt_length=%d tokens and left out",
+                len(dataframe) - len(kept),
+                len(dataframe),
+                self.max_prompt_length,
+            )
+        return dataframe.select(kept)
+
+    def _build_messages(self, example: dict[str, Any], key: str) -> list[dict[str, Any]]:
+        messages = prompt_messages({"prompt": example[key], "images": example.get("images")})
+        return list(map(_chat_message, messages))
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """Return a row as agent loops take it, with the same keys whatever its kind."""
+        row: dict[str, Any] = super().__getitem__(item)
+        if "agent_name" in row:
+            row["agent_name"] = row["agent_name"] or AGENT_LOOP
+        return row
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep the rows: they are names of files, which any process can map."""
+        return self.__dict__.copy()
+
+    @classmethod
+    async def process_vision_info(cls, messages: Any, image_patch_size: Any, config: Any) -> Any:
+        """Serve verl's own agent loops, which want pictures instead of bytes."""
+        messages = await asyncio.to_thread(_with_pictures, messages)
+        return await super().process_vision_info(messages, image_patch_size, config)
+
+    @classmethod
+    def _process_multi_modal_info(cls, messages: Any, image_patch_size: Any, config: Any) -> Any:
+        return super()._process_multi_modal_info(_with_pictures(messages), image_patch_size, config)
+
+    def _prompt_lengths(self, rows: Rows) -> Iterator[int]:
+        """Yield how many tokens each prompt has, from its text and the sizes of its images."""
+        extra = len(self.tokenizer.encode(DEEPEYES_V2.prefill, add_special_tokens=False))
+        template = self.tokenizer if self.processor is None else self.processor
+        for start in range(0, len(rows), _PROMPTS_AT_A_TIME):
+            texts, pictures = [], []
+            for at in range(start, min(start + _PROMPTS_AT_A_TIME, len(rows))):
+                row = rows.read(at, (self.prompt_key, IMAGE_SIZES))
+                sizes = row[IMAGE_SIZES]
+                texts.append(
+                    template.apply_chat_template(
+                        [_chat_outline(message) for message in row[self.prompt_key]],
+                        add_generation_prompt=True,
+                        tokenize=False,
+                        **self.apply_chat_template_kwargs,
+                    )
+                )
+                # Of an image's tokens the template writes one.
+                pictures.append(sum(self._image_tokens(size) - 1 for size in sizes))
+            encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            yield from (
+                len(ids) + more + extra for ids, more in zip(encoded, pictures, strict=True)
+            )
+
+    def _image_tokens(self, size: Sequence[int]) -> int:
+        if self.processor is None:
+            raise DataError("rows have images but the model has no image processor")
+        bounds = image_bounds(self.processor.image_processor, self.mm_processor_kwargs or {})
+        return image_tokens((size[0], size[1]), bounds)
 
 
-def _usable(row: dict[str, Any], *, default_environment: str) -> bool:
-    findings = rl_findings(row, default_environment=default_environment)
-    return all(finding.level != "error" for finding in findings)
+def _chat_message(message: Message) -> dict[str, Any]:
+    """Translate to the chat form, an image as the bytes of its file."""
+    if not message.images:
+        return {"role": message.role, "content": message.text}
+    content = [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "image", "bytes": part.data}
+        for part in message.parts
+    ]
+    return {"role": message.role, "content": content}
+
+
+def _chat_outline(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate a message of a row to the chat form, without its images."""
+    pieces = message["content"].split(IMAGE_PLACEHOLDER)
+    if len(pieces) == 1:
+        return {"role": message["role"], "content": message["content"]}
+    content: list[dict[str, Any]] = []
+    for number, piece in enumerate(pieces):
+        if number:
+            content.append({"type": "image"})
+        if piece:
+            content.append({"type": "text", "text": piece})
+    return {"role": message["role"], "content": content}
+
+
+def _with_pictures(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            **message,
+            "content": [
+                {"type": "image", "image": EncodedImage(entry["bytes"]).pil()}
+                if "bytes" in entry
+                else entry
+                for entry in message["content"]
+            ],
+        }
+        if isinstance(message["content"], list)
+        else dict(message)
+        for message in messages
+    ]

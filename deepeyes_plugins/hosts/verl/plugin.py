@@ -14,6 +14,10 @@ watch(
     "deepeyes_plugins.hosts.verl.register:register_agent_loop",
 )
 watch(
+    "verl.trainer.ppo.v1",
+    "deepeyes_plugins.hosts.verl.trainer:extend_trainers",
+)
+watch(
     "transformers.processing_utils",
     "deepeyes_plugins.hosts.verl.speedups:reuse_equal_schemas",
 )

@@ -10,15 +10,25 @@ from typing import Any, Protocol
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from deepeyes_plugins.hosts.verl.images import image_bounds, model_image
-from deepeyes_plugins.hosts.verl.tokens import TokenStream, cut_turn
+from deepeyes_plugins.hosts.verl.engines import engine_params
+from deepeyes_plugins.hosts.verl.images import ModelImages, image_bounds, shared_images
+from deepeyes_plugins.hosts.verl.placeholders import without_pixels
+from deepeyes_plugins.hosts.verl.tokens import CutTurn, TokenStream, cut_turn
 from deepeyes_plugins.protocol.content import EncodedImage, Message
 from deepeyes_plugins.protocol.dialect import Dialect
-from deepeyes_plugins.rollout.contracts import AssistantTurn, Observation, Task
+from deepeyes_plugins.rollout.contracts import (
+    AssistantTurn,
+    InfrastructureError,
+    Observation,
+    Task,
+)
 
 TURN_END = "<|im_end|>"
-FORBIDDEN_BIAS = -100.0
-"""The lowest logit bias that OpenAI-compatible engines accept."""
+_ABORTED = ("abort", "aborted")
+_SPECULATIVE_COUNTS = "spec_num_"
+"""How verl's counts of speculative decoding begin; they add up over the turns."""
+_OPENING_TOKENS = 8
+"""More than a chat template writes between an assistant's role and its first word."""
 
 
 class GenerateOutput(Protocol):
@@ -26,6 +36,9 @@ class GenerateOutput(Protocol):
 
     token_ids: list[int]
     log_probs: list[float] | None
+    routed_experts: Any
+    stop_reason: str | None
+    num_preempted: int | None
     extra_fields: dict[str, Any]
 
 
@@ -46,6 +59,14 @@ class TokenPolicy:
     """Plays one trajectory on an engine that takes and gives token ids.
 
     Tokenisation and image work run in threads: nothing here blocks the event loop.
+
+    Attributes:
+        stream: Ids, masks and log-probabilities.
+        images: All images so far, in the size of the model, in the order of their placeholders.
+        routed_experts: Of a mixture of experts whose routing is replayed: one row for each token
+            that the engine has read, ``(tokens, layers, experts per token)``; else ``None``.
+        num_preempted: How often the engine put this trajectory off; ``None`` if it does not say.
+        engine_fields: What else the engine told.
     """
 
     def __init__(
@@ -56,6 +77,7 @@ class TokenPolicy:
         budget: TokenBudget,
         sampling_params: Mapping[str, Any],
         engine: str,
+        images: ModelImages | None = None,
     ) -> None:
         """Make a fresh policy.
 
@@ -66,21 +88,27 @@ class TokenPolicy:
             budget: Token limits.
             sampling_params: Temperature and the like, as verl gives them.
             engine: Name of the rollout engine, which decides how stops are asked for.
+            images: Where images are decoded; by default the one of the process.
         """
         self._generate = generate
         self._builder = builder
+        self._image_work = images or shared_images()
         self._tokenizer = builder.tokenizer
         self._processor = getattr(builder, "processor", None)
         self._dialect = dialect
         self._budget = budget
         self._sampling_params = dict(sampling_params)
         self._engine = engine
-        self._forbidden = forbidden_ids(self._tokenizer, dialect.forbidden)
+        self._forbidden = single_ids(self._tokenizer, dialect.forbidden)
+        self._stop_ids = single_ids(self._tokenizer, dialect.stop)
         self._prefill = encode(self._tokenizer, dialect.prefill) if dialect.prefill else ()
+        self._opening = dialect.prefill
         self._turn_end = self._tokenizer.convert_tokens_to_ids(TURN_END)
         self._messages: list[dict[str, Any]] = []
         self.stream = TokenStream([], budget.response)
         self.images: list[Image.Image] = []
+        self.routed_experts: Any = None
+        self.num_preempted: int | None = None
         self.engine_fields: dict[str, Any] = {}
 
     async def begin(self, task: Task) -> None:
@@ -89,13 +117,10 @@ class TokenPolicy:
         Raises:
             ValueError: It has more tokens than the budget allows.
         """
-        images = await asyncio.to_thread(self._model_images, task.images)
+        images = await self._model_images(task.images)
         waiting = iter(images)
         self._messages = [chat_message(message, waiting) for message in task.messages]
-        ids = await asyncio.to_thread(
-            self._builder.build_initial_tokens, self._messages, images=images or None
-        )
-        ids = [*ids, *self._prefill]
+        ids = await asyncio.to_thread(self._prompt_ids, images)
         if len(ids) > self._budget.prompt:
             raise ValueError(
                 f"the prompt of task {task.id} has {len(ids)} tokens, more than "
@@ -114,27 +139,24 @@ class TokenPolicy:
             sampling_params=self._engine_params(limit),
             image_data=list(self.images) or None,
         )
-        count = await asyncio.to_thread(
-            cut_turn,
-            output.token_ids[:limit],
-            self._decode,
-            self._dialect.stop,
-            self._forbidden,
+        if output.stop_reason in _ABORTED:
+            raise InfrastructureError("the engine gave a generation up before it was finished")
+        count, text = await asyncio.to_thread(self._cut, output.token_ids[:limit])
+        self._append(output, count)
+        last = self.stream.response_ids[-1] if count else None
+        # The tag may end inside the last token, and an engine may have less room than we asked for.
+        ended = (
+            any(tag in text for tag in self._dialect.stop)
+            or last == self._turn_end
+            or (count < limit and output.stop_reason != "length")
         )
-        ids = output.token_ids[:count]
-        log_probs = None if output.log_probs is None else output.log_probs[:count]
-        self.stream.append_generated(ids, log_probs)
-        self._note(output.extra_fields)
-        text = self._decode(ids)
-        ended = count < limit or ids[-1:] == [self._turn_end] or text.endswith(self._dialect.stop)
-        self._messages.append({"role": "assistant", "content": self._dialect.prefill + text})
-        return AssistantTurn(
-            self._dialect.prefill + text, "stop" if ended else "length", tokens=count
-        )
+        text = self._opening + text
+        self._messages.append({"role": "assistant", "content": text})
+        return AssistantTurn(text, "stop" if ended else "length", tokens=count)
 
     async def observe(self, observation: Observation) -> bool:
         """Append an observation and open the next turn, if it all fits and leaves room."""
-        new_images = await asyncio.to_thread(self._model_images, observation.message.images)
+        new_images = await self._model_images(observation.message.images)
         message = chat_message(observation.message, iter(new_images))
         context = await asyncio.to_thread(self._context_ids, message)
         if len(context) >= self.stream.room:
@@ -143,6 +165,17 @@ class TokenPolicy:
         self._messages.append(message)
         self.images.extend(new_images)
         return True
+
+    def _prompt_ids(self, images: list[Image.Image]) -> list[int]:
+        self._builder = without_pixels(self._builder)
+        ids = self._builder.build_initial_tokens(self._messages, images=images or None)
+        if self._prefill:
+            # Templates of thinking models open the tag themselves: it is not opened twice.
+            written = self._tokenizer.decode(ids[-_OPENING_TOKENS:])
+            _, opened, after = written.rpartition(self._dialect.prefill)
+            if opened and not after.strip():
+                self._prefill, self._opening = (), opened + after
+        return [*ids, *self._prefill]
 
     def _context_ids(self, message: dict[str, Any]) -> list[int]:
         runtime = self.stream.ids
@@ -154,7 +187,7 @@ class TokenPolicy:
             raise ValueError("the chat template rewrites tokens that were already generated")
         return [*merged.token_ids[len(runtime) :], *self._prefill]
 
-    def _model_images(self, images: tuple[EncodedImage, ...]) -> list[Image.Image]:
+    async def _model_images(self, images: tuple[EncodedImage, ...]) -> list[Image.Image]:
         if not images:
             return []
         if self._processor is None:
@@ -162,29 +195,49 @@ class TokenPolicy:
         bounds = image_bounds(
             self._processor.image_processor, getattr(self._builder, "mm_processor_kwargs", {})
         )
-        return [model_image(image, bounds) for image in images]
+        return await self._image_work.get(images, bounds)
 
     def _engine_params(self, limit: int) -> dict[str, Any]:
-        params = {**self._sampling_params}
-        if self._engine == "sglang":
-            # Its token-only mode knows no stop strings; cut_turn ends the turn instead.
-            bias = {str(token): FORBIDDEN_BIAS for token in self._forbidden}
-            return {**params, "max_new_tokens": limit, "logit_bias": bias}
-        params["max_tokens"] = limit
-        params["logit_bias"] = dict.fromkeys(self._forbidden, FORBIDDEN_BIAS)
-        if self._dialect.stop:
-            params["stop"] = list(self._dialect.stop)
-            params["include_stop_str_in_output"] = True
-        return params
+        return engine_params(
+            self._engine,
+            self._sampling_params,
+            limit=limit,
+            stop=self._dialect.stop,
+            stop_ids=self._stop_ids,
+            forbidden=self._forbidden,
+        )
+
+    def _cut(self, ids: list[int]) -> CutTurn:
+        return cut_turn(ids, self._decode, self._dialect.stop, self._forbidden)
+
+    def _append(self, output: GenerateOutput, count: int) -> None:
+        """Append a turn with everything that belongs to its tokens, cut at the same place."""
+        known = len(self.stream.prompt_ids) + len(self.stream.response_ids)
+        log_probs = None if output.log_probs is None else output.log_probs[:count]
+        if count and not log_probs:
+            # verl's resuming client returns an empty list when no log-probs were asked for.
+            log_probs = None
+        self.stream.append_generated(output.token_ids[:count], log_probs)
+        if output.routed_experts is not None:
+            # Of the whole sequence, not of the turn: the newest replaces the one before.
+            self.routed_experts = output.routed_experts[: known + count]
+        if output.num_preempted is not None:
+            self.num_preempted = (self.num_preempted or 0) + output.num_preempted
+        self._note(output.extra_fields)
 
     def _decode(self, ids: Any) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _note(self, fields: Mapping[str, Any]) -> None:
-        """Keep the engine's own fields: of the first turn, and the newest weight version."""
+        """Keep the engine's own fields as verl's loop does.
+
+        Of the first turn, but for the newest weight version and for counts, which add up.
+        """
         for key, value in fields.items():
             if key == "max_global_steps":
                 self.engine_fields[key] = value
+            elif key.startswith(_SPECULATIVE_COUNTS):
+                self.engine_fields[key] = self.engine_fields.get(key, 0) + value
             else:
                 self.engine_fields.setdefault(key, value)
 
@@ -209,7 +262,7 @@ def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=64)
-def forbidden_ids(tokenizer: Any, tokens: tuple[str, ...]) -> frozenset[int]:
-    """Ids of those ``tokens`` that the tokenizer has as one token."""
-    ids = {token: encode(tokenizer, token) for token in tokens}
-    return frozenset(found[0] for found in ids.values() if len(found) == 1)
+def single_ids(tokenizer: Any, texts: tuple[str, ...]) -> frozenset[int]:
+    """Ids of those ``texts`` that the tokenizer has as one token."""
+    ids = (encode(tokenizer, text) for text in texts)
+    return frozenset(found[0] for found in ids if len(found) == 1)

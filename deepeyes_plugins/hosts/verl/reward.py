@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import re
+import asyncio
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from deepeyes_plugins.hosts.verl.judging import stopping_judge
+from deepeyes_plugins.hosts.verl.solution import recover_trajectory
+from deepeyes_plugins.protocol.content import Message
 from deepeyes_plugins.rewards.scoring import Scorer
-from deepeyes_plugins.rollout import EndReason, Task, Trajectory, TurnRecord
+from deepeyes_plugins.rollout import Task, Trajectory
 from deepeyes_plugins.settings import load_settings
 
 TRAJECTORY_FIELD = "deepeyes_trajectory"
 """Key of ``extra_info`` under which the agent loop hands over its trajectory, as JSON."""
 
-_OBSERVATION = re.compile(
-    r"\n?user\n(?:Code execution result:|<tool_response>).*?\nassistant\n", re.DOTALL
+_scorers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str | None, Scorer]] = (
+    WeakKeyDictionary()
 )
 
 
-@lru_cache(maxsize=8)
-def _scorer(agent_config: str | None) -> Scorer:
-    return Scorer(load_settings(agent_config))
+def shared_scorer(agent_config: str | None) -> Scorer:
+    """The scorer of the running event loop, made on first use.
+
+    Args:
+        agent_config: An agent.yaml, or ``None`` for ``DEEPEYES_AGENT_CONFIG`` or the defaults.
+    """
+    scorers = _scorers.setdefault(asyncio.get_running_loop(), {})
+    if agent_config not in scorers:
+        scorers[agent_config] = Scorer(load_settings(agent_config), judge_factory=stopping_judge)
+    return scorers[agent_config]
 
 
 async def compute_score(
@@ -42,35 +52,36 @@ async def compute_score(
         agent_config: An agent.yaml (``reward.custom_reward_function.reward_kwargs``).
 
     Returns:
-        ``score`` and its named parts, with counts of turns, tool calls and failures of ours.
+        ``score`` and its named parts, the same names for every row of a run, all finite; with
+        counts of turns, tool calls, images and failures.
 
     Raises:
         UnknownNameError: No reward is registered for ``data_source``.
+        SettingsError: The reward needs a judge or a package that is not there.
+        InfrastructureError: A failure of ours ended the trajectory, or no judge could be reached:
+            verl leaves the session out of its group. With ``rewards.infrastructure_failure: mark``
+            the result says so in ``infrastructure_failed`` instead.
     """
-    recorded = (extra_info or {}).get(TRAJECTORY_FIELD)
+    row = dict(extra_info or {})
+    recorded = row.pop(TRAJECTORY_FIELD, None)
     trajectory = (
         Trajectory.model_validate_json(recorded) if recorded else recover_trajectory(solution_str)
     )
     task = Task(
-        id=trajectory.task_id,
-        messages=(),
+        id=trajectory.task_id or str(row.get("index", "")),
+        messages=(Message("user", (trajectory.question,)),),
         data_source=data_source,
         ground_truth=str(ground_truth),
-        metadata=dict(extra_info or {}),
+        metadata=row,
     )
-    result = await _scorer(agent_config).score(task, trajectory)
+    scorer = shared_scorer(agent_config)
+    result = await scorer.score(task, trajectory)
     return {
-        "score": result.score,
-        **result.parts,
+        "score": float(result.score),
+        **scorer.aligned(data_source, result),
         "turns": float(len(trajectory.turns)),
         "tool_calls": float(sum(trajectory.tool_calls.values())),
         "images": float(trajectory.images_returned),
         "failed_actions": float(sum(turn.error is not None for turn in trajectory.turns)),
         "infrastructure_errors": float(trajectory.infrastructure_errors),
     }
-
-
-def recover_trajectory(solution_str: str) -> Trajectory:
-    """Rebuild the assistant's turns of a decoded response, for hosts that kept no trajectory."""
-    turns = [TurnRecord(text=text) for text in _OBSERVATION.split(solution_str)]
-    return Trajectory(task_id="", turns=turns, end_reason=EndReason.NO_ACTION)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(slots=True)
@@ -80,36 +81,48 @@ class TokenStream:
         self.response_mask.extend([mask] * len(ids))
 
 
+class CutTurn(NamedTuple):
+    """How many of the generated ids belong to a turn, and what they say."""
+
+    length: int
+    text: str
+
+
 def cut_turn(
     ids: Sequence[int],
     decode: Callable[[Sequence[int]], str],
     closing_tags: Sequence[str],
     forbidden: frozenset[int],
-) -> int:
-    """Return how many of the generated ids belong to the turn.
+) -> CutTurn:
+    """Find the end of a turn.
 
     A turn ends with the first id whose text completes a closing tag (an engine without stop
     strings runs on), and before the first forbidden id (an engine may not know how to forbid it).
 
     Args:
         ids: Generated ids.
-        decode: Ids to text, the same for a prefix as for the whole.
+        decode: Ids to text; what it gives for a prefix is how its text of the whole begins, but
+            for a last character that is still incomplete.
         closing_tags: For instance ``("</code>", "</tool_call>")``.
         forbidden: Ids that must not be trained on, see ``Dialect.forbidden``.
     """
     length = next((at for at, token in enumerate(ids) if token in forbidden), len(ids))
+    text = decode(ids[:length])
 
     def complete(count: int) -> bool:
-        text = decode(ids[:count])
-        return any(tag in text for tag in closing_tags)
+        prefix = decode(ids[:count])
+        return any(tag in prefix for tag in closing_tags)
 
-    if not complete(length):
-        return length
-    low, high = 1, length
-    while low < high:
+    if not any(tag in text for tag in closing_tags):
+        return CutTurn(length, text)
+    # Most turns end at the tag, so look near the end first: each look decodes everything.
+    high, step = length, 1
+    while complete(low := max(0, length - step)):
+        high, step = low, 2 * step
+    while low + 1 < high:
         middle = (low + high) // 2
         if complete(middle):
             high = middle
         else:
-            low = middle + 1
-    return low
+            low = middle
+    return CutTurn(high, text if high == length else decode(ids[:high]))

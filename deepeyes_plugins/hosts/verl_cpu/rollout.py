@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ import ray
 import torch
 from PIL import Image
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from transformers import StoppingCriteria, StoppingCriteriaList
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import HFModelConfig, RolloutConfig
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 from verl.workers.rollout.utils import ensure_async_iterator
 
-from deepeyes_plugins.hosts.verl.policy import FORBIDDEN_BIAS
+from deepeyes_plugins.hosts.verl.engines import FORBIDDEN_BIAS
 from deepeyes_plugins.hosts.verl_cpu.activation import ENGINE
 
 logger = logging.getLogger(__name__)
@@ -54,8 +56,25 @@ class Request:
         return (*rest, tuple(sorted(bias.items())))
 
 
+class StopWhenAborted(StoppingCriteria):
+    """Ends a whole ``generate`` call after its present token."""
+
+    def __init__(self, aborted: threading.Event) -> None:
+        """Watch ``aborted``."""
+        self._aborted = aborted
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        """Return one flag per sequence."""
+        return torch.full((input_ids.shape[0],), self._aborted.is_set())
+
+
 class TransformersServer:
-    """A Ray actor that holds the model and generates: token ids in, token ids out."""
+    """A Ray actor that holds the model and generates: token ids in, token ids out.
+
+    Between :meth:`abort_all_requests` and :meth:`resume_generation` nothing is generated, as in
+    verl's other engines: what was running comes back with the tokens it has, and what arrives
+    meanwhile waits, or is sent back empty if the server will not resume soon.
+    """
 
     def __init__(self, config: Any, model_config: Any, replica_rank: int) -> None:
         """Take verl's rollout and model configuration; the model is loaded by :meth:`launch`."""
@@ -80,7 +99,12 @@ class TransformersServer:
         ends = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
         self.ends = set(ends) if isinstance(ends, list) else {ends}
         self._requests: asyncio.Queue[Request] = asyncio.Queue()
+        self._results: set[asyncio.Future[TokenOutput]] = set()
         self._weights = asyncio.Lock()
+        self._open = asyncio.Event()
+        self._open.set()
+        self._rejecting = False
+        self._aborted = threading.Event()
         self._pixels = lru_cache(maxsize=4096)(self._process_image)
         self._serving = asyncio.create_task(self._serve())
         return ray.util.get_node_ip_address(), 0
@@ -90,8 +114,14 @@ class TransformersServer:
         self._serving.cancel()
         await asyncio.gather(self._serving, return_exceptions=True)
 
-    async def load_weights(self, weights: list[tuple[str, torch.Tensor]]) -> None:
+    async def load_weights(
+        self, weights: list[tuple[str, torch.Tensor]], global_steps: int | None = None
+    ) -> None:
         """Replace the model's weights.
+
+        Args:
+            weights: Names and tensors.
+            global_steps: Which version they are, if that is known.
 
         Raises:
             KeyError: A name is not the model's.
@@ -101,10 +131,8 @@ class TransformersServer:
             with torch.no_grad():
                 for name, tensor in weights:
                     own[name].copy_(tensor)
-
-    async def set_global_steps(self, global_steps: int) -> None:
-        """Remember which version the weights are."""
-        self.global_steps = global_steps
+            if global_steps is not None:
+                self.global_steps = global_steps
 
     async def wake_up(self, tags: list[str] | None = None) -> None:
         """Nothing was freed."""
@@ -122,10 +150,26 @@ class TransformersServer:
         """No cache outlives a call."""
 
     async def abort_all_requests(self, reject_request: bool = False) -> None:
-        """Calls are short; they are left to end."""
+        """Stop generating; what was running comes back with the tokens it has.
+
+        Args:
+            reject_request: Send what waits and what arrives back with no token, so that it goes
+                to another server, instead of keeping it until :meth:`resume_generation`.
+        """
+        self._open.clear()
+        self._rejecting = reject_request
+        self._aborted.set()
+        async with self._weights:
+            self._aborted.clear()
+        if reject_request:
+            for result in self._results:
+                if not result.done():
+                    result.set_result(self._nothing_generated())
 
     async def resume_generation(self) -> None:
-        """Nothing was stopped."""
+        """Go on."""
+        self._rejecting = False
+        self._open.set()
 
     async def start_profile(self, **_: Any) -> None:
         """No profiler."""
@@ -143,13 +187,26 @@ class TransformersServer:
     ) -> TokenOutput:
         """Generate one continuation.
 
+        Returns:
+            ``stop_reason`` is ``completed``, or ``aborted`` if there would be more to generate.
+
         Raises:
             RuntimeError: The call that this request was part of failed.
         """
+        if self._rejecting:
+            return self._nothing_generated()
         result: asyncio.Future[TokenOutput] = asyncio.get_running_loop().create_future()
         request = Request(list(prompt_ids), dict(sampling_params), image_data or [], result)
-        await self._requests.put(request)
-        return await result
+        self._results.add(result)
+        try:
+            await self._requests.put(request)
+            return await result
+        finally:
+            self._results.discard(result)
+
+    def _nothing_generated(self) -> TokenOutput:
+        fields = {"global_steps": self.global_steps}
+        return TokenOutput(token_ids=[], log_probs=[], stop_reason="aborted", extra_fields=fields)
 
     async def _serve(self) -> None:
         waiting: list[Request] = []
@@ -161,11 +218,17 @@ class TransformersServer:
                         waiting.append(await self._requests.get())
                 except TimeoutError:
                     break
+            await self._open.wait()
+            waiting = [request for request in waiting if not request.result.done()]
+            if not waiting:
+                continue
             key = waiting[0].batch_key
             batch = [request for request in waiting if request.batch_key == key]
-            waiting = [request for request in waiting if request.batch_key != key]
             try:
                 async with self._weights:
+                    if not self._open.is_set():
+                        continue
+                    waiting = [request for request in waiting if request.batch_key != key]
                     outputs = await asyncio.to_thread(self._run, batch)
             except Exception as error:
                 logger.exception("a batch of %d requests failed", len(batch))
@@ -225,6 +288,7 @@ class TransformersServer:
             pad_token_id=pad,
             suppress_tokens=sorted(forbidden),
             stop_strings=params.get("stop") or None,
+            stopping_criteria=StoppingCriteriaList([StopWhenAborted(self._aborted)]),
             tokenizer=self.tokenizer,
             output_logits=True,
             return_dict_in_generate=True,
@@ -235,11 +299,12 @@ class TransformersServer:
         results = []
         for row, row_log_probs in zip(generated.tolist(), log_probs.tolist(), strict=True):
             length = row.index(pad) if pad in row else len(row)
+            cut = self._aborted.is_set() and not self._is_complete(row[:length], params)
             results.append(
                 TokenOutput(
                     token_ids=row[:length],
                     log_probs=row_log_probs[:length],
-                    stop_reason="completed",
+                    stop_reason="aborted" if cut else "completed",
                     extra_fields={"global_steps": self.global_steps},
                 )
             )
@@ -250,6 +315,16 @@ class TransformersServer:
             time.monotonic() - started,
         )
         return results
+
+    def _is_complete(self, ids: list[int], params: dict[str, Any]) -> bool:
+        """Whether a sequence has ended by itself, in a call that was cut short."""
+        limit = params.get("max_tokens") or params.get("max_new_tokens")
+        text = self.tokenizer.decode(ids)
+        return (
+            ids[-1] in self.ends
+            or len(ids) == limit
+            or any(stop in text for stop in params.get("stop") or ())
+        )
 
 
 class TransformersReplica(RolloutReplica):
@@ -336,9 +411,7 @@ class TransformersAdapter(BaseRollout):
             async for name, tensor in ensure_async_iterator(weights)
         ]
         if self._leads:
-            await self.server.load_weights.remote(gathered)
-            if global_steps is not None:
-                await self.server.set_global_steps.remote(global_steps)
+            await self.server.load_weights.remote(gathered, global_steps)
 
 
 def server_name(replica_rank: int) -> str:

@@ -11,9 +11,8 @@ from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError
 from deepeyes_plugins.environments.builtin import make_environment
 from deepeyes_plugins.protocol.dialect import Dialect
 from deepeyes_plugins.protocol.observations import tool_response
-from deepeyes_plugins.rewards.contracts import RewardFactory
+from deepeyes_plugins.rewards.contracts import RewardFactory, RewardResources
 from deepeyes_plugins.rollout import Observation, RewardResult, Task, Tool, Trajectory
-from deepeyes_plugins.settings import AgentSettings
 from deepeyes_plugins.tools.resources import EnvironmentFactory, Resources, ToolFactory
 
 
@@ -45,8 +44,10 @@ class MeasureTool(Tool):
 class SizeReward:
     """1 for the right size; each measurement costs a tenth."""
 
-    def __init__(self, settings: AgentSettings) -> None:
-        self._price = settings.plugins.get("example", {}).get("price", 0.1)
+    parts = ("right", "cost")
+
+    def __init__(self, resources: RewardResources) -> None:
+        self._price = resources.settings.plugins.get("example", {}).get("price", 0.1)
 
     async def score(self, task: Task, trajectory: Trajectory) -> RewardResult:
         right = float(trajectory.answer == task.ground_truth)

@@ -1,0 +1,237 @@
+"""``deepeyes reward score``: stored trajectories, scored as in training."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.rl_rows import task_from_row
+from deepeyes_plugins.plugins import PluginError
+from deepeyes_plugins.rewards.scoring import Scorer
+from deepeyes_plugins.rewards.stored import (
+    Line,
+    Outcome,
+    Reference,
+    ScoreRecord,
+    earlier_records,
+    fingerprint,
+    lines_of,
+    log_files,
+    score_lines,
+)
+from deepeyes_plugins.settings import AgentSettings, SettingsError, load_settings
+
+SHOWN_PARTS = ("acc", "format", "tool", "judged", "answered")
+NAMED_LINES = 20
+"""Lines that could not be scored are named up to this many."""
+_ROWS_AT_A_TIME = 64
+
+
+def score(
+    log: Annotated[
+        Path, typer.Argument(help="A trajectory log, or a folder: every trajectories.jsonl in it.")
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="agent.yaml with rewards and judge. [default: $DEEPEYES_AGENT_CONFIG]"),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Parquet with the reference answers, found by data source and task id; for logs "
+            "without them, or to correct them. May be repeated."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where scores go, one JSON line each. [default: <log>.scores.jsonl, or "
+            "scores.jsonl in the folder]"
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Trajectories that are scored at the same time.")
+    ] = 64,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Score everything anew instead of what is missing.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON, and no progress.")
+    ] = False,
+) -> None:
+    """Score stored trajectories with the rewards, the judge and the settings of training.
+
+    A run that was interrupted goes on where it was, as long as the settings are the same. Lines
+    that are no trajectory or lack a reference answer are named and counted. The exit code is 1 if
+    trajectories are left that could not be scored now, for instance because the judge is away.
+    """
+    console = Console(stderr=True)
+    try:
+        settings = load_settings(config)
+        paths = log_files(log)
+        references = read_references(data or [])
+        path = output or (
+            log / "scores.jsonl" if log.is_dir() else log.with_suffix(".scores.jsonl")
+        )
+        outcomes, records = asyncio.run(
+            _run(paths, path, settings, references, concurrency, restart, console, not as_json)
+        )
+    except (OSError, RowError, SettingsError, PluginError, pa.ArrowException) as error:
+        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        console.print("Interrupted. The same command goes on from here.")
+        raise typer.Exit(130) from None
+
+    summary = summarize(records, outcomes)
+    if as_json:
+        typer.echo(json.dumps({**summary, "output": str(path)}, indent=2))
+    else:
+        Console().print(_table(summary))
+        console.print(f"Scores: {path}", highlight=False, soft_wrap=True)
+        for outcome in outcomes[:NAMED_LINES]:
+            console.print(
+                f"{outcome.kind}: {outcome.line}: {outcome.reason}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+        if len(outcomes) > NAMED_LINES:
+            console.print(f"… and {len(outcomes) - NAMED_LINES} more")
+    if any(outcome.kind == "failed" for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def read_references(files: Iterable[Path]) -> dict[tuple[str, str], Reference]:
+    """Read the reference answers of parquet files, a few rows at a time.
+
+    Raises:
+        RowError: A row cannot be read, or two rows of one name differ in their reference.
+        OSError: A file cannot be read.
+    """
+    found: dict[tuple[str, str], Reference] = {}
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME):
+                for row in batch.to_pylist():
+                    number += 1
+                    try:
+                        task = task_from_row(row)
+                    except RowError as error:
+                        raise RowError(f"{path}, row {number}: {error}") from error
+                    key = (task.data_source, task.id)
+                    known = Reference(task.ground_truth, task.question)
+                    if found.setdefault(key, known).ground_truth != known.ground_truth:
+                        raise RowError(
+                            f"{path}, row {number}: another row of data source {key[0]!r} has the "
+                            f"id {key[1]!r} and another answer. Give only the file that was played"
+                        )
+    return found
+
+
+async def _run(
+    paths: list[Path],
+    output: Path,
+    settings: AgentSettings,
+    references: dict[tuple[str, str], Reference],
+    concurrency: int,
+    restart: bool,
+    console: Console,
+    show: bool,
+) -> tuple[list[Outcome], list[ScoreRecord]]:
+    """Score what is missing; return what could not be scored, and all scores."""
+    mark = fingerprint(settings)
+    wanted = {line.key for line in lines_of(paths)}
+    earlier = [] if restart else earlier_records(output, mark)
+    records = [record for record in earlier if record.trajectory in wanted]
+    done = {record.trajectory for record in records}
+    # Rewritten first: a torn last line, or scores by other settings, must not stay in it.
+    partial = output.with_name(output.name + ".partial")
+    partial.write_text("".join(record.model_dump_json() + "\n" for record in records))
+    partial.replace(output)
+
+    def missing() -> Iterable[Line]:
+        return (line for line in lines_of(paths) if line.key not in done)
+
+    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    scorer = Scorer(settings)
+    left: list[Outcome] = []
+    try:
+        with (
+            Progress(*columns, console=console, disable=not show) as progress,
+            output.open("a", encoding="utf-8") as file,
+        ):
+            bar = progress.add_task("", total=len(wanted), completed=len(done))
+            async for outcome in score_lines(
+                missing(), scorer, mark, references, concurrency=concurrency
+            ):
+                progress.advance(bar)
+                if outcome.record is None:
+                    left.append(outcome)
+                    continue
+                records.append(outcome.record)
+                file.write(outcome.record.model_dump_json() + "\n")
+                file.flush()
+    finally:
+        await scorer.aclose()
+    return left, records
+
+
+def summarize(records: Iterable[ScoreRecord], left: Iterable[Outcome]) -> dict[str, Any]:
+    """Summarise scores per data source, with the lines that have none."""
+    by_source: defaultdict[str, list[ScoreRecord]] = defaultdict(list)
+    for record in records:
+        by_source[record.data_source].append(record)
+    left = list(left)
+    kinds = Counter(outcome.kind for outcome in left)
+    return {
+        "sources": {
+            source: {
+                "trajectories": len(found),
+                "score": fmean(record.score for record in found),
+                "parts": {
+                    name: fmean(record.parts.get(name, 0.0) for record in found)
+                    for name in found[0].parts
+                },
+            }
+            for source, found in sorted(by_source.items())
+        },
+        "scored": sum(map(len, by_source.values())),
+        "bad": kinds["bad"],
+        "unplayed": kinds["unplayed"],
+        "failed": kinds["failed"],
+        "lines_without_score": [
+            {"where": str(outcome.line), "kind": outcome.kind, "reason": outcome.reason}
+            for outcome in left
+        ],
+    }
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    table = Table(
+        "data source", "trajectories", "score", *SHOWN_PARTS, box=None, header_style="bold"
+    )
+    for source, row in summary["sources"].items():
+        parts = (f"{row['parts'].get(name, 0.0):.3f}" for name in SHOWN_PARTS)
+        table.add_row(source, str(row["trajectories"]), f"{row['score']:.3f}", *parts)
+    table.caption = (
+        "scored {scored}, bad lines {bad}, ended by us {unplayed}, failed {failed}".format(
+            **summary
+        )
+    )
+    table.caption_justify = "left"
+    return table

@@ -1,0 +1,129 @@
+"""Samples of every training step for RL Logging Board, a viewer of responses token by token.
+
+The viewer (HarderThenHarder/RLLoggingBoard at cf56d5d, ``rl_logging_board.py``) reads every
+``*.jsonl`` of a folder, one JSON object a line: ``step`` (int), ``prompt``, ``response`` (text),
+``response_tokens`` (text of each token), ``logprobs``, ``token_rewards`` and, where they exist,
+``ref_logprobs`` and ``values`` (a number for each token), ``reward`` (float), ``ground_truth``
+(text). Keys that it does not know are ignored. It draws steps in the order in which it meets them,
+so there is one file, in the order of training; within a step, all lines must have the same keys.
+
+Tokens of tools and prompts inside a response have log-probability 0: the policy did not choose
+them. ``response_mask`` tells them apart (our own key).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from deepeyes_plugins.protocol.content import encodable
+from deepeyes_plugins.rollout.log import BackgroundWriter, append_line
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "rollouts.jsonl"
+
+_PADS = re.compile(r"(<\|\w+_pad\|>)\1+")
+_DIGITS = 6
+_LARGEST = 1e9
+_BYTES_PER_TOKEN = 256
+"""What a token of a waiting sample takes in memory, generously."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoardSample:
+    """One response, token by token.
+
+    Attributes:
+        prompt: Ids of the prompt's tokens.
+        response: Ids of the response's tokens; every sequence of numbers is as long.
+        mask: 1 where the policy chose the token.
+        log_probs: By the policy that is trained.
+        token_rewards: What training used; usually all 0 but the last.
+        reward: Of the whole response.
+        ground_truth: The reference answer.
+        data_source: Where the question comes from.
+        reference_log_probs: By the reference policy, where there is one.
+        values: By the critic, where there is one.
+    """
+
+    prompt: Sequence[int]
+    response: Sequence[int]
+    mask: Sequence[int]
+    log_probs: Sequence[float]
+    token_rewards: Sequence[float]
+    reward: float
+    ground_truth: str
+    data_source: str
+    reference_log_probs: Sequence[float] | None = None
+    values: Sequence[float] | None = None
+
+
+class LoggingBoard:
+    """Writes samples beside the training: what cannot be written costs a warning."""
+
+    def __init__(self, folder: str | Path, tokenizer: Any) -> None:
+        """Write to ``folder``, which the first step creates; ``tokenizer`` decodes."""
+        self._path = Path(folder) / FILE_NAME
+        # Its own: a tokenizer that one thread sets up must not be decoding in another.
+        self._tokenizer = copy.deepcopy(tokenizer)
+        self._texts: dict[int, str] = {}
+        self.writer = BackgroundWriter("samples for the logging board")
+
+    def log(self, step: int, samples: Sequence[BoardSample]) -> None:
+        """Have the samples of a step written soon, all or none of them."""
+        tokens = sum(len(sample.prompt) + len(sample.response) for sample in samples)
+        if samples:
+            self.writer.submit(partial(self._write, step, samples), tokens * _BYTES_PER_TOKEN)
+
+    def _write(self, step: int, samples: Sequence[BoardSample]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        append_line(self._path, b"\n".join(self._line(step, sample) for sample in samples))
+
+    def _line(self, step: int, sample: BoardSample) -> bytes:
+        line: dict[str, Any] = {
+            "step": step,
+            "prompt": self._text(sample.prompt),
+            "response": self._text(sample.response),
+            "reward": _number(sample.reward),
+            "ground_truth": encodable(sample.ground_truth),
+            "data_source": encodable(sample.data_source),
+            "response_tokens": [self._token(token) for token in sample.response],
+            "response_mask": list(sample.mask),
+            "logprobs": _numbers(sample.log_probs),
+            "token_rewards": _numbers(sample.token_rewards),
+        }
+        if sample.reference_log_probs is not None:
+            line["ref_logprobs"] = _numbers(sample.reference_log_probs)
+        if sample.values is not None:
+            line["values"] = _numbers(sample.values)
+        return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def _text(self, ids: Sequence[int]) -> str:
+        """Decode; an image's hundreds of placeholder tokens are shown as one."""
+        text = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return encodable(_PADS.sub(r"\1", text))
+
+    def _token(self, token: int) -> str:
+        if token not in self._texts:
+            self._texts[token] = encodable(self._tokenizer.decode([token]))
+        return self._texts[token]
+
+
+def _numbers(values: Iterable[float]) -> list[float]:
+    return [_number(value) for value in values]
+
+
+def _number(value: float) -> float:
+    """Round, and bring what JSON has no number for within its bounds."""
+    if math.isnan(value):
+        return 0.0
+    return round(min(max(value, -_LARGEST), _LARGEST), _DIGITS)

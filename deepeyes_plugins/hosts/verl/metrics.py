@@ -1,0 +1,307 @@
+"""Figures of the agent in verl's own metrics, and what else looks at a step's samples.
+
+Each sample carries its small record through verl's TransferQueue
+(:mod:`deepeyes_plugins.hosts.verl.output`). When a step is complete and its samples are still
+there, :class:`RunWatch` reads the records of exactly the samples that were trained on (padding left
+out), makes the figures over all of them, so that percentiles are right, and puts them into the
+dictionary that verl hands to its loggers: console, file, tensorboard, wandb and the others get them
+like verl's own. Validation is the same with the samples of the validation set.
+
+Considered and not taken: a custom sampler (``trainer.v1.sampler.custom_sampler``) may return
+metrics, but verl drops those of validation, and a custom sampler switches verl's own filtering and
+refilling off; a wrapper of ``Tracking.log`` sees numbers but not the samples.
+
+Nothing here can fail a step: what goes wrong is a warning. ``deepeyes.metrics: false`` switches the
+figures off.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tensordict import NonTensorData
+
+from deepeyes_plugins.hosts.verl.logging_board import BoardSample, LoggingBoard
+from deepeyes_plugins.hosts.verl.output import SAMPLE_FIELD
+from deepeyes_plugins.rollout.collapse import CallHistory, CollapseSettings
+from deepeyes_plugins.rollout.figures import Figures, SampleRecord
+from deepeyes_plugins.rollout.log import BackgroundWriter
+from deepeyes_plugins.settings import SettingsError
+
+logger = logging.getLogger(__name__)
+
+TRAINING = "deepeyes"
+VALIDATION = "deepeyes_val"
+"""First parts of the names of figures: ``deepeyes/<data source>/<figure>``."""
+
+HISTORY_FILE = "deepeyes_tool_calls.json"
+"""Calls per sample by step, beside the checkpoints, for the alarm of a run that is resumed."""
+
+_FLUSH_SECONDS = 30.0
+
+_BOARD_FIELDS = (
+    "prompts",
+    "responses",
+    "response_mask",
+    "old_log_probs",
+    "ref_log_prob",
+    "values",
+    "token_level_rewards",
+    "rm_scores",
+    "reward_model",
+    "data_source",
+)
+
+
+class WatchSettings(BaseModel):
+    """What of the recipe's section ``deepeyes`` is about watching a run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    metrics: bool = Field(True, description="Log figures of the agent with verl's metrics.")
+    logging_board: Path | None = Field(
+        None, description="Folder for samples that RL Logging Board shows; none without it."
+    )
+    logging_board_samples: int = Field(
+        32,
+        ge=1,
+        description="Samples a step for it, in whole groups: the viewer holds all in memory.",
+    )
+    alarm: CollapseSettings = Field(
+        default_factory=CollapseSettings, description="The interaction-collapse alarm."
+    )
+
+
+def watch_settings(section: Mapping[str, Any]) -> WatchSettings:
+    """Read the recipe's section ``deepeyes``, whose other keys are not looked at.
+
+    Raises:
+        SettingsError: A value is wrong; the key is named.
+    """
+    own = {key: section[key] for key in WatchSettings.model_fields if section.get(key) is not None}
+    try:
+        return WatchSettings.model_validate(own)
+    except ValidationError as error:
+        reasons = "; ".join(
+            f"deepeyes.{'.'.join(map(str, reason['loc']))}: {reason['msg']}"
+            for reason in error.errors()
+        )
+        raise SettingsError(f"the recipe is wrong: {reasons}") from error
+
+
+class RunWatch:
+    """Watches one training run from the trainer's process."""
+
+    def __init__(self, settings: WatchSettings, folder: Path, tokenizer: Any) -> None:
+        """Prepare; files are opened with the first step.
+
+        Args:
+            settings: What to watch.
+            folder: The run's own (``trainer.default_local_dir``).
+            tokenizer: The policy's.
+        """
+        self._settings = settings
+        self._training = Figures()
+        self._validation = Figures()
+        self._validation_samples: list[SampleRecord] = []
+        self._board: LoggingBoard | None = None
+        if settings.logging_board is not None:
+            self._board = LoggingBoard(settings.logging_board, tokenizer)
+        self._history_file = folder / HISTORY_FILE
+        self._history: CallHistory | None = None
+        self._writer = BackgroundWriter("tool calls by step")
+
+    def trained(self, step: int, batch: Any, expected: int) -> tuple[dict[str, float], str | None]:
+        """Look at the samples of a training step.
+
+        Args:
+            step: The training step.
+            batch: verl's keys of its samples, whose fields are still there.
+            expected: Samples that the step should have had.
+
+        Returns:
+            Metrics for verl's loggers, and why the run should end, if it should.
+        """
+        started = time.perf_counter()
+        metrics: dict[str, float] = {}
+        reason: str | None = None
+        if self._settings.metrics or self._settings.alarm.enabled:
+            with harmless("the figures of the step"):
+                samples = read_records(sample_keys(batch), batch.partition_id)
+                if self._settings.metrics:
+                    metrics |= named(TRAINING, self._training.of(samples))
+                    metrics[f"{TRAINING}/samples_left_out"] = 1 - len(samples) / expected
+                if self._settings.alarm.enabled and samples:
+                    reason = self._look_for_collapse(step, samples)
+        if self._board is not None:
+            with harmless("the samples for the logging board"):
+                keys = whole_groups(sample_keys(batch), self._settings.logging_board_samples)
+                self._board.log(step, read_board_samples(keys, batch.partition_id))
+        if self._settings.metrics:
+            metrics["timing_s/deepeyes_figures"] = time.perf_counter() - started
+        return metrics, reason
+
+    def sampled_for_validation(self, batch: Any) -> None:
+        """Keep the records of validation samples, which verl is about to forget."""
+        if self._settings.metrics:
+            with harmless("records of validation samples"):
+                self._validation_samples += read_records(sample_keys(batch), batch.partition_id)
+
+    def validated(self) -> dict[str, float]:
+        """Return metrics of the validation that has just ended."""
+        samples, self._validation_samples = self._validation_samples, []
+        with harmless("the figures of the validation"):
+            return named(VALIDATION, self._validation.of(samples))
+        return {}
+
+    def close(self) -> None:
+        """Wait a little for what is not written yet."""
+        for writer in (self._writer, self._board.writer if self._board else None):
+            if writer is not None and not writer.flush(_FLUSH_SECONDS):
+                logger.warning("some %s are not written", writer.name)
+
+    def _look_for_collapse(self, step: int, samples: Sequence[SampleRecord]) -> str | None:
+        if self._history is None:
+            self._history = CallHistory(self._settings.alarm, read_history(self._history_file))
+        calls = Counter(call.tool for sample in samples for call in sample.tool_calls)
+        found = self._history.add(
+            step, {tool: count / len(samples) for tool, count in calls.items()}
+        )
+        self._writer.submit(
+            partial(write_history, self._history_file, json.dumps(self._history.calls))
+        )
+        if not found:
+            return None
+        what = f"interaction collapse at step {step}: {'; '.join(map(str, found))}"
+        logger.error(
+            "%s. Look at the trajectories and at deepeyes/*/: whether tools fail (tool_error, "
+            "tool_infrastructure_error, samples_with_infrastructure_errors: a policy unlearns what "
+            "does not work), how answers are rewarded without a tool (reward/acc, reward/format), "
+            "and why trajectories end (end/). docs/metrics.md tells more.",
+            what,
+        )
+        return what if self._settings.alarm.stop else None
+
+
+@contextmanager
+def harmless(what: str) -> Iterator[None]:
+    """Turn any failure into a warning: training is worth more than a figure about it."""
+    try:
+        yield
+    except Exception:
+        logger.warning("%s cannot be had; training goes on", what, exc_info=True)
+
+
+def named(prefix: str, figures: Mapping[str, float]) -> dict[str, float]:
+    """Put ``prefix/`` in front of the names."""
+    return {f"{prefix}/{name}": value for name, value in figures.items()}
+
+
+def sample_keys(batch: Any) -> list[str]:
+    """Keys of the samples: no padding, and of a session with several outputs the last.
+
+    Keys are ``<group>_<session>_<output>``.
+    """
+    last: dict[str, tuple[int, str]] = {}
+    for key, tag in zip(batch.keys, batch.tags, strict=True):
+        if not tag.get("is_padding", False):
+            session, _, output = key.rpartition("_")
+            last[session] = max(last.get(session, (-1, "")), (int(output), key))
+    return [key for _, key in last.values()]
+
+
+def whole_groups(keys: Sequence[str], least: int) -> list[str]:
+    """Choose whole groups of samples of one question until there are ``least``, if there are."""
+    groups: dict[str, list[str]] = {}
+    for key in sorted(keys):  # Groups have random names: any of them may come first.
+        groups.setdefault(key.rsplit("_", 2)[0], []).append(key)
+    chosen: list[str] = []
+    for group in groups.values():
+        if len(chosen) >= least:
+            break
+        chosen += group
+    return chosen
+
+
+def read_records(keys: Sequence[str], partition: str) -> list[SampleRecord]:
+    """Read what the agent loop recorded; nothing for samples of other agent loops."""
+    if not keys:
+        return []
+    data = tq.kv_batch_get(keys=list(keys), partition_id=partition, select_fields=[SAMPLE_FIELD])
+    if SAMPLE_FIELD not in data:
+        return []
+    return [SampleRecord.model_validate_json(record) for record in values_of(data[SAMPLE_FIELD])]
+
+
+def read_board_samples(keys: Sequence[str], partition: str) -> list[BoardSample]:
+    """Read the samples token by token."""
+    if not keys:
+        return []
+    data = tq.kv_batch_get(
+        keys=list(keys), partition_id=partition, select_fields=list(_BOARD_FIELDS)
+    )
+    rows = {name: values_of(data[name]) for name in _BOARD_FIELDS if name in data}
+    absent = [None] * len(keys)
+    return [
+        BoardSample(
+            prompt=rows["prompts"][at],
+            response=rows["responses"][at],
+            mask=rows["response_mask"][at],
+            log_probs=rows["old_log_probs"][at],
+            token_rewards=rows.get("token_level_rewards", rows["rm_scores"])[at],
+            reward=sum(rows["rm_scores"][at]),
+            ground_truth=str(rows["reward_model"][at].get("ground_truth", "")),
+            data_source=str(rows["data_source"][at]),
+            reference_log_probs=rows.get("ref_log_prob", absent)[at],
+            values=rows.get("values", absent)[at],
+        )
+        for at in range(len(keys))
+    ]
+
+
+def values_of(field: Any) -> list[Any]:
+    """Return plain values of a field by sample, in whatever container the queue hands it out."""
+    rows = field.unbind() if isinstance(field, torch.Tensor) else list(field)
+    return [
+        row.tolist()
+        if isinstance(row, torch.Tensor)
+        else row.data
+        if isinstance(row, NonTensorData)
+        else row
+        for row in rows
+    ]
+
+
+def read_history(path: Path) -> dict[int, dict[str, float]]:
+    """Read the calls by step of a run that is resumed; a file that cannot be read is no history."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return {int(step): dict(calls) for step, calls in stored.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        logger.warning("the alarm starts without a history: %s: %s", path, error)
+        return {}
+
+
+def write_history(path: Path, text: str) -> None:
+    """Replace the history; readers see the old or the new one.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = path.with_suffix(".partial")
+    partial_file.write_text(text, encoding="utf-8")
+    partial_file.replace(path)

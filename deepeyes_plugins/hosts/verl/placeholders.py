@@ -1,0 +1,149 @@
+"""Token ids of messages with images, without the pixels.
+
+verl's token builders call the model's processor for every prompt and observation, and drop what
+it computes of the images: of a turn's time that is nearly all. The number of placeholders follows
+from the size of an image alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from PIL import Image
+
+from deepeyes_plugins.hosts.verl.images import (
+    ImageBounds,
+    image_bounds,
+    image_tokens,
+    model_size,
+)
+
+logger = logging.getLogger(__name__)
+
+_PROBE_SIZES = ((640, 480), (300, 700))
+"""Pixels of the pictures that the check renders, before they get the size of the model."""
+
+
+class PlaceholderProcessor:
+    """Stands in for a Qwen-VL processor where only token ids are wanted."""
+
+    def __init__(self, processor: Any, bounds: ImageBounds) -> None:
+        """Wrap ``processor``; its images must come in the size of the model."""
+        self._processor = processor
+        self._bounds = bounds
+        self._image_token_id: int = processor.image_token_id
+        self.tokenizer = processor.tokenizer
+
+    def apply_chat_template(self, *arguments: Any, **options: Any) -> Any:
+        """Render messages as the processor does."""
+        return self._processor.apply_chat_template(*arguments, **options)
+
+    def __call__(
+        self,
+        *,
+        text: Sequence[str],
+        images: Sequence[Image.Image] | None = None,
+        videos: None = None,
+        **options: Any,
+    ) -> dict[str, list[list[int]]]:
+        """Tokenise one text and give every image its placeholders.
+
+        Args:
+            text: A single text, one placeholder for each image.
+            images: In the size of the model.
+            videos: There are none.
+            **options: Of the pixel work, which is left out.
+
+        Raises:
+            ValueError: There are not as many placeholders as images.
+        """
+        del videos, options
+        [words] = text
+        waiting = iter(images or ())
+        ids: list[int] = []
+        for token in self.tokenizer(words)["input_ids"]:
+            count = 1
+            if token == self._image_token_id:
+                image = next(waiting, None)
+                if image is None:
+                    raise ValueError("the text has more image placeholders than images")
+                count = image_tokens(image.size, self._bounds)
+            ids.extend([token] * count)
+        if next(waiting, None) is not None:
+            raise ValueError("the text has fewer image placeholders than images")
+        return {"input_ids": [ids]}
+
+
+def without_pixels(builder: Any) -> Any:
+    """Return a builder with the same results that leaves the pixel work out.
+
+    The first builder of a processor is compared with its stand-in on a conversation with images;
+    where they differ, or the processor is of another kind, verl's own is returned.
+
+    Args:
+        builder: verl's ``ContinuousTokenBuilder`` for a vision-language model, or any other.
+    """
+    processor = getattr(builder, "processor", None)
+    kind: Any = type(builder)
+    if processor is None or not _agrees(
+        kind,
+        processor,
+        _Settings(builder.mm_processor_kwargs),
+        _Settings(builder.chat_template_kwargs),
+    ):
+        return builder
+    return _light(builder)
+
+
+class _Settings(dict[str, Any]):
+    """Keyword arguments that can be the key of a cache."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(repr(sorted(self.items())))
+
+
+@lru_cache(maxsize=16)
+def _agrees(
+    kind: type[Any], processor: Any, processor_settings: _Settings, template_settings: _Settings
+) -> bool:
+    """Whether the stand-in gives the very ids that the builder gives."""
+    try:
+        builder = kind(
+            processor.tokenizer,
+            processor,
+            mm_processor_kwargs=dict(processor_settings),
+            chat_template_kwargs=dict(template_settings),
+        )
+        light = _light(builder)
+        bounds = image_bounds(processor.image_processor, processor_settings)
+        pictures = [Image.new("RGB", model_size(size, bounds)) for size in _PROBE_SIZES]
+        messages = [_message(picture) for picture in pictures]
+        expected, found = (
+            (
+                some.build_initial_tokens(messages[:1], images=pictures[:1]),
+                some.merge_context_tokens(messages[:1], messages, [0]).token_ids,
+            )
+            for some in (builder, light)
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        logger.warning("observations go through the whole processor: %r", error)
+        return False
+    if expected != found:
+        logger.warning("observations go through the whole processor: it counts differently")
+    return expected == found
+
+
+def _light(builder: Any) -> Any:
+    light = copy.copy(builder)
+    bounds = image_bounds(builder.processor.image_processor, builder.mm_processor_kwargs)
+    light.processor = PlaceholderProcessor(builder.processor, bounds)
+    return light
+
+
+def _message(picture: Image.Image) -> dict[str, Any]:
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": "What is this?"}]
+    return {"role": "user", "content": content}

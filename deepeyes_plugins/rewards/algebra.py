@@ -1,0 +1,95 @@
+"""Computer algebra (math-verify) for an event loop: in processes of its own, in bounded time.
+
+math-verify stops itself by signals, which work in a main thread only, and not while C code runs
+(``9**9**9`` takes hours). So it runs in a process that is killed when its time is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import sys
+from importlib.util import find_spec
+
+from deepeyes_plugins.rewards.mathematics import bare_mathematics, is_expression
+
+logger = logging.getLogger(__name__)
+
+WORKER = "deepeyes_plugins.rewards.algebra_worker"
+START_SECONDS = 60.0
+"""What starting the process and importing SymPy may take on a busy machine."""
+
+
+def available() -> bool:
+    """Return whether math-verify is installed."""
+    return find_spec("math_verify") is not None
+
+
+class Algebra:
+    """Asks math-verify, one question at a time; the process starts with the first one."""
+
+    def __init__(self) -> None:
+        """Start nothing."""
+        self._process: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
+
+    async def equal(self, answer: str, ground_truth: str, *, timeout: float) -> bool | None:
+        """Return whether both are the same mathematical object.
+
+        Args:
+            answer: The model's answer.
+            ground_truth: The reference.
+            timeout: Seconds for the comparison, waiting for its turn not counted.
+
+        Returns:
+            ``None`` where it cannot tell: prose, an expression it does not understand, no time.
+        """
+        given, truth = bare_mathematics(answer), bare_mathematics(ground_truth)
+        if not is_expression(given) or not is_expression(truth):
+            return None
+        async with self._turn:
+            try:
+                return await self._ask(truth, given, timeout)
+            except (TimeoutError, OSError, ValueError) as error:
+                logger.debug("math-verify gave no verdict on %r: %r", given, error)
+                await self._kill()
+                return None
+            except asyncio.CancelledError:
+                await self._kill()  # Its reply would be taken for the next one's.
+                raise
+
+    async def aclose(self) -> None:
+        """End the process."""
+        await self._kill()
+
+    async def _ask(self, truth: str, given: str, timeout: float) -> bool | None:
+        if self._process is None:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                WORKER,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            await self._exchange(self._process, ["1", "1"], START_SECONDS)
+        return await self._exchange(self._process, [truth, given], timeout)
+
+    async def _exchange(
+        self, process: asyncio.subprocess.Process, pair: list[str], timeout: float
+    ) -> bool | None:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps(pair).encode() + b"\n")
+        async with asyncio.timeout(timeout):
+            await process.stdin.drain()
+            reply = json.loads(await process.stdout.readline())  # A dead process says nothing.
+        return reply if isinstance(reply, bool) else None
+
+    async def _kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()

@@ -1,0 +1,99 @@
+"""Is the answer right? Rules first where they are sure, then computer algebra, then the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from deepeyes_plugins.judge.contracts import Comparison, Judge, PromptName
+from deepeyes_plugins.rewards.accuracy import rule_verdict
+from deepeyes_plugins.rewards.algebra import Algebra
+from deepeyes_plugins.rewards.guards import lists_alternatives, speaks_to_judge
+from deepeyes_plugins.rewards.mathematics import bare_mathematics
+from deepeyes_plugins.rewards.settings import ScoreSettings
+
+Rules = Callable[[str, str], bool | None]
+"""``rules(answer, ground_truth)``: whether the answer is right; ``None`` if they are not sure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether an answer is right, and who said so.
+
+    Attributes:
+        correct: The answer is right.
+        guarded: It was refused for a trick, unseen by the judge.
+        judged: A judge decided.
+        cached: The judge's verdict was known already.
+        calls: Requests to the judge.
+        seconds: Time that the judge took.
+    """
+
+    correct: bool
+    guarded: bool = False
+    judged: bool = False
+    cached: bool = False
+    calls: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Decides answers of one kind of data.
+
+    Attributes:
+        settings: Who decides, and whether computer algebra may.
+        judge: Asked where rules are not sure; ``None`` leaves the decision to rules.
+        prompt: Which of the judge's prompts fits the data.
+        rules: The rules that fit the data.
+        algebra: Computer algebra, used if the settings say so.
+    """
+
+    settings: ScoreSettings
+    judge: Judge | None = None
+    prompt: PromptName = "answer"
+    rules: Rules = rule_verdict
+    algebra: Algebra = field(default_factory=Algebra)
+
+    async def decide(self, question: str, ground_truth: str, answer: str | None) -> Decision:
+        """Decide one answer.
+
+        Args:
+            question: The plain question.
+            ground_truth: The reference answer, not empty.
+            answer: The model's; nobody is asked where there is none.
+
+        Raises:
+            JudgeUnavailableError: The judge was needed and cannot be reached.
+        """
+        if not answer or not answer.strip():
+            return Decision(False)
+        if lists_alternatives(answer, ground_truth):
+            return Decision(False, guarded=True)
+        judge = None if self.settings.decide == "rules" else self.judge
+        if self.settings.decide != "judge":
+            sure = self.rules(answer, ground_truth)
+            if sure is not None:
+                return Decision(sure)
+        if self.settings.math_verify and await self.algebra.equal(
+            answer, ground_truth, timeout=self.settings.math_timeout
+        ):
+            return Decision(True)
+        if self._tricks(answer, ground_truth):
+            return Decision(False, guarded=True)
+        if judge is None:
+            return Decision(False)
+        if self.prompt == "equivalence":
+            answer = bare_mathematics(answer)
+        verdict = await judge.compare(self.prompt, Comparison(question, ground_truth, answer))
+        return Decision(
+            verdict.correct,
+            judged=True,
+            cached=verdict.cached,
+            calls=verdict.calls,
+            seconds=verdict.seconds,
+        )
+
+    def _tricks(self, answer: str, ground_truth: str) -> bool:
+        """Does the answer speak to the judge, in words that the reference does not have?"""
+        return speaks_to_judge(answer) and rule_verdict(answer, ground_truth) is not True

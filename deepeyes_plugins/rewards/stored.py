@@ -1,0 +1,223 @@
+"""Score trajectories that were stored before, with the code, judge and settings of training."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from deepeyes_plugins.plugins import UnknownNameError
+from deepeyes_plugins.protocol.content import Message
+from deepeyes_plugins.rewards.scoring import INFRASTRUCTURE_FAILED, Scorer
+from deepeyes_plugins.rollout.contracts import InfrastructureError, Task
+from deepeyes_plugins.rollout.log import FILE_NAME
+from deepeyes_plugins.rollout.trajectory import EndReason, Trajectory
+from deepeyes_plugins.settings import AgentSettings, SettingsError
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a trajectory log, and where it stands."""
+
+    path: Path
+    number: int
+    text: str
+
+    @property
+    def key(self) -> str:
+        """Names the line by its content, wherever it stands."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a data set knows of a question."""
+
+    ground_truth: str
+    question: str = ""
+
+
+class ScoreRecord(BaseModel):
+    """One line of the output.
+
+    ``trajectory`` names the scored line by its content and ``settings`` what it was scored by.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    trajectory: str
+    settings: str
+    where: str
+    task_id: str
+    data_source: str
+    labels: dict[str, int | float | str] = {}
+    score: float
+    parts: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one line.
+
+    Attributes:
+        line: Which one.
+        kind: ``scored``; ``bad`` (no trajectory, or without what scoring needs); ``unplayed`` (a
+            failure of ours ended the trajectory: there is nothing to score); ``failed`` (it could
+            not be scored now, for instance without the judge: try again).
+        record: The score, if it was.
+        reason: Why not, else.
+        data_source: As far as it is known.
+    """
+
+    line: Line
+    kind: Literal["scored", "bad", "unplayed", "failed"]
+    record: ScoreRecord | None = None
+    reason: str = ""
+    data_source: str = ""
+
+
+def log_files(path: Path) -> list[Path]:
+    """Return the logs behind ``path``: a file, or every ``trajectories.jsonl`` below a folder.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    found = sorted(path.rglob(FILE_NAME)) if path.is_dir() else [path]
+    if not found or not found[0].is_file():
+        raise FileNotFoundError(f"{path}: no such file, or a folder without any {FILE_NAME}")
+    return found
+
+
+def lines_of(paths: Iterable[Path]) -> Iterator[Line]:
+    """Yield the lines that are not empty; undecodable bytes make a bad line, not an error."""
+    for path in paths:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for number, text in enumerate(file, 1):
+                if text.strip():
+                    yield Line(path, number, text.rstrip("\n"))
+
+
+def fingerprint(settings: AgentSettings) -> str:
+    """Name what scores depend on: the settings of rewards, judge and plugins."""
+    parts = settings.model_dump_json(include={"rewards", "judge", "plugins"})
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+def earlier_records(path: Path, settings: str) -> list[ScoreRecord]:
+    """Return what an earlier run under the same settings left; torn and other lines are skipped."""
+    records = []
+    if path.exists():
+        for line in lines_of([path]):
+            try:
+                record = ScoreRecord.model_validate_json(line.text)
+            except ValidationError:
+                continue
+            if record.settings == settings:
+                records.append(record)
+    return records
+
+
+async def score_lines(
+    lines: Iterable[Line],
+    scorer: Scorer,
+    settings: str,
+    references: Mapping[tuple[str, str], Reference] | None = None,
+    *,
+    concurrency: int = 64,
+) -> AsyncIterator[Outcome]:
+    """Score many lines at a time and yield each outcome as it comes.
+
+    Args:
+        lines: Read as they are needed.
+        scorer: With the judge.
+        settings: The fingerprint for the records.
+        references: Reference answers by data source and task id; they win over recorded ones.
+        concurrency: Lines in work at a time.
+
+    Raises:
+        SettingsError: The settings lack what a reward needs, such as a judge.
+    """
+    waiting = iter(lines)
+    outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue(maxsize=concurrency)
+
+    async def work() -> None:
+        for line in waiting:
+            await outcomes.put(await _score(line, scorer, settings, references or {}))
+
+    async def work_all() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(work())
+        finally:
+            await outcomes.put(None)
+
+    working = asyncio.ensure_future(work_all())
+    try:
+        while (outcome := await outcomes.get()) is not None:
+            yield outcome
+        await working
+    except* SettingsError as group:
+        raise group.exceptions[0] from None
+    finally:
+        working.cancel()
+
+
+async def _score(
+    line: Line,
+    scorer: Scorer,
+    settings: str,
+    references: Mapping[tuple[str, str], Reference],
+) -> Outcome:
+    try:
+        trajectory = Trajectory.model_validate_json(line.text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        return Outcome(line, "bad", reason=f"no trajectory: {where or 'line'}: {first['msg']}")
+    source = trajectory.data_source
+    known = references.get((source, trajectory.task_id))
+    known = known or Reference(trajectory.ground_truth, trajectory.question)
+    if not known.ground_truth:
+        reason = f"no reference answer for task {trajectory.task_id!r}: give its data set (--data)"
+        return Outcome(line, "bad", reason=reason, data_source=source)
+    if trajectory.end_reason is EndReason.INFRASTRUCTURE:
+        reason = f"a failure of ours ended it: {trajectory.error}"
+        return Outcome(line, "unplayed", reason=reason, data_source=source)
+    task = Task(
+        trajectory.task_id,
+        (Message("user", (known.question,)),),
+        data_source=source,
+        ground_truth=known.ground_truth,
+    )
+    try:
+        result = await scorer.score(task, trajectory)
+    except UnknownNameError as error:
+        return Outcome(line, "bad", reason=str(error), data_source=source)
+    except InfrastructureError as error:
+        return Outcome(line, "failed", reason=str(error), data_source=source)
+    except ValueError as error:
+        if isinstance(error, SettingsError):
+            raise
+        return Outcome(line, "bad", reason=str(error), data_source=source)
+    if result.parts.get(INFRASTRUCTURE_FAILED):
+        return Outcome(line, "failed", reason="no judge could be reached", data_source=source)
+    record = ScoreRecord(
+        trajectory=line.key,
+        settings=settings,
+        where=str(line),
+        task_id=trajectory.task_id,
+        data_source=source,
+        labels=trajectory.labels,
+        score=result.score,
+        parts=dict(result.parts),
+    )
+    return Outcome(line, "scored", record, data_source=source)

@@ -1,0 +1,207 @@
+"""One real run of verl with the tiny model: what people watch arrives, and the alarm ends the run.
+
+Random weights, a real sandbox, verl's own command. ``busy_agent.py`` gives up its tools at step 3.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from deepeyes_plugins.quickstart.datasets import write_rl
+from deepeyes_plugins.quickstart.process import OFFLINE
+from deepeyes_plugins.quickstart.task import split_examples
+from deepeyes_plugins.rollout.log import read_log
+
+ROOT = Path(__file__).parents[2]
+GROUP = 2
+BATCH = 2
+GIVES_UP_AT = 3
+"""Training step."""
+
+
+@dataclass
+class Run:
+    folder: Path
+    exit_status: int
+    output: str
+
+    @cached_property
+    def metrics(self) -> dict[int, dict[str, float]]:
+        """What verl's file logger got, by step."""
+        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        steps: dict[int, dict[str, float]] = {}
+        for line in map(json.loads, lines):
+            steps.setdefault(line["step"], {}).update(line["data"])
+        return steps
+
+    @cached_property
+    def board(self) -> list[dict[str, Any]]:
+        lines = (self.folder / "board/rollouts.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+
+def write_questions(path: Path, count: int, split: str, sources: tuple[str, ...]) -> None:
+    """Numbered questions for the busy agent, their data sources in turn."""
+    write_rl(split_examples("train", count), path, split)
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    for number, row in enumerate(rows):
+        row["env_name"] = "busy"
+        row["data_source"] = sources[number % len(sources)]
+        row["extra_info"]["index"] = str(number)
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+
+
+def install_plugin(folder: Path) -> None:
+    """What pip would leave in ``folder``, which is on the path."""
+    (folder / "busy_agent.py").write_bytes((Path(__file__).parent / "busy_agent.py").read_bytes())
+    metadata = folder / "busy_agent-1.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: busy-agent\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[deepeyes_plugins]\nbusy_agent = busy_agent\n")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("run")
+    plugins = folder / "plugins"
+    plugins.mkdir()
+    install_plugin(plugins)
+    write_questions(folder / "data/train.parquet", 16, "train", ("busy-a", "busy-b"))
+    write_questions(folder / "data/heldout.parquet", 2, "heldout", ("busy-a",))
+    (folder / "sft").symlink_to(tiny_model)
+    command = [
+        *(sys.executable, "-m", "verl.trainer.main_ppo"),
+        *("--config-path", str(ROOT / "recipes/tiny"), "--config-name", "rl"),
+        f"deepeyes.run={folder}",
+        f"deepeyes.agent_config={ROOT / 'recipes/tiny/agent.yaml'}",
+        "deepeyes.turn_tokens=40",
+        f"+deepeyes.logging_board={folder / 'board'}",
+        "+deepeyes.alarm={enabled: true, stop: true, window: 1}",
+        f"data.train_batch_size={BATCH}",
+        "data.max_response_length=1024",
+        "data.shuffle=false",
+        f"actor_rollout_ref.rollout.n={GROUP}",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={BATCH}",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
+        "trainer.logger=[console,file,tensorboard]",
+        "trainer.total_training_steps=8",
+        "trainer.save_freq=8",
+        "trainer.test_freq=8",
+        f"+ray_kwargs.ray_init._temp_dir={folder / 'ray'}",
+    ]
+    variables = {
+        "DEEPEYES_TRAJECTORIES": str(folder / "trajectories"),
+        "PYTHONPATH": os.pathsep.join([str(plugins), str(ROOT)]),
+        "RAY_worker_niceness": "0",
+        "TENSORBOARD_DIR": str(folder / "tensorboard"),
+        "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
+    }
+    finished = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **OFFLINE, **variables},
+        cwd=folder,
+        timeout=400,
+        check=False,
+    )
+    (folder / "output.log").write_text(finished.stdout, encoding="utf-8")
+    return Run(folder, finished.returncode, finished.stdout)
+
+
+def test_figures_of_each_data_source_arrive_in_the_file_logger(run: Run) -> None:
+    assert sorted(run.metrics) == [0, 1, 2, 3], run.output[-5000:]
+    for step in (1, 2):
+        metrics = run.metrics[step]
+        for source in ("busy-a", "busy-b", "all"):
+            figures = {
+                name.removeprefix(f"deepeyes/{source}/"): value
+                for name, value in metrics.items()
+                if name.startswith(f"deepeyes/{source}/")
+            }
+            assert figures["samples"] == (BATCH * GROUP if source == "all" else GROUP)
+            assert figures["tool_calls/python"] == figures["tool_calls/total"] == 2
+            assert figures["tool_success/python"] == figures["tool_error/python"] == 0.5
+            assert figures["turns/mean"] == 3
+            assert figures["end/answer"] == 1
+            assert figures["end/infrastructure"] == 0
+            assert 0 < figures["tool_seconds/python/p50"] <= figures["tool_seconds/python/p99"]
+            assert figures["judge/judged"] == 1
+            assert figures["judge/calls"] == figures["judge/cache_hits"] == 0.5
+            assert figures["judge_seconds/p50"] == figures["judge_seconds/p99"] == 0.5
+        assert metrics["deepeyes/samples_left_out"] == 0
+
+
+def test_figures_of_a_step_are_those_of_its_trajectories(run: Run) -> None:
+    played = [one for one in read_log(run.folder / "trajectories") if one.labels.get("step") == 1]
+    trained = [one for one in played if one.labels["split"] == "train"]
+    tokens = [sum(turn.tokens for turn in one.turns) for one in trained]
+    figures = run.metrics[1]
+    assert figures["deepeyes/all/reward/score"] == pytest.approx(figures["critic/score/mean"])
+    assert figures["deepeyes/all/reward/score"] == pytest.approx(sum(tokens) / len(tokens) / 64)
+    assert len(trained) == BATCH * GROUP
+    assert figures["deepeyes/all/generated_tokens/mean"] == pytest.approx(sum(tokens) / len(tokens))
+    assert figures["deepeyes/all/response_tokens/mean"] == pytest.approx(
+        figures["response_length/mean"]
+    )
+
+
+def test_figures_of_the_validation_arrive_too(run: Run) -> None:
+    figures = run.metrics[0]
+    assert figures["deepeyes_val/busy-a/samples"] == 2
+    assert figures["deepeyes_val/busy-a/tool_calls/python"] == 2
+
+
+def test_other_loggers_get_the_same(run: Run) -> None:
+    name = "deepeyes/all/tool_calls/python"
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    assert [(one.step, one.value) for one in events.Scalars(name)] == [(1, 2), (2, 2), (3, 0)]
+    assert f"{name}:2.0" in run.output
+
+
+def test_the_logging_board_has_each_step_token_by_token(run: Run) -> None:
+    assert [line["step"] for line in run.board] == [
+        step for step in (1, 2, 3) for _ in range(BATCH * GROUP)
+    ]
+    scores = [line["reward"] for line in run.board if line["step"] == 1]
+    assert sum(scores) / len(scores) == pytest.approx(
+        run.metrics[1]["deepeyes/all/reward/score"], abs=1e-5
+    )
+    for line in run.board:
+        tokens = len(line["response_tokens"])
+        assert tokens == len(line["logprobs"]) == len(line["token_rewards"])
+        assert sum(line["token_rewards"]) == pytest.approx(line["reward"])
+        assert line["ground_truth"] in ("red", "green", "blue", "yellow")
+        assert all(
+            (log_prob < 0) == bool(chosen)
+            for log_prob, chosen in zip(line["logprobs"], line["response_mask"], strict=True)
+        )
+    busy = run.board[0]
+    assert "Code execution result" in busy["response"]
+    assert busy["prompt"].count("<|image_pad|>") == 1
+
+
+def test_the_alarm_ends_the_run_with_a_checkpoint_of_the_last_step(run: Run) -> None:
+    assert run.metrics[GIVES_UP_AT]["deepeyes/all/tool_calls/python"] == 0
+    assert "interaction collapse at step 3" in run.output
+    assert "RunStoppedError" in run.output
+    assert run.exit_status != 0
+    newest = run.folder / "rl/latest_checkpointed_iteration.txt"
+    assert newest.read_text() == str(GIVES_UP_AT)
+    assert any((run.folder / f"rl/global_step_{GIVES_UP_AT}/actor").iterdir())
