@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deepeyes_plugins.search.cache import AnswerStore
-from deepeyes_plugins.search.contracts import Text
+from deepeyes_plugins.search.contracts import SearchNotConfiguredError, Text
 from deepeyes_plugins.search.fetching import Fetcher, FetchError, FetchRefusedError, FetchRules
 from deepeyes_plugins.search.settings import PageSettings
 
@@ -91,6 +91,7 @@ class PageReader:
         Raises:
             FetchRefusedError: It may not be read, or there is no text in it.
             FetchError: It is not there, or not now.
+            SearchNotConfiguredError: The library that takes out the text is missing.
         """
         key = "page:" + hashlib.sha256(url.encode("utf-8", "replace")).hexdigest()
         page = _load(await self._store.get(key))
@@ -120,6 +121,10 @@ class PageReader:
                 page = await asyncio.wait_for(work, self._settings.timeout)
             except TimeoutError as error:
                 raise FetchError("its text could not be taken out in time") from error
+            except ModuleNotFoundError as error:
+                raise SearchNotConfiguredError(
+                    f"read_page: {error}; pip install 'deepeyes-plugins[search]'"
+                ) from error
         if page is None:
             raise FetchRefusedError("there is no text in it")
         return page.model_copy(update={"link": found.url})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from starlette.routing import Route
 
 from deepeyes_plugins import plugins
 from deepeyes_plugins.protocol.actions import ToolCallAction
-from deepeyes_plugins.rollout import Observation, Task
+from deepeyes_plugins.rollout import InfrastructureError, Observation, Task
 from deepeyes_plugins.settings import AgentSettings
 from deepeyes_plugins.tools.read_page import ReadPageTool
 from deepeyes_plugins.tools.resources import Resources
@@ -135,6 +136,14 @@ async def test_wrong_arguments_are_explained(
     assert (await read(resources, arguments)).error == (
         "the argument 'url' must be the address of a page"
     )
+
+
+async def test_a_missing_library_is_our_failure(
+    resources: Resources, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trafilatura", None)
+    with pytest.raises(InfrastructureError, match=r"deepeyes-plugins\[search\]"):
+        await read(resources, {"url": f"{server.root}/page"})
 
 
 @pytest.mark.parametrize("wanted", [False, True])
