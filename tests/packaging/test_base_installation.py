@@ -25,7 +25,8 @@ def base(make_environment: Callable[[], FreshEnvironment], wheel: Path) -> Fresh
 def test_plugins_are_listed(base: FreshEnvironment) -> None:
     listed = json.loads(base.run("deepeyes", "plugins", "--json"))
 
-    assert {"tool", "environment", "reward", "formatter"} == {row["kind"] for row in listed}
+    kinds = {"tool", "environment", "reward", "formatter"}
+    assert kinds | {"search provider", "image search provider"} == {row["kind"] for row in listed}
 
 
 def test_the_doctor_finds_the_frameworks_absent_and_nothing_wrong(base: FreshEnvironment) -> None:

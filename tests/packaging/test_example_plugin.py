@@ -42,6 +42,14 @@ def test_the_command_lists_what_the_plugin_registered(with_example: FreshEnviron
         ("environment", "measuring"),
         ("reward", "picture-size"),
         ("formatter", "question_and_answer"),
+        ("search provider", "paper_sizes"),
+    ]
+
+
+def test_its_search_provider_answers(with_example: FreshEnvironment) -> None:
+    query = ("search", "query", "How large is A4?", "--provider", "paper_sizes", "--json")
+    assert json.loads(with_example.run("deepeyes", *query))["results"] == [
+        {"title": "A4", "link": "", "snippet": "210 x 297 mm", "date": "", "score": None}
     ]
 
 

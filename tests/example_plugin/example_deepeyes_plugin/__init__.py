@@ -13,6 +13,13 @@ from deepeyes_plugins.protocol.dialect import Dialect
 from deepeyes_plugins.protocol.observations import tool_response
 from deepeyes_plugins.rewards.contracts import RewardFactory, RewardResources
 from deepeyes_plugins.rollout import Observation, RewardResult, Task, Tool, Trajectory
+from deepeyes_plugins.search.contracts import (
+    SearchQuery,
+    SearchResult,
+    SearchResults,
+    TextProviderFactory,
+    TextSearchProvider,
+)
 from deepeyes_plugins.tools.resources import EnvironmentFactory, Resources, ToolFactory
 
 
@@ -64,6 +71,23 @@ def question_and_answer(row: Mapping[str, Any]) -> Conversation:
         raise RowError(f"the row has no column {error}") from error
 
 
+class PaperSizes(TextSearchProvider):
+    """Finds what a sheet of paper measures."""
+
+    name = "paper_sizes"
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._sizes = {"A4": "210 x 297 mm", "A5": "148 x 210 mm", **options.get("sizes", {})}
+
+    async def search(self, query: SearchQuery) -> SearchResults:
+        found = [
+            SearchResult(title=name, snippet=size)
+            for name, size in self._sizes.items()
+            if name in query.text
+        ]
+        return SearchResults(results=tuple(found[: query.count]))
+
+
 @hookimpl
 def register_tools(register: Callable[[str, ToolFactory], None]) -> None:
     register(MeasureTool.name, MeasureTool)
@@ -83,3 +107,8 @@ def register_rewards(register: Callable[[str, RewardFactory], None]) -> None:
 @hookimpl
 def register_formatters(register: Callable[[str, Formatter], None]) -> None:
     register("question_and_answer", question_and_answer)
+
+
+@hookimpl
+def register_search_providers(register: Callable[[str, TextProviderFactory], None]) -> None:
+    register(PaperSizes.name, PaperSizes)
