@@ -46,27 +46,35 @@ class Resources:
             patience=settings.sandbox.patience,
         )
         self._find_sandbox = find_sandbox
+        self._sandboxes: dict[str, SandboxClient] = {}
         self._sandbox: SandboxClient | None = None
         self._lock = asyncio.Lock()
 
     async def sandbox(self) -> SandboxClient:
         """The sandbox client; without a server in the settings one is found or started.
 
+        One that keeps failing is looked for again: it may have been started anew elsewhere.
+
         Raises:
             SandboxUnavailable: No server could be started.
         """
         async with self._lock:
-            if self._sandbox is None:
+            if self._sandbox is None or self.sandbox_gate.circuit.is_open:
                 settings = self.settings.sandbox
                 url = await asyncio.to_thread(self._find_sandbox, settings)
-                self._sandbox = SandboxClient(url, token=os.environ.get(settings.token_env))
-        return self._sandbox
+                if url not in self._sandboxes:
+                    token = os.environ.get(settings.token_env)
+                    self._sandboxes[url] = SandboxClient(url, token=token)
+                # Former ones stay open: sessions on servers that still work go on.
+                self._sandbox = self._sandboxes[url]
+            return self._sandbox
 
     async def aclose(self) -> None:
         """Close every connection."""
-        if self._sandbox is not None:
-            await self._sandbox.close()
-            self._sandbox = None
+        while self._sandboxes:
+            _, client = self._sandboxes.popitem()
+            await client.close()
+        self._sandbox = None
         await self.search.aclose()
 
 

@@ -267,3 +267,25 @@ async def test_without_a_url_a_server_is_started(monkeypatch: pytest.MonkeyPatch
 async def end_all_sessions_but_tell_nobody(tool: PythonTool) -> None:
     """End the tool's session at the server, behind the tool's back."""
     await copy.copy(await tool._current_session()).close()
+
+
+async def test_a_server_that_died_is_replaced_by_the_one_that_is_found_now() -> None:
+    settings = SandboxSettings(circuit_failures=1, circuit_seconds=0.05, patience=60)
+    with start_server(settings) as first, start_server(settings) as second:
+        urls = [first.url]
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv(settings.token_env, first.token)
+            shared = Resources(AgentSettings(sandbox=settings), find_sandbox=lambda _: urls[-1])
+            before = PythonTool(shared)
+            await before.open(task(RED))
+            assert "(60, 40)" in text(await run(before, "image_1.size"))
+
+            first.close()
+            urls.append(second.url)
+            environment.setenv(settings.token_env, second.token)
+            after = PythonTool(shared)
+            await after.open(task(BLUE))
+            assert "(9, 9)" in text(await run(after, "image_1.size"))
+            for tool in (before, after):
+                await tool.close()
+            await shared.aclose()

@@ -23,6 +23,7 @@ from deepeyes_plugins.data.rl_rows import environment_name, task_from_row
 from deepeyes_plugins.hosts.verl.dataset import DeepEyesDataset
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.task import split_examples
+from deepeyes_plugins.settings import SettingsError
 
 
 @pytest.fixture
@@ -66,6 +67,16 @@ def test_a_bad_row_stops_the_run_and_is_named(
     spoil(bad[1])
     with pytest.raises(DataError, match=rf"rows\.parquet, row 2: .*{word}"):
         open_dataset(bad, tmp_path / "good.parquet", tmp_path, processor)
+
+
+def test_answers_that_rules_cannot_compare_need_a_judge_before_training(
+    rows: list[dict[str, Any]], tmp_path: Path, processor: Any
+) -> None:
+    for row in rows:
+        row["reward_model"]["ground_truth"] = "The dot is red because the frame around it is, too."
+        row["reward_model"]["ground_truth"] *= 2
+    with pytest.raises(SettingsError, match=r"rules cannot compare.*name a judge"):
+        open_dataset(rows, tmp_path / "good.parquet", tmp_path, processor)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

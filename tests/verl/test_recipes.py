@@ -195,6 +195,7 @@ def test_batches_divide(name: str) -> None:
     ranks = gpus(config)
     assert batch % mini == 0
     assert (mini * rollout.n) % ranks == 0, "a mini-batch is shared out evenly"
+    assert (mini * rollout.n // ranks) % actor.ppo_micro_batch_size_per_gpu == 0
     assert ranks % rollout.tensor_model_parallel_size == 0
     assert config.trainer.n_gpus_per_node % rollout.tensor_model_parallel_size == 0
     assert rollout.n > 1, "GRPO compares the trajectories of a group"

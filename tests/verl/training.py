@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -132,6 +133,7 @@ class Training:
             for member in family(process.pid):
                 member.kill()
             process.wait()
+            shutil.rmtree(self._ray, ignore_errors=True)
 
     @property
     def checkpoint(self) -> int:

@@ -175,6 +175,7 @@ class DeepEyesAgentLoop(AgentLoopBase):
         metrics = AgentLoopMetrics(
             generate_sequences=sum(turn.generate_seconds for turn in trajectory.turns),
             tool_calls=sum(turn.tool_seconds for turn in trajectory.turns),
+            num_preempted=-1 if policy.num_preempted is None else policy.num_preempted,
         )
         observations = sum(turn.observation is not None for turn in trajectory.turns)
         return TrajectoryOutput(
@@ -183,6 +184,7 @@ class DeepEyesAgentLoop(AgentLoopBase):
             response_ids=stream.response_ids,
             response_mask=stream.response_mask,
             response_logprobs=stream.log_probs or None,
+            routed_experts=policy.routed_experts,
             multi_modal_data={"images": policy.images} if policy.images else {},
             num_turns=1 + len(trajectory.turns) + observations,
             metrics=metrics,

@@ -13,12 +13,13 @@ import numpy as np
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from deepeyes_plugins.data.checks import DataError, RowRules
-from deepeyes_plugins.data.rl_rows import prompt_messages
+from deepeyes_plugins.data.rl_rows import data_source, ground_truth, prompt_messages
 from deepeyes_plugins.data.row_store import IMAGE_SIZES, Rows, store_files
 from deepeyes_plugins.hosts.verl.images import image_bounds, image_tokens
 from deepeyes_plugins.hosts.verl.register import AGENT_LOOP
 from deepeyes_plugins.protocol.content import EncodedImage, Message
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, IMAGE_PLACEHOLDER
+from deepeyes_plugins.rewards.scoring import Scorer
 from deepeyes_plugins.settings import load_settings
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class DeepEyesDataset(RLHFDataset):
         Raises:
             DataError: Rows cannot be used and ``data.bad_rows`` is ``stop``, or a whole file
                 cannot; they are named.
+            SettingsError: The answers cannot be scored as the settings say, for want of a judge.
             ValueError: ``data.bad_rows`` is neither ``stop`` nor ``drop``.
         """
         policy = self.config.get("bad_rows", "stop")
@@ -90,6 +92,12 @@ class DeepEyesDataset(RLHFDataset):
         rows = Rows(stored, absent).select(kept)
         self.dataframe = self.maybe_filter_out_long_prompts(self._sample(rows))
         logger.info("%d of %d rows are used", len(self.dataframe), len(rows))
+        Scorer(settings).check(self._references())
+
+    def _references(self) -> Iterator[tuple[str, str]]:
+        for at in range(len(self.dataframe)):
+            row = self.dataframe.read(at, ("data_source", "reward_model"))
+            yield data_source(row), ground_truth(row)
 
     def _sample(self, rows: Rows) -> Rows:
         """Take ``train_max_samples`` rows; the same ones after a restart, seed or not."""
