@@ -109,13 +109,17 @@ class PageReader:
 
     async def _fetched(self, url: str) -> Page:
         found = await self._fetcher.fetch(url)
+        # What the server says comes before what the page says, as in browsers.
+        said = _decoded(found.body, found.charset)
         if found.content_type == "text/plain":
-            text = found.body.decode(_known(found.charset), "replace").strip()
+            text = (said or found.body.decode("utf-8", "replace")).strip()
             page = Page(text=text) if text else None
         else:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="deepeyes-pages")
-            work = asyncio.get_running_loop().run_in_executor(self._threads, main_text, found.body)
+            work = asyncio.get_running_loop().run_in_executor(
+                self._threads, main_text, said or found.body
+            )
             try:
                 # The thread goes on with a page made to take forever; this trajectory does not.
                 page = await asyncio.wait_for(work, self._settings.timeout)
@@ -147,9 +151,9 @@ def _load(data: bytes | None) -> Page | None:
         return None
 
 
-def _known(charset: str) -> str:
+def _decoded(body: bytes, charset: str) -> str | None:
+    """The body as text, if there is such a character set."""
     try:
-        "".encode(charset)
-    except LookupError:
-        return "utf-8"
-    return charset
+        return body.decode(charset, "replace") if charset else None
+    except (LookupError, ValueError):
+        return None

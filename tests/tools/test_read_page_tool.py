@@ -42,6 +42,12 @@ async def page(request: Request) -> Response:
     asked[name] += 1
     if name == "plain":
         return Response("Käse\n".encode("latin-1"), media_type="text/plain; charset=latin-1")
+    if name == "japanese":
+        body = f"<html><body><p>{'東京の塔です。' * 40}</p></body></html>"
+        body = f'<?xml version="1.0" encoding="utf-8"?>{body}'
+        return Response(body.encode("shift_jis"), media_type="text/html; charset=Shift_JIS")
+    if name == "odd":
+        return Response(BODIES["page"], media_type="text/html; charset=idna")
     if name == "paper":
         return Response(b"%PDF", media_type="application/pdf")
     if name not in BODIES:
@@ -96,6 +102,18 @@ async def test_a_long_page_is_cut(resources: Resources, server: LocalServer) -> 
 
 async def test_plain_text_is_read_too(resources: Resources, server: LocalServer) -> None:
     assert "Käse" in text(await read(resources, {"url": f"{server.root}/plain"}))
+
+
+async def test_the_server_says_how_a_page_is_encoded(
+    resources: Resources, server: LocalServer
+) -> None:
+    assert "東京の塔です。" in text(await read(resources, {"url": f"{server.root}/japanese"}))
+
+
+async def test_a_character_set_that_is_none_does_no_harm(
+    resources: Resources, server: LocalServer
+) -> None:
+    assert PARAGRAPH.strip() in text(await read(resources, {"url": f"{server.root}/odd"}))
 
 
 async def test_a_page_is_fetched_once(resources: Resources, server: LocalServer) -> None:
