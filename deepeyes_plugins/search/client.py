@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,9 @@ from deepeyes_plugins.search.wire import (
     tidy,
 )
 
+_POOLS, _CONNECTIONS = 4, 16
+"""Connections to a service, in pools: httpx looks through a pool's connections for each of them at
+every request, which takes milliseconds with 64."""
 _SERVICE_MB = 64.0
 """Largest answer of a service: ten thumbnails fit."""
 
@@ -271,9 +275,10 @@ class _Service:
             timeout=settings.timeout,
             retries=2,
             retry_wait_maximum=5.0,
+            concurrency=_CONNECTIONS,
             max_response_mb=_SERVICE_MB,
         )
-        self._remote: RemoteService | None = None
+        self._remotes: deque[RemoteService] = deque()
 
     async def check(self) -> str:
         """Ask the service how it is."""
@@ -281,14 +286,17 @@ class _Service:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        if self._remote is not None:
-            await self._remote.aclose()
-            self._remote = None
+        while self._remotes:
+            await self._remotes.pop().aclose()
 
     async def _call(self, method: str, path: str, load: Any, content: bytes | None = None) -> Any:
-        if self._remote is None:
-            self._remote = RemoteService(self._url, self._remote_settings, key_env=self._variable)
-        remote = self._remote
+        if not self._remotes:
+            self._remotes.extend(
+                RemoteService(self._url, self._remote_settings, key_env=self._variable)
+                for _ in range(_POOLS)
+            )
+        remote = self._remotes[0]
+        self._remotes.rotate()
 
         def read(reply: Reply) -> Any:
             if reply.status < 300:
