@@ -31,9 +31,9 @@ from rich.console import Console
 from rich.table import Table
 from searching.measures import MEASURES, Figure, Taken, at
 
-MODULES = ("searching.service",)
+MODULES = ("searching.service", "searching.local", "searching.images")
 """Where measures are registered."""
-PACKAGES = ("httpx", "starlette", "uvicorn", "pydantic")
+PACKAGES = ("httpx", "starlette", "uvicorn", "pydantic", "tantivy", "numpy", "pillow")
 DEFAULT_JSON = Path(__file__).parents[1] / "runs" / "benchmarks" / "search.json"
 
 for module in MODULES:

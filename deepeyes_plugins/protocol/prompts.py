@@ -53,10 +53,17 @@ most.
 {"name": "image_search"}
 </tool_call>"""
 
+_READ_PAGE = """\
+## Reading a page
+<tool_call>
+{"name": "read_page", "arguments": {"url": "address of a web page"}}
+</tool_call>"""
+
 _SECTIONS = {
     "python": ("run Python", _CODE),
     "search": ("search the web", _SEARCH),
     "image_search": ("search by image", _IMAGE_SEARCH),
+    "read_page": ("read a web page", _READ_PAGE),
 }
 
 
@@ -66,7 +73,8 @@ def deepeyes_v2_prompt(
     """Describe the wire format of DeepEyesV2 to a model.
 
     Args:
-        tools: What the agent may use, of ``python``, ``search`` and ``image_search``.
+        tools: What the agent may use, of ``python``, ``search``, ``image_search`` and
+            ``read_page``.
         coordinates: What the model itself takes positions in an image for.
 
     Raises:

@@ -160,6 +160,7 @@ class RemoteService:
         read: Callable[[Reply], T],
         *,
         content: bytes | None = None,
+        content_type: str = "application/json",
         json: Any = None,
         params: Mapping[str, str] | None = None,
         retries: int | None = None,
@@ -173,7 +174,8 @@ class RemoteService:
             read: Makes the result. It is called for statuses below 500 that are worth no retry;
                 it raises :meth:`Reply.unreadable` for a body that another attempt may improve.
                 For statuses of 400 and more, whatever it does, :meth:`refusal` is at hand.
-            content: A body that is JSON already.
+            content: A body as it is, JSON if nobody says otherwise.
+            content_type: Its kind.
             json: A body to be serialised; instead of ``content``.
             params: The query.
             retries: Instead of the settings' number.
@@ -188,11 +190,12 @@ class RemoteService:
         if retries is not None:
             settings = settings.model_copy(update={"retries": retries})
         body = _serialise(json) if json is not None else content
+        headers = {"Content-Type": content_type} if body is not None else {}
         source = f"{method} {self.url}{path}"
         try:
             async for attempt in attempts(settings):
                 with attempt:
-                    return await self._try(method, path, read, body, params, is_final)
+                    return await self._try(method, path, read, body, params, headers, is_final)
         except RemoteUnavailableError as error:
             number = settings.retries + 1
             tries = "" if number == 1 else f" in {number} attempts, at last"
@@ -246,6 +249,7 @@ class RemoteService:
         read: Callable[[Reply], T],
         body: bytes | None,
         params: Mapping[str, str] | None,
+        headers: Mapping[str, str],
         is_final: Callable[[Reply], bool] | None,
     ) -> T:
         async with AsyncExitStack() as stack:
@@ -260,7 +264,7 @@ class RemoteService:
             started = time.monotonic()
             outcome = self.statistics.record
             try:
-                reply = await self._send(method, path, body, params)
+                reply = await self._send(method, path, body, params, headers)
                 if reply.status in _TRANSIENT_STATUSES or reply.status >= 500:
                     if is_final is not None and is_final(reply):
                         raise self.refusal(reply)
@@ -280,9 +284,13 @@ class RemoteService:
             return result
 
     async def _send(
-        self, method: str, path: str, body: bytes | None, params: Mapping[str, str] | None
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        params: Mapping[str, str] | None,
+        headers: Mapping[str, str],
     ) -> Reply:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
         source = f"{method} {self.url}{path}"
         seconds = self._settings.timeout
         try:

@@ -15,12 +15,15 @@ from deepeyes_plugins.search.contracts import (
 from deepeyes_plugins.search.providers.brave import Brave
 from deepeyes_plugins.search.providers.exa import Exa
 from deepeyes_plugins.search.providers.google_cse import GoogleCse
+from deepeyes_plugins.search.providers.image_cache import CachedImages
+from deepeyes_plugins.search.providers.local import Local
 from deepeyes_plugins.search.providers.retriever import Retriever
 from deepeyes_plugins.search.providers.searxng import Searxng
 from deepeyes_plugins.search.providers.serpapi import SerpApi
 from deepeyes_plugins.search.providers.serper import Serper
 from deepeyes_plugins.search.providers.tavily import Tavily
 from deepeyes_plugins.search.providers.template import Template
+from deepeyes_plugins.search.providers.web_images import ImageTemplate, SerpApiLens
 from deepeyes_plugins.search.recording import ImageReplay, Replay, ReplayOptions
 
 
@@ -36,6 +39,7 @@ def _image_replay(options: Mapping[str, Any]) -> ImageSearchProvider:
 def register_search_providers(register: Callable[[str, TextProviderFactory], None]) -> None:
     """Register the providers of text search."""
     for provider in (
+        Local,
         Serper,
         SerpApi,
         Brave,
@@ -53,4 +57,6 @@ def register_search_providers(register: Callable[[str, TextProviderFactory], Non
 @hookimpl
 def register_image_search_providers(register: Callable[[str, ImageProviderFactory], None]) -> None:
     """Register the providers of search by image."""
+    for provider in (CachedImages, SerpApiLens, ImageTemplate):
+        register(provider.name, provider)
     register(ImageReplay.name, _image_replay)

@@ -29,6 +29,7 @@ from deepeyes_plugins.search.contracts import (
     SearchUnavailableError,
     TextSearchProvider,
 )
+from deepeyes_plugins.search.pages import PageReader
 from deepeyes_plugins.search.settings import Budget, SearchSettings
 from deepeyes_plugins.search.wire import (
     ErrorMessage,
@@ -142,8 +143,15 @@ class Search:
         )
         return Broker(IMAGES, sources, self._store, settings.cache, settings.run)
 
+    @cached_property
+    def pages(self) -> PageReader:
+        """Who reads web pages."""
+        return PageReader(self.settings.pages, self._store, self.settings.cache.ttl)
+
     async def aclose(self) -> None:
         """Close every connection and the kept answers."""
+        if "pages" in self.__dict__:
+            await self.pages.aclose()
         made, self._made = self._made, []
         for provider in made:
             await provider.aclose()

@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationError
 
 from deepeyes_plugins.search.contracts import MAXIMUM_RESULTS, SearchNotConfiguredError
 
@@ -50,6 +50,26 @@ class Budget(BaseModel):
 
     per_day: int | None = Field(None, ge=0, description="Searches a day (UTC).")
     per_run: int | None = Field(None, ge=0, description="Searches a run (see `run`).")
+
+
+class PageSettings(BaseModel):
+    """What the tool `read_page` reads; no environment has it unless `tools` gives it one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    characters: int = Field(
+        8000, ge=100, description="Longest text of a page, in characters; about four are a token."
+    )
+    timeout: float = Field(20.0, gt=0, description="Seconds for one page, redirects included.")
+    max_mb: float = Field(3.0, gt=0, description="Largest page that is read, in MiB.")
+    ports: tuple[int, ...] = Field(
+        (80, 443), description="Ports that pages are read from; empty for all."
+    )
+    allowed_networks: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description="Private networks whose pages are read nevertheless, as 10.1.0.0/16. Whatever "
+        "is there, the model can read it.",
+    )
 
 
 class SearchSettings(BaseModel):
@@ -126,6 +146,10 @@ class SearchSettings(BaseModel):
     )
     image_region: bool = Field(
         False, description="Let the model search for a part of the image (argument `region`)."
+    )
+
+    pages: PageSettings = Field(
+        default_factory=PageSettings, description="Reading of web pages (tool `read_page`)."
     )
 
     title_characters: int = Field(300, ge=1, description="Longest title, in characters.")

@@ -36,7 +36,11 @@ class BoxError(ValueError):
 
 
 def clamp_box(
-    box: Any, width: int, height: int, coordinates: Coordinates = Coordinates.PIXELS
+    box: Any,
+    width: int,
+    height: int,
+    coordinates: Coordinates = Coordinates.PIXELS,
+    name: str = "bbox_2d",
 ) -> tuple[int, int, int, int]:
     """Turn a model's box into one that can be cropped.
 
@@ -45,6 +49,7 @@ def clamp_box(
         width: Width of the original image in pixels.
         height: Height of the original image in pixels.
         coordinates: What the numbers of the box are.
+        name: What the model calls the box.
 
     Returns:
         The box within the image, grown to whole pixels. The rules are applied before that.
@@ -53,27 +58,27 @@ def clamp_box(
         BoxError: Not four finite numbers, empty, too small or too elongated.
     """
     if not isinstance(box, list | tuple) or len(box) != 4:
-        raise BoxError("bbox_2d must be a list of four numbers [x1, y1, x2, y2]")
-    numbers = [_coordinate(value) for value in box]
+        raise BoxError(f"{name} must be a list of four numbers [x1, y1, x2, y2]")
+    numbers = [_coordinate(value, name) for value in box]
     left, top, right, bottom = coordinates.box_in_pixels(numbers, width, height)
     left, top, right, bottom = max(0, left), max(0, top), min(width, right), min(height, bottom)
     if right <= left or bottom <= top:
-        raise BoxError(f"bbox_2d {box} is empty within the image of {width} x {height} pixels")
+        raise BoxError(f"{name} {box} is empty within the image of {width} x {height} pixels")
     shorter, longer = sorted((right - left, bottom - top))
     if shorter <= MINIMUM_BOX_SIDE:
-        raise BoxError(f"bbox_2d {box} is too small: each side must exceed {MINIMUM_BOX_SIDE} px")
+        raise BoxError(f"{name} {box} is too small: each side must exceed {MINIMUM_BOX_SIDE} px")
     if longer / shorter > MAXIMUM_BOX_ASPECT_RATIO:
-        raise BoxError(f"bbox_2d {box} is too elongated (over {MAXIMUM_BOX_ASPECT_RATIO} : 1)")
+        raise BoxError(f"{name} {box} is too elongated (over {MAXIMUM_BOX_ASPECT_RATIO} : 1)")
     return math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
 
 
-def _coordinate(value: Any) -> float:
+def _coordinate(value: Any, name: str) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise BoxError("bbox_2d must hold four finite numbers")
+        raise BoxError(f"{name} must hold four finite numbers")
     return number
 
 

@@ -1,4 +1,4 @@
-"""Text and image search as the model calls them."""
+"""Text search as the model calls it, and what all search tools have in common."""
 
 from __future__ import annotations
 
@@ -145,23 +145,3 @@ def cut(text: str, characters: int) -> str:
     if len(text) <= characters:
         return text
     return text[: max(0, characters - len(_CUT))].rstrip() + _CUT if characters else ""
-
-
-class ImageSearchTool(Tool):
-    """Search by the question's image."""
-
-    name = "image_search"
-
-    def __init__(self, resources: Resources) -> None:
-        """No provider of image search can be configured in this version."""
-        self._policy = SearchPolicy(resources.settings.search)
-
-    async def open(self, task: Task) -> None:
-        """Look whether search is on for the task."""
-        self._policy.open(task)
-
-    async def call(self, arguments: Mapping[str, Any]) -> Observation:
-        """Tell the model that it has to do without."""
-        if not self._policy.is_on:
-            return switched_off(self.name)
-        return refusal(f"the tool {self.name} is not configured; answer without it")

@@ -17,12 +17,13 @@ from deepeyes_plugins.protocol.prompts import deepeyes_v2_prompt
 
 
 def test_every_form_that_the_prompt_shows_is_an_action() -> None:
-    prompt = deepeyes_v2_prompt(["python", "search", "image_search"])
+    prompt = deepeyes_v2_prompt(["python", "search", "image_search", "read_page"])
     forms = re.findall(r"<code>.*?</code>|<tool_call>.*?</tool_call>", prompt, re.DOTALL)
     assert [parse_action(form) for form in forms] == [
         CodeAction("# your code"),
         ToolCallAction("search", {"query": "what to search for"}),
         ToolCallAction("image_search"),
+        ToolCallAction("read_page", {"url": "address of a web page"}),
     ]
     assert isinstance(parse_action(prompt.rpartition("## Answer")[2]), AnswerAction)
 

@@ -22,7 +22,7 @@ _PLACES: dict[str, Callable[[SearchQuery], Any]] = {
     "since": lambda query: query.since.isoformat() if query.since else "",
     "until": lambda query: query.until.isoformat() if query.until else "",
 }
-_PLACE = re.compile(r"\{(" + "|".join(_PLACES) + r")\}")
+_PLACE = re.compile(r"\{([a-z0-9_]+)\}")
 
 
 class FieldPaths(BaseModel):
@@ -67,7 +67,7 @@ class TemplateOptions(WebOptions):
     fields: FieldPaths = Field(default_factory=FieldPaths, description="Paths within a result.")
 
 
-class _List(BaseModel):
+class ListOfAnything(BaseModel):
     """A list of anything, to complain about in the words of the others."""
 
     results: list[Any]
@@ -90,51 +90,56 @@ class Template(WebProvider[TemplateOptions]):
 
     def request(self, query: SearchQuery) -> WebRequest:
         """Fill in the template."""
-        params = {name: _text(value, query) for name, value in self.options.params.items()}
+        values = {name: value(query) for name, value in _PLACES.items()}
+        params = {name: _text(value, values) for name, value in self.options.params.items()}
         return WebRequest(
             self.options.path,
             self.options.method,
             params=params or None,
-            json=_filled(self.options.body, query),
+            json=filled(self.options.body, values),
         )
 
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
         """Follow the paths; a result that lacks a part goes without it."""
-        found = _List(results=_at(reply.json(), self.options.results)).results
+        found = ListOfAnything(results=at(reply.json(), self.options.results)).results
         return SearchResults(results=tuple(self._result(entry) for entry in found))
 
     def _result(self, entry: Any) -> SearchResult:
         paths = self.options.fields
-        score = _at(entry, paths.score)
+        score = at(entry, paths.score)
         return SearchResult(
-            title=_word(_at(entry, paths.title)),
-            link=_word(_at(entry, paths.link)),
-            snippet=_word(_at(entry, paths.snippet)),
-            date=_word(_at(entry, paths.date)),
+            title=word(at(entry, paths.title)),
+            link=word(at(entry, paths.link)),
+            snippet=word(at(entry, paths.snippet)),
+            date=word(at(entry, paths.date)),
             score=float(score) if isinstance(score, int | float) else None,
         )
 
 
-def _filled(template: Any, query: SearchQuery) -> Any:
+def filled(template: Any, values: Mapping[str, Any]) -> Any:
+    """Fill in ``{name}`` wherever a text has it; a text that is one name becomes its value.
+
+    Names that are none of ``values`` stay as they are.
+    """
     if isinstance(template, str):
         alone = _PLACE.fullmatch(template)
-        return _PLACES[alone[1]](query) if alone else _text(template, query)
+        return values[alone[1]] if alone and alone[1] in values else _text(template, values)
     if isinstance(template, Mapping):
-        return {key: _filled(value, query) for key, value in template.items()}
+        return {key: filled(value, values) for key, value in template.items()}
     if isinstance(template, list | tuple):
-        return [_filled(value, query) for value in template]
+        return [filled(value, values) for value in template]
     return template
 
 
-def _text(template: str, query: SearchQuery) -> str:
+def _text(template: str, values: Mapping[str, Any]) -> str:
     def fill(place: re.Match[str]) -> str:
-        value = _PLACES[place[1]](query)
+        value = values.get(place[1], place[0])
         return ",".join(value) if isinstance(value, list) else str(value)
 
     return _PLACE.sub(fill, template)
 
 
-def _at(value: Any, path: str) -> Any:
+def at(value: Any, path: str) -> Any:
     """What is at a path; ``None`` if there is nothing."""
     for step in filter(None, path.split(".")):
         if isinstance(value, Mapping):
@@ -146,5 +151,6 @@ def _at(value: Any, path: str) -> Any:
     return value
 
 
-def _word(value: Any) -> str:
+def word(value: Any) -> str:
+    """As text on one line; null is empty."""
     return "" if value is None else " ".join(str(value).split())

@@ -6,7 +6,7 @@ import html
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
@@ -19,6 +19,7 @@ from deepeyes_plugins.remote.settings import RemoteSettings
 from deepeyes_plugins.search.contracts import (
     KeyMissingError,
     KeyRefusedError,
+    Provider,
     QueryRefusedError,
     QuotaExhaustedError,
     SearchError,
@@ -72,12 +73,16 @@ class WebRequest:
         method: ``GET`` or ``POST``.
         params: The query of the URL.
         json: The body.
+        content: A body of another kind, instead.
+        content_type: Its kind.
     """
 
     path: str
     method: str = "GET"
     params: Mapping[str, str] | None = None
     json: Any = None
+    content: bytes | None = None
+    content_type: str = "application/json"
 
 
 class Answer(BaseModel):
@@ -105,12 +110,14 @@ Markup = Annotated[
 """The same of engines that emphasise words with tags and send entities."""
 
 Options = TypeVar("Options", bound=WebOptions)
+Found = TypeVar("Found")
 
 
-class WebProvider(TextSearchProvider, Generic[Options]):
-    """Asks an engine by HTTP. A subclass says how the request looks and how its answer is read.
+class WebEngine(Provider, Generic[Options]):
+    """An engine that is asked by HTTP: its options, key, connections and complaints.
 
     Attributes:
+        section: Part of the settings that its options are in.
         options_model: Form of the options.
         options: The options of this one.
         key_header: Header with the key; ``Authorization`` gets a bearer token.
@@ -118,6 +125,7 @@ class WebProvider(TextSearchProvider, Generic[Options]):
         headers: Further headers.
     """
 
+    section: ClassVar[str] = "providers"
     options_model: ClassVar[type[WebOptions]] = WebOptions
     options: Options
     key_header: str = "Authorization"
@@ -131,43 +139,35 @@ class WebProvider(TextSearchProvider, Generic[Options]):
             SearchNotConfiguredError: One of them is wrong.
         """
         self.options = read_options(  # type: ignore[assignment]
-            f"providers.{self.name}", self.options_model, options
+            f"{self.section}.{self.name}", self.options_model, options
         )
         self._service: RemoteService | None = None
 
-    @abstractmethod
-    def request(self, query: SearchQuery) -> WebRequest:
-        """Make the request for ``query``."""
+    async def ask(self, request: WebRequest, results: Callable[[Reply], Found]) -> Found:
+        """Send a request, again after passing trouble.
 
-    @abstractmethod
-    def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
-        """Read the engine's answer (HTTP 2xx).
+        Args:
+            request: What is sent.
+            results: Reads an answer (HTTP 2xx, JSON). It raises ValidationError for another form
+                than documented, and RemoteUnavailableError for an engine that failed in passing.
 
         Raises:
-            ValidationError: It has another form than documented.
-            RemoteUnavailableError: It says that the engine failed in passing.
+            SearchError: It did not succeed; what the contract says of :meth:`search`.
         """
-
-    async def search(self, query: SearchQuery) -> SearchResults:
-        """Ask the engine, again after passing trouble."""
-        if not query.text.strip():
-            raise QueryRefusedError(f"{self.name}: the query is empty")
         service = self._connected()
-        request = self.request(query)
 
-        def read(reply: Reply) -> SearchResults:
+        def read(reply: Reply) -> Found:
             if reply.status >= 300:
                 raise service.refusal(reply)
             reply.json()  # Says so if it is none.
             try:
-                found = self.results(reply, query)
+                return results(reply)
             except ValidationError as error:
                 first = error.errors()[0]
                 place = ".".join(map(str, first["loc"]))
                 raise reply.unreadable(
                     f"an answer of another form than documented ({place}: {first['msg']})"
                 ) from error
-            return found.model_copy(update={"results": found.results[: query.count]})
 
         try:
             return await service.call(
@@ -176,6 +176,8 @@ class WebProvider(TextSearchProvider, Generic[Options]):
                 read,
                 params=request.params,
                 json=request.json,
+                content=request.content,
+                content_type=request.content_type,
                 is_final=lambda reply: _USED_UP.search(reply.text) is not None,
             )
         except RemoteRefusedError as error:
@@ -206,7 +208,7 @@ class WebProvider(TextSearchProvider, Generic[Options]):
         if variable and not os.environ.get(variable):
             raise KeyMissingError(
                 f"{self.name}: the environment variable {variable} is not set; put the API key "
-                f"into it, or name another one in search.providers.{self.name}.key_env",
+                f"into it, or name another one in search.{self.section}.{self.name}.key_env",
                 variable=variable,
             )
         if self._service is None:
@@ -239,7 +241,7 @@ class WebProvider(TextSearchProvider, Generic[Options]):
         if error.status == 0:
             return SearchUnavailableError(f"{self.name}: {reason}")
         return SearchNotConfiguredError(
-            f"{self.name}: {reason} Is search.providers.{self.name}.url right?"
+            f"{self.name}: {reason} Is search.{self.section}.{self.name}.url right?"
         )
 
     def _unavailable(self, error: RemoteUnavailableError) -> SearchError:
@@ -249,7 +251,7 @@ class WebProvider(TextSearchProvider, Generic[Options]):
             return QuotaExhaustedError(
                 f"{self.name}: too many requests"
                 f"{f' for the key in ${variable}' if variable else ''}; lower "
-                f"search.providers.{self.name}.rate: {reason}",
+                f"search.{self.section}.{self.name}.rate: {reason}",
                 variable=variable,
                 retry_after=error.retry_after or _PAUSE_SECONDS,
             )
@@ -259,6 +261,30 @@ class WebProvider(TextSearchProvider, Generic[Options]):
         """Some servers repeat the key in their complaint."""
         key = os.environ.get(self.options.key_env or "")
         return text.replace(key, "…") if key else text
+
+
+class WebProvider(WebEngine[Options], TextSearchProvider):
+    """Answers text searches. A subclass says how the request looks and how its answer is read."""
+
+    @abstractmethod
+    def request(self, query: SearchQuery) -> WebRequest:
+        """Make the request for ``query``."""
+
+    @abstractmethod
+    def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
+        """Read the engine's answer (HTTP 2xx).
+
+        Raises:
+            ValidationError: It has another form than documented.
+            RemoteUnavailableError: It says that the engine failed in passing.
+        """
+
+    async def search(self, query: SearchQuery) -> SearchResults:
+        """Ask the engine, again after passing trouble."""
+        if not query.text.strip():
+            raise QueryRefusedError(f"{self.name}: the query is empty")
+        found = await self.ask(self.request(query), lambda reply: self.results(reply, query))
+        return found.model_copy(update={"results": found.results[: query.count]})
 
 
 def with_operators(query: SearchQuery) -> str:

@@ -1,0 +1,248 @@
+"""Passages of a corpus, read one by one from JSON lines, Parquet, Markdown, text and HTML.
+
+Rows of JSON lines and Parquet are passages already; documents are cut into passages at paragraphs.
+Files of a folder come in the order of their paths, so that the same files give the same corpus.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepeyes_plugins.protocol.content import encodable
+
+_BATCH_ROWS = 1024
+_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "id": ("id", "_id", "docid", "doc_id"),
+    "title": ("title", "name"),
+    "text": ("text", "contents", "content", "passage", "body"),
+    "link": ("link", "url", "source"),
+    "date": ("date", "published", "timestamp"),
+}
+"""Names of columns, the first that is there counts: those of Search-R1, BEIR, MS MARCO and DPR."""
+_HEADING = re.compile(r"^(?:#{1,6}[ \t]+(.+?)[ \t#]*)$", re.MULTILINE)
+_SENTENCE_END = re.compile(r"[.!?…](?=\s)|[。！？]|\n")
+
+
+class LocalIndexError(Exception):
+    """An index cannot be built, opened or searched; the message says why and what to do."""
+
+
+class CorpusError(LocalIndexError):
+    """A corpus cannot be read; the message says which file, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What is found as a whole.
+
+    Attributes:
+        id: Name in its corpus; a path or URL may stand for it.
+        text: What is searched, together with the title.
+        title: Of the document that it belongs to.
+        link: Where it is from; empty if nobody says.
+        date: When it was published, as the corpus has it.
+    """
+
+    id: str
+    text: str
+    title: str = ""
+    link: str = ""
+    date: str = ""
+
+
+class Corpus:
+    """Files to be read once.
+
+    Attributes:
+        files: The files, in order.
+        size: Bytes of all files.
+        done: Bytes that are behind, roughly.
+        skipped: Rows and documents that have no text or cannot be read.
+        first_fault: The first of them: file, row and reason.
+    """
+
+    def __init__(self, paths: list[Path], passage_characters: int) -> None:
+        """Find the files; nothing is read yet.
+
+        Args:
+            paths: Files, and folders in which files of known kinds are looked for.
+            passage_characters: Most characters of a passage that is cut from a document.
+
+        Raises:
+            CorpusError: There is nothing to read, or a file is of no known kind.
+        """
+        self.files = [file for path in paths for file in _files(path)]
+        if not self.files:
+            raise CorpusError(
+                f"no corpus in {', '.join(map(str, paths)) or 'nothing'}; read are *"
+                f"{', *'.join(_READERS)}"
+            )
+        self.size = sum(file.stat().st_size for file in self.files)
+        self.done = 0
+        self.skipped = 0
+        self.first_fault = ""
+        self._passage_characters = passage_characters
+
+    def __iter__(self) -> Iterator[Passage]:
+        """Yield every passage.
+
+        Raises:
+            CorpusError: A file cannot be read at all.
+        """
+        before = 0
+        for file in self.files:
+            try:
+                yield from _READERS[_suffix(file)](self, file)
+            except CorpusError:
+                raise
+            except Exception as error:  # Decoders raise whatever they stumble on.
+                raise CorpusError(f"{file}: cannot be read: {error}") from error
+            before += file.stat().st_size
+            self.done = before
+
+    def _skip(self, file: Path, row: int, reason: str) -> None:
+        self.skipped += 1
+        self.first_fault = self.first_fault or f"{file}, row {row}: {reason}"
+
+    def _from_row(self, file: Path, number: int, row: Any) -> Passage | None:
+        if not isinstance(row, Mapping):
+            self._skip(file, number, f"expected keys and values, found {type(row).__name__}")
+            return None
+        found = {field: _first(row, names) for field, names in _FIELDS.items()}
+        title, text = found["title"], found["text"]
+        if not text.strip():
+            names = ", ".join(_FIELDS["text"])
+            self._skip(file, number, f"no text; it is looked for under {names}")
+            return None
+        if not title and text.startswith('"') and '"\n' in text:
+            # Search-R1's corpora: the title in quotation marks, then the text.
+            title, text = text[1:].split('"\n', 1)
+        return Passage(
+            found["id"] or f"{file.name}#{number}", text, title, found["link"], found["date"]
+        )
+
+    def _jsonl(self, file: Path) -> Iterator[Passage]:
+        with file.open("rb") as raw:
+            start = self.done
+            lines = gzip.GzipFile(fileobj=raw) if file.suffix == ".gz" else raw
+            for number, line in enumerate(lines, 1):
+                self.done = start + raw.tell() if number % _BATCH_ROWS == 0 else self.done
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    self._skip(file, number, f"no JSON: {error}")
+                    continue
+                except RecursionError:
+                    self._skip(file, number, "JSON that is nested too deeply")
+                    continue
+                if (passage := self._from_row(file, number, row)) is not None:
+                    yield passage
+
+    def _parquet(self, file: Path) -> Iterator[Passage]:
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.ParquetFile(file)
+        known = {name for names in _FIELDS.values() for name in names}
+        columns = [name for name in table.schema_arrow.names if name in known]
+        start, rows = self.done, max(1, table.metadata.num_rows)
+        number = 1
+        for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+            for row in batch.to_pylist():
+                if (passage := self._from_row(file, number, row)) is not None:
+                    yield passage
+                number += 1
+            self.done = start + file.stat().st_size * (number - 1) // rows
+
+    def _markdown(self, file: Path) -> Iterator[Passage]:
+        text = file.read_text(encoding="utf-8", errors="replace")
+        heading = _HEADING.search(text)
+        yield from self._cut(file, text, heading.group(1) if heading else file.stem)
+
+    def _html(self, file: Path) -> Iterator[Passage]:
+        from deepeyes_plugins.search.pages import main_text
+
+        page = main_text(file.read_bytes())
+        if page is None:
+            self._skip(file, 0, "no text in this page")
+            return
+        yield from self._cut(file, page.text, page.title or file.stem, page.link, page.date)
+
+    def _cut(
+        self, file: Path, text: str, title: str, link: str = "", date: str = ""
+    ) -> Iterator[Passage]:
+        pieces = cut(text, self._passage_characters)
+        if not pieces:
+            self._skip(file, 0, "no text")
+        for number, piece in enumerate(pieces):
+            yield Passage(f"{file}#{number}", piece, title, link or str(file), date)
+
+
+def cut(text: str, characters: int) -> list[str]:
+    """Cut text into passages: whole paragraphs where they fit, else at the end of a sentence.
+
+    Args:
+        text: Paragraphs with an empty line between them.
+        characters: Longest passage.
+    """
+    pieces: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        rest = paragraph.strip()
+        if pieces and rest and len(pieces[-1]) + 2 + len(rest) <= characters:
+            pieces[-1] += f"\n\n{rest}"
+            continue
+        while len(rest) > characters:
+            window = rest[:characters]
+            ends = [match.end() for match in _SENTENCE_END.finditer(window)]
+            at = max((end for end in ends if end > characters // 2), default=0)
+            at = at or window.rfind(" ", characters // 2) + 1 or characters
+            pieces.append(rest[:at].strip())
+            rest = rest[at:].strip()
+        if rest:
+            pieces.append(rest)
+    return [piece for piece in pieces if piece]
+
+
+def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """The value under the first of some names, as text without what UTF-8 has no form for."""
+    for name in names:
+        value = row.get(name)
+        if value is not None and not isinstance(value, list | dict | bytes):
+            return encodable(str(value))
+    return ""
+
+
+def _suffix(file: Path) -> str:
+    name = file.name.lower()
+    return max((known for known in _READERS if name.endswith(known)), key=len, default="")
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from sorted(file for file in path.rglob("*") if file.is_file() and _suffix(file))
+    elif not path.is_file():
+        raise CorpusError(f"{path}: there is no such file or folder")
+    elif not _suffix(path):
+        raise CorpusError(f"{path}: of no known kind; read are *{', *'.join(_READERS)}")
+    else:
+        yield path
+
+
+_READERS: Mapping[str, Callable[[Corpus, Path], Iterator[Passage]]] = {
+    ".jsonl": Corpus._jsonl,
+    ".jsonl.gz": Corpus._jsonl,
+    ".ndjson": Corpus._jsonl,
+    ".parquet": Corpus._parquet,
+    ".md": Corpus._markdown,
+    ".markdown": Corpus._markdown,
+    ".txt": Corpus._markdown,
+    ".html": Corpus._html,
+    ".htm": Corpus._html,
+}

@@ -1,0 +1,324 @@
+"""Fetches what the net says is somewhere, and from nowhere that it has no business with.
+
+The addresses come from models, pages and search engines, so they are hostile: a name may lead to
+this machine or its neighbours, at once, after a redirect, or at the second look. Here the name is
+looked up once, every address that it has is checked, and the connection goes to an address that was
+checked. All the ways to write an address (decimal, octal, hexadecimal, mapped into IPv6) end up as
+the same numbers by then.
+
+Proxies of the environment are not used: one would do its own looking up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import urljoin
+
+import httpcore
+import httpx
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MOST_REDIRECTS = 5
+_LONGEST_URL = 2048
+_THUMBNAIL_BYTES = 10 << 20
+_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+# Networks that some versions of `ipaddress` take for public.
+_NEVER: tuple[IPNetwork, ...] = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "0.0.0.0/8",
+            "100.64.0.0/10",
+            "192.0.0.0/24",
+            "192.88.99.0/24",
+            "198.18.0.0/15",
+            "240.0.0.0/4",
+            "100::/64",
+            "2001::/23",
+            "2001:db8::/32",
+            "3fff::/20",
+            "5f00::/16",
+            "fec0::/10",
+        ),
+    )
+)
+
+
+class FetchError(Exception):
+    """Something cannot be fetched; the message is fit for a model."""
+
+
+class FetchRefusedError(FetchError):
+    """It is not fetched, whatever happens: the address, the size or the kind is not allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What was there.
+
+    Attributes:
+        url: Where it was in the end, after redirects.
+        content_type: For instance ``text/html``, lower case, without parameters.
+        charset: What the server says; empty if it does not.
+        body: The bytes.
+    """
+
+    url: str
+    content_type: str
+    charset: str
+    body: bytes
+
+
+def is_public(address: IPAddress) -> bool:
+    """Tell whether an address is one of the public internet.
+
+    IPv6 addresses that stand for an IPv4 address (mapped, compatible, 6to4, Teredo, NAT64) are as
+    public as that one.
+    """
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = _inside(address)
+        if inner:
+            return all(map(is_public, inner))
+    return (
+        address.is_global
+        and not address.is_multicast
+        and not address.is_reserved
+        and not any(address.version == one.version and address in one for one in _NEVER)
+    )
+
+
+def _inside(address: ipaddress.IPv6Address) -> list[IPAddress]:
+    """The IPv4 addresses that an IPv6 address leads to."""
+    number = int(address)
+    if address.ipv4_mapped is not None:
+        return [address.ipv4_mapped]
+    if address.sixtofour is not None:
+        return [address.sixtofour]
+    if address.teredo is not None:
+        return list(address.teredo)
+    if any(address in network for network in _NAT64) or number >> 32 == 0:
+        return [ipaddress.IPv4Address(number & 0xFFFFFFFF)]
+    return []
+
+
+class _CheckedBackend(httpcore.AsyncNetworkBackend):
+    """Opens connections to addresses that were checked."""
+
+    def __init__(self, allowed: Iterable[IPNetwork]) -> None:
+        self._allowed = tuple(allowed)
+        self._network = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Look the name up, check all that it has, and connect to one."""
+        addresses = await self._look_up(host, port)
+        for address in addresses:
+            if not self._may(address):
+                raise FetchRefusedError(f"{host} is no public address")
+        failure: Exception | None = None
+        for address in addresses:
+            try:
+                return await self._network.connect_tcp(
+                    str(address), port, timeout, local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure or httpcore.ConnectError(f"{host} has no address")
+
+    async def connect_unix_socket(
+        self,
+        path: str,
+        timeout: float | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Sockets of this machine are none of the net's business."""
+        raise FetchRefusedError("no public address")
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
+
+    def _may(self, address: IPAddress) -> bool:
+        return is_public(address) or any(
+            address.version == one.version and address in one for one in self._allowed
+        )
+
+    async def _look_up(self, host: str, port: int) -> list[IPAddress]:
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(
+                host, port, type=socket.SOCK_STREAM
+            )
+        except (OSError, UnicodeError) as error:
+            raise FetchError(f"{host} is not known ({error})") from error
+        # An IPv6 address may carry the name of an interface.
+        return list(
+            dict.fromkeys(ipaddress.ip_address(one[4][0].split("%")[0]) for one in found)  # type: ignore[union-attr]
+        )
+
+
+@dataclass(frozen=True)
+class FetchRules:
+    """What may be fetched.
+
+    Attributes:
+        content_types: Kinds of content, or their beginnings (``text/``).
+        most_bytes: Largest body.
+        seconds: For everything, redirects included.
+        ports: Ports; empty for all.
+        allowed: Networks that are fetched from although they are private.
+        at_once: Requests at a time; more wait their turn.
+        agent: Name that servers are told.
+    """
+
+    content_types: tuple[str, ...]
+    most_bytes: int
+    seconds: float = 20.0
+    ports: tuple[int, ...] = (80, 443)
+    allowed: tuple[IPNetwork, ...] = ()
+    at_once: int = 16
+    agent: str = "deepeyes-plugins"
+
+
+def thumbnail_rules(
+    *,
+    seconds: float = 10.0,
+    ports: tuple[int, ...] = (80, 443),
+    allowed: tuple[IPNetwork, ...] = (),
+) -> FetchRules:
+    """How thumbnails are fetched."""
+    return FetchRules(("image/",), _THUMBNAIL_BYTES, seconds, ports, allowed)
+
+
+class Fetcher:
+    """Fetches by HTTP and HTTPS; belongs to one event loop."""
+
+    def __init__(self, rules: FetchRules) -> None:
+        """Hold the rules; nothing is opened yet."""
+        self._rules = rules
+        self._places = asyncio.Semaphore(rules.at_once)
+        self._pool: httpcore.AsyncConnectionPool | None = None
+
+    async def fetch(self, url: str) -> Fetched:
+        """Fetch what is at ``url``, following redirects.
+
+        Raises:
+            FetchRefusedError: The address, the kind or the size is not allowed.
+            FetchError: It is not there, or not now.
+        """
+        try:
+            # Waiting for a place is none of the server's time.
+            async with self._places, asyncio.timeout(self._rules.seconds):
+                for _ in range(_MOST_REDIRECTS + 1):
+                    answer = await self._once(url)
+                    if isinstance(answer, Fetched):
+                        return answer
+                    url = answer
+        except TimeoutError as error:
+            raise FetchError(f"no answer within {self._rules.seconds:g} s") from error
+        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
+            raise FetchError(f"no answer ({type(error).__name__})") from error
+        except OSError as error:  # What TLS says of certificates.
+            raise FetchError(f"no connection ({error})") from error
+        raise FetchError(f"more than {_MOST_REDIRECTS} redirects")
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._pool is not None:
+            await self._pool.aclose()
+            self._pool = None
+
+    async def _once(self, url: str) -> Fetched | str:
+        """Make one request; returns where it redirects to if it does."""
+        rules = self._rules
+        target = self._checked(url)
+        if self._pool is None:
+            self._pool = httpcore.AsyncConnectionPool(
+                ssl_context=httpx.create_ssl_context(trust_env=False),
+                max_connections=rules.at_once,
+                network_backend=_CheckedBackend(rules.allowed),
+            )
+        headers = [
+            ("Host", target.netloc.decode("ascii")),
+            ("User-Agent", rules.agent),
+            (
+                "Accept",
+                ", ".join(one + "*" if one.endswith("/") else one for one in rules.content_types),
+            ),
+            # Compressed, a small body could become one that fills the memory.
+            ("Accept-Encoding", "identity"),
+        ]
+        # Given in parts, the address is not read a second time, by other rules.
+        address = httpcore.URL(
+            scheme=target.raw_scheme,
+            host=target.raw_host,
+            port=target.port,
+            target=target.raw_path,
+        )
+        async with self._pool.stream("GET", address, headers=headers) as response:
+            given = {
+                name.decode("latin-1").lower(): value.decode("latin-1")
+                for name, value in response.headers
+            }
+            if response.status in _REDIRECTS and "location" in given:
+                try:
+                    return urljoin(url, given["location"])
+                except ValueError as error:
+                    raise FetchRefusedError(f"a redirect to no valid URL: {error}") from error
+            if response.status != 200:
+                raise FetchError(f"the server answers HTTP {response.status}")
+            return await self._body(str(target), response, given)
+
+    async def _body(
+        self, url: str, response: httpcore.Response, headers: dict[str, str]
+    ) -> Fetched:
+        rules = self._rules
+        kind, _, parameters = headers.get("content-type", "").partition(";")
+        kind = kind.strip().lower()
+        if not any(
+            kind == one or (one.endswith("/") and kind.startswith(one))
+            for one in rules.content_types
+        ):
+            raise FetchRefusedError(f"content of the kind {kind or 'unknown'!r} is not read")
+        if headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise FetchRefusedError("the server compresses what was to come plain")
+        body = bytearray()
+        async for chunk in response.aiter_stream():
+            body += chunk
+            if len(body) > rules.most_bytes:
+                raise FetchRefusedError(f"larger than {rules.most_bytes} bytes")
+        charset = parameters.partition("charset=")[2].partition(";")[0].strip("\"' ").lower()
+        return Fetched(url, kind, charset, bytes(body))
+
+    def _checked(self, url: str) -> httpx.URL:
+        """Check what can be checked without looking anything up."""
+        if len(url) > _LONGEST_URL:
+            raise FetchRefusedError(f"a URL of more than {_LONGEST_URL} characters")
+        try:
+            target = httpx.URL(url.strip())
+        except (httpx.InvalidURL, UnicodeError, ValueError) as error:
+            raise FetchRefusedError(f"no valid URL: {error}") from error
+        if target.scheme not in ("http", "https"):
+            raise FetchRefusedError(
+                f"only http and https are read, not {target.scheme or 'this'!r}"
+            )
+        if not target.host:
+            raise FetchRefusedError("a URL without a host")
+        if target.userinfo:
+            raise FetchRefusedError("a URL with a user name")
+        port = target.port if target.port is not None else (443 if target.scheme == "https" else 80)
+        if not 0 < port < 65536 or (self._rules.ports and port not in self._rules.ports):
+            raise FetchRefusedError(f"port {port} is not read from")
+        return target

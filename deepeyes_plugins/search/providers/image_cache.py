@@ -1,0 +1,93 @@
+"""Search by image in answers that were collected once: free, offline, and the same tomorrow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deepeyes_plugins.protocol.content import ImageError
+from deepeyes_plugins.search.contracts import (
+    ImageQuery,
+    ImageResults,
+    ImageSearchProvider,
+    QueryRefusedError,
+    SearchNotConfiguredError,
+)
+from deepeyes_plugins.search.image_cache import ImageCache, ImageCacheError
+from deepeyes_plugins.search.settings import read_options
+
+
+class CacheOptions(BaseModel):
+    """Options of the cache."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path | None = Field(
+        None, description="File that `deepeyes search image-cache convert` has made."
+    )
+    distance: int = Field(
+        4,
+        ge=0,
+        le=64,
+        description="Bits of 64 in which an image may look different from the one it is taken for: "
+        "0 is for the same look, 4 takes in scaled and recompressed files, above 10 different "
+        "images are confused.",
+    )
+
+
+class CachedImages(ImageSearchProvider):
+    """Answers of :mod:`deepeyes_plugins.search.image_cache`."""
+
+    name = "cache"
+    cacheable = False
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """Check the options; the file is opened by the first search.
+
+        Raises:
+            SearchNotConfiguredError: One of them is wrong.
+        """
+        self.options = read_options("image_providers.cache", CacheOptions, options)
+        self._cache: ImageCache | None = None
+
+    async def search(self, query: ImageQuery) -> ImageResults:
+        """Look it up, in a thread."""
+        return await asyncio.to_thread(self._search, query)
+
+    async def check(self) -> str:
+        """Open the file."""
+        cache = await asyncio.to_thread(self._opened)
+        counts = await asyncio.to_thread(cache.counts)
+        return f"{cache.path}: " + ", ".join(f"{number} {what}" for what, number in counts.items())
+
+    async def aclose(self) -> None:
+        """Let go of the file."""
+        self._cache = None
+
+    def _search(self, query: ImageQuery) -> ImageResults:
+        try:
+            found = self._opened().find(
+                query.image, query.data_id, distance=self.options.distance, count=query.count
+            )
+        except ImageError as error:
+            raise QueryRefusedError(f"cache: {error}") from error
+        return ImageResults(() if found is None else found.results)
+
+    def _opened(self) -> ImageCache:
+        if self._cache is None:
+            path = self.options.path
+            if path is None:
+                raise SearchNotConfiguredError(
+                    "cache: no file is named; make one with `deepeyes search image-cache convert` "
+                    "and set search.image_providers.cache.path to it, or choose another "
+                    "search.image_provider"
+                )
+            try:
+                self._cache = ImageCache(path.expanduser())
+            except ImageCacheError as error:
+                raise SearchNotConfiguredError(f"cache: {error}") from error
+        return self._cache

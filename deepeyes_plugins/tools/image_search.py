@@ -1,0 +1,123 @@
+"""Search by the question's image."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from deepeyes_plugins.protocol.content import EncodedImage, ImageError, fit_for_model
+from deepeyes_plugins.protocol.observations import SearchResult, image_search_observation
+from deepeyes_plugins.rollout.contracts import InfrastructureError, Observation, Task, Tool
+from deepeyes_plugins.search.contracts import (
+    ImageQuery,
+    ImageResults,
+    QueryRefusedError,
+    SearchError,
+)
+from deepeyes_plugins.tools.image_tools import BoxError, clamp_box
+from deepeyes_plugins.tools.resources import Resources
+from deepeyes_plugins.tools.search import SearchPolicy, cut, refusal, switched_off
+
+logger = logging.getLogger(__name__)
+
+
+class ImageSearchTool(Tool):
+    """Searches for the original image of the question, whatever was shown since.
+
+    It works ``search.image_searches`` times per trajectory. A search that did not come about (no
+    provider, a wrong region) is not counted.
+    """
+
+    name = "image_search"
+
+    def __init__(self, resources: Resources) -> None:
+        """Search with what ``resources`` has."""
+        self._search = resources.search
+        self._settings = resources.settings.search
+        self._policy = SearchPolicy(self._settings)
+        self._coordinates = resources.settings.coordinates
+        self._image: EncodedImage | None = None
+        self._data_id = ""
+        self._made = 0
+        if self._settings.image_region:
+            region = {
+                "type": "array",
+                "items": {"type": "number"},
+                "minItems": 4,
+                "maxItems": 4,
+                "description": "Search for this part of the image: [x1, y1, x2, y2] "
+                f"{self._coordinates.description}.",
+            }
+            self.schema = {"type": "object", "properties": {"region": region}}
+
+    async def open(self, task: Task) -> None:
+        """Keep the question's first image, and look whether search is on for the task."""
+        self._policy.open(task)
+        self._image = task.images[0] if task.images else None
+        self._data_id = task.id
+        self._made = 0
+
+    async def call(self, arguments: Mapping[str, Any]) -> Observation:
+        """Search; ``arguments["region"]`` counts only if the settings allow it.
+
+        Raises:
+            InfrastructureError: No provider answers.
+        """
+        if not self._policy.is_on:
+            return switched_off(self.name)
+        if self._image is None:
+            return refusal("the question has no image to search for")
+        limit = self._settings.image_searches
+        if self._made >= limit:
+            times = "once" if limit == 1 else f"{limit} times"
+            return refusal(f"{self.name} works at most {times} per question; go on without it")
+        region = arguments.get("region") if self._settings.image_region else None
+        try:
+            query = await asyncio.to_thread(self._query, self._image, region)
+            async with asyncio.timeout(self._settings.timeout):
+                found = await self._search.images.search(query)
+        except BoxError as error:
+            return refusal(str(error))
+        except (QueryRefusedError, ImageError) as error:
+            logger.info("a search by image is refused: %s", error)
+            return Observation(refusal("the image cannot be searched for").parts, error=str(error))
+        except SearchError as error:
+            raise InfrastructureError(str(error)) from error
+        except TimeoutError as error:
+            raise InfrastructureError(f"no answer within {self._settings.timeout:g} s") from error
+        if found.partial:
+            if not found.results:
+                raise InfrastructureError(found.partial)
+            logger.info("results are missing: %s", found.partial)
+        self._made += 1
+        return Observation(image_search_observation(await asyncio.to_thread(self._shown, found)))
+
+    def _query(self, image: EncodedImage, region: Any) -> ImageQuery:
+        if region is None:
+            return ImageQuery(image, self._data_id, self._settings.count)
+        pixels = image.pil()
+        crop = pixels.crop(clamp_box(region, *pixels.size, self._coordinates, "region"))
+        return ImageQuery(EncodedImage.from_pil(crop), count=self._settings.count)
+
+    def _shown(self, found: ImageResults) -> list[SearchResult]:
+        """The results within their limits; the first is always there."""
+        kept: list[SearchResult] = []
+        room = self._settings.total_characters
+        for result in found.results:
+            title = cut(result.title, self._settings.title_characters)
+            if kept and len(title) > room:
+                break
+            room -= len(title)
+            kept.append(SearchResult(title, image=_fitted(result.thumbnail)))
+        return kept
+
+
+def _fitted(image: EncodedImage | None) -> EncodedImage | None:
+    """The image, if the policy can take it: a provider may be anybody's."""
+    try:
+        return None if image is None else fit_for_model(image)
+    except ImageError as error:
+        logger.info("a thumbnail is left out: %s", error)
+        return None
