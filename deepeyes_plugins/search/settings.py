@@ -168,7 +168,8 @@ class SearchSettings(BaseModel):
     policy: dict[str, bool] = Field(
         default_factory=dict,
         description="Whether the search tools work, by data source or benchmark (patterns with *, "
-        "any case; the first that fits decides). What fits none follows the published policy.",
+        "any case; the first that fits decides). Without a rule they work in training; in "
+        "evaluation the published policy follows.",
     )
 
 

@@ -17,7 +17,7 @@ from deepeyes_plugins.rollout import EndReason, Task, Trajectory
 from deepeyes_plugins.rollout.log import TrajectoryLog
 from deepeyes_plugins.settings import load_settings
 from eval_plugins.vlmevalkit.runner import EpisodeRunner
-from eval_plugins.vlmevalkit.settings import PromptSettings
+from eval_plugins.vlmevalkit.settings import PromptSettings, for_evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class DeepEyesV2(BaseAPI):
             SettingsError: A setting is wrong; it is named.
             InfrastructureError: A server does not answer, or its model is not clear.
         """
-        agent = load_settings(agent_config)
+        agent = for_evaluation(load_settings(agent_config))
         prompt = PromptSettings(
             **_given(system_prompt=system_prompt, system_prompt_file=system_prompt_file)
         )

@@ -8,8 +8,17 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from deepeyes_plugins.protocol.prompts import deepeyes_v2_prompt
-from deepeyes_plugins.search.policy import SEARCH_TOOLS, search_is_on
+from deepeyes_plugins.search.policy import EVALUATION, SEARCH_TOOLS, search_is_on
 from deepeyes_plugins.settings import AgentSettings, LayeredSettings, SettingsError
+
+
+def for_evaluation(agent: AgentSettings) -> AgentSettings:
+    """Add the published search policy of evaluations behind the settings' own rules."""
+    policy = agent.search.policy | {
+        pattern: on for pattern, on in EVALUATION.items() if pattern not in agent.search.policy
+    }
+    search = agent.search.model_copy(update={"policy": policy})
+    return agent.model_copy(update={"search": search})
 
 
 class PromptSettings(LayeredSettings):

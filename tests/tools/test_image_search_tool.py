@@ -135,7 +135,7 @@ async def test_a_broken_image_is_refused(make: Make) -> None:
 
 
 async def test_what_the_policy_switches_off_says_so(make: Make) -> None:
-    observation = await ask(make(), data_source="ChartQA_TEST")
+    observation = await ask(make(policy={"chartqa*": False}), data_source="ChartQA_TEST")
     assert observation.error is not None and "switched off" in observation.error
 
 

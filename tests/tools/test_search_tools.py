@@ -26,7 +26,7 @@ from deepeyes_plugins.search.contracts import (
     SearchUnavailableError,
     TextSearchProvider,
 )
-from deepeyes_plugins.search.policy import search_is_on
+from deepeyes_plugins.search.policy import EVALUATION, search_is_on
 from deepeyes_plugins.search.settings import SearchSettings
 from deepeyes_plugins.settings import AgentSettings
 from deepeyes_plugins.tools.resources import Resources
@@ -217,35 +217,33 @@ def test_limits_hold_for_any_results(
 
 
 @pytest.mark.parametrize(
-    ("data_source", "is_on"),
+    ("benchmark", "is_on"),
     [
-        ("", True),
-        ("perception", True),
-        ("reason", True),
-        ("search", True),
         ("MMSearch", True),
         ("FVQA-test", True),
         ("InfoSeek_val", True),
         ("SimpleVQA", True),
-        ("vstar-test", False),
         ("VStarBench", False),
         ("HRBench4K", False),
         ("ChartQA_TEST", False),
     ],
 )
-def test_the_published_policy(data_source: str, is_on: bool) -> None:
-    assert search_is_on(data_source) is is_on
+def test_the_published_policy_of_evaluations(benchmark: str, is_on: bool) -> None:
+    assert search_is_on(benchmark, EVALUATION) is is_on
 
 
-def test_rules_of_ones_own_come_first() -> None:
-    assert search_is_on("VStarBench", {"vstar*": True})
-    assert not search_is_on("MMSearch", {"*": False})
+def test_training_has_all_tools() -> None:
+    assert search_is_on("perception", {})
+    assert search_is_on("a set of one's own", {})
+
+
+def test_the_first_rule_that_fits_decides() -> None:
     assert not search_is_on("mine", {"mine": False, "*": True})
 
 
 @pytest.mark.parametrize("tool", ["search", "image_search"])
 async def test_where_search_is_off_the_tool_says_so(encyclopedia: Encyclopedia, tool: str) -> None:
-    observation = await call({"query": "x"}, "HRBench4K", tool)
+    observation = await call({"query": "x"}, "HRBench4K", tool, policy={"hrbench*": False})
     assert observation.parts == (
         f"<tool_response>\nError: the tool {tool} is switched off for this task; answer without it"
         "\n</tool_response>",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -68,7 +70,8 @@ def cells_that_ended(server: EmbeddedServer) -> float:
 def kill(server: EmbeddedServer) -> None:
     """End a server and everything that it has started, with no time for anything."""
     for process in family(server.pid):
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def kill_trainer(pid: int) -> None:
