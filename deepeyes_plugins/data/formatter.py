@@ -134,6 +134,27 @@ def check_actions(conversation: Conversation) -> None:
             raise RowError(f"{where} answers, yet the conversation goes on")
 
 
+def check_opening(conversation: Conversation, prefill: str) -> None:
+    """Check that every assistant turn begins with what a host writes ahead of it.
+
+    Args:
+        conversation: A formatted row.
+        prefill: For instance ``<think>``; white space ahead of it does not count.
+
+    Raises:
+        RowError: A turn begins otherwise; the message names it, counted from 1.
+    """
+    for number, (role, text) in enumerate(conversation.turns, 1):
+        if role == "assistant" and not text.startswith(prefill):
+            if text.lstrip().startswith(prefill):
+                continue
+            raise RowError(
+                f"turn {number} (assistant) does not begin with {prefill}, which stands ahead of "
+                f"every turn in reinforcement learning, but with {text[:40]!r}. Repair it, or "
+                "train under the model's own template (qwen2_vl, qwen3_vl_nothink)"
+            )
+
+
 def doubts(conversation: Conversation) -> Iterator[str]:
     """Yield what is unusual about a conversation that can be used."""
     for number, (role, text) in enumerate(conversation.turns, 1):

@@ -12,7 +12,7 @@ import pytest_asyncio
 import torch
 from hydra import compose, initialize_config_dir
 
-from deepeyes_plugins.hosts.verl.images import ImageBounds, model_image
+from deepeyes_plugins.hosts.transformers.images import ImageBounds, model_image
 from deepeyes_plugins.hosts.verl_cpu.rollout import TransformersServer
 from tests.verl.conftest import picture
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from deepeyes_plugins.hosts.verl.images import image_bounds, model_image
+from deepeyes_plugins.hosts.transformers.images import image_bounds, model_image
 from deepeyes_plugins.hosts.verl.tokens import TokenStream, cut_turn
 from deepeyes_plugins.protocol.content import EncodedImage, Message
 from deepeyes_plugins.protocol.dialect import Dialect
