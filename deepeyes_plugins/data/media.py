@@ -59,9 +59,7 @@ class MediaRoot:
         elif path.is_file():
             root = cls(None, path)
         else:
-            raise MediaError(
-                f"{path} is neither a folder nor a zip file: images are relative to it"
-            )
+            raise MediaError(f"{path}, what images are relative to, is neither a folder nor a zip")
         if root.archive is not None:
             _open(root.archive)
         return root

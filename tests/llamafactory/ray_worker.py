@@ -7,7 +7,6 @@ launcher waits for ever. This one asks for one, and otherwise starts the same fu
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A sample that is too long ends between turns or within the assistant's text, never in an image."""
+"""A sample that is too long ends in the assistant's text or between turns, never in an image."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_upstream_cuts_within_an_image_and_training_stops(
     cut = pipeline.encode(SupervisedDatasetProcessor, within_the_last, images)
 
     assert cut["input_ids"][0].count(pad) < IMAGE_TOKENS * len(cut["images"][0])
-    with pytest.raises(ValueError, match="[Ii]mage features and image tokens do not match"):
+    with pytest.raises(ValueError, match=r"[Ii]mage features and image tokens do not match"):
         pipeline.loss(cut)
 
 
