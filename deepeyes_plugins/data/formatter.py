@@ -15,7 +15,6 @@ Doubtful: thinking that is not closed exactly once per opening; an empty answer.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,7 +33,6 @@ _ROLES: Mapping[str, Role] = {
     "gpt": "assistant",
     "function_call": "assistant",
 }
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _RESERVED = ("<video>", "<audio>", "<|im_end|>", *VISION_TOKENS, *CONTROL_TOKENS)
 
 
@@ -86,8 +84,12 @@ def check_structure(conversation: Conversation) -> None:
             expected = "assistant" if (number - system) % 2 == 0 else "user"
             if role != expected:
                 raise RowError(f"turn {number} has the role {role} where {expected} belongs")
-        if not text.isascii() and _SURROGATE.search(text):
-            raise RowError(f"turn {number} ({role}) holds half a character (a lone surrogate)")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RowError(
+                f"turn {number} ({role}) holds half a character (a lone surrogate)"
+            ) from error
         for token in _RESERVED:
             if token in text:
                 raise RowError(

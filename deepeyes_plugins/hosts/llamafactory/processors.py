@@ -28,14 +28,15 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class _Fitting(SupervisedDatasetProcessor):  # type: ignore[misc]
+class _Fitting(SupervisedDatasetProcessor):
     """Hands ``cutoff_len`` to the template, which leaves out turns, and does what follows."""
 
     _left_out: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.template, DeepEyesTemplate):
-            self.template = replace(self.template, cutoff_len=self.data_args.cutoff_len)
+        template: Any = self.template
+        if isinstance(template, DeepEyesTemplate):
+            self.template = replace(template, cutoff_len=self.data_args.cutoff_len)
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Tokenize a batch; samples whose question alone does not fit are left out and named."""
@@ -79,7 +80,7 @@ class FittingProcessor(_Fitting):
 
 
 @dataclass
-class FittingPackedProcessor(_Fitting, PackedSupervisedDatasetProcessor):  # type: ignore[misc]
+class FittingPackedProcessor(_Fitting, PackedSupervisedDatasetProcessor):
     """Several samples a row, for ``packing`` and ``neat_packing``."""
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
