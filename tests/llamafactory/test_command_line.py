@@ -40,8 +40,14 @@ def runs(
             opened.write(path, f"images/{path.name}")
     bad = copy.deepcopy(rows)
     bad[2]["messages"][1]["content"] += "<image>"
-    command = [str(Path(sys.executable).parent / "llamafactory-cli"), "train"]
-    torchrun = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
+    scripts = Path(sys.executable).parent
+    command = [str(scripts / "llamafactory-cli"), "train"]
+    torchrun = {
+        "FORCE_TORCHRUN": "1",
+        "NPROC_PER_NODE": "2",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",  # LLaMA-Factory calls it by name.
+    }
     workers = {"preprocessing_num_workers": 2}
     from_zip = {"media_dir": str(archive), "dataloader_num_workers": 1}
 

@@ -18,7 +18,7 @@ RECIPES = sorted((ROOT / "recipes").glob("sft*.yaml"))
 NAMES = {"sft", "sft_32b", "sft_qwen3_vl", "sft_lora_single_gpu"}
 SOURCES = re.compile(r"# \[(code|LLaMA-Factory default|ours, not measured)\]")
 PLAIN_KEYS = {  # Paths, and what is asked for rather than chosen.
-    *("stage", "do_train", "dataset_dir", "dataset", "output_dir", "logging_steps"),
+    *("stage", "do_train", "dataset_dir", "media_dir", "dataset", "output_dir", "logging_steps"),
     *("plot_loss", "report_to"),
 }
 

@@ -55,14 +55,14 @@ def processor(joining_model: Path) -> Any:
     return loaded
 
 
-def picture(width: int, height: int) -> EncodedImage:
-    return EncodedImage.from_pil(Image.new("RGB", (width, height), "red"))
+def picture(side: int) -> EncodedImage:
+    return EncodedImage.from_pil(Image.new("RGB", (side, side), "red"))
 
 
 SYSTEM = "Use code to zoom in, then answer."
-QUESTION: tuple[Part, ...] = (picture(448, 300), "What colour is the <b>dot</b>?")
+QUESTION: tuple[Part, ...] = (picture(448), "What colour is the <b>dot</b>?")
 OBSERVATIONS = (
-    code_observation("a <image> and <|im_end|>\n", "", [picture(300, 100), picture(90, 400)]),
+    code_observation("a <image> and <|im_end|>\n", "", [picture(300), picture(40)]),
     text_search_observation("é\n", []),
 )
 

@@ -42,11 +42,13 @@ class SamePixels:
 
     def _get_mm_inputs(
         self, images: list[Any], videos: list[Any], audios: list[Any], processor: Any
-    ) -> Any:
-        # In their final size: what upstream does to too large and too small ones is nothing then.
-        bounds = _bounds(processor)
-        pictures = [resized(_encoded(image), bounds) for image in images]
-        return super()._get_mm_inputs(pictures, videos, audios, processor)  # type: ignore[misc]
+    ) -> dict[str, Any]:
+        inputs: dict[str, Any] = super()._get_mm_inputs([], videos, audios, processor)  # type: ignore[misc]
+        if images:
+            bounds = _bounds(processor)
+            pictures = [resized(_encoded(image), bounds) for image in images]
+            inputs |= processor.image_processor(pictures, return_tensors="pt", do_resize=False)
+        return inputs
 
 
 @dataclass

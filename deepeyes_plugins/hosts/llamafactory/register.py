@@ -57,6 +57,9 @@ def register_processors(module: ModuleType) -> None:
     Args:
         module: ``llamafactory.data.loader``.
     """
+    # Our template is made of LLaMA-Factory's, which registers ours: it has to come first.
+    import llamafactory.data.template  # noqa: F401
+
     from deepeyes_plugins.hosts.llamafactory import processors
 
     processors.register(module)
