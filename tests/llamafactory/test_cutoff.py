@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from llamafactory.data import SFTDataCollatorWith4DAttentionMask, get_template_and_fix_tokenizer
 from llamafactory.data.processor import SupervisedDatasetProcessor
 from llamafactory.hparams import get_train_args
@@ -29,7 +30,7 @@ MESSAGES = [
     ("user", "Images:\n<image>"),
     ("assistant", ANSWER),
 ]
-IMAGE_TOKENS = 4  # The tiny model sees every image at 56 x 56.
+IMAGE_TOKENS = 4  # The tiny model sees every square image at 56 x 56.
 
 
 class Pipeline:
@@ -64,14 +65,15 @@ class Pipeline:
             template=self.template, model=self.model, **self.tools
         )
         batch = collate([{name: inputs[name][0] for name in names}])
-        return float(self.model(**batch).loss)
+        with torch.inference_mode():
+            return float(self.model(**batch).loss)
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[str]:
     paths = [str(tmp_path / f"{number}.png") for number in range(6)]
     for number, path in enumerate(paths):
-        Image.new("RGB", (30 + 40 * number,) * 2, "red").save(path)
+        Image.new("RGB", (56 << number % 3,) * 2, "red").save(path)
     return paths
 
 

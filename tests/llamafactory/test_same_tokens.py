@@ -62,7 +62,7 @@ def picture(side: int) -> EncodedImage:
 SYSTEM = "Use code to zoom in, then answer."
 QUESTION: tuple[Part, ...] = (picture(448), "What colour is the <b>dot</b>?")
 OBSERVATIONS = (
-    code_observation("a <image> and <|im_end|>\n", "", [picture(300), picture(40)]),
+    code_observation("a <image> and <|im_end|>\n", "", [picture(224), picture(112)]),
     text_search_observation("é\n", []),
 )
 

@@ -35,6 +35,7 @@ BadRows = Literal["stop", "drop"]
 
 _JSON_SUFFIXES = (".json", ".jsonl")
 _PATHS = pa.list_(pa.string())
+_NO_IMAGES = pa.array([None], _PATHS)
 
 logger = logging.getLogger(__name__)
 
@@ -109,32 +110,28 @@ class FormatterConverter(DatasetConverter):
             RowError: It cannot be used and is to stop the run.
         """
         try:
-            conversation = format_row(self._conversation, example)
+            conversation = self._conversation(example)
             if self.decodes:
                 for finding in image_findings(conversation, self.media):
                     raise RowError(finding.reason)
-            conversation = self._with_located_images(conversation)
+            images = [
+                self.media.locate(image) if isinstance(image, str) else image
+                for image in conversation.images
+            ]
         except RowError as error:
             if self.bad_rows == "stop":
                 beginning = repr(next(iter(example.values()), None))[:200]
                 raise RowError(f"{self.dataset_attr}: {error}. The row is: {beginning}") from error
             # LLaMA-Factory drops rows without a prompt and a response.
-            conversation = Conversation(())
-        return self._align(conversation)
+            conversation, images = Conversation(()), []
+        return self._align(conversation, images)
 
     def _conversation(self, row: Mapping[str, Any]) -> Conversation:
-        conversation = plugins.formatters()[self.name](row)
+        conversation = format_row(plugins.formatters()[self.name], row)
         check_opening(conversation, self.prefill)
         return conversation
 
-    def _with_located_images(self, conversation: Conversation) -> Conversation:
-        images = tuple(
-            self.media.locate(image) if isinstance(image, str) else image
-            for image in conversation.images
-        )
-        return replace(conversation, images=images)
-
-    def _align(self, conversation: Conversation) -> dict[str, Any]:
+    def _align(self, conversation: Conversation, images: list[Any]) -> dict[str, Any]:
         turns = conversation.turns
         system = turns[0][1] if turns and turns[0][0] == "system" else ""
         messages = [{"role": role, "content": text} for role, text in turns if role != "system"]
@@ -143,7 +140,7 @@ class FormatterConverter(DatasetConverter):
             "_response": messages[-1:],
             "_system": system,
             "_tools": "",
-            "_images": list(conversation.images) or None,
+            "_images": images or None,
             "_videos": None,
             "_audios": None,
         }
@@ -160,7 +157,8 @@ def _with_image_type(aligned: dict[str, Any]) -> dict[str, Any]:
     images = aligned["_images"]
     if images is not None and not all(isinstance(image, str) for image in images):
         return aligned
-    return {**aligned, "_images": pa.array([images], _PATHS), "images": pa.array([None], _PATHS)}
+    typed = _NO_IMAGES if images is None else pa.array([images], _PATHS)
+    return {**aligned, "_images": typed, "images": _NO_IMAGES}
 
 
 def _prefill(data_args: DataArguments) -> str | None:
