@@ -28,6 +28,12 @@ HOOKS = {
     "llamafactory.data.converter": (
         "deepeyes_plugins.hosts.llamafactory.register:register_converters"
     ),
+    "llamafactory.data.template": (
+        "deepeyes_plugins.hosts.llamafactory.register:register_templates"
+    ),
+    "llamafactory.data.loader": (
+        "deepeyes_plugins.hosts.llamafactory.register:register_processors"
+    ),
     "vlmeval.config": "eval_plugins.vlmevalkit.register:register",
 }
 """Registry module of a framework, and ``module:function`` to call with it once it is imported."""

@@ -34,14 +34,28 @@ class Registration:
 
 
 def llamafactory() -> list[Registration]:
-    """The dataset converter of LLaMA-Factory."""
+    """The dataset converter, templates and tokenization of LLaMA-Factory."""
     converter = import_module("llamafactory.data.converter")
+    template = import_module("llamafactory.data.template")
+    loader = import_module("llamafactory.data.loader")
+    processor = loader.SupervisedDatasetProcessor
     return [
         Registration(
             "dataset converter 'deepeyes'",
             "deepeyes" in converter.DATASET_CONVERTERS,
             _outcome(converter.__name__),
-        )
+        ),
+        *(
+            Registration(
+                f"template {name!r}", name in template.TEMPLATES, _outcome(template.__name__)
+            )
+            for name in ("deepeyes_qwen2_vl", "deepeyes_qwen3_vl")
+        ),
+        Registration(
+            "tokenization between turns",
+            processor.__module__.startswith("deepeyes_plugins."),
+            _outcome(loader.__name__),
+        ),
     ]
 
 

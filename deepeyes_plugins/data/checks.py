@@ -24,6 +24,7 @@ from deepeyes_plugins import plugins
 from deepeyes_plugins.data import rl_rows
 from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError
 from deepeyes_plugins.data.formatter import doubts, format_row, format_sharegpt
+from deepeyes_plugins.data.media import MediaError, MediaRoot, read_media
 from deepeyes_plugins.protocol.content import MAXIMUM_ASPECT_RATIO, EncodedImage, ImageError
 
 Level = Literal["error", "warning"]
@@ -140,7 +141,7 @@ class Report:
 
 def check_sft_file(
     path: str | Path,
-    media_root: str | Path | None = None,
+    media_root: str | Path | MediaRoot | None = None,
     *,
     formatter: Formatter = format_sharegpt,
     limit: int | None = None,
@@ -149,14 +150,19 @@ def check_sft_file(
 
     Args:
         path: The file.
-        media_root: Folder that image paths are relative to; by default that of ``path``.
+        media_root: Folder or zip file that image paths are relative to; by default the folder of
+            ``path``.
         formatter: What reads the rows.
         limit: Rows to check at most.
     """
     path = Path(path)
-    root = path.parent if media_root is None else Path(media_root)
+    if not isinstance(media_root, MediaRoot):
+        try:
+            media_root = MediaRoot.open(path.parent if media_root is None else media_root)
+        except MediaError as error:
+            return Report(path, problems=[Problem(path, None, "", str(error), "error")])
     rows = islice(_refuse_late_images(_json_rows(path)), limit)
-    return _check(path, rows, partial(sft_findings, formatter=formatter, media_root=root))
+    return _check(path, rows, partial(sft_findings, formatter=formatter, media_root=media_root))
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +213,7 @@ def check_rl_parquet(
 
 
 def sft_findings(
-    row: Mapping[str, Any], *, formatter: Formatter, media_root: Path
+    row: Mapping[str, Any], *, formatter: Formatter, media_root: MediaRoot
 ) -> Iterator[Finding]:
     """Yield what is wrong with a row for supervised fine-tuning; its images are decoded."""
     try:
@@ -220,17 +226,15 @@ def sft_findings(
         yield Finding(doubt, level="warning")
 
 
-def image_findings(conversation: Conversation, media_root: Path) -> Iterator[Finding]:
-    """Yield which images of a conversation cannot be decoded.
+def image_findings(conversation: Conversation, media_root: MediaRoot) -> Iterator[Finding]:
+    """Yield which images of a conversation cannot be found or decoded.
 
     Args:
         conversation: A formatted row.
-        media_root: Folder that paths are relative to; one that is not there is tried as it is.
+        media_root: What paths are relative to.
     """
     for number, image in enumerate(conversation.images, 1):
-        if isinstance(image, str) and (media_root / image).is_file():
-            image = media_root / image
-        yield from _image_findings(number, image)
+        yield from _image_findings(number, image, media_root)
 
 
 def rl_findings(
@@ -274,9 +278,15 @@ def rl_findings(
             yield Finding(f"{error} {hint}", "data_source")
 
 
-def _image_findings(number: int, image: Any, media_root: Path | None = None) -> Iterator[Finding]:
+def _image_findings(
+    number: int, image: Any, media_root: MediaRoot | Path | None = None
+) -> Iterator[Finding]:
     name = f"image {number} ({image})" if isinstance(image, str | Path) else f"image {number}"
     try:
+        if isinstance(media_root, MediaRoot):
+            if isinstance(image, str):
+                image = read_media(media_root.locate(image))
+            media_root = None
         _decode(rl_rows.image_from(image, media_root))
     except (RowError, ImageError) as error:
         yield Finding(f"{name}: {error}", "images")

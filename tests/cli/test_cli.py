@@ -101,6 +101,8 @@ def test_the_doctor_finds_our_plugins_in_every_framework() -> None:
     found = findings(answer)
     registered = {(row["area"], row["text"]) for row in found if row["status"] == "ok"}
     assert ("sft", "dataset converter 'deepeyes' found") in registered
+    assert ("sft", "template 'deepeyes_qwen2_vl' found") in registered
+    assert ("sft", "tokenization between turns found") in registered
     assert ("rl", "agent loop 'deepeyes' found") in registered
     assert ("eval", "model 'DeepEyesV2' found") in registered
     assert [row for row in found if row["status"] == "problem"] == []
@@ -110,10 +112,11 @@ def test_the_doctor_finds_our_plugins_in_every_framework() -> None:
 def test_the_doctor_sees_that_a_framework_does_not_find_us() -> None:
     answer = deepeyes("doctor", "--json", "--only", "activation,sft", DEEPEYES_ACTIVATION="0")
 
-    activation, converter = findings(answer)
+    activation, *registrations = findings(answer)
     assert activation["status"] == "warning"
-    assert converter["status"] == "problem"
-    assert "DEEPEYES_ACTIVATION=0" in converter["text"]
+    for registration in registrations:
+        assert registration["status"] == "problem"
+        assert "DEEPEYES_ACTIVATION=0" in registration["text"]
     assert answer.returncode == 1
 
 

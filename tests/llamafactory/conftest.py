@@ -61,7 +61,7 @@ def train_arguments(model: Path, data: Path, media: Path, output: Path) -> dict[
         "dataset_dir": str(data),
         "media_dir": str(media),
         "dataset": "rows",
-        "template": "qwen2_vl",
+        "template": "deepeyes_qwen2_vl",
         "cutoff_len": 4096,
         "cache_dir": str(output.parent / "cache"),
         "output_dir": str(output),

@@ -81,7 +81,7 @@ def test_other_processes_leave_the_file_to_the_first(
     """Should one get to see a bad row nevertheless, it stops there and shows the row."""
     monkeypatch.setenv("LOCAL_RANK", "1")
     given = arguments(bad_rows)
-    data = SimpleNamespace(dataset_dir=given["dataset_dir"], media_dir=given["media_dir"])
+    data = SimpleNamespace(**{key: given[key] for key in ("dataset_dir", "media_dir", "template")})
     entry = get_dataset_list(["rows"], data.dataset_dir)[0]
 
     convert = converter.get_dataset_converter("deepeyes", entry, data)

@@ -6,9 +6,11 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import yaml
@@ -19,6 +21,9 @@ from tests.llamafactory.conftest import Rows, train_arguments, write_dataset
 SECONDS = 600
 """A run takes about twenty-five on an idle machine, nearly all of them imports."""
 
+RAY_WORKER = Path(__file__).with_name("ray_worker.py")
+Runs = Mapping[str, subprocess.CompletedProcess[str]]
+
 
 @pytest.fixture(scope="module")
 def runs(
@@ -26,41 +31,61 @@ def runs(
     demonstrations: Path,
     rows: Rows,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Mapping[str, subprocess.CompletedProcess[str]]:
-    """Three runs side by side: good rows, a bad row that stops, a bad row that is dropped."""
+) -> Runs:
+    """Runs side by side, together with every way to read data: workers, streaming, a zip file."""
     folder = tmp_path_factory.mktemp("runs")
+    archive = folder / "images.zip"
+    with ZipFile(archive, "w") as opened:
+        for path in (demonstrations / "images").iterdir():
+            opened.write(path, f"images/{path.name}")
     bad = copy.deepcopy(rows)
     bad[2]["messages"][1]["content"] += "<image>"
+    scripts = Path(sys.executable).parent
+    command = [str(scripts / "llamafactory-cli"), "train"]
+    torchrun = {
+        "FORCE_TORCHRUN": "1",
+        "NPROC_PER_NODE": "2",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",  # LLaMA-Factory calls it by name.
+    }
+    workers = {"preprocessing_num_workers": 2}
+    # By itself Transformers would hand out parts of one batch, which images do not stand.
+    streaming = {"streaming": True, "accelerator_config": {"dispatch_batches": False}}
+    from_zip = {"media_dir": str(archive), "dataloader_num_workers": 1}
 
-    def train(name: str, rows: Rows, bad_rows: str) -> subprocess.CompletedProcess[str]:
+    def train(
+        name: str,
+        rows: Rows,
+        options: Mapping[str, Any],
+        variables: Mapping[str, str],
+        command: Sequence[str] = command,
+    ) -> subprocess.CompletedProcess[str]:
         home = folder / name
         data = write_dataset(home, rows)
         arguments = train_arguments(tiny_model_path, data, demonstrations, home / "out")
         recipe = home / "sft.yaml"
-        recipe.write_text(yaml.safe_dump({**arguments, "preprocessing_num_workers": 2}))
+        recipe.write_text(yaml.safe_dump({**arguments, **options}))
         return subprocess.run(
-            [str(Path(sys.executable).parent / "llamafactory-cli"), "train", str(recipe)],
-            env={**os.environ, BAD_ROWS_VARIABLE: bad_rows},
+            [*command, str(recipe)],
+            env={**os.environ, **variables},
             capture_output=True,
             text=True,
             timeout=SECONDS,
         )
 
+    asked: dict[str, tuple[Any, ...]] = {
+        "good": (rows, {**workers, **from_zip}, {}),
+        "stop": (bad, workers, {BAD_ROWS_VARIABLE: "stop"}),
+        "drop": (bad, {**workers, "cutoff_len": 120}, {BAD_ROWS_VARIABLE: "drop"}),
+        "torchrun": (rows, {**from_zip, **streaming}, torchrun),
+        "ray": (rows, {"packing": True}, {}, [sys.executable, str(RAY_WORKER)]),
+    }
     with ThreadPoolExecutor() as pool:
-        started = {
-            name: pool.submit(train, name, chosen, bad_rows)
-            for name, chosen, bad_rows in (
-                ("good", rows, "stop"),
-                ("stop", bad, "stop"),
-                ("drop", bad, "drop"),
-            )
-        }
+        started = {name: pool.submit(train, name, *how) for name, how in asked.items()}
         return {name: run.result() for name, run in started.items()}
 
 
-def test_training_with_formatting_deepeyes(
-    runs: Mapping[str, subprocess.CompletedProcess[str]],
-) -> None:
+def test_training_with_formatting_deepeyes(runs: Runs) -> None:
     run = runs["good"]
 
     assert run.returncode == 0, run.stderr
@@ -68,9 +93,7 @@ def test_training_with_formatting_deepeyes(
     assert "Num examples = 8" in run.stderr
 
 
-def test_bad_row_stops_before_the_model_is_loaded(
-    runs: Mapping[str, subprocess.CompletedProcess[str]],
-) -> None:
+def test_bad_row_stops_before_the_model_is_loaded(runs: Runs) -> None:
     run = runs["stop"]
 
     assert run.returncode != 0
@@ -80,12 +103,19 @@ def test_bad_row_stops_before_the_model_is_loaded(
     assert "trainable params" not in run.stderr
 
 
-def test_bad_row_is_dropped_and_counted(
-    runs: Mapping[str, subprocess.CompletedProcess[str]],
-) -> None:
+def test_bad_row_is_dropped_and_counted(runs: Runs) -> None:
     run = runs["drop"]
 
     assert run.returncode == 0, run.stderr
     assert "dropping 1 row" in run.stderr
     assert "rows.json, row 3: 3 <image> placeholders but 2 images" in run.stderr
     assert "Num examples = 7" in run.stderr
+
+
+@pytest.mark.parametrize("name", ["torchrun", "ray"])
+def test_other_launchers(runs: Runs, name: str) -> None:
+    """Two processes on gloo that stream from a zip file, and a worker of Ray's that packs."""
+    run = runs[name]
+
+    assert run.returncode == 0, run.stderr
+    assert "train_loss" in run.stdout + run.stderr

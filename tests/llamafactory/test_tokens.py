@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
+from llamafactory.data import get_template_and_fix_tokenizer
+from llamafactory.hparams import DataArguments
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AutoProcessor, AutoTokenizer
 
+from deepeyes_plugins.data.checks import DataError
 from deepeyes_plugins.protocol.content import EncodedImage, Part
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
 from deepeyes_plugins.protocol.observations import code_observation, text_search_observation
@@ -30,8 +34,8 @@ def placeholder_text(parts: tuple[Part, ...]) -> str:
 def test_every_token_and_label_of_a_trajectory(tiny_model_path: Path, tmp_path: Path) -> None:
     """LLaMA-Factory trains on what the checkpoint's chat template renders.
 
-    Labels are set on the assistant's turns, their ``<|im_end|>`` and the newline behind it, which
-    LLaMA-Factory counts to the turn; everything else is ignored.
+    Labels are set on what an engine would generate: the assistant's turns behind ``<think>``, with
+    their ``<|im_end|>``. Everything else is ignored.
     """
     sizes = [(448, 448), (300, 100), (90, 400)]
     images = [Image.new("RGB", size, "red") for size in sizes]
@@ -58,7 +62,8 @@ def test_every_token_and_label_of_a_trajectory(tiny_model_path: Path, tmp_path: 
     (example,) = tokenized(train_arguments(tiny_model_path, data, tmp_path, tmp_path / "out"))
 
     processor = AutoProcessor.from_pretrained(tiny_model_path)
-    expected = rendered(processor, turns, images)
+    # A template ends the last turn with a line break, which nobody generates.
+    expected = rendered(processor, turns, images)[:-1]
     assert example["input_ids"] == expected
     assert example["labels"] == labels_of(processor.tokenizer, expected)
     image_token = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
@@ -91,13 +96,13 @@ def rendered(
 
 
 def labels_of(tokenizer: Any, ids: list[int]) -> list[int]:
-    """The ids of assistant turns in their places, ``IGNORED`` elsewhere."""
-    opening = tokenizer("<|im_start|>assistant\n").input_ids
+    """The ids of assistant turns behind their prefill in their places, ``IGNORED`` elsewhere."""
+    opening = tokenizer("<|im_start|>assistant\n" + DEEPEYES_V2.prefill).input_ids
     end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
     labels = [IGNORED] * len(ids)
     for start in range(len(opening), len(ids)):
         if ids[start - len(opening) : start] == opening:
-            end = ids.index(end_of_turn, start) + 2
+            end = ids.index(end_of_turn, start) + 1
             labels[start:end] = ids[start:end]
     return labels
 
@@ -105,6 +110,33 @@ def labels_of(tokenizer: Any, ids: list[int]) -> list[int]:
 def image_tokens(processor: Any, images: list[Image.Image]) -> list[int]:
     grids = processor.image_processor(images=images, return_tensors="pt")["image_grid_thw"]
     return [int(grid.prod()) // processor.image_processor.merge_size**2 for grid in grids]
+
+
+def test_a_turn_without_its_prefill_is_named(
+    tiny_model_path: Path, demonstrations: Path, rows: Rows, tmp_path: Path
+) -> None:
+    changed = copy.deepcopy(rows)
+    changed[1]["messages"][2]["content"] = "\n" + rows[1]["messages"][2]["content"]
+    changed[2]["messages"][2]["content"] = "I look. " + rows[2]["messages"][2]["content"]
+    data = write_dataset(tmp_path / "data", changed)
+    arguments = train_arguments(tiny_model_path, data, demonstrations, tmp_path / "out")
+
+    with pytest.raises(DataError) as raised:
+        tokenized(arguments)
+    assert "row 3: turn 3 (assistant) does not begin with <think>" in str(raised.value)
+    assert "1 of 8 rows" in str(raised.value)  # White space ahead of it is no reason.
+
+    assert len(tokenized({**arguments, "template": "qwen2_vl"})) == 8
+
+
+def test_the_checkpoint_keeps_its_own_chat_template(tiny_model_path: Path) -> None:
+    """What is saved behind training is what a server and verl read."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
+    before = tokenizer.chat_template, tokenizer.eos_token, len(tokenizer)
+
+    get_template_and_fix_tokenizer(tokenizer, DataArguments(template="deepeyes_qwen2_vl"))
+
+    assert (tokenizer.chat_template, tokenizer.eos_token, len(tokenizer)) == before
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -8,8 +8,9 @@ import threading
 import pytest
 from PIL import Image
 
+from deepeyes_plugins.hosts.transformers.images import ImageBounds, model_image
 from deepeyes_plugins.hosts.verl import images as module
-from deepeyes_plugins.hosts.verl.images import ImageBounds, ModelImages, model_image
+from deepeyes_plugins.hosts.verl.images import ModelImages
 from deepeyes_plugins.protocol.content import EncodedImage, ImageError
 from tests.verl.conftest import picture
 

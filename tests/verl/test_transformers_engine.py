@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient
 
-from deepeyes_plugins.hosts.verl.images import ImageBounds, model_image
+from deepeyes_plugins.hosts.transformers.images import ImageBounds, model_image
 from deepeyes_plugins.hosts.verl.policy import TokenBudget, TokenPolicy
 from deepeyes_plugins.hosts.verl_cpu.activation import ENGINE
 from deepeyes_plugins.hosts.verl_cpu.rollout import TransformersServer

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -19,7 +20,8 @@ from llamafactory.data.converter import DatasetConverter
 from deepeyes_plugins import plugins
 from deepeyes_plugins.data.checks import DataError, Report, check_sft_file, image_findings
 from deepeyes_plugins.data.contracts import Conversation, RowError
-from deepeyes_plugins.data.formatter import format_row
+from deepeyes_plugins.data.formatter import check_opening, format_row
+from deepeyes_plugins.data.media import MediaError, MediaRoot
 from deepeyes_plugins.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ BadRows = Literal["stop", "drop"]
 
 _JSON_SUFFIXES = (".json", ".jsonl")
 _PATHS = pa.list_(pa.string())
+_NO_IMAGES = pa.array([None], _PATHS)
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +51,25 @@ def make_converter(
         data_args: LLaMA-Factory's data arguments.
 
     Raises:
-        DataError: Rows cannot be used and are to stop the run; the message names them.
-        SettingsError: ``DEEPEYES_SFT_BAD_ROWS`` is neither ``stop`` nor ``drop``.
+        DataError: Rows cannot be used and are to stop the run; the message names them. Or what
+            images are relative to cannot be used.
+        SettingsError: ``DEEPEYES_SFT_BAD_ROWS`` is neither ``stop`` nor ``drop``, or
+            ``media_dir`` is a zip file and the template is not ours.
     """
-    converter = FormatterConverter(dataset_attr, data_args, name, _bad_rows())
+    prefill = _prefill(data_args)
+    files = _json_files(dataset_attr, data_args)
+    converter = FormatterConverter(
+        dataset_attr,
+        data_args,
+        name,
+        bad_rows := _bad_rows(),
+        media=_media(dataset_attr, data_args, archives=prefill is not None),
+        prefill=prefill or "",
+        # What cannot be decoded would stop the tokenization, or a training step.
+        decodes=bad_rows == "drop" or not files,
+    )
     if os.environ.get("LOCAL_RANK", "0") in ("0", "-1"):
-        for path in _json_files(dataset_attr, data_args):
+        for path in files:
             _report(converter.check(path), converter.bad_rows)
     return converter
 
@@ -67,17 +83,23 @@ class FormatterConverter(DatasetConverter):
     Attributes:
         name: Name of the formatter.
         bad_rows: What becomes of a row that cannot be used.
+        media: What image paths are relative to.
+        prefill: What every assistant turn has to begin with.
+        decodes: Whether the images of a row are decoded here, since no check of the file has.
     """
 
     name: str
     bad_rows: BadRows
+    media: MediaRoot
+    prefill: str = ""
+    decodes: bool = False
 
     def check(self, path: Path) -> Report:
         """Check the rows of a JSON file and their images."""
         return check_sft_file(
             path,
-            self.data_args.media_dir,
-            formatter=plugins.formatters()[self.name],
+            self.media,
+            formatter=self._conversation,
             limit=None if self.dataset_attr.num_samples else self.data_args.max_samples,
         )
 
@@ -88,20 +110,28 @@ class FormatterConverter(DatasetConverter):
             RowError: It cannot be used and is to stop the run.
         """
         try:
-            conversation = format_row(plugins.formatters()[self.name], example)
-            if self.bad_rows == "drop":
-                # What cannot be decoded would stop the tokenization later.
-                for finding in image_findings(conversation, Path(self.data_args.media_dir)):
+            conversation = self._conversation(example)
+            if self.decodes:
+                for finding in image_findings(conversation, self.media):
                     raise RowError(finding.reason)
+            images = [
+                self.media.locate(image) if isinstance(image, str) else image
+                for image in conversation.images
+            ]
         except RowError as error:
             if self.bad_rows == "stop":
                 beginning = repr(next(iter(example.values()), None))[:200]
                 raise RowError(f"{self.dataset_attr}: {error}. The row is: {beginning}") from error
             # LLaMA-Factory drops rows without a prompt and a response.
-            conversation = Conversation(())
-        return self._align(conversation)
+            conversation, images = Conversation(()), []
+        return self._align(conversation, images)
 
-    def _align(self, conversation: Conversation) -> dict[str, Any]:
+    def _conversation(self, row: Mapping[str, Any]) -> Conversation:
+        conversation = format_row(plugins.formatters()[self.name], row)
+        check_opening(conversation, self.prefill)
+        return conversation
+
+    def _align(self, conversation: Conversation, images: list[Any]) -> dict[str, Any]:
         turns = conversation.turns
         system = turns[0][1] if turns and turns[0][0] == "system" else ""
         messages = [{"role": role, "content": text} for role, text in turns if role != "system"]
@@ -110,7 +140,7 @@ class FormatterConverter(DatasetConverter):
             "_response": messages[-1:],
             "_system": system,
             "_tools": "",
-            "_images": self._find_medias(list(conversation.images)),
+            "_images": images or None,
             "_videos": None,
             "_audios": None,
         }
@@ -127,7 +157,37 @@ def _with_image_type(aligned: dict[str, Any]) -> dict[str, Any]:
     images = aligned["_images"]
     if images is not None and not all(isinstance(image, str) for image in images):
         return aligned
-    return {**aligned, "_images": pa.array([images], _PATHS), "images": pa.array([None], _PATHS)}
+    typed = _NO_IMAGES if images is None else pa.array([images], _PATHS)
+    return {**aligned, "_images": typed, "images": _NO_IMAGES}
+
+
+def _prefill(data_args: DataArguments) -> str | None:
+    """What a template of ours writes ahead of assistant turns; ``None`` for other templates."""
+    from llamafactory.data.template import TEMPLATES
+
+    from deepeyes_plugins.hosts.llamafactory.template import DeepEyesTemplate
+
+    template = TEMPLATES.get(data_args.template)
+    return template.prefill if isinstance(template, DeepEyesTemplate) else None
+
+
+def _media(dataset_attr: DatasetAttr, data_args: DataArguments, *, archives: bool) -> MediaRoot:
+    """What images are relative to; zip files only for templates that read from them."""
+    if dataset_attr.load_from not in ("file", "script"):
+        return MediaRoot(None)
+    try:
+        root = MediaRoot.open(data_args.media_dir)
+    except MediaError as error:
+        raise DataError(f"media_dir: {error}") from error
+    if archives:
+        return root
+    if root.folder is None:
+        raise SettingsError(
+            f"media_dir is the zip file {root.archive}, from which only the templates "
+            f"deepeyes_qwen2_vl and deepeyes_qwen3_vl read; template is {data_args.template}. "
+            "Use one of these, or unpack the file."
+        )
+    return replace(root, archive=None)
 
 
 def _bad_rows() -> BadRows:

@@ -1,4 +1,8 @@
-"""Make dataset formatters known to LLaMA-Factory; called once its converter module is imported."""
+"""Make what is ours known to LLaMA-Factory; called once its registry modules are imported.
+
+Calling a function again changes nothing. Each imports what it registers itself: that imports
+modules of LLaMA-Factory's which need not be complete when another registry is.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,10 @@ from functools import partial
 from types import ModuleType
 
 from deepeyes_plugins import plugins
-from deepeyes_plugins.hosts.llamafactory.converter import make_converter
 
 
 def register_converters(module: ModuleType) -> None:
     """Register every formatter of ours and of third parties as a dataset converter.
-
-    Calling it again changes nothing.
 
     Args:
         module: ``llamafactory.data.converter``.
@@ -21,6 +22,8 @@ def register_converters(module: ModuleType) -> None:
         PluginError: A formatter has the name of a converter of LLaMA-Factory's own. The others
             are registered nevertheless.
     """
+    from deepeyes_plugins.hosts.llamafactory.converter import make_converter
+
     formatters = plugins.formatters()
     taken = []
     for name in formatters:
@@ -34,3 +37,29 @@ def register_converters(module: ModuleType) -> None:
             "LLaMA-Factory has dataset converters of its own by the name of these formatters: "
             f"{', '.join(taken)}. Rename the formatters."
         )
+
+
+def register_templates(module: ModuleType) -> None:
+    """Register our templates and the multimodal plugins that they name.
+
+    Args:
+        module: ``llamafactory.data.template``.
+    """
+    from deepeyes_plugins.hosts.llamafactory import pixels, template
+
+    pixels.register()
+    template.register(module.TEMPLATES)
+
+
+def register_processors(module: ModuleType) -> None:
+    """Let samples that are too long be cut between turns.
+
+    Args:
+        module: ``llamafactory.data.loader``.
+    """
+    # Our template is made of LLaMA-Factory's, which registers ours: it has to come first.
+    import llamafactory.data.template  # noqa: F401
+
+    from deepeyes_plugins.hosts.llamafactory import processors
+
+    processors.register(module)

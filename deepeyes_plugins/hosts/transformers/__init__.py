@@ -1,1 +1,1 @@
-"""What the quickstart needs from transformers and PyTorch: the tiny model and the leakage probe."""
+"""What is known of transformers and PyTorch: image sizes; the tiny model and the leakage probe."""

@@ -15,7 +15,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from deepeyes_plugins.data.checks import DataError, RowRules
 from deepeyes_plugins.data.rl_rows import data_source, ground_truth, prompt_messages
 from deepeyes_plugins.data.row_store import IMAGE_SIZES, Rows, store_files
-from deepeyes_plugins.hosts.verl.images import image_bounds, image_tokens
+from deepeyes_plugins.hosts.transformers.images import image_bounds, image_tokens
 from deepeyes_plugins.hosts.verl.register import AGENT_LOOP
 from deepeyes_plugins.protocol.content import EncodedImage, Message
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, IMAGE_PLACEHOLDER

@@ -1,9 +1,4 @@
-"""Bring images to the size that the model's processor would give them.
-
-Engines and trainer get small images instead of originals; the processor's own resizing is then
-the identity. The sixteen rollouts of a prompt share one decoded image, also when they all ask at
-the same moment.
-"""
+"""Decode images off the event loop, each once for the sixteen rollouts of a prompt."""
 
 from __future__ import annotations
 
@@ -11,16 +6,13 @@ import asyncio
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, NamedTuple
 
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from deepeyes_plugins.hosts.transformers.images import ImageBounds, model_image
 from deepeyes_plugins.protocol.content import EncodedImage
 
 CACHE_BYTES = 512 << 20
@@ -31,73 +23,6 @@ MOST_THREADS = 4
 
 _SMALL_FILE = 64 << 10
 """Bytes that are hashed faster than another thread is asked to do it."""
-
-
-class ImageBounds(NamedTuple):
-    """What a processor allows: side multiple in pixels, least and most pixels."""
-
-    factor: int
-    minimum: int
-    maximum: int
-
-
-def image_bounds(image_processor: Any, overrides: Mapping[str, Any]) -> ImageBounds:
-    """Read the bounds of a Qwen-VL image processor.
-
-    Args:
-        image_processor: Of the model; its patches have 14 pixels (Qwen2.5-VL) or 16 (Qwen3-VL).
-        overrides: verl's ``data.mm_processor_kwargs``; ``min_pixels`` and ``max_pixels`` win.
-    """
-    size = overrides.get("size") or image_processor.size
-    minimum = overrides.get("min_pixels") or size["shortest_edge"]
-    maximum = overrides.get("max_pixels") or size["longest_edge"]
-    factor = image_processor.patch_size * image_processor.merge_size
-    return ImageBounds(factor, int(minimum), int(maximum))
-
-
-def model_size(size: tuple[int, int], bounds: ImageBounds) -> tuple[int, int]:
-    """Width and height in pixels of an image as the model sees it.
-
-    Raises:
-        ValueError: Its aspect ratio is over 200.
-    """
-    width, height = size
-    height, width = smart_resize(height, width, bounds.factor, bounds.minimum, bounds.maximum)
-    return width, height
-
-
-def image_tokens(size: tuple[int, int], bounds: ImageBounds) -> int:
-    """Placeholders that the processor gives an image of ``size``, width and height in pixels.
-
-    It resizes once more. That changes nothing unless the bounds are so close that no size is
-    within them.
-
-    Raises:
-        ValueError: Its aspect ratio is over 200.
-    """
-    width, height = model_size(size, bounds)
-    return (width // bounds.factor) * (height // bounds.factor)
-
-
-def model_image(image: EncodedImage, bounds: ImageBounds) -> Image.Image:
-    """Decode and resize, to the very pixels that the processor would make of the original.
-
-    Raises:
-        ImageError: The image cannot be decoded.
-        ValueError: Its aspect ratio is over 200.
-    """
-    picture = image.pil()
-    width, height = model_size(picture.size, bounds)
-    if (width, height) == picture.size:
-        return picture
-    # As the processor does it; Pillow's own takes two to five times as long.
-    pixels = functional.resize(
-        functional.pil_to_tensor(picture),
-        [height, width],
-        interpolation=InterpolationMode.BICUBIC,
-        antialias=True,
-    )
-    return functional.to_pil_image(pixels)
 
 
 class ModelImages:
@@ -128,7 +53,6 @@ class ModelImages:
 
         Raises:
             ImageError: One of them cannot be decoded.
-            ValueError: The aspect ratio of one is over 200.
         """
         return list(await asyncio.gather(*(self._one(image, bounds) for image in images)))
 

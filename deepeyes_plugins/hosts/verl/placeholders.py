@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from deepeyes_plugins.hosts.verl.images import (
+from deepeyes_plugins.hosts.transformers.images import (
     ImageBounds,
     image_bounds,
     image_tokens,

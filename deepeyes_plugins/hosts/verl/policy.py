@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from deepeyes_plugins.hosts.transformers.images import image_bounds
 from deepeyes_plugins.hosts.verl.engines import engine_params
-from deepeyes_plugins.hosts.verl.images import ModelImages, image_bounds, shared_images
+from deepeyes_plugins.hosts.verl.images import ModelImages, shared_images
 from deepeyes_plugins.hosts.verl.placeholders import without_pixels
 from deepeyes_plugins.hosts.verl.tokens import CutTurn, TokenStream, cut_turn
 from deepeyes_plugins.protocol.content import EncodedImage, Message

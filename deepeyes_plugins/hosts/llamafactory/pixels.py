@@ -1,0 +1,82 @@
+"""LLaMA-Factory's Qwen-VL plugins with the eyes of the other hosts.
+
+An image file goes through the same code as in reinforcement learning (EXIF rotation, palettes,
+16 bits, transparency, limits, resizing), and may stand in a zip file. How many tokens an image
+takes is computed from the size in its header; upstream processes every pixel for that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from llamafactory.data.mm_plugin import PLUGINS, Qwen2VLPlugin, Qwen3VLPlugin, register_mm_plugin
+
+from deepeyes_plugins.data.media import is_archived, read_media
+from deepeyes_plugins.data.rl_rows import image_from
+from deepeyes_plugins.hosts.transformers.images import (
+    ImageBounds,
+    image_bounds,
+    model_image,
+    model_size,
+)
+from deepeyes_plugins.protocol.content import EncodedImage
+
+
+class SamePixels:
+    """Goes ahead of a plugin of LLaMA-Factory's. Videos and their frames are left to that."""
+
+    def _get_mm_token_metadata(
+        self, images: list[Any], videos: list[Any], audios: list[Any], processor: Any
+    ) -> Any:
+        if videos or audios:
+            return super()._get_mm_token_metadata(images, videos, audios, processor)  # type: ignore[misc]
+        if not images:
+            return {}
+        bounds = _bounds(processor)
+        patch = processor.image_processor.patch_size
+        sizes = [model_size(_encoded(image).size, bounds) for image in images]
+        grids = [[1, height // patch, width // patch] for width, height in sizes]
+        return {"image_grid_thw": torch.tensor(grids)}
+
+    def _get_mm_inputs(
+        self, images: list[Any], videos: list[Any], audios: list[Any], processor: Any
+    ) -> dict[str, Any]:
+        inputs: dict[str, Any] = super()._get_mm_inputs([], videos, audios, processor)  # type: ignore[misc]
+        if images:
+            bounds = _bounds(processor)
+            pictures = [model_image(_encoded(image), bounds) for image in images]
+            inputs |= processor.image_processor(pictures, return_tensors="pt", do_resize=False)
+        return inputs
+
+
+@dataclass
+class DeepEyesQwen2VLPlugin(SamePixels, Qwen2VLPlugin):
+    """For Qwen2-VL and Qwen2.5-VL."""
+
+
+@dataclass
+class DeepEyesQwen3VLPlugin(SamePixels, Qwen3VLPlugin):
+    """For Qwen3-VL."""
+
+
+def register() -> None:
+    """Register the plugins by the names of their templates; again changes nothing."""
+    for name, plugin in (
+        ("deepeyes_qwen2_vl", DeepEyesQwen2VLPlugin),
+        ("deepeyes_qwen3_vl", DeepEyesQwen3VLPlugin),
+    ):
+        if name not in PLUGINS:
+            register_mm_plugin(name, plugin)
+
+
+def _bounds(processor: Any) -> ImageBounds:
+    """The processor's bounds within LLaMA-Factory's image_min_pixels and image_max_pixels."""
+    least, most = processor.image_min_pixels, processor.image_max_pixels
+    own = image_bounds(processor.image_processor, {})
+    return own._replace(minimum=max(own.minimum, least), maximum=min(own.maximum, most))
+
+
+def _encoded(image: Any) -> EncodedImage:
+    return image_from(read_media(image) if isinstance(image, str) and is_archived(image) else image)
