@@ -132,9 +132,9 @@ class FormatterConverter(DatasetConverter):
         return conversation
 
     def _align(self, conversation: Conversation, images: list[Any]) -> dict[str, Any]:
-        turns = conversation.turns
-        system = turns[0][1] if turns and turns[0][0] == "system" else ""
-        messages = [{"role": role, "content": text} for role, text in turns if role != "system"]
+        turns = list(conversation.turns)
+        system = turns.pop(0)[1] if turns and turns[0][0] == "system" else ""
+        messages = [{"role": role, "content": text} for role, text in turns]
         aligned = {
             "_prompt": messages[:-1],
             "_response": messages[-1:],
@@ -144,21 +144,22 @@ class FormatterConverter(DatasetConverter):
             "_videos": None,
             "_audios": None,
         }
-        return aligned if self.data_args.streaming else _with_image_type(aligned)
+        if not self.data_args.streaming:
+            _type_images(aligned, images)
+        return aligned
 
 
-def _with_image_type(aligned: dict[str, Any]) -> dict[str, Any]:
+def _type_images(aligned: dict[str, Any], images: list[Any]) -> None:
     """Tell ``datasets`` the type of the images where the first rows have none.
 
     It settles the type of a column on the first 1,000 rows, and fails where those have no images
     and later ones do. An Arrow value carries its type; and the column ``images``, which the
     tokenization replaces by one of the same name, hands the type on to that.
     """
-    images = aligned["_images"]
-    if images is not None and not all(isinstance(image, str) for image in images):
-        return aligned
-    typed = _NO_IMAGES if images is None else pa.array([images], _PATHS)
-    return {**aligned, "_images": typed, "images": _NO_IMAGES}
+    if not images:
+        aligned["_images"] = aligned["images"] = _NO_IMAGES
+    elif all(isinstance(image, str) for image in images):
+        aligned["_images"], aligned["images"] = pa.array([images], _PATHS), _NO_IMAGES
 
 
 def _prefill(data_args: DataArguments) -> str | None:

@@ -31,12 +31,12 @@ logger = logging.getLogger(__name__)
 class _Fitting(SupervisedDatasetProcessor):
     """Hands ``cutoff_len`` to the template, which leaves out turns, and does what follows."""
 
+    template: Any
     _left_out: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        template: Any = self.template  # type: ignore[has-type,unused-ignore]
-        if isinstance(template, DeepEyesTemplate):
-            self.template = replace(template, cutoff_len=self.data_args.cutoff_len)
+        if isinstance(self.template, DeepEyesTemplate):
+            self.template = replace(self.template, cutoff_len=self.data_args.cutoff_len)
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Tokenize a batch; samples whose question alone does not fit are left out and named."""
