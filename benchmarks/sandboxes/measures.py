@@ -425,6 +425,8 @@ def evicted(
 
             async def sample() -> Sample:
                 nonlocal before
+                # Sessions that wake are not evicted a moment before: the one forked ahead is back.
+                await asyncio.sleep(REFILL_SECONDS)
                 elapsed = Timer()
                 await session.evict()
                 away = elapsed()
@@ -480,6 +482,9 @@ class Found:
     missing: str = ""
     failed: bool = False
 
+
+REFILL_SECONDS = 0.2
+"""In which a server forks ahead what the last sample has used up."""
 
 PATIENCE_SECONDS = 180.0
 """For one sample, or the preparation: a system that hangs is reported, and the others go on."""
