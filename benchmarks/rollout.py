@@ -27,11 +27,12 @@ from statistics import median
 from typing import Annotated
 
 import typer
+from reporting import machine, number
 from rich.console import Console
 from rollouts import lag, makespan, models, step, turns
 from rollouts.figures import FIGURES, Measured, as_dict, table
-from sandboxes.report import machine, number
 
+PACKAGES = ("torch", "transformers", "verl", "ray", "pillow")
 DEFAULT_PATH = Path(__file__).parents[1] / "runs" / "benchmarks" / "rollout.json"
 
 
@@ -130,7 +131,7 @@ def main(
     for name in only or []:
         if name not in MEASURES:
             raise typer.BadParameter(f"{name!r} is none of {', '.join(MEASURES)}")
-    facts = machine()
+    facts = machine(PACKAGES)
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     measured: dict[str, Measured] = {}
     for name, measure in MEASURES.items():
