@@ -14,6 +14,7 @@ from zipfile import ZipFile
 
 import pytest
 import yaml
+from transformers import AutoProcessor
 
 from deepeyes_plugins.hosts.llamafactory.converter import BAD_ROWS_VARIABLE
 from tests.llamafactory.conftest import Rows, train_arguments, write_dataset
@@ -85,12 +86,19 @@ def runs(
         return {name: run.result() for name, run in started.items()}
 
 
-def test_training_with_formatting_deepeyes(runs: Runs) -> None:
+def test_training_with_formatting_deepeyes(runs: Runs, tiny_model_path: Path) -> None:
     run = runs["good"]
 
     assert run.returncode == 0, run.stderr
     assert "train_loss" in run.stdout
     assert "Num examples = 8" in run.stderr
+
+    trained, before = (
+        AutoProcessor.from_pretrained(folder)
+        for folder in (Path(run.args[-1]).parent / "out", tiny_model_path)
+    )
+    assert trained.chat_template == before.chat_template is not None
+    assert trained.tokenizer.get_vocab() == before.tokenizer.get_vocab()
 
 
 def test_bad_row_stops_before_the_model_is_loaded(runs: Runs) -> None:
