@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from reporting import number
 from rich.table import Table
-from sandboxes.report import number
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,15 @@ import pytest
 from tests.packaging.conftest import REPOSITORY, FreshEnvironment
 
 SHOW_STATE = "import json, deepeyes_plugins._activation as a; print(json.dumps(a.state))"
-WAITING = {"llamafactory.data.converter": "waiting", "vlmeval.config": "waiting"}
+WAITING = dict.fromkeys(
+    (
+        "llamafactory.data.converter",
+        "llamafactory.data.loader",
+        "llamafactory.data.template",
+        "vlmeval.config",
+    ),
+    "waiting",
+)
 
 
 def test_the_wheel_holds_the_packages_the_recipes_and_the_activation(wheel: Path) -> None:
