@@ -82,6 +82,12 @@ class Limits(BaseModel):
         description="Seconds for the whole trajectory. Generation counts only where the engine is "
         "never stopped for training.",
     )
+    engine_patience: float = Field(
+        7200.0,
+        gt=0,
+        description="Seconds for one turn, pauses of the engine for training included. An engine "
+        "that takes longer hangs: the trajectory counts as failed and has no score.",
+    )
     images: int = Field(
         32, ge=0, description="Images that observations may add; the next one ends the episode."
     )

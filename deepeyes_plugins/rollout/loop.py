@@ -144,7 +144,7 @@ async def _play(
     failures = 0
     while True:
         started = time.monotonic()
-        turn = await policy.act()
+        turn = await _act(policy, limits.engine_patience)
         if turn is None:
             return EndReason.TOKENS
         action = environment.parse(turn)
@@ -185,6 +185,24 @@ async def _play(
             return EndReason.IMAGES
         if not await policy.observe(observation):
             return EndReason.TOKENS
+
+
+async def _act(policy: Policy, seconds: float) -> AssistantTurn | None:
+    """Have a turn generated.
+
+    Raises:
+        InfrastructureError: The engine takes longer: it hangs.
+    """
+    patience = asyncio.timeout(seconds)
+    try:
+        async with patience:
+            return await policy.act()
+    except TimeoutError as error:
+        if not patience.expired():
+            raise
+        raise InfrastructureError(
+            f"the engine has given no turn for {seconds:g} s (limits.engine_patience)"
+        ) from error
 
 
 def _records(observation: Observation) -> list[PartRecord]:

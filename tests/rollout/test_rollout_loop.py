@@ -302,6 +302,19 @@ class TestWallTimeAndGeneration:
         trajectory = await rollout(policy, environment, TASK, generation_counts=False)
         assert trajectory.end_reason is EndReason.ANSWER
 
+    async def test_an_engine_that_hangs_is_our_failure(self) -> None:
+        class Hanging(ScriptedPolicy):
+            async def act(self) -> AssistantTurn | None:
+                await hang()
+                raise AssertionError
+
+        environment = ScriptedEnvironment(limits=Limits(engine_patience=0.05))
+        trajectory = await rollout(Hanging([]), environment, TASK, generation_counts=False)
+        assert trajectory.end_reason is EndReason.INFRASTRUCTURE
+        assert trajectory.error == (
+            "the engine has given no turn for 0.05 s (limits.engine_patience)"
+        )
+
     async def test_tools_count_in_any_case(self) -> None:
         class Slow(ScriptedEnvironment):
             async def step(self, action: Action) -> Step:
