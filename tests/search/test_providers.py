@@ -25,6 +25,7 @@ from deepeyes_plugins.search.contracts import (
 )
 from deepeyes_plugins.search.providers.web import WebProvider
 from tests.search.engines import (
+    ENGINES,
     KEY,
     KEY_VARIABLE,
     PAGES,
@@ -82,11 +83,13 @@ async def test_the_key_is_where_it_belongs_and_in_no_log(
     assert KEY not in caplog.text
 
 
+WITH_KEY = [engine for engine in ENGINES if engine.key is not None]
+
+
+@pytest.mark.parametrize("engine", WITH_KEY, ids=lambda engine: engine.name)
 async def test_a_missing_key_is_named_and_nothing_is_sent(
     engine: Engine, make: Make, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if engine.key is None:
-        pytest.skip("it needs no key")
     monkeypatch.delenv(KEY_VARIABLE)
     provider = make()
     for attempt in (provider.search(QUERY), provider.check()):
