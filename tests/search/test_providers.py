@@ -86,7 +86,7 @@ async def test_the_key_is_where_it_belongs_and_in_no_log(
 WITH_KEY = [engine for engine in ENGINES if engine.key is not None]
 
 
-@pytest.mark.parametrize("engine", WITH_KEY, ids=lambda engine: engine.name)
+@pytest.mark.parametrize("engine", WITH_KEY, ids=lambda engine: engine.name, indirect=True)
 async def test_a_missing_key_is_named_and_nothing_is_sent(
     engine: Engine, make: Make, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
