@@ -209,6 +209,7 @@ class Fetcher:
         """Hold the rules; nothing is opened yet."""
         self._rules = rules
         self._places = asyncio.Semaphore(rules.at_once)
+        self._opening = asyncio.Lock()
         self._pool: httpcore.AsyncConnectionPool | None = None
 
     async def fetch(self, url: str) -> Fetched:
@@ -240,16 +241,24 @@ class Fetcher:
             await self._pool.aclose()
             self._pool = None
 
+    async def _connections(self) -> httpcore.AsyncConnectionPool:
+        """The connections, made by the first of many simultaneous requests."""
+        async with self._opening:
+            if self._pool is None:
+                # Reading all certificates takes its time.
+                context = await asyncio.to_thread(httpx.create_ssl_context, trust_env=False)
+                self._pool = httpcore.AsyncConnectionPool(
+                    ssl_context=context,
+                    max_connections=self._rules.at_once,
+                    network_backend=_CheckedBackend(self._rules.allowed),
+                )
+        return self._pool
+
     async def _once(self, url: str) -> Fetched | str:
         """Make one request; returns where it redirects to if it does."""
         rules = self._rules
         target = self._checked(url)
-        if self._pool is None:
-            self._pool = httpcore.AsyncConnectionPool(
-                ssl_context=httpx.create_ssl_context(trust_env=False),
-                max_connections=rules.at_once,
-                network_backend=_CheckedBackend(rules.allowed),
-            )
+        pool = await self._connections()
         headers = [
             ("Host", target.netloc.decode("ascii")),
             ("User-Agent", rules.agent),
@@ -267,7 +276,7 @@ class Fetcher:
             port=target.port,
             target=target.raw_path,
         )
-        async with self._pool.stream("GET", address, headers=headers) as response:
+        async with pool.stream("GET", address, headers=headers) as response:
             given = {
                 name.decode("latin-1").lower(): value.decode("latin-1")
                 for name, value in response.headers
