@@ -27,6 +27,10 @@ image_cache = typer.Typer(
 search.add_typer(image_cache, name="image-cache")
 reward = typer.Typer(help="Rewards.", no_args_is_help=True)
 app.add_typer(reward, name="reward")
+data = typer.Typer(help="Data sets: check, prepare, select and make.", no_args_is_help=True)
+app.add_typer(data, name="data")
+evaluation = typer.Typer(help="Evaluation: run and report.", no_args_is_help=True)
+app.add_typer(evaluation, name="eval")
 
 
 def _show_version(wanted: bool) -> None:
