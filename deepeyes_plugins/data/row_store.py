@@ -30,14 +30,10 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from deepeyes_plugins import __version__, plugins
-from deepeyes_plugins.data.checks import (
-    DataError,
-    Report,
-    RowRules,
-    check_rl_parquet,
-    open_parquet,
-)
 from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.files import open_parquet
+from deepeyes_plugins.data.findings import DataError, Report
+from deepeyes_plugins.data.rl_checks import RowRules, check_rl_parquet
 from deepeyes_plugins.data.rl_rows import image_from
 from deepeyes_plugins.protocol.content import ImageError
 

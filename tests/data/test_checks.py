@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deepeyes_plugins.data import checks
-from deepeyes_plugins.data.checks import DataError, RowRules, check_rl_parquet, check_sft_file
+from deepeyes_plugins.data import files
+from deepeyes_plugins.data.findings import DataError, Report
+from deepeyes_plugins.data.rl_checks import RowRules, check_rl_parquet
+from deepeyes_plugins.data.sft_checks import check_sft_file
 
 PLAIN = {
     "messages": [
@@ -43,7 +45,7 @@ def write(path: Path, rows: list[Any], *, lines: bool = False) -> Path:
     return path
 
 
-def reasons(report: checks.Report) -> list[tuple[int | None, str, str]]:
+def reasons(report: Report) -> list[tuple[int | None, str, str]]:
     return [(problem.row, problem.key, problem.reason) for problem in report.problems]
 
 
@@ -146,10 +148,10 @@ def test_an_array_is_read_the_same_in_pieces_of_any_size(
     rows: list[Any], piece: int, indent: int | None
 ) -> None:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(checks, "_CHARACTERS_AT_A_TIME", piece)
+        patch.setattr(files, "_CHARACTERS_AT_A_TIME", piece)
         file = Path(folder) / "x.json"
         file.write_text("\n " + json.dumps(rows, indent=indent), encoding="utf-8")
-        assert [row.value for row in checks._json_rows(file)] == rows
+        assert [row.value for row in files.json_rows(file)] == rows
 
 
 def rl_row(**columns: Any) -> dict[str, Any]:
@@ -186,9 +188,9 @@ def test_a_large_row_group_is_read_a_few_rows_at_a_time(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", write_batch_size=8)
     before, held = pa.total_allocated_bytes(), []
 
-    with checks.open_parquet(tmp_path / "x.parquet") as file:
+    with files.open_parquet(tmp_path / "x.parquet") as file:
         assert file.num_row_groups == 1
-        for batch in checks.row_batches(file, None):
+        for batch in files.row_batches(file, None):
             held.append((pa.total_allocated_bytes() - before) >> 20)
             del batch
 

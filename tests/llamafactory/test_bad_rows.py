@@ -14,8 +14,8 @@ from llamafactory.data import converter
 from llamafactory.data.parser import get_dataset_list
 
 from deepeyes_plugins import hookimpl, plugins
-from deepeyes_plugins.data.checks import DataError
 from deepeyes_plugins.data.contracts import Conversation, RowError
+from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.hosts.llamafactory.converter import BAD_ROWS_VARIABLE
 from deepeyes_plugins.hosts.llamafactory.register import register_converters
 from deepeyes_plugins.settings import SettingsError

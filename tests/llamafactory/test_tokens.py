@@ -12,7 +12,7 @@ from llamafactory.hparams import DataArguments
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer
 
-from deepeyes_plugins.data.checks import DataError
+from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.protocol.content import EncodedImage, Part
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
 from deepeyes_plugins.protocol.observations import code_observation, text_search_observation

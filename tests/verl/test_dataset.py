@@ -18,7 +18,7 @@ from verl.trainer.ppo.utils import create_rl_sampler
 from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
 from verl.utils.tensordict_utils import get_tensordict
 
-from deepeyes_plugins.data.checks import DataError
+from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.rl_rows import environment_name, task_from_row
 from deepeyes_plugins.hosts.verl.dataset import DeepEyesDataset
 from deepeyes_plugins.quickstart.datasets import write_rl

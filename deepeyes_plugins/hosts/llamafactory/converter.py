@@ -18,10 +18,11 @@ import pyarrow as pa
 from llamafactory.data.converter import DatasetConverter
 
 from deepeyes_plugins import plugins
-from deepeyes_plugins.data.checks import DataError, Report, check_sft_file, image_findings
 from deepeyes_plugins.data.contracts import Conversation, RowError
+from deepeyes_plugins.data.findings import DataError, Report
 from deepeyes_plugins.data.formatter import check_opening, format_row
 from deepeyes_plugins.data.media import MediaError, MediaRoot
+from deepeyes_plugins.data.sft_checks import check_sft_file, image_findings
 from deepeyes_plugins.settings import SettingsError
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from deepeyes_plugins.data.checks import DataError, RowRules
+from deepeyes_plugins.data.findings import DataError
+from deepeyes_plugins.data.rl_checks import RowRules
 from deepeyes_plugins.data.rl_rows import data_source, ground_truth, prompt_messages
 from deepeyes_plugins.data.row_store import IMAGE_SIZES, Rows, store_files
 from deepeyes_plugins.hosts.transformers.images import image_bounds, image_tokens

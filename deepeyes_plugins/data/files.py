@@ -1,0 +1,184 @@
+"""Stream the rows of data files: JSON arrays, JSON lines, and parquet by row group.
+
+A file of many gigabytes needs the memory of a few rows. Rows are counted from 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deepeyes_plugins.data.findings import Finding
+
+ROWS_AT_A_TIME = 16
+"""Rows that are read, and checked, together."""
+
+_BYTES_AT_A_TIME = 4 << 20
+_CHARACTERS_AT_A_TIME = 1 << 20
+_SETTLING_CHARACTERS = 10 << 20
+"""Where in JSON lines Hugging Face datasets has settled on columns and their types."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row as read.
+
+    Attributes:
+        number: Counted from 1; ``None`` where the whole file is concerned.
+        value: The row.
+        offset: Where its line starts, in characters; 0 within a JSON array, which trainers read as
+            a whole.
+        finding: Instead of a value where the file cannot be read on.
+    """
+
+    number: int | None
+    value: Any = None
+    offset: int = 0
+    finding: Finding | None = None
+
+
+def json_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a JSON array or of JSON lines, whichever the file holds."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = file.read(1)
+            while first.isspace():
+                first = file.read(1)
+            if first == "[":
+                yield from _array_rows(file)
+            else:
+                file.seek(0)
+                yield from _line_rows(file)
+    except OSError as error:
+        yield Row(None, finding=Finding(f"cannot be read: {error.strerror or error}"))
+    except UnicodeDecodeError as error:
+        yield Row(None, finding=Finding(f"is not UTF-8: {error}"))
+
+
+def _line_rows(file: TextIO) -> Iterator[Row]:
+    number = offset = 0
+    for line in file:
+        if line.strip():
+            number += 1
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                reason = f"not valid JSON, perhaps cut short: {error}"
+                yield Row(number, finding=Finding(reason))
+            else:
+                yield Row(number, value, offset)
+        offset += len(line)
+
+
+def _array_rows(file: TextIO) -> Iterator[Row]:
+    """Decode the elements of an array one by one; its ``[`` has been read."""
+    decoder = json.JSONDecoder()
+    text, number = "", 0
+    while True:
+        # A row that is not complete yet looks like an error: read on, in growing pieces.
+        more = file.read(max(_CHARACTERS_AT_A_TIME, len(text)))
+        text += more
+        position = 0
+        while True:
+            start = _skip_space(text, position)
+            if number and text[start : start + 1] == ",":
+                start = _skip_space(text, start + 1)
+            elif text[start : start + 1] == "]":
+                return
+            elif number and start < len(text):
+                reason = f"after row {number} a comma or ] is missing"
+                yield Row(None, finding=Finding(reason))
+                return
+            try:
+                value, position = decoder.raw_decode(text, start)
+            except ValueError as error:
+                if more:
+                    break
+                reason = f"not valid JSON, perhaps cut short: {error}"
+                yield Row(number + 1, finding=Finding(reason))
+                return
+            number += 1
+            yield Row(number, value)
+        text = text[position:]
+
+
+def _skip_space(text: str, position: int) -> int:
+    while text[position : position + 1].isspace():
+        position += 1
+    return position
+
+
+def refuse_late_images(rows: Iterable[Row]) -> Iterator[Row]:
+    """Pass rows on, and say so where the first images come too late in JSON lines."""
+    settled = False
+    for row in rows:
+        yield row
+        if settled or not isinstance(row.value, Mapping) or not row.value.get("images"):
+            continue
+        settled = True
+        if row.offset > _SETTLING_CHARACTERS:
+            reason = (
+                "the first row with images, but Hugging Face datasets settles the columns of JSON "
+                "lines by their first 10 MiB: move it to the top or write a JSON array"
+            )
+            yield Row(row.number, finding=Finding(reason, "images"))
+
+
+def parquet_rows(
+    path: Path,
+    columns: Iterable[str],
+    row_groups: range | None = None,
+    first_row: int = 1,
+    keep: Callable[[pa.RecordBatch], None] | None = None,
+) -> Iterator[Row]:
+    """Yield the rows of a parquet file.
+
+    Args:
+        path: The file.
+        columns: That it has to have.
+        row_groups: Those to read; all by default.
+        first_row: Number of the first row in them.
+        keep: Is handed every batch of rows as it was read.
+    """
+    number = first_row - 1
+    try:
+        with open_parquet(path) as file:
+            missing = [name for name in columns if name not in file.schema_arrow.names]
+            for name in missing:
+                yield Row(None, finding=Finding("the column is missing", name))
+            if missing:
+                return
+            for batch in row_batches(file, row_groups):
+                if keep is not None:
+                    keep(batch)
+                for value in batch.to_pylist():
+                    number += 1
+                    yield Row(number, value)
+    except (pa.ArrowException, OSError) as error:
+        where = f"behind row {number}" if number else "from its start"
+        reason = f"cannot be read as parquet {where}, perhaps cut short: {error}"
+        yield Row(None, finding=Finding(reason))
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a parquet file for reading it piece by piece."""
+    return pq.ParquetFile(path, buffer_size=_BYTES_AT_A_TIME, pre_buffer=False)
+
+
+def row_batches(file: pq.ParquetFile, row_groups: range | None) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of some row groups, a few at a time.
+
+    A row group of more than 2 GiB of nested binary cannot be read at once (Arrow's offsets have 32
+    bits), and threads or buffering ahead would hold all of it in memory. What is held is a page or
+    two, whose size the writer of the file chose (pyarrow: at most 1,024 rows).
+    """
+    groups = range(file.num_row_groups) if row_groups is None else row_groups
+    yield from file.iter_batches(
+        batch_size=ROWS_AT_A_TIME, row_groups=list(groups), use_threads=False
+    )

@@ -1,0 +1,111 @@
+"""What a check of data finds, and how it is told: findings of rows, reports of files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Level = Literal["error", "warning"]
+
+
+class DataError(ValueError):
+    """A data file cannot be used; the message names rows and reasons."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong or unusual about a row.
+
+    Attributes:
+        reason: What it is.
+        key: The column; empty if it concerns the whole row.
+        level: An ``error`` makes the row unusable, a ``warning`` does not.
+    """
+
+    reason: str
+    key: str = ""
+    level: Level = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A finding and where it is.
+
+    Attributes:
+        file: The file.
+        row: Number of the row, counted from 1; ``None`` if the whole file is concerned.
+        key: The column; empty if the whole row or file is concerned.
+        reason: What is wrong.
+        level: ``error`` or ``warning``.
+    """
+
+    file: Path
+    row: int | None
+    key: str
+    reason: str
+    level: Level
+
+    def __str__(self) -> str:
+        row = "" if self.row is None else f", row {self.row}"
+        key = f"{self.key}: " if self.key else ""
+        return f"{self.file}{row}: {key}{self.reason}"
+
+
+@dataclass(slots=True)
+class Report:
+    """What a check found in a file.
+
+    Attributes:
+        file: The file.
+        rows: Rows checked.
+        problems: In the order of the rows.
+    """
+
+    file: Path
+    rows: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[Problem]:
+        """The problems that make a row, or the file, unusable."""
+        return [problem for problem in self.problems if problem.level == "error"]
+
+    @property
+    def warnings(self) -> list[Problem]:
+        """The problems that do not."""
+        return [problem for problem in self.problems if problem.level == "warning"]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the file and all of its rows can be used."""
+        return not self.errors
+
+    @property
+    def bad_rows(self) -> int:
+        """How many rows cannot be used."""
+        return len({problem.row for problem in self.errors} - {None})
+
+    def describe(self, most: int = 10) -> str:
+        """Say what the errors are, at most ``most`` of them one by one."""
+        errors = self.errors
+        if self.bad_rows:
+            head = f"{self.bad_rows} of {self.rows} rows cannot be used (counted from 1)"
+        else:
+            head = "the file cannot be used"
+        lines = [f"{self.file}: {head}", *map(str, errors[:most])]
+        if len(errors) > most:
+            lines.append(f"and {len(errors) - most} more problems")
+        return "\n  ".join(lines)
+
+    def raise_if_bad(self, most: int = 10) -> None:
+        """Raise unless :attr:`ok`.
+
+        Args:
+            most: Problems that the message names one by one.
+
+        Raises:
+            DataError: The file or some of its rows cannot be used.
+        """
+        if not self.ok:
+            raise DataError(self.describe(most))
