@@ -201,9 +201,7 @@ async def test_nobody_there_is_said_with_the_address() -> None:
     with LocalServer() as server:
         gone = server.root
     async with service(gone, retries=0) as client:
-        with pytest.raises(
-            RemoteUnavailableError, match=f"GET {gone}/search failed: .*Cannot connect"
-        ):
+        with pytest.raises(RemoteUnavailableError, match=f"GET {gone}/search failed: .*Cannot"):
             await client.fetch("GET", "/search")
 
 
