@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +48,7 @@ TEXT = Form[SearchQuery, SearchResults](
     load=SearchResults.model_validate_json,
     is_empty=lambda answer: not answer.results,
     is_partial=lambda answer: bool(answer.partial),
+    as_kept=lambda answer: answer.model_copy(update={"kept": True}),
 )
 
 IMAGES = Form[ImageQuery, ImageResults](
@@ -58,6 +60,7 @@ IMAGES = Form[ImageQuery, ImageResults](
     load=lambda data: ImageResultsMessage.model_validate_json(data).answer(),
     is_empty=lambda answer: not answer.results,
     is_partial=lambda answer: bool(answer.partial),
+    as_kept=lambda answer: replace(answer, kept=True),
     past_empty=True,
 )
 
