@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 
@@ -45,3 +47,12 @@ class LocalServer:
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()
+
+
+def breaks_off() -> Response:
+    """An answer whose connection is cut in the middle of the body."""
+
+    async def beginning() -> AsyncIterator[bytes]:
+        yield b'{"result": [[{"docu'
+
+    return StreamingResponse(beginning(), headers={"Content-Length": "1000"})

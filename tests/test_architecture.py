@@ -236,6 +236,7 @@ import importlib, json, os, sys, threading
 importlib.import_module("PIL.Image")  # The libraries are not what is looked at here.
 importlib.import_module("filelock.asyncio")
 importlib.import_module("pydantic_settings")
+importlib.import_module("aiohttp")
 importlib.import_module("httpx")
 importlib.import_module("matplotlib.pyplot")
 events = []

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import functools
+import io
 import json
-import logging
 import os
-import re
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -15,8 +16,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-import httpx
+import aiohttp
+import certifi
 from aiolimiter import AsyncLimiter
 
 from deepeyes_plugins.remote.circuit import Circuit
@@ -33,6 +37,8 @@ _TRANSIENT_STATUSES = frozenset({408, 425, 429})
 _UNAUTHORISED_STATUSES = frozenset({401, 403})
 _EXCERPT_CHARACTERS = 300
 _MIB = 1 << 20
+_LONGEST_HEADER = 1 << 16
+"""Bytes; content-security policies of real servers are longer than aiohttp's 8 KiB."""
 
 T = TypeVar("T")
 
@@ -50,7 +56,7 @@ class Reply:
 
     source: str
     status: int
-    headers: httpx.Headers
+    headers: Mapping[str, str]
     body: bytes
 
     @property
@@ -110,7 +116,7 @@ class RemoteService:
                 not set.
             key_header: Header that the key goes into; ``Authorization`` gets a bearer token.
             key_parameter: Parameter of the query that the key goes into instead, for services that
-                take it nowhere else; it is kept out of httpx's log.
+                take it nowhere else.
             headers: Further headers of every request.
         """
         self.url = url.rstrip("/")
@@ -118,21 +124,14 @@ class RemoteService:
         self.statistics = CallStatistics()
         self._settings = settings
         self._key_env = key_env
-        sent, parameters = dict(headers or {}), {}
-        if key_env and (key := os.environ.get(key_env)):
+        self._headers, self._parameters = dict(headers or {}), dict[str, str]()
+        if key_env and (key := os.environ.get(key_env, "").strip()):
             if key_parameter is not None:
-                parameters[key_parameter] = key
-                logging.getLogger("httpx").addFilter(_without_query)
+                self._parameters[key_parameter] = key
             else:
-                sent[key_header] = f"Bearer {key}" if key_header == "Authorization" else key
-        self._http = httpx.AsyncClient(
-            headers=sent,
-            params=parameters,
-            timeout=httpx.Timeout(None, connect=settings.connect_timeout),
-            limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=settings.concurrency
-            ),
-        )
+                value = f"Bearer {key}" if key_header == "Authorization" else key
+                self._headers[key_header] = value
+        self._http: aiohttp.ClientSession | None = None
         self._places = asyncio.Semaphore(settings.concurrency)
         self._pace = _limiter(settings.rate) if settings.rate is not None else None
 
@@ -151,7 +150,9 @@ class RemoteService:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        if self._http is not None:
+            await self._http.close()
+            self._http = None
 
     async def call(
         self,
@@ -296,23 +297,48 @@ class RemoteService:
         try:
             async with (
                 asyncio.timeout(seconds),
-                self._http.stream(
-                    method, self.url + path, content=body, headers=headers, params=params
+                self._connections().request(
+                    method,
+                    self.url + path,
+                    data=None if body is None else io.BytesIO(body),
+                    headers=headers,
+                    params={**self._parameters, **(params or {})},
+                    allow_redirects=False,
                 ) as response,
             ):
                 content = await self._read(source, response)
+        except aiohttp.ClientError as error:
+            reason = " ".join(str(error).split())
+            raise RemoteUnavailableError(f"{type(error).__name__}: {reason}") from error
         except TimeoutError as error:
             raise RemoteUnavailableError(
                 f"ReadTimeout: no complete answer within {seconds:g} s"
             ) from error
-        except httpx.RequestError as error:
-            raise RemoteUnavailableError(repr(error)) from error
-        return Reply(source, response.status_code, response.headers, content)
+        except ValueError as error:
+            key = f" (is the key in {self._key_env} right?)" if self._key_env else ""
+            raise RemoteRefusedError(f"{source} cannot be sent: {error}{key}") from error
+        return Reply(source, response.status, response.headers, content)
 
-    async def _read(self, source: str, response: httpx.Response) -> bytes:
+    def _connections(self) -> aiohttp.ClientSession:
+        """The connections, which belong to the event loop of the first request."""
+        if self._http is None:
+            self._http = aiohttp.ClientSession(
+                headers=self._headers,
+                connector=aiohttp.TCPConnector(
+                    limit=0, ssl=_trusted() if self.url.startswith("https") else True
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(sock_connect=self._settings.connect_timeout),
+                proxy=_proxy(self.url),
+                max_line_size=_LONGEST_HEADER,
+                max_field_size=_LONGEST_HEADER,
+            )
+        return self._http
+
+    async def _read(self, source: str, response: aiohttp.ClientResponse) -> bytes:
         content = bytearray()
         limit = self._settings.max_response_mb
-        async for chunk in response.aiter_bytes():
+        async for chunk in response.content.iter_any():
             content += chunk
             if len(content) > limit * _MIB:
                 raise RemoteRefusedError(f"{source}: the answer is larger than {limit:g} MiB")
@@ -340,14 +366,21 @@ def retry_after(value: str | None, now: datetime | None = None) -> float:
     return seconds if 0 < seconds < float("inf") else 0.0
 
 
-def _without_query(record: logging.LogRecord) -> bool:
-    """A filter of httpx's log, which shows whole URLs."""
-    if isinstance(record.args, tuple):
-        record.args = tuple(
-            re.sub(r"\?.*", "?…", str(argument)) if isinstance(argument, httpx.URL) else argument
-            for argument in record.args
-        )
-    return True
+@functools.cache
+def _trusted() -> ssl.SSLContext:
+    """The system's certificates, and certifi's for containers that have none."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for a URL."""
+    parts = urlsplit(url)
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    proxies = getproxies()
+    return proxies.get(parts.scheme) or proxies.get("all")
 
 
 def _limiter(rate: float) -> AsyncLimiter:

@@ -122,11 +122,13 @@ class Observation:
         parts: Rendered text and images in order.
         error: Why the action did not succeed; ``None`` if it did.
         infrastructure: The error is ours, not the model's.
+        figures: Numbers about the call by name, for metrics; the model does not see them.
     """
 
     parts: tuple[Part, ...]
     error: str | None = None
     infrastructure: bool = False
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def message(self) -> Message:

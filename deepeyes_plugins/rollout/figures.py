@@ -39,6 +39,9 @@ class ToolCall(BaseModel):
     tool: str
     seconds: float = Field(description="How long the model waited for it.")
     outcome: Outcome
+    figures: dict[str, float] = Field(
+        default_factory=dict, description="What the tool itself tells of the call."
+    )
 
 
 class SampleRecord(BaseModel):
@@ -85,6 +88,7 @@ class SampleRecord(BaseModel):
                     else "success"
                     if turn.error is None
                     else "error",
+                    figures=turn.tool_figures,
                 )
                 for turn in turns
                 if turn.tool is not None
@@ -168,6 +172,11 @@ class Figures:
                         call.outcome == outcome for call in own
                     )
                 figures |= percentiles(f"tool_seconds/{tool}", (call.seconds for call in own))
+            told: defaultdict[str, list[float]] = defaultdict(list)
+            for call in own:
+                for name, value in call.figures.items():
+                    told[name].append(value)
+            figures |= {f"tool_{name}/{tool}": mean(values) for name, values in told.items()}
         return figures
 
 

@@ -174,6 +174,7 @@ async def _play(
             return EndReason.NO_ACTION
         record.error = observation.error
         record.infrastructure_error = observation.infrastructure
+        record.tool_figures = dict(observation.figures)
         record.observation = await asyncio.to_thread(_records, observation)
         failures += observation.infrastructure
         if failures > limits.infrastructure_errors:

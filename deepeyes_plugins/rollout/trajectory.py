@@ -57,6 +57,9 @@ class TurnRecord(BaseModel):
     infrastructure_error: bool = False
     generate_seconds: float = 0.0
     tool_seconds: float = 0.0
+    tool_figures: dict[str, float] = Field(
+        default_factory=dict, description="What the tool tells of the call, for metrics."
+    )
 
 
 class Trajectory(BaseModel):

@@ -72,6 +72,7 @@ class Form(Generic[Query, Answer]):
         load: The same the other way round.
         is_empty: Whether an answer has no results.
         is_partial: Whether results are missing; such an answer is not kept.
+        as_kept: The answer, with the remark that it cost no search.
         past_empty: Ask the next provider where one finds nothing.
     """
 
@@ -81,6 +82,7 @@ class Form(Generic[Query, Answer]):
     load: Callable[[bytes], Answer]
     is_empty: Callable[[Answer], bool]
     is_partial: Callable[[Answer], bool]
+    as_kept: Callable[[Answer], Answer]
     past_empty: bool = False
 
 
@@ -147,13 +149,12 @@ class Broker(Generic[Query, Answer]):
                 said.
         """
         key = self._form.identify(query)
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = asyncio.create_task(self._answer(key, query))
-            self._flights[key] = flight
-            flight.add_done_callback(lambda done: self._land(key, done))
-        else:
+        if (flight := self._flights.get(key)) is not None:
             self.counts["shared"] += 1
+            return self._form.as_kept(await asyncio.shield(flight))
+        flight = asyncio.create_task(self._answer(key, query))
+        self._flights[key] = flight
+        flight.add_done_callback(lambda done: self._land(key, done))
         return await asyncio.shield(flight)
 
     async def aclose(self) -> None:
@@ -204,7 +205,7 @@ class Broker(Generic[Query, Answer]):
                 self.counts["kept_refusal"] += 1
                 raise QueryRefusedError(kept[1:].decode())
             self.counts["kept"] += 1
-            return self._form.load(kept[1:])
+            return self._form.as_kept(self._form.load(kept[1:]))
         try:
             answer = await self._ask(source, query)
         except QueryRefusedError as error:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,9 +38,6 @@ from deepeyes_plugins.search.wire import (
     tidy,
 )
 
-_POOLS, _CONNECTIONS = 4, 16
-"""Connections to a service, in pools: httpx looks through a pool's connections for each of them at
-every request, which takes milliseconds with 64."""
 _SERVICE_MB = 64.0
 """Largest answer of a service: ten thumbnails fit."""
 
@@ -51,6 +48,7 @@ TEXT = Form[SearchQuery, SearchResults](
     load=SearchResults.model_validate_json,
     is_empty=lambda answer: not answer.results,
     is_partial=lambda answer: bool(answer.partial),
+    as_kept=lambda answer: answer.model_copy(update={"kept": True}),
 )
 
 IMAGES = Form[ImageQuery, ImageResults](
@@ -62,6 +60,7 @@ IMAGES = Form[ImageQuery, ImageResults](
     load=lambda data: ImageResultsMessage.model_validate_json(data).answer(),
     is_empty=lambda answer: not answer.results,
     is_partial=lambda answer: bool(answer.partial),
+    as_kept=lambda answer: replace(answer, kept=True),
     past_empty=True,
 )
 
@@ -269,16 +268,14 @@ class _Service:
         """Hold the address; nothing is connected yet."""
         if settings.url is None:
             raise SearchNotConfiguredError("search.url: there is no service")
-        self._url = settings.url
         self._variable = settings.token_env
-        self._remote_settings = RemoteSettings(
+        remote_settings = RemoteSettings(
             timeout=settings.timeout,
             retries=2,
             retry_wait_maximum=5.0,
-            concurrency=_CONNECTIONS,
             max_response_mb=_SERVICE_MB,
         )
-        self._remotes: deque[RemoteService] = deque()
+        self._remote = RemoteService(settings.url, remote_settings, key_env=settings.token_env)
 
     async def check(self) -> str:
         """Ask the service how it is."""
@@ -286,18 +283,9 @@ class _Service:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        while self._remotes:
-            await self._remotes.pop().aclose()
+        await self._remote.aclose()
 
     async def _call(self, method: str, path: str, load: Any, content: bytes | None = None) -> Any:
-        if not self._remotes:
-            self._remotes.extend(
-                RemoteService(self._url, self._remote_settings, key_env=self._variable)
-                for _ in range(_POOLS)
-            )
-        remote = self._remotes[0]
-        self._remotes.rotate()
-
         def read(reply: Reply) -> Any:
             if reply.status < 300:
                 try:
@@ -307,11 +295,11 @@ class _Service:
             try:
                 message = ErrorMessage.model_validate_json(reply.body)
             except ValidationError:
-                raise remote.refusal(reply) from None
+                raise self._remote.refusal(reply) from None
             raise message.error()
 
         try:
-            return await remote.call(method, path, read, content=content)
+            return await self._remote.call(method, path, read, content=content)
         except RemoteRefusedError as error:
             hint = f" Is ${self._variable} the service's token?" if error.status == 401 else ""
             raise SearchNotConfiguredError(

@@ -74,6 +74,11 @@ class SearchResults(BaseModel):
 
     results: tuple[SearchResult, ...] = Field((), description="Best first.")
     partial: str = Field("", description="Why results are missing; empty if none are.")
+    kept: bool = Field(
+        False,
+        description="It cost no search: it was known, or is shared with somebody who asked the "
+        "same at the same time. For metrics; providers leave it alone.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +120,12 @@ class ImageResults:
     Attributes:
         results: Best first.
         partial: Why results are missing; empty if none are.
+        kept: It cost no search, as in :class:`SearchResults`.
     """
 
     results: tuple[ImageResult, ...] = ()
     partial: str = ""
+    kept: bool = False
 
 
 class SearchError(Exception):

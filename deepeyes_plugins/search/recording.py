@@ -235,7 +235,8 @@ class Recorder(TextSearchProvider):
         """Answer from the recording, or ask and write first."""
 
         async def ask() -> Any:
-            return (await self._ask(query)).model_dump(mode="json", exclude_defaults=True)
+            found = await self._ask(query)
+            return found.model_dump(mode="json", exclude_defaults=True, exclude={"kept"})
 
         await _record(self._recording, text_fields(query), ask)
         return await self._replay.search(query)
@@ -260,7 +261,7 @@ class ImageRecorder(ImageSearchProvider):
 
         async def ask() -> Any:
             message = ImageResultsMessage.of(await self._ask(query))
-            return message.model_dump(mode="json", exclude_defaults=True)
+            return message.model_dump(mode="json", exclude_defaults=True, exclude={"kept"})
 
         await _record(self._recording, image_fields(query), ask)
         return await self._replay.search(query)

@@ -49,7 +49,6 @@ def serve(settings: SearchSettings, options: ServerOptions) -> None:
     logging.basicConfig(
         level=options.log_level.upper(), format="%(levelname)s: %(message)s", force=True
     )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     token = os.environ.get(settings.token_env) or None
     if token is None and options.host not in LOOPBACK:
         raise SystemExit(

@@ -78,6 +78,7 @@ class ImageResultsMessage(_Message):
 
     results: tuple[ImageResultMessage, ...] = ()
     partial: str = ""
+    kept: bool = False
 
     @classmethod
     def of(cls, found: ImageResults) -> ImageResultsMessage:
@@ -88,6 +89,7 @@ class ImageResultsMessage(_Message):
                 for one in found.results
             ),
             partial=found.partial,
+            kept=found.kept,
         )
 
     def answer(self) -> ImageResults:
@@ -95,6 +97,7 @@ class ImageResultsMessage(_Message):
         return ImageResults(
             tuple(ImageResult(one.title, one.thumbnail, one.link) for one in self.results),
             self.partial,
+            self.kept,
         )
 
 

@@ -18,7 +18,7 @@ from deepeyes_plugins.search.contracts import (
 )
 from deepeyes_plugins.tools.image_tools import BoxError, clamp_box
 from deepeyes_plugins.tools.resources import Resources
-from deepeyes_plugins.tools.search import SearchPolicy, cut, refusal, switched_off
+from deepeyes_plugins.tools.search import SearchPolicy, answer_figures, cut, refusal, switched_off
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,11 @@ class ImageSearchTool(Tool):
                 raise InfrastructureError(found.partial)
             logger.info("results are missing: %s", found.partial)
         self._made += 1
-        return Observation(image_search_observation(await asyncio.to_thread(self._shown, found)))
+        shown = await asyncio.to_thread(self._shown, found)
+        images = float(sum(result.image is not None for result in shown))
+        return Observation(
+            image_search_observation(shown), figures={**answer_figures(found), "images": images}
+        )
 
     def _query(self, image: EncodedImage, region: Any) -> ImageQuery:
         if region is None:

@@ -15,6 +15,7 @@ from deepeyes_plugins.protocol.observations import (
 )
 from deepeyes_plugins.rollout.contracts import InfrastructureError, Observation, Task, Tool
 from deepeyes_plugins.search.contracts import (
+    ImageResults,
     QueryRefusedError,
     SearchError,
     SearchNotConfiguredError,
@@ -115,7 +116,18 @@ class SearchTool(Tool):
             if not found.results:
                 raise InfrastructureError(found.partial)
             logger.info("results are missing: %s", found.partial)
-        return Observation(text_search_observation(text, shortened(found, settings)))
+        return Observation(
+            text_search_observation(text, shortened(found, settings)), figures=answer_figures(found)
+        )
+
+
+def answer_figures(found: SearchResults | ImageResults) -> dict[str, float]:
+    """What metrics tell of an answer: whether it cost a search, and what it brought."""
+    return {
+        "cache_hits": float(found.kept),
+        "found": float(bool(found.results)),
+        "results": float(len(found.results)),
+    }
 
 
 def shortened(found: SearchResults, settings: SearchSettings) -> Sequence[SearchResult]:

@@ -23,7 +23,7 @@ from deepeyes_plugins.remote.errors import (
 )
 from deepeyes_plugins.remote.service import RemoteService, retry_after
 from deepeyes_plugins.remote.settings import RemoteSettings
-from tests.serving import LocalServer
+from tests.serving import LocalServer, breaks_off
 
 
 @dataclass
@@ -201,7 +201,7 @@ async def test_nobody_there_is_said_with_the_address() -> None:
     with LocalServer() as server:
         gone = server.root
     async with service(gone, retries=0) as client:
-        with pytest.raises(RemoteUnavailableError, match=f"GET {gone}/search failed: Connect"):
+        with pytest.raises(RemoteUnavailableError, match=f"GET {gone}/search failed: .*Cannot"):
             await client.fetch("GET", "/search")
 
 
@@ -251,12 +251,44 @@ async def test_a_key_in_the_query_stays_out_of_the_log(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setenv("SOME_KEY", "secret-1")
+    monkeypatch.setenv("SOME_KEY", "secret-1\n")  # As `$(cat file)` leaves it in some shells.
+    script.say("busy", 503)
     script.say("here")
-    caplog.set_level("INFO", logger="httpx")
-    async with RemoteService(
-        url, RemoteSettings(), key_env="SOME_KEY", key_parameter="key"
-    ) as client:
+    caplog.set_level("DEBUG")
+    settings = RemoteSettings(retry_wait=0.01)
+    async with RemoteService(url, settings, key_env="SOME_KEY", key_parameter="key") as client:
         await client.fetch("GET", "/search", params={"q": "x"})
     assert dict(script.requests[0].query_params) == {"key": "secret-1", "q": "x"}
-    assert f"{url}/search?…" in caplog.text and "secret-1" not in caplog.text
+    assert "busy" in caplog.text and "secret-1" not in caplog.text
+
+
+async def test_a_key_that_no_header_can_carry_is_told(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_KEY", "two\nlines")
+    async with service(url, key_env="SOME_KEY") as client:
+        with pytest.raises(RemoteRefusedError, match="is the key in SOME_KEY right"):
+            await client.fetch("GET", "/search")
+
+
+async def test_it_goes_through_the_proxy_of_the_environment(
+    script: Script, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.say("by proxy")
+    monkeypatch.setenv("http_proxy", url)
+    async with service("http://engine.example") as client:
+        assert (await client.fetch("GET", "/search")).text == "by proxy"
+    assert script.requests[0].headers["host"] == "engine.example"
+    monkeypatch.setenv("no_proxy", "engine.example")
+    async with service("http://engine.example", retries=0) as client:
+        with pytest.raises(RemoteUnavailableError):
+            await client.fetch("GET", "/search")
+    assert len(script.requests) == 1
+
+
+async def test_an_answer_that_breaks_off_is_asked_for_again(script: Script, url: str) -> None:
+    script.responses.append(breaks_off)
+    script.say("whole")
+    async with service(url) as client:
+        assert (await client.fetch("GET", "/search")).text == "whole"
+    assert len(script.requests) == 2

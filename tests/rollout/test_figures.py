@@ -31,8 +31,10 @@ def sample(**values: Any) -> SampleRecord:
     return SampleRecord(**usual | values)
 
 
-def call(tool: str = "python", seconds: float = 1.0, outcome: Any = "success") -> ToolCall:
-    return ToolCall(tool=tool, seconds=seconds, outcome=outcome)
+def call(
+    tool: str = "python", seconds: float = 1.0, outcome: Any = "success", **figures: float
+) -> ToolCall:
+    return ToolCall(tool=tool, seconds=seconds, outcome=outcome, figures=figures)
 
 
 def test_a_record_takes_from_a_trajectory_what_figures_need() -> None:
@@ -53,23 +55,25 @@ def test_a_record_takes_from_a_trajectory_what_figures_need() -> None:
             ),
             TurnRecord(text="…", tokens=7, tool="search", error="no query", tool_seconds=0.5),
             TurnRecord(text="…", tool="python", error="gone", infrastructure_error=True),
+            TurnRecord(text="…", tool="search", tool_figures={"cache_hits": 1.0}),
             TurnRecord(text="…", action="malformed", error="no such tool"),
         ],
     )
     assert SampleRecord.of(trajectory, response_tokens=90, rewards={"acc": 1.0}) == sample(
         data_source="search",
         end_reason=EndReason.TURNS,
-        turns=4,
+        turns=5,
         seconds=9.0,
         images=2,
         generated_tokens=12,
         response_tokens=90,
         refused_actions=1,
-        generate_seconds=[1.0, 0.0, 0.0, 0.0],
+        generate_seconds=[1.0, 0.0, 0.0, 0.0, 0.0],
         tool_calls=[
             call("python", 0.25),
             call("search", 0.5, "error"),
             call("python", 0.0, "infrastructure_error"),
+            call("search", 0.0, cache_hits=1.0),
         ],
         rewards={"acc": 1.0},
     )
@@ -96,6 +100,20 @@ def test_calls_are_counted_by_tool_with_what_became_of_them() -> None:
     assert figures["perception/end/answer"] == 3 / 4
     assert figures["perception/end/infrastructure"] == 1 / 4
     assert figures["perception/end/no_action"] == 0
+
+
+def test_what_a_tool_tells_of_its_calls_is_averaged_over_those_that_tell() -> None:
+    calls = [
+        call("search", cache_hits=1.0, results=10.0),
+        call("search", cache_hits=0.0, results=0.0),
+        call("search", outcome="infrastructure_error"),
+        call("image_search", cache_hits=1.0),
+    ]
+    figures = Figures().of([sample(tool_calls=calls)])
+    assert figures["perception/tool_cache_hits/search"] == 1 / 2
+    assert figures["perception/tool_results/search"] == 5
+    assert figures["perception/tool_cache_hits/image_search"] == 1
+    assert "perception/tool_results/image_search" not in figures
 
 
 def test_a_tool_that_is_given_up_falls_to_zero_instead_of_vanishing() -> None:

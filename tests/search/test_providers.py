@@ -35,6 +35,7 @@ from tests.search.engines import (
     endless,
     says,
 )
+from tests.serving import breaks_off
 
 QUERY = SearchQuery(text="red panda", count=3)
 Make = Callable[..., WebProvider[Any]]
@@ -74,12 +75,13 @@ async def test_results_have_what_the_engine_says(engine: Engine, make: Make) -> 
 async def test_the_key_is_where_it_belongs_and_in_no_log(
     engine: Engine, make: Make, script: Script, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, logger="httpx")
+    caplog.set_level(logging.DEBUG)
+    script.say(says("busy", 503))
     await make().search(QUERY)
-    [asked] = script.requests
+    asked = script.requests[-1]
     if engine.key is not None:
         assert engine.key(asked) == KEY
-    assert "HTTP Request" in caplog.text
+    assert "busy" in caplog.text
     assert KEY not in caplog.text
 
 
@@ -117,6 +119,7 @@ FAULTS: dict[str, tuple[Fault, type[SearchError], str]] = {
         "is used up",
     ),
     "500": (says("broken", 500), SearchUnavailableError, "HTTP 500: broken"),
+    "cut": (breaks_off, SearchUnavailableError, "payload is not completed"),
     "truncated": (says('{"organic": [{"ti'), SearchUnavailableError, "no JSON"),
     "html": (says("<html>Sign in</html>"), SearchUnavailableError, "no JSON.*Sign in"),
     "empty": (says(""), SearchUnavailableError, "no JSON"),
@@ -135,7 +138,7 @@ FAULTS: dict[str, tuple[Fault, type[SearchError], str]] = {
     ),
 }
 KEYLESS = {"401": SearchNotConfiguredError, "400 key": QueryRefusedError}
-REPEATED = {"429", "500", "truncated", "html", "empty", "other json", "a list", "nothing"}
+REPEATED = {"429", "500", "cut", "truncated", "html", "empty", "other json", "a list", "nothing"}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

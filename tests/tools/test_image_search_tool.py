@@ -73,6 +73,7 @@ async def test_the_model_reads_titles_and_sees_thumbnails(make: Make) -> None:
         "\n[A < image> panda] \n\n\n2. \n[Another] \n\n</tool_response>",
     )
     assert observation.error is None
+    assert observation.figures == {"cache_hits": 0, "found": 1, "results": 2, "images": 1}
 
 
 async def test_nothing_found_is_an_answer(make: Make) -> None:

@@ -103,6 +103,20 @@ async def test_results_read_as_the_protocol_has_them(encyclopedia: Encyclopedia)
     assert encyclopedia.asked == [SearchQuery(text="red panda", count=5, language="en")]
 
 
+async def test_metrics_learn_what_an_answer_cost_and_brought(encyclopedia: Encyclopedia) -> None:
+    panda = SearchResult(title="Red panda", link="https://example.org/1")
+    encyclopedia.says = SearchResults(results=(panda, panda))
+    tool = SearchTool(Resources(AgentSettings(search=SearchSettings(provider="encyclopedia"))))
+    told = [(await tool.call({"query": "red panda"})).figures for _ in range(2)]
+    assert told == [
+        {"cache_hits": 0, "found": 1, "results": 2},
+        {"cache_hits": 1, "found": 1, "results": 2},
+    ]
+    encyclopedia.says = SearchResults()
+    assert (await tool.call({"query": "zzz"})).figures["found"] == 0
+    assert not (await tool.call({"query": ""})).figures  # It was no search.
+
+
 async def test_finding_nothing_is_no_error(encyclopedia: Encyclopedia) -> None:
     observation = await call({"query": "zzz"})
     assert "found 0 results" in str(observation.parts)

@@ -205,7 +205,7 @@ class WebEngine(Provider, Generic[Options]):
     def _connected(self) -> RemoteService:
         """The service, made when the first search looks for the key."""
         variable = self.options.key_env
-        if variable and not os.environ.get(variable):
+        if variable and not os.environ.get(variable, "").strip():
             raise KeyMissingError(
                 f"{self.name}: the environment variable {variable} is not set; put the API key "
                 f"into it, or name another one in search.{self.section}.{self.name}.key_env",
@@ -259,7 +259,7 @@ class WebEngine(Provider, Generic[Options]):
 
     def _without_key(self, text: str) -> str:
         """Some servers repeat the key in their complaint."""
-        key = os.environ.get(self.options.key_env or "")
+        key = os.environ.get(self.options.key_env or "", "").strip()
         return text.replace(key, "…") if key else text
 
 
