@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deepeyes_plugins.data.findings import Finding
+from deepeyes_plugins.search.image_cache import ImageCacheError
+from deepeyes_plugins.search.image_conversion import read_entries
 
 ROWS_AT_A_TIME = 16
 """Rows that are read, and checked, together."""
@@ -60,6 +62,17 @@ def json_rows(path: Path) -> Iterator[Row]:
         yield Row(None, finding=Finding(f"cannot be read: {error.strerror or error}"))
     except UnicodeDecodeError as error:
         yield Row(None, finding=Finding(f"is not UTF-8: {error}"))
+
+
+def cache_rows(path: Path) -> Iterator[Row]:
+    """Yield the entries of a published cache of image searches, which is read as a whole."""
+    try:
+        entries = read_entries(path)
+    except ImageCacheError as error:
+        yield Row(None, finding=Finding(str(error).removeprefix(f"{path}: ")))
+        return
+    for number, (name, entry) in enumerate(entries.items(), 1):
+        yield Row(number, {"name": name, "titles": entry.titles, "images": entry.images})
 
 
 def _line_rows(file: TextIO) -> Iterator[Row]:

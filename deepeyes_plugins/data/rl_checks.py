@@ -19,7 +19,8 @@ from deepeyes_plugins.data.findings import Finding, Report
 from deepeyes_plugins.data.image_checks import SeenImage, see_image, stretch_findings
 from deepeyes_plugins.data.row_checks import check_rows
 
-_COLUMNS = ("prompt", "data_source", "reward_model")
+COLUMNS = ("prompt", "data_source", "reward_model")
+"""Columns that a file has to have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def check_rl_parquet(
     """
     path = Path(path)
     rules = rules or RowRules()
-    rows = islice(parquet_rows(path, _COLUMNS, row_groups, first_row, keep), limit)
+    rows = islice(parquet_rows(path, COLUMNS, row_groups, first_row, keep), limit)
     find = partial(rl_findings, rules=rules, media_root=rules.root_of(path))
     return check_rows(path, rows, find, threads)
 

@@ -8,7 +8,6 @@ size takes no more memory than a few rows. Both results are kept: a restart find
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -31,7 +30,7 @@ from deepeyes_plugins.data.files import open_parquet, runs_of_row_groups
 from deepeyes_plugins.data.findings import DataError, Report
 from deepeyes_plugins.data.rl_checks import RowRules, check_rl_parquet
 from deepeyes_plugins.data.rl_rows import image_from
-from deepeyes_plugins.data.workers import Workers, processes_worth
+from deepeyes_plugins.data.workers import Workers, alone, processes_worth
 from deepeyes_plugins.protocol.content import ImageError
 
 IMAGE_SIZES = "deepeyes_image_sizes"
@@ -105,7 +104,7 @@ def store_files(
     with ExitStack() as stack:
         stores = {path: cache / f"{path.stem}-{_fingerprint(path, rules)}" for path in paths}
         for folder in sorted(set(stores.values())):
-            stack.enter_context(_alone(folder))
+            stack.enter_context(alone(folder))
         missing = {path: folder for path, folder in stores.items() if not folder.exists()}
         if missing:
             _store(missing, rules, processes or processes_worth(missing))
@@ -126,15 +125,6 @@ def _fingerprint(path: Path, rules: RowRules) -> str:
         "version": [_LAYOUT, __version__],
     }
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time work on a store; a lock ends with the process that holds it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ would run the main program once more.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import signal
@@ -13,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +36,15 @@ def processes_worth(paths: Iterable[Path]) -> int:
     """Return how many processes the work is worth: one where starting others would take longer."""
     size = sum(path.stat().st_size for path in paths)
     return 1 if size < _SMALL_BYTES else len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time work on a store; a lock ends with the process that holds it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class Workers:
