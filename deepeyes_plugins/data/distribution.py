@@ -68,7 +68,7 @@ class Distribution:
         """Return lower end, upper end (not within), and count of bins, for a histogram."""
         if not self.counts:
             return []
-        low, high = min(self.counts), self.maximum + 1
+        low, high = min(self.counts), max(self.counts) + 1
         if self.maximum > _LONG_TAIL * max(1, self.quantile(0.5)):
             start = max(1, low)
             growth = (high / start) ** (1 / most)
