@@ -227,7 +227,7 @@ def _fingerprint(source: Source, rules: LookRules) -> str:
     stat = source.path.stat()
     facts = {
         "file": [str(source.path.absolute()), stat.st_size, stat.st_mtime_ns, source.kind],
-        "rules": asdict(rules),
+        "rules": repr(rules),
         "names": [
             sorted(names)
             for names in (plugins.environments(), plugins.rewards(), plugins.formatters())
