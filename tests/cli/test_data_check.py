@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from deepeyes_plugins.cli.main import app
 from deepeyes_plugins.data import pieces
+from deepeyes_plugins.hosts.transformers.tiny_model import make_tiny_qwen2_5_vl
 
 SFT_ROW = {
     "messages": [
@@ -190,3 +191,20 @@ def test_an_interrupted_check_goes_on(tmp_path: Path) -> None:
     kept.write_bytes(kept.read_bytes().replace(b'"rows":1000', b'"rows":7'))
     file_rows = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert file_rows[0]["rows"] == 407
+
+
+def test_prompts_that_training_leaves_out_are_told(tmp_path: Path) -> None:
+    make_tiny_qwen2_5_vl(tmp_path / "model", ["What is shown?"])
+    rows = [rl_row("What?", picture()), rl_row("What is shown? " * 100)]
+    file = parquet(tmp_path / "x.parquet", rows)
+
+    result = run(
+        "check", file, "--tokenizer", tmp_path / "model", "--max-prompt-length", 100, "--json",
+        state=tmp_path / "state",
+    )  # fmt: skip
+
+    found = json.loads(result.stdout)[0]
+    assert (result.exit_code, found["bad_rows"], found["long_rows"]) == (0, 0, 1)
+    (problem,) = found["problems"]
+    assert problem["examples"][0]["row"] == 2
+    assert "training leaves the row out" in problem["kind"]
