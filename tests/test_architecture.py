@@ -50,7 +50,7 @@ ALLOWED = {
     "tools": {"hookspecs", "protocol", "remote", "rollout", "sandbox", "search", "settings"},
     "environments": {"hookspecs", "plugins", "protocol", "rollout", "tools"},
     "rewards": {"hookspecs", "judge", "plugins", "protocol", "rollout", "settings"},
-    "data": {"hookspecs", "plugins", "protocol", "rollout", "settings"},
+    "data": {"hookspecs", "plugins", "protocol", "rollout", "search", "settings"},
     "_activation": set(),
 }
 EVERYTHING_BELOW = {*ALLOWED, ""}

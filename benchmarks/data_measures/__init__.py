@@ -32,5 +32,8 @@ class Figure:
 
 Measure = Callable[[bool], Figure]
 
-MEASURES: dict[str, str] = {"formatter": "data_measures.formatter:measure"}
+MEASURES: dict[str, str] = {
+    "check": "data_measures.check:measure",
+    "formatter": "data_measures.formatter:measure",
+}
 """Name to `module:function`; the function takes whether to be quick. Imported when asked for."""

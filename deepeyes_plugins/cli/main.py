@@ -110,3 +110,7 @@ _mount(search, "record", "Run the service and write down every answer.", "search
 _mount(search, "replay", "Run the service on recorded answers only.", "search:replay")
 _mount(search, "query", "Ask the search of the settings from here.", "search:query")
 _mount(reward, "score", "Score stored trajectories as in training.", "reward:score")
+_mount(
+    data, "check", "Check SFT and RL data and search caches, for people and CI.", "data_check:check"
+)
+_mount(data, "stats", "Count what data sets hold.", "data_check:stats")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,23 @@ class Conversation:
 
     turns: tuple[tuple[Role, str], ...]
     images: tuple[Any, ...] = ()
+
+
+class TokenCounter(Protocol):
+    """Counts tokens as a model's tokenizer and image processor would make them."""
+
+    def prompt(self, turns: Sequence[tuple[str, str]], sizes: Sequence[tuple[int, int]]) -> int:
+        """Count a prompt with the beginning of the answer.
+
+        Args:
+            turns: Role and text; images stand as ``<image>``.
+            sizes: Width and height of each image, in pixels.
+        """
+
+    def conversation(
+        self, turns: Sequence[tuple[str, str]], sizes: Sequence[tuple[int, int]]
+    ) -> int:
+        """Count a whole conversation; arguments as in :meth:`prompt`."""
 
 
 class Formatter(Protocol):

@@ -15,11 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deepeyes_plugins.data.findings import Finding
+from deepeyes_plugins.search.image_cache import ImageCacheError
+from deepeyes_plugins.search.image_conversion import read_entries
 
 ROWS_AT_A_TIME = 16
 """Rows that are read, and checked, together."""
 
 _BYTES_AT_A_TIME = 4 << 20
+_MOST_RUNS = 32
 _CHARACTERS_AT_A_TIME = 1 << 20
 _SETTLING_CHARACTERS = 10 << 20
 """Where in JSON lines Hugging Face datasets has settled on columns and their types."""
@@ -59,6 +62,17 @@ def json_rows(path: Path) -> Iterator[Row]:
         yield Row(None, finding=Finding(f"cannot be read: {error.strerror or error}"))
     except UnicodeDecodeError as error:
         yield Row(None, finding=Finding(f"is not UTF-8: {error}"))
+
+
+def cache_rows(path: Path) -> Iterator[Row]:
+    """Yield the entries of a published cache of image searches, which is read as a whole."""
+    try:
+        entries = read_entries(path)
+    except ImageCacheError as error:
+        yield Row(None, finding=Finding(str(error).removeprefix(f"{path}: ")))
+        return
+    for number, (name, entry) in enumerate(entries.items(), 1):
+        yield Row(number, {"name": name, "titles": entry.titles, "images": entry.images})
 
 
 def _line_rows(file: TextIO) -> Iterator[Row]:
@@ -169,6 +183,30 @@ def parquet_rows(
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Open a parquet file for reading it piece by piece."""
     return pq.ParquetFile(path, buffer_size=_BYTES_AT_A_TIME, pre_buffer=False)
+
+
+def runs_of_row_groups(path: Path) -> list[tuple[range, int]]:
+    """Cut a file into runs of row groups of about equal size, one if it cannot be read.
+
+    Returns:
+        Row groups, and the number of their first row.
+    """
+    try:
+        with open_parquet(path) as file:
+            groups = [file.metadata.row_group(at) for at in range(file.num_row_groups)]
+    except (pa.ArrowException, OSError):
+        groups = []
+    while groups and not groups[-1].num_rows:
+        groups.pop()
+    share = sum(group.total_byte_size for group in groups) / _MOST_RUNS
+    runs: list[tuple[range, int]] = []
+    start, first_row, size, rows = 0, 1, 0, 0
+    for stop, group in enumerate(groups, 1):
+        size, rows = size + group.total_byte_size, rows + group.num_rows
+        if stop == len(groups) or (rows and size >= share):
+            runs.append((range(start, stop), first_row))
+            start, first_row, size, rows = stop, first_row + rows, 0, 0
+    return runs or [(range(0), 1)]
 
 
 def row_batches(file: pq.ParquetFile, row_groups: range | None) -> Iterator[pa.RecordBatch]:

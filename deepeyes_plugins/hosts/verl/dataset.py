@@ -17,9 +17,10 @@ from deepeyes_plugins.data.rl_checks import RowRules
 from deepeyes_plugins.data.rl_rows import data_source, ground_truth, prompt_messages
 from deepeyes_plugins.data.row_store import IMAGE_SIZES, Rows, store_files
 from deepeyes_plugins.hosts.transformers.images import image_bounds, image_tokens
+from deepeyes_plugins.hosts.transformers.token_counter import chat_outline
 from deepeyes_plugins.hosts.verl.register import AGENT_LOOP
 from deepeyes_plugins.protocol.content import EncodedImage, Message
-from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, IMAGE_PLACEHOLDER
+from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
 from deepeyes_plugins.rewards.scoring import Scorer
 from deepeyes_plugins.settings import load_settings
 
@@ -164,7 +165,10 @@ class DeepEyesDataset(RLHFDataset):
                 sizes = row[IMAGE_SIZES]
                 texts.append(
                     template.apply_chat_template(
-                        [_chat_outline(message) for message in row[self.prompt_key]],
+                        [
+                            chat_outline(message["role"], message["content"])
+                            for message in row[self.prompt_key]
+                        ],
                         add_generation_prompt=True,
                         tokenize=False,
                         **self.apply_chat_template_kwargs,
@@ -195,20 +199,6 @@ def _chat_message(message: Message) -> dict[str, Any]:
         for part in message.parts
     ]
     return {"role": message.role, "content": content}
-
-
-def _chat_outline(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate a message of a row to the chat form, without its images."""
-    pieces = message["content"].split(IMAGE_PLACEHOLDER)
-    if len(pieces) == 1:
-        return {"role": message["role"], "content": message["content"]}
-    content: list[dict[str, Any]] = []
-    for number, piece in enumerate(pieces):
-        if number:
-            content.append({"type": "image"})
-        if piece:
-            content.append({"type": "text", "text": piece})
-    return {"role": message["role"], "content": content}
 
 
 def _with_pictures(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,289 @@
+"""``deepeyes data check`` and ``deepeyes data stats``: what is wrong with data, what they hold."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from deepeyes_plugins.data.findings import DataError
+from deepeyes_plugins.data.kinds import files_in, kind_of_file
+from deepeyes_plugins.data.looks import Kind, LookRules
+from deepeyes_plugins.data.pieces import Piece
+from deepeyes_plugins.data.rl_checks import RowRules
+from deepeyes_plugins.data.survey import FileSurvey, Role, Source, rows_of, survey
+from deepeyes_plugins.settings import SettingsError, load_settings
+
+CANNOT_BE_CHECKED = 2
+INTERRUPTED = 130
+_BAR_WIDTH = 40
+
+Paths = Annotated[list[Path], typer.Argument(help="Files, or folders of such.", show_default=False)]
+KindOption = Annotated[
+    str | None,
+    typer.Option("--kind", help="sft, rl or search-cache. [default: told by the content]"),
+]
+MediaOption = Annotated[
+    Path | None,
+    typer.Option(help="What image paths are relative to: a folder, for SFT also a zip file."),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(help="agent.yaml: environment, rewards. [default: $DEEPEYES_AGENT_CONFIG]"),
+]
+TokenizerOption = Annotated[
+    str | None, typer.Option(help="Model, folder or name, whose tokens are counted.")
+]
+ProcessesOption = Annotated[
+    int | None, typer.Option(min=1, help="Processes. [default: one per processor]")
+]
+StateOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder for unfinished work. [default: ~/.cache/deepeyes/data]"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")]
+
+
+def check(
+    paths: Paths,
+    validation: Annotated[
+        list[Path] | None,
+        typer.Option(help="Validation files, of which training must know nothing. Repeatable."),
+    ] = None,
+    kind: KindOption = None,
+    media_root: MediaOption = None,
+    config: ConfigOption = None,
+    tokenizer: TokenizerOption = None,
+    max_prompt_length: Annotated[
+        int, typer.Option(min=1, help="Most tokens of an RL prompt, with --tokenizer.")
+    ] = 8192,
+    cutoff_len: Annotated[
+        int, typer.Option(min=1, help="Most tokens of an SFT row, with --tokenizer.")
+    ] = 20480,
+    opening: Annotated[
+        str, typer.Option(help="What assistant turns of SFT data begin with; empty for anything.")
+    ] = LookRules().opening,
+    problems: Annotated[
+        Path | None, typer.Option(help="File for every problem, one JSON line each.")
+    ] = None,
+    processes: ProcessesOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check data for SFT and RL and caches of image searches, before a GPU is taken.
+
+    Ends with 0 if all is fine, 1 if there are errors, 2 if something cannot be checked. An
+    interrupted check goes on where it was when it is called again.
+    """
+    try:
+        rules = _rules(config, media_root, tokenizer, max_prompt_length, cutoff_len, opening)
+        sources = _sources(paths, kind, "train") + _sources(validation or [], kind, "validation")
+        with ExitStack() as stack:
+            write: Callable[[Source, dict[str, Any]], None] | None = None
+            if problems is not None:
+                file = stack.enter_context(problems.open("w", encoding="utf-8"))
+
+                def write(source: Source, problem: dict[str, Any]) -> None:
+                    file.write(json.dumps({"file": str(source.path), **problem}) + "\n")
+
+            surveys = _survey(sources, rules, state, processes, as_json, write)
+    except (DataError, SettingsError, OSError) as error:
+        _complain(str(error))
+    if as_json:
+        typer.echo(json.dumps([_facts(one) for one in surveys], indent=2, ensure_ascii=False))
+    else:
+        console = Console()
+        for one in surveys:
+            _show_problems(console, one)
+        _show_statistics(console, _all(surveys))
+    raise typer.Exit(0 if all(one.ok for one in surveys) else 1)
+
+
+def stats(
+    paths: Paths,
+    kind: KindOption = None,
+    media_root: MediaOption = None,
+    config: ConfigOption = None,
+    tokenizer: TokenizerOption = None,
+    processes: ProcessesOption = None,
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Count what data hold: sources, environments, turns, images, lengths, answers.
+
+    Of images only the header is read. Rows that cannot be read are counted and left out.
+    """
+    try:
+        rules = _rules(config, media_root, tokenizer, 8192, 20480, "", decode=False)
+        sources = _sources(paths, kind, "train")
+        surveys = _survey(sources, rules, state, processes, as_json, None, compare=False)
+    except (DataError, SettingsError, OSError) as error:
+        _complain(str(error))
+    total = _all(surveys)
+    if as_json:
+        facts = {"rows": total.rows, "bad_rows": total.bad_rows, **total.statistics.summary()}
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        _show_statistics(Console(), total)
+
+
+def _rules(
+    config: Path | None,
+    media_root: Path | None,
+    tokenizer: str | None,
+    prompt_tokens: int,
+    conversation_tokens: int,
+    opening: str,
+    *,
+    decode: bool = True,
+) -> LookRules:
+    settings = load_settings(config)
+    tokens = None
+    if tokenizer is not None:
+        from deepeyes_plugins.hosts.transformers.token_counter import ModelTokenCounter
+
+        tokens = ModelTokenCounter(tokenizer)
+        tokens.load()
+    rows = RowRules(settings.environment, settings.rewards.sources, media_root)
+    return LookRules(
+        rows, media_root, "deepeyes", opening, decode, tokens, prompt_tokens, conversation_tokens
+    )
+
+
+def _sources(paths: Sequence[Path], kind: str | None, role: Role) -> list[Source]:
+    kinds: dict[str, Kind] = {"sft": "sft", "rl": "rl", "search-cache": "search-cache"}
+    if kind is not None and kind not in kinds:
+        raise DataError(f"--kind {kind}: it can be {', '.join(kinds)}")
+    return [
+        Source(path, kind_of_file(path) if kind is None else kinds[kind], role)
+        for path in files_in(paths)
+    ]
+
+
+def _survey(
+    sources: list[Source],
+    rules: LookRules,
+    state: Path | None,
+    processes: int | None,
+    quiet: bool,
+    problem: Callable[[Source, dict[str, Any]], None] | None,
+    *,
+    compare: bool = True,
+) -> list[FileSurvey]:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    state = state or cache / "deepeyes" / "data"
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} rows"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+        tasks: dict[Source, TaskID] = {
+            source: bar.add_task(escape(source.path.name), total=rows_of(source))
+            for source in sources
+        }
+        try:
+            return survey(
+                sources,
+                rules,
+                state,
+                processes=processes,
+                compare=compare,
+                progress=lambda source, rows: bar.advance(tasks[source], rows),
+                problem=problem,
+            )
+        except KeyboardInterrupt:
+            bar.stop()
+            Console(stderr=True).print(
+                f"interrupted; the same command goes on with what is kept in {state}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _all(surveys: Sequence[FileSurvey]) -> Piece:
+    total = Piece()
+    for one in surveys:
+        total.merge(one.seen)
+    return total
+
+
+def _facts(one: FileSurvey) -> dict[str, Any]:
+    seen = one.seen
+    return {
+        "file": str(one.source.path),
+        "kind": one.source.kind,
+        "role": one.source.role,
+        "ok": one.ok,
+        "rows": seen.rows,
+        "bad_rows": seen.bad_rows,
+        "long_rows": seen.long_rows,
+        "problems": [asdict(kind) for kind in seen.tally.kinds],
+        "statistics": seen.statistics.summary(),
+    }
+
+
+def _show_problems(console: Console, one: FileSurvey) -> None:
+    seen = one.seen
+    verdict = "[green]fine[/]" if one.ok else "[red]has errors[/]"
+    console.print(
+        f"{escape(str(one.source.path))} ({one.source.kind}, {one.source.role}): {verdict}; "
+        f"{seen.rows:,} rows, {seen.bad_rows:,} cannot be used, {seen.long_rows:,} are too long",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not seen.tally.kinds:
+        return
+    table = Table("", "count", "column", "first at row", "what")
+    for entry in sorted(seen.tally.kinds, key=lambda entry: (entry.level, -entry.count)):
+        first = entry.examples[0]
+        colour = "red" if entry.level == "error" else "yellow"
+        row = "" if first.row is None else str(first.row)
+        table.add_row(
+            f"[{colour}]{entry.level}[/]", f"{entry.count:,}", entry.key, row, escape(first.reason)
+        )
+    console.print(table)
+
+
+def _show_statistics(console: Console, total: Piece) -> None:
+    table = Table("what", "values", title=f"{total.rows:,} rows, {total.bad_rows:,} unusable")
+    distributions = Table("distribution", "least", "median", "mean", "95 %", "99 %", "most")
+    for name, values in total.statistics.summary().items():
+        title = name.replace("_", " ")
+        if "median" in values:
+            if values["count"]:
+                keys = ("minimum", "median", "mean", "p95", "p99", "maximum")
+                distributions.add_row(title, *(f"{values[key]:,}" for key in keys))
+        elif values:
+            shown = list(values.items())[:12]
+            text = ", ".join(f"{escape(key)}: {count:,}" for key, count in shown)
+            table.add_row(title, text + (" …" if len(values) > len(shown) else ""))
+    console.print(table)
+    console.print(distributions)
+    for name in ("tokens", "pixels"):
+        distribution = getattr(total.statistics, name)
+        bins = distribution.bins(12)
+        if len(bins) > 1:
+            most = max(count for *_, count in bins)
+            console.print(f"{name} of {'images' if name == 'pixels' else 'rows'}")
+            for low, high, count in bins:
+                bar = "█" * round(_BAR_WIDTH * count / most)
+                console.print(f"{low:>12,} to {high - 1:>12,} {bar} {count:,}", highlight=False)
+
+
+def _complain(message: str) -> NoReturn:
+    """Print what cannot be done and end with status 2."""
+    Console(stderr=True).print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(CANNOT_BE_CHECKED)

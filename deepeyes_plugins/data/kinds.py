@@ -1,0 +1,64 @@
+"""Tell by its content what a data file is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from deepeyes_plugins.data.findings import DataError
+from deepeyes_plugins.data.looks import Kind
+
+_HEAD_BYTES = 1 << 16
+_SUFFIXES = (".parquet", ".json", ".jsonl")
+_NO_DATA = ("dataset_info.json",)
+_OBJECT_OF_OBJECTS = re.compile(rb'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')
+_CACHE_KEY = b'"tool_returned_web_title'
+_PICKLE = b"\x80"
+
+
+def kind_of_file(path: Path) -> Kind:
+    """Recognise a file for RL (parquet), SFT (JSON array or lines) or a cache of image searches.
+
+    Raises:
+        DataError: It is none of them, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if head.startswith(b"PAR1"):
+        return "rl"
+    if head.startswith(_PICKLE):
+        return "search-cache"
+    if _OBJECT_OF_OBJECTS.match(text) and _CACHE_KEY in text:
+        return "search-cache"
+    if text.startswith((b"[", b"{")) or (not text and path.suffix in _SUFFIXES[1:]):
+        return "sft"
+    raise DataError(
+        f"{path}: neither parquet nor JSON, by its content. `--kind` says what to take it for"
+    )
+
+
+def files_in(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield files, and of folders those that can be data, in the order of their names.
+
+    Raises:
+        DataError: There is nothing of that name, or nothing in it.
+    """
+    for path in paths:
+        if not path.is_dir():
+            if not path.exists():
+                raise DataError(f"{path}: there is no such file or folder")
+            yield path
+            continue
+        found = sorted(
+            file
+            for file in path.iterdir()
+            if file.suffix in _SUFFIXES and file.name not in _NO_DATA and file.is_file()
+        )
+        if not found:
+            raise DataError(f"{path}: no {', '.join(_SUFFIXES)} in this folder")
+        yield from found

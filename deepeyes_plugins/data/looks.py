@@ -1,0 +1,236 @@
+"""Look at one row: what is wrong with it, and what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from deepeyes_plugins import plugins
+from deepeyes_plugins.data import rl_rows
+from deepeyes_plugins.data.contracts import Conversation, RowError, TokenCounter
+from deepeyes_plugins.data.findings import DataError, Finding
+from deepeyes_plugins.data.formatter import check_opening, doubts, format_row
+from deepeyes_plugins.data.image_checks import SeenImage, image_doubts, see_image
+from deepeyes_plugins.data.media import MediaError, MediaRoot
+from deepeyes_plugins.data.rl_checks import (
+    RowRules,
+    column_findings,
+    see_images,
+    shape_findings,
+    with_images,
+)
+from deepeyes_plugins.data.statistics import RowFacts
+from deepeyes_plugins.protocol.actions import AnswerAction, parse_action
+from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, IMAGE_PLACEHOLDER
+
+Kind = Literal["sft", "rl", "search-cache"]
+
+TOO_LONG = "length"
+"""Key of findings on rows with more tokens than training takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookRules:
+    """How rows are looked at.
+
+    Attributes:
+        rows: Of RL files: environments, rewards, media.
+        media: Folder or zip file that image paths of SFT files are relative to; ``None`` for the
+            folder of the file.
+        formatter: Name of what reads SFT rows.
+        opening: What every assistant turn of SFT data has to begin with.
+        decode: Whether the pixels of images are decoded; otherwise only headers are read.
+        tokens: Counts tokens; ``None``: nobody does.
+        prompt_tokens: Most tokens of an RL prompt (verl's ``data.max_prompt_length``).
+        conversation_tokens: Most tokens of an SFT row (LLaMA-Factory's ``cutoff_len``).
+    """
+
+    rows: RowRules = field(default_factory=RowRules)
+    media: Path | None = None
+    formatter: str = "deepeyes"
+    opening: str = DEEPEYES_V2.prefill
+    decode: bool = True
+    tokens: TokenCounter | None = None
+    prompt_tokens: int = 8192
+    conversation_tokens: int = 20480
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was seen of a row; ``facts`` is ``None`` where it cannot be read."""
+
+    findings: tuple[Finding, ...]
+    facts: RowFacts | None = None
+
+
+def look_for(kind: Kind, path: Path, rules: LookRules) -> Callable[[Mapping[str, Any]], Look]:
+    """Return what looks at the rows of a file.
+
+    Raises:
+        DataError: What its images are relative to, or the formatter, is not there.
+    """
+    if kind == "rl":
+        return lambda row: _look_at_rl(row, rules, rules.rows.root_of(path))
+    if kind == "search-cache":
+        root = (rules.media or path.parent).absolute()
+        return lambda row: _look_at_cache(row, rules, root)
+    try:
+        media = MediaRoot.open(path.parent if rules.media is None else rules.media)
+        plugins.formatters()[rules.formatter]
+    except (MediaError, plugins.UnknownNameError) as error:
+        raise DataError(f"{path}: {error}") from error
+    return lambda row: _look_at_sft(row, rules, media)
+
+
+def _look_at_rl(row: Mapping[str, Any], rules: LookRules, root: Path) -> Look:
+    seen = see_images(row, root, decode=rules.decode)
+    findings = list(shape_findings(seen))
+    good = _good(seen)
+    findings += column_findings(row, seen if len(good) == len(seen) else None, rules.rows)
+    findings += _doubts(seen)
+    if len(good) < len(seen):
+        return Look(tuple(findings))
+    try:
+        messages = rl_rows.prompt_messages(with_images(row, seen))
+    except RowError:
+        return Look(tuple(findings))
+    turns = [
+        (
+            message.role,
+            "".join(part if isinstance(part, str) else IMAGE_PLACEHOLDER for part in message.parts),
+        )
+        for message in messages
+    ]
+    tokens = None
+    if rules.tokens is not None:
+        tokens = rules.tokens.prompt(turns, [one.size for one in good])
+        if tokens > rules.prompt_tokens:
+            findings.append(
+                Finding(
+                    f"{tokens} tokens, more than data.max_prompt_length={rules.prompt_tokens}; "
+                    "training leaves the row out",
+                    TOO_LONG,
+                    "warning",
+                )
+            )
+    model = row.get("reward_model")
+    truth = model.get("ground_truth") if isinstance(model, Mapping) else None
+    source, environment = row.get("data_source"), row.get("env_name")
+    facts = RowFacts(
+        question=messages[-1].text,
+        images=tuple(good),
+        turns=len(messages),
+        characters=sum(len(message.text) for message in messages),
+        source=str(source or ""),
+        environment=str(environment or ""),
+        answer=None if truth is None else str(truth),
+        tokens=tokens,
+    )
+    return Look(tuple(findings), facts)
+
+
+def _look_at_sft(row: Mapping[str, Any], rules: LookRules, media: MediaRoot) -> Look:
+    findings: list[Finding] = []
+    try:
+        conversation = format_row(plugins.formatters()[rules.formatter], row)
+    except RowError as error:
+        return Look((Finding(str(error)),))
+    try:
+        check_opening(conversation, rules.opening)
+    except RowError as error:
+        findings.append(Finding(str(error)))
+    seen = [
+        see_image(number, image, media, decode=rules.decode)
+        for number, image in enumerate(conversation.images, 1)
+    ]
+    findings += [one for one in seen if isinstance(one, Finding)]
+    findings += [Finding(doubt, level="warning") for doubt in doubts(conversation)]
+    findings += _doubts(seen)
+    findings += _wandering(conversation.images)
+    good = _good(seen)
+    tokens = None
+    if rules.tokens is not None and len(good) == len(seen):
+        tokens = rules.tokens.conversation(conversation.turns, [one.size for one in good])
+        if tokens > rules.conversation_tokens:
+            findings.append(
+                Finding(
+                    f"about {tokens} tokens, more than cutoff_len={rules.conversation_tokens}; "
+                    "training leaves out what comes last",
+                    TOO_LONG,
+                    "warning",
+                )
+            )
+    return Look(tuple(findings), _sft_facts(row, conversation, good, tokens))
+
+
+def _sft_facts(
+    row: Mapping[str, Any], conversation: Conversation, images: list[SeenImage], tokens: int | None
+) -> RowFacts:
+    actions = [
+        (parse_action(text), text) for role, text in conversation.turns if role == "assistant"
+    ]
+    last = actions[-1][0]
+    source = row.get("data_source") or row.get("source")
+    return RowFacts(
+        question=next((text for role, text in conversation.turns if role == "user"), ""),
+        images=tuple(images),
+        turns=len(conversation.turns),
+        characters=sum(len(text) for _, text in conversation.turns),
+        source=source if isinstance(source, str) else "",
+        answer=last.text if isinstance(last, AnswerAction) else None,
+        actions=tuple(_action_name(action) for action, _ in actions),
+        tokens=tokens,
+    )
+
+
+def _action_name(action: object) -> str:
+    return "none" if action is None else type(action).__name__.removesuffix("Action").lower()
+
+
+def _look_at_cache(row: Mapping[str, Any], rules: LookRules, root: Path) -> Look:
+    titles, places = row["titles"], row["images"]
+    findings: list[Finding] = []
+    if len(titles) != len(places):
+        findings.append(
+            Finding(f"{row['name']}: {len(titles)} titles but {len(places)} images", "images")
+        )
+    if not any(places):
+        findings.append(Finding(f"{row['name']}: no image at all", "images", "warning"))
+    files = [place for place in places if place and not place.startswith(("http://", "https://"))]
+    seen = [
+        see_image(number, {"path": place}, root, decode=rules.decode)
+        for number, place in enumerate(files, 1)
+    ]
+    findings += [
+        Finding(f"{row['name']}: {one.reason}", one.key) for one in seen if isinstance(one, Finding)
+    ]
+    findings += _doubts(seen)
+    facts = RowFacts(
+        question=row["name"],
+        images=tuple(_good(seen)),
+        characters=sum(len(title or "") for title in titles),
+    )
+    return Look(tuple(findings), facts)
+
+
+def _good(seen: Sequence[SeenImage | Finding]) -> list[SeenImage]:
+    return [one for one in seen if isinstance(one, SeenImage)]
+
+
+def _doubts(seen: Sequence[SeenImage | Finding]) -> Iterator[Finding]:
+    for number, one in enumerate(seen, 1):
+        if isinstance(one, SeenImage):
+            yield from image_doubts(number, one)
+
+
+def _wandering(images: Sequence[Any]) -> Iterator[Finding]:
+    for number, image in enumerate(images, 1):
+        if isinstance(image, str) and ".." in PurePosixPath(image.replace("\\", "/")).parts:
+            yield Finding(
+                f"image {number} ({image}): the .. in its path may lead out of the media "
+                "folder; training reads what is there",
+                "images",
+                "warning",
+            )

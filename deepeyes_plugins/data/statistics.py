@@ -1,0 +1,164 @@
+"""What rows hold, counted: sources, turns, images, lengths, answers."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from deepeyes_plugins.data.distribution import Distribution
+from deepeyes_plugins.data.image_checks import SeenImage
+from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
+
+_MOST_NAMES = 1000
+_OTHER = "(others)"
+_ANSWER_KINDS = (
+    ("choice", re.compile(r"\(?[A-J]\)?\.?")),
+    ("number", re.compile(r"[-+]?[\d.,]*\d\s*%?")),
+    ("yes or no", re.compile(r"yes|no|true|false", re.I)),
+    ("word", re.compile(r"\S+")),
+    ("up to 10 words", re.compile(r"\S+(?:\s+\S+){1,9}")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RowFacts:
+    """What a row holds.
+
+    Attributes:
+        question: Text of the question.
+        images: Of the row.
+        turns: Messages.
+        characters: Of all messages.
+        source: Data source; empty if the row has none.
+        environment: Name of the environment; empty if the row has none.
+        answer: The reference answer, or the one that the conversation ends with.
+        actions: What the assistant does, turn by turn.
+        tokens: Of the prompt (RL) or the conversation (SFT); ``None`` if they were not counted.
+    """
+
+    question: str
+    images: tuple[SeenImage, ...] = ()
+    turns: int = 0
+    characters: int = 0
+    source: str = ""
+    environment: str = ""
+    answer: str | None = None
+    actions: tuple[str, ...] = ()
+    tokens: int | None = None
+
+    def question_hash(self) -> int:
+        """64 bits of the question's text; case, white space and placeholders do not count."""
+        words = self.question.replace(IMAGE_PLACEHOLDER, " ").casefold().split()
+        return hash_of([" ".join(words).encode("utf-8", "replace")])
+
+    def image_hashes(self) -> list[int]:
+        """64 bits of each image file."""
+        return [int(seen.image.sha256[:16], 16) for seen in self.images]
+
+
+def hash_of(parts: Iterable[bytes]) -> int:
+    """Return 64 bits of some bytes, never 0, which stands for a row without a hash."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
+    return int.from_bytes(digest.digest(), "big") or 1
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Counts over rows; two of them can be merged.
+
+    Attributes:
+        sources: Rows by data source.
+        environments: Rows by environment.
+        turns: Rows by number of messages.
+        images: Rows by number of images.
+        actions: Assistant turns by what they do.
+        answers: Rows by kind of answer.
+        formats: Images by format of their file.
+        modes: Images by mode of their pixels.
+        widths: Of images, upright, in pixels.
+        heights: Of images, upright, in pixels.
+        pixels: Of images, width times height.
+        image_bytes: Of image files.
+        characters: Of the text of a row.
+        answer_characters: Of the answers.
+        tokens: Of the prompt (RL) or the conversation (SFT), images included.
+    """
+
+    sources: Counter[str] = field(default_factory=Counter)
+    environments: Counter[str] = field(default_factory=Counter)
+    turns: Counter[int] = field(default_factory=Counter)
+    images: Counter[int] = field(default_factory=Counter)
+    actions: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    widths: Distribution = field(default_factory=Distribution)
+    heights: Distribution = field(default_factory=Distribution)
+    pixels: Distribution = field(default_factory=Distribution)
+    image_bytes: Distribution = field(default_factory=Distribution)
+    characters: Distribution = field(default_factory=Distribution)
+    answer_characters: Distribution = field(default_factory=Distribution)
+    tokens: Distribution = field(default_factory=Distribution)
+
+    def add(self, facts: RowFacts) -> None:
+        """Count a row."""
+        _count(self.sources, facts.source or "(none)")
+        _count(self.environments, facts.environment or "(none)")
+        self.turns[facts.turns] += 1
+        self.images[len(facts.images)] += 1
+        self.actions.update(facts.actions)
+        for seen in facts.images:
+            self.formats[seen.format] += 1
+            self.modes[seen.mode] += 1
+            width, height = seen.size
+            self.widths.add(width)
+            self.heights.add(height)
+            self.pixels.add(width * height)
+            self.image_bytes.add(len(seen.image.data))
+        self.characters.add(facts.characters)
+        if facts.answer is not None:
+            self.answers[kind_of_answer(facts.answer)] += 1
+            self.answer_characters.add(len(facts.answer))
+        if facts.tokens is not None:
+            self.tokens.add(facts.tokens)
+
+    def merge(self, other: Statistics) -> None:
+        """Count all rows of another one."""
+        for each in fields(self):
+            ours, theirs = getattr(self, each.name), getattr(other, each.name)
+            if isinstance(ours, Distribution):
+                ours.merge(theirs)
+            else:
+                for name, count in theirs.items():
+                    _count(ours, name, count)
+
+    def summary(self) -> dict[str, Any]:
+        """Return counts, and key figures of distributions, for machines."""
+        return {
+            each.name: value.summary() if isinstance(value, Distribution) else by_count(value)
+            for each in fields(self)
+            for value in [getattr(self, each.name)]
+        }
+
+
+def kind_of_answer(answer: str) -> str:
+    """Return what an answer looks like: a choice, a number, words."""
+    text = answer.strip()
+    return next((name for name, form in _ANSWER_KINDS if form.fullmatch(text)), "longer text")
+
+
+def by_count(counts: Mapping[Any, int]) -> dict[str, int]:
+    """Return names and counts, numbers in their order and others the most frequent first."""
+    if counts and all(isinstance(name, int) for name in counts):
+        return {str(name): counts[name] for name in sorted(counts)}
+    return {str(name): counts[name] for name in sorted(counts, key=lambda name: -counts[name])}
+
+
+def _count(counts: Counter[Any], name: Any, number: int = 1) -> None:
+    counts[name if name in counts or len(counts) < _MOST_NAMES else _OTHER] += number

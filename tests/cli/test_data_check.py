@@ -1,0 +1,210 @@
+"""``deepeyes data check`` and ``stats`` as people and CI meet them, with their exit statuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from deepeyes_plugins.cli.main import app
+from deepeyes_plugins.data import pieces
+from deepeyes_plugins.hosts.transformers.tiny_model import make_tiny_qwen2_5_vl
+
+SFT_ROW = {
+    "messages": [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "<think>Easy.</think>\n<answer>4</answer>"},
+    ]
+}
+
+
+def picture(mode: str = "RGB", kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (40, 30)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def rl_row(question: str, image: bytes | None = None) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": "user", "content": ("<image>" if image else "") + question}],
+        "images": [{"bytes": image}] if image else [],
+        "data_source": "reason",
+        "env_name": "deepeyes_v2",
+        "reward_model": {"ground_truth": "A"},
+    }
+
+
+def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    images = pa.list_(pa.struct({"bytes": pa.binary()}))
+    table = pa.Table.from_pylist(rows)
+    at = table.schema.get_field_index("images")
+    table = table.set_column(at, "images", pa.array([row["images"] for row in rows], images))
+    pq.write_table(table, path, row_group_size=100)
+    return path
+
+
+def run(*arguments: object, state: Path) -> Result:
+    return CliRunner().invoke(app, ["data", *map(str, arguments), "--state", str(state)])
+
+
+def facts(result: Result) -> list[dict[str, Any]]:
+    return json.loads(result.stdout)
+
+
+def test_exit_statuses(tmp_path: Path) -> None:
+    good = tmp_path / "good.json"
+    good.write_text(json.dumps([SFT_ROW]))
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps([SFT_ROW, {"messages": []}]))
+    (tmp_path / "latin.json").write_bytes(b'["\xff"]')
+    (tmp_path / "cut.zip").write_bytes(b"PK\x03\x04 and no more")
+    lines = tmp_path / "lines.json"
+    lines.write_text(json.dumps(SFT_ROW) + "\n")
+    state = tmp_path / "state"
+
+    assert run("check", good, state=state).exit_code == 0
+    assert run("check", lines, state=state).exit_code == 0
+    assert run("check", bad, state=state).exit_code == 1
+    assert run("check", tmp_path / "latin.json", state=state).exit_code == 1
+    assert run("check", tmp_path / "gone.json", state=state).exit_code == 2
+    assert run("check", good, "--media-root", tmp_path / "gone", state=state).exit_code == 2
+    assert run("check", good, "--media-root", tmp_path / "cut.zip", state=state).exit_code == 2
+    assert run("check", tmp_path / "cut.zip", state=state).exit_code == 2
+    assert not list(state.iterdir())
+
+
+def test_unusual_images_are_warnings_that_say_what_training_sees(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    images = [
+        picture("CMYK", "JPEG"),
+        picture("P"),
+        picture("I;16"),
+        picture(kind="GIF", save_all=True, append_images=frames),
+        picture(kind="JPEG", exif=turned),
+    ]
+    file = parquet(tmp_path / "x.parquet", [rl_row(str(at), one) for at, one in enumerate(images)])
+
+    result = run("check", file, "--json", state=tmp_path / "state")
+
+    (found,) = facts(result)
+    assert result.exit_code == 0
+    rows = {entry["examples"][0]["row"]: entry["kind"] for entry in found["problems"]}
+    assert sorted(rows) == [1, 3, 4, 5]
+    assert "CMYK" in rows[1] and "grey" in rows[3] and "first frame" in rows[4]
+    assert "see it upright" in rows[5]
+    assert found["statistics"]["heights"]["maximum"] == 40
+
+
+def test_bombs_and_broken_images_are_errors(tmp_path: Path) -> None:
+    bomb = bytearray(picture())
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2
+    rows = [rl_row("a", bytes(bomb)), rl_row("b", picture(kind="JPEG")[:-90]), rl_row("c")]
+
+    result = run("check", parquet(tmp_path / "x.parquet", rows), "--json", state=tmp_path / "state")
+
+    (found,) = facts(result)
+    assert (result.exit_code, found["rows"], found["bad_rows"]) == (1, 3, 2)
+
+
+def test_duplicates_and_leakage(tmp_path: Path) -> None:
+    one, two = picture(), picture("L")
+    rows = [rl_row("What?", one), rl_row(" what? ", one), rl_row("Who?", two), rl_row("Why?")]
+    train = parquet(tmp_path / "train.parquet", rows)
+    held_out = parquet(tmp_path / "val.parquet", [rl_row("Other?", two), rl_row("Why?")])
+    problems = tmp_path / "problems.jsonl"
+
+    result = run(
+        "check", train, "--validation", held_out, "--problems", problems, "--json",
+        state=tmp_path / "state",
+    )  # fmt: skip
+
+    assert result.exit_code == 1
+    named = [json.loads(line) for line in problems.read_text().splitlines()]
+    assert [(each["row"], each["level"]) for each in named] == [
+        (2, "warning"),
+        (3, "warning"),
+        (4, "error"),
+    ]
+    assert "row 1 once more" in named[0]["reason"]
+    assert f"row 2 of {held_out}" in named[2]["reason"]
+
+
+def test_a_search_cache_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    entries = {
+        "fvqa_1": {"tool_returned_web_title": ["A", "B"], "cached_images_path": ["a.png", None]},
+        "fvqa_2": {"tool_returned_web_title": ["A"], "cached_images_path": ["../a.png"]},
+    }
+    (tmp_path / "cache.json").write_text(json.dumps(entries))
+
+    (found,) = facts(run("check", tmp_path / "cache.json", "--json", state=tmp_path / "state"))
+
+    assert (found["kind"], found["rows"], found["bad_rows"]) == ("search-cache", 2, 1)
+
+
+def test_stats(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "x.parquet", [rl_row("What?", picture()), rl_row("Why?")])
+
+    result = run("stats", file, "--json", state=tmp_path / "state")
+
+    found = json.loads(result.stdout)
+    assert (found["rows"], found["images"], found["answers"]) == (
+        2,
+        {"0": 1, "1": 1},
+        {"choice": 2},
+    )
+
+
+def test_an_interrupted_check_goes_on(tmp_path: Path) -> None:
+    """SIGINT to the real process; what it has finished is not looked at again."""
+    noise = io.BytesIO()
+    Image.effect_noise((700, 700), 50).convert("RGB").save(noise, "PNG")
+    (tmp_path / "a.png").write_bytes(noise.getvalue())
+    turn = {"role": "user", "content": "<image>What?"}
+    row = {"messages": [turn, SFT_ROW["messages"][1]], "images": ["a.png"]}
+    file, state = tmp_path / "x.json", tmp_path / "state"
+    file.write_text(json.dumps([SFT_ROW] * pieces.PIECE_ROWS + [row] * 400))
+    command = [sys.executable, "-m", "deepeyes_plugins.cli", "data", "check", str(file)]
+    command += ["--json", "--state", str(state)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
+
+    while not list(state.glob("x-*/1/*.json")):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=30)[1]
+
+    assert process.returncode == 130, errors
+    assert "goes on" in errors
+    (kept,) = state.glob("x-*/1/*.json")
+    kept.write_bytes(kept.read_bytes().replace(b'"rows":1000', b'"rows":7'))
+    file_rows = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert file_rows[0]["rows"] == 407
+
+
+def test_prompts_that_training_leaves_out_are_told(tmp_path: Path) -> None:
+    make_tiny_qwen2_5_vl(tmp_path / "model", ["What is shown?"])
+    rows = [rl_row("What?", picture()), rl_row("What is shown? " * 100)]
+    file = parquet(tmp_path / "x.parquet", rows)
+
+    result = run(
+        "check", file, "--tokenizer", tmp_path / "model", "--max-prompt-length", 100, "--json",
+        state=tmp_path / "state",
+    )  # fmt: skip
+
+    found = json.loads(result.stdout)[0]
+    assert (result.exit_code, found["bad_rows"], found["long_rows"]) == (0, 0, 1)
+    (problem,) = found["problems"]
+    assert problem["examples"][0]["row"] == 2
+    assert "training leaves the row out" in problem["kind"]
