@@ -20,6 +20,7 @@ ROWS_AT_A_TIME = 16
 """Rows that are read, and checked, together."""
 
 _BYTES_AT_A_TIME = 4 << 20
+_MOST_RUNS = 32
 _CHARACTERS_AT_A_TIME = 1 << 20
 _SETTLING_CHARACTERS = 10 << 20
 """Where in JSON lines Hugging Face datasets has settled on columns and their types."""
@@ -169,6 +170,30 @@ def parquet_rows(
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Open a parquet file for reading it piece by piece."""
     return pq.ParquetFile(path, buffer_size=_BYTES_AT_A_TIME, pre_buffer=False)
+
+
+def runs_of_row_groups(path: Path) -> list[tuple[range, int]]:
+    """Cut a file into runs of row groups of about equal size, one if it cannot be read.
+
+    Returns:
+        Row groups, and the number of their first row.
+    """
+    try:
+        with open_parquet(path) as file:
+            groups = [file.metadata.row_group(at) for at in range(file.num_row_groups)]
+    except (pa.ArrowException, OSError):
+        groups = []
+    while groups and not groups[-1].num_rows:
+        groups.pop()
+    share = sum(group.total_byte_size for group in groups) / _MOST_RUNS
+    runs: list[tuple[range, int]] = []
+    start, first_row, size, rows = 0, 1, 0, 0
+    for stop, group in enumerate(groups, 1):
+        size, rows = size + group.total_byte_size, rows + group.num_rows
+        if stop == len(groups) or (rows and size >= share):
+            runs.append((range(start, stop), first_row))
+            start, first_row, size, rows = stop, first_row + rows, 0, 0
+    return runs or [(range(0), 1)]
 
 
 def row_batches(file: pq.ParquetFile, row_groups: range | None) -> Iterator[pa.RecordBatch]:

@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import Finding
 from deepeyes_plugins.data.media import MediaRoot, read_media
 from deepeyes_plugins.data.rl_rows import image_from
-from deepeyes_plugins.protocol.content import MAXIMUM_ASPECT_RATIO, EncodedImage, ImageError
+from deepeyes_plugins.protocol.content import (
+    MAXIMUM_ASPECT_RATIO,
+    EncodedImage,
+    ImageError,
+    exif_orientation,
+)
+
+_UPRIGHT = (None, 1)
+_COMMON_MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
 
 
-def file_findings(
-    number: int, image: Any, media_root: MediaRoot | Path | None = None
-) -> Iterator[Finding]:
-    """Yield why an image cannot be found or decoded.
+@dataclass(frozen=True, slots=True)
+class SeenImage:
+    """An image of a row that was looked at.
+
+    Attributes:
+        image: Its file.
+        size: Width and height in pixels, upright.
+        format: Of the file, for instance ``JPEG``.
+        mode: Of its pixels, as Pillow names it, for instance ``RGB``.
+        orientation: In its EXIF data, 1 to 8.
+        animated: Whether it has several frames.
+    """
+
+    image: EncodedImage
+    size: tuple[int, int]
+    format: str
+    mode: str
+    orientation: int | None
+    animated: bool
+
+
+def see_image(
+    number: int, image: Any, media_root: MediaRoot | Path | None = None, *, decode: bool = True
+) -> SeenImage | Finding:
+    """Look at an image, or say why it cannot be found or decoded.
+
+    All of its pixels are decoded: what is cut short or broken shows nowhere else.
 
     Args:
         number: Of the image in its row, counted from 1.
         image: As in :func:`~deepeyes_plugins.data.rl_rows.image_from`.
         media_root: What paths are relative to.
+        decode: Whether the pixels are decoded; otherwise only the header is read.
     """
     name = f"image {number} ({image})" if isinstance(image, str | Path) else f"image {number}"
     try:
@@ -32,30 +62,54 @@ def file_findings(
             if isinstance(image, str):
                 image = read_media(media_root.locate(image))
             media_root = None
-        _decode(image_from(image, media_root))
+        file = image_from(image, media_root)
+        size = file.size
+        with file.open() as opened:
+            seen = SeenImage(
+                file,
+                size,
+                str(opened.format),
+                opened.mode,
+                exif_orientation(opened),
+                bool(getattr(opened, "is_animated", False)) and opened.format != "MPO",
+            )
+            if decode:
+                try:
+                    opened.load()
+                # Decoders raise whatever they stumble on: struct.error, KeyError, zlib.error, ...
+                except Exception as error:
+                    raise ImageError(f"cannot be decoded: {error}") from error
+        return seen
     except (RowError, ImageError) as error:
-        yield Finding(f"{name}: {error}", "images")
+        return Finding(f"{name}: {error}", "images")
 
 
-def stretch_findings(images: Iterable[Any], media_root: Path | None) -> Iterator[Finding]:
-    """Yield which images a Qwen-VL processor refuses for their shape."""
-    for number, image in enumerate(images, 1):
-        width, height = image_from(image, media_root).size
-        if max(width, height) > MAXIMUM_ASPECT_RATIO * min(width, height):
-            reason = f"image {number}: {width} x {height} pixels, an aspect ratio over 200"
-            yield Finding(reason, "images")
+def stretch_findings(number: int, size: tuple[int, int]) -> Iterator[Finding]:
+    """Yield whether a Qwen-VL processor refuses an image for its shape."""
+    width, height = size
+    if max(width, height) > MAXIMUM_ASPECT_RATIO * min(width, height):
+        reason = f"image {number}: {width} x {height} pixels, an aspect ratio over 200"
+        yield Finding(reason, "images")
 
 
-def _decode(image: EncodedImage) -> None:
-    """Read an image to its last byte; a JPEG at an eighth of its size, which is much faster.
+def image_doubts(number: int, seen: SeenImage) -> Iterator[Finding]:
+    """Yield what training makes of an image that other programs may take otherwise."""
+    if seen.orientation not in _UPRIGHT:
+        yield _doubt(
+            f"image {number}: turned by its EXIF data (orientation {seen.orientation}); training "
+            "and tools see it upright, programs that ignore EXIF do not"
+        )
+    if seen.animated:
+        yield _doubt(f"image {number}: an animation; training sees its first frame only")
+    if seen.mode.startswith("I"):
+        yield _doubt(f"image {number}: 16-bit grey; training sees 8 bits, scaled by 1/256")
+    elif seen.mode == "CMYK":
+        yield _doubt(
+            f"image {number}: CMYK; training sees it converted to RGB without its colour profile"
+        )
+    elif seen.mode not in _COMMON_MODES:
+        yield _doubt(f"image {number}: mode {seen.mode}; training sees it converted to RGB")
 
-    Raises:
-        ImageError: It is none, is cut short, or holds too many pixels.
-    """
-    width, height = image.size
-    try:
-        with Image.open(io.BytesIO(image.data)) as opened:
-            opened.draft("RGB", (width // 8, height // 8))
-            opened.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"cannot be decoded: {error}") from error
+
+def _doubt(reason: str) -> Finding:
+    return Finding(reason, "images", "warning")

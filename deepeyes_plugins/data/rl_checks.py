@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -16,7 +16,7 @@ from deepeyes_plugins.data import rl_rows
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.files import parquet_rows
 from deepeyes_plugins.data.findings import Finding, Report
-from deepeyes_plugins.data.image_checks import file_findings, stretch_findings
+from deepeyes_plugins.data.image_checks import SeenImage, see_image, stretch_findings
 from deepeyes_plugins.data.row_checks import check_rows
 
 _COLUMNS = ("prompt", "data_source", "reward_model")
@@ -73,21 +73,50 @@ def rl_findings(
     row: Mapping[str, Any], *, rules: RowRules, media_root: Path | None = None
 ) -> Iterator[Finding]:
     """Yield what is wrong with a row for reinforcement learning; its images are decoded."""
+    seen = see_images(row, media_root)
+    yield from shape_findings(seen)
+    images = None if any(isinstance(one, Finding) for one in seen) else seen
+    yield from column_findings(row, images, rules)
+
+
+def see_images(
+    row: Mapping[str, Any], media_root: Path | None = None, *, decode: bool = True
+) -> list[SeenImage | Finding]:
+    """Look at the images of a row."""
     images = row.get("images")
-    images = images if isinstance(images, list) else []
-    broken = [
-        finding
-        for number, image in enumerate(images, 1)
-        for finding in file_findings(number, image, media_root)
+    return [
+        see_image(number, image, media_root, decode=decode)
+        for number, image in enumerate(images if isinstance(images, list) else [], 1)
     ]
-    yield from broken or stretch_findings(images, media_root)
+
+
+def shape_findings(seen: Sequence[SeenImage | Finding]) -> Iterator[Finding]:
+    """Yield which images cannot be used, and, where all can be, which a processor refuses."""
+    broken = [one for one in seen if isinstance(one, Finding)]
+    yield from broken
+    for number, one in enumerate([] if broken else seen, 1):
+        if isinstance(one, SeenImage):
+            yield from stretch_findings(number, one.size)
+
+
+def column_findings(
+    row: Mapping[str, Any], seen: Sequence[SeenImage | Finding] | None, rules: RowRules
+) -> Iterator[Finding]:
+    """Yield what is wrong with the columns of a row.
+
+    Args:
+        row: The row.
+        seen: Its images; ``None`` where one is broken: then the prompt is not read.
+        rules: What it has to keep to.
+    """
     readers: dict[str, Callable[[Mapping[str, Any]], object]] = {
         "data_source": rl_rows.data_source,
         "reward_model": rl_rows.ground_truth,
         "extra_info": rl_rows.metadata,
     }
-    if not broken:
-        readers["prompt"] = partial(rl_rows.prompt_messages, media_root=media_root)
+    if seen is not None:
+        readers["prompt"] = rl_rows.prompt_messages
+        row = with_images(row, seen)
     for key, read in readers.items():
         try:
             read(row)
@@ -108,3 +137,10 @@ def rl_findings(
         except plugins.UnknownNameError as error:
             hint = "Name the one to use under rewards.sources in agent.yaml."
             yield Finding(f"{error} {hint}", "data_source")
+
+
+def with_images(row: Mapping[str, Any], seen: Sequence[SeenImage | Finding]) -> Mapping[str, Any]:
+    """Put the images that were looked at in their places, so that no file is read twice."""
+    if not isinstance(row.get("images"), list):
+        return row
+    return {**row, "images": [one.image for one in seen if isinstance(one, SeenImage)]}

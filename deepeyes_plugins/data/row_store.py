@@ -13,13 +13,9 @@ import hashlib
 import json
 import logging
 import os
-import pickle
 import shutil
-import subprocess
-import sys
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -31,18 +27,17 @@ from pydantic import TypeAdapter
 
 from deepeyes_plugins import __version__, plugins
 from deepeyes_plugins.data.contracts import RowError
-from deepeyes_plugins.data.files import open_parquet
+from deepeyes_plugins.data.files import open_parquet, runs_of_row_groups
 from deepeyes_plugins.data.findings import DataError, Report
 from deepeyes_plugins.data.rl_checks import RowRules, check_rl_parquet
 from deepeyes_plugins.data.rl_rows import image_from
+from deepeyes_plugins.data.workers import Workers, processes_worth
 from deepeyes_plugins.protocol.content import ImageError
 
 IMAGE_SIZES = "deepeyes_image_sizes"
 """Column with the width and height of each image; ``None`` where one cannot be read."""
 
 _LAYOUT = 1
-_MOST_SHARDS = 32
-_SMALL_BYTES = 64 << 20
 _CONTENTS = "contents.json"
 
 logger = logging.getLogger(__name__)
@@ -113,18 +108,12 @@ def store_files(
             stack.enter_context(_alone(folder))
         missing = {path: folder for path, folder in stores.items() if not folder.exists()}
         if missing:
-            _store(missing, rules, processes or _worth(missing))
+            _store(missing, rules, processes or processes_worth(missing))
         found = [_STORED.validate_json((stores[path] / _CONTENTS).read_bytes()) for path in paths]
         for stored in found:
             if not stored.report.ok and not keep_bad:
                 shutil.rmtree(stored.folder, ignore_errors=True)
     return found
-
-
-def _worth(paths: Iterable[Path]) -> int:
-    """How many processes the work is worth: one where starting others would take longer."""
-    size = sum(path.stat().st_size for path in paths)
-    return 1 if size < _SMALL_BYTES else len(os.sched_getaffinity(0))
 
 
 def _fingerprint(path: Path, rules: RowRules) -> str:
@@ -172,11 +161,9 @@ def _store(stores: Mapping[Path, Path], rules: RowRules, processes: int) -> None
     with ExitStack() as stack:
         for folder in partial.values():
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        pool = stack.enter_context(ThreadPoolExecutor(processes))
-        stack.callback(pool.shutdown, cancel_futures=True)
-        play = _store_span if processes == 1 else _store_span_apart
+        workers = stack.enter_context(Workers(processes))
         results = {
-            path: [pool.submit(play, span, rules, threads) for span in spans[path]]
+            path: [workers.submit(_store_span, span, rules, threads) for span in spans[path]]
             for path in spans
         }
         for path in spans:
@@ -190,58 +177,10 @@ def _store(stores: Mapping[Path, Path], rules: RowRules, processes: int) -> None
 
 
 def _spans(path: Path, folder: Path) -> list[_Span]:
-    """Cut a file into runs of row groups of about equal size, one if it cannot be read."""
-    try:
-        with open_parquet(path) as file:
-            groups = [file.metadata.row_group(at) for at in range(file.num_row_groups)]
-    except (pa.ArrowException, OSError):
-        groups = []
-    while groups and not groups[-1].num_rows:
-        groups.pop()
-    share = sum(group.total_byte_size for group in groups) / _MOST_SHARDS
-    spans: list[_Span] = []
-    start, first_row, size, rows = 0, 1, 0, 0
-    for stop, group in enumerate(groups, 1):
-        size, rows = size + group.total_byte_size, rows + group.num_rows
-        if stop == len(groups) or (rows and size >= share):
-            spans.append(_Span(path, range(start, stop), first_row, folder / f"{start}.arrow"))
-            start, first_row, size, rows = stop, first_row + rows, 0, 0
-    return spans or [_Span(path, range(0), 1, folder / "0.arrow")]
-
-
-def _store_span_apart(span: _Span, rules: RowRules, threads: int) -> tuple[Shard, Report]:
-    """:func:`_store_span` in a process of its own.
-
-    Neither forked, since this process may have threads of Ray or torch, nor by multiprocessing,
-    which would run the main program once more.
-    """
-    answer = subprocess.run(
-        [sys.executable, "-c", f"from {__name__} import _answer; _answer()"],
-        input=pickle.dumps((span, rules, threads)),
-        capture_output=True,
-        check=False,
-    )
-    if answer.returncode:
-        raise DataError(
-            f"{span.path}: the process that checked it ended with {answer.returncode}, if it was "
-            "killed perhaps for lack of memory; fewer at once (data.check_processes) need less. "
-            + answer.stderr.decode(errors="replace")[-2000:]
-        )
-    result: tuple[Shard, Report] | DataError = pickle.loads(answer.stdout)
-    if isinstance(result, DataError):
-        raise result
-    return result
-
-
-def _answer() -> None:
-    """Do the work that comes by standard input; what plugins print goes elsewhere."""
-    output, sys.stdout = sys.stdout.buffer, sys.stderr
-    result: tuple[Shard, Report] | DataError
-    try:
-        result = _store_span(*pickle.load(sys.stdin.buffer))
-    except DataError as error:
-        result = error
-    output.write(pickle.dumps(result))
+    return [
+        _Span(path, groups, first_row, folder / f"{groups.start}.arrow")
+        for groups, first_row in runs_of_row_groups(path)
+    ]
 
 
 def _store_span(span: _Span, rules: RowRules, threads: int) -> tuple[Shard, Report]:

@@ -12,7 +12,7 @@ from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError
 from deepeyes_plugins.data.files import json_rows, refuse_late_images
 from deepeyes_plugins.data.findings import Finding, Problem, Report
 from deepeyes_plugins.data.formatter import doubts, format_row, format_sharegpt
-from deepeyes_plugins.data.image_checks import file_findings
+from deepeyes_plugins.data.image_checks import see_image
 from deepeyes_plugins.data.media import MediaError, MediaRoot
 from deepeyes_plugins.data.row_checks import check_rows
 
@@ -65,4 +65,6 @@ def image_findings(conversation: Conversation, media_root: MediaRoot) -> Iterato
         media_root: What paths are relative to.
     """
     for number, image in enumerate(conversation.images, 1):
-        yield from file_findings(number, image, media_root)
+        seen = see_image(number, image, media_root)
+        if isinstance(seen, Finding):
+            yield seen

@@ -61,9 +61,9 @@ class EncodedImage:
         Raises:
             ImageError: The bytes are no image.
         """
-        image = self._open()
+        image = self.open()
         width, height = image.size
-        return (height, width) if _orientation(image) in _ON_THEIR_SIDE else (width, height)
+        return (height, width) if exif_orientation(image) in _ON_THEIR_SIDE else (width, height)
 
     @cached_property
     def media_type(self) -> str:
@@ -72,7 +72,7 @@ class EncodedImage:
         Raises:
             ImageError: The bytes are no image.
         """
-        image = self._open()
+        image = self.open()
         # Multi-picture files are JPEG files with more behind them; servers know only the latter.
         format = "JPEG" if image.format == "MPO" else image.format
         return Image.MIME.get(format or "", "application/octet-stream")
@@ -86,9 +86,11 @@ class EncodedImage:
         Raises:
             ImageError: The bytes are no image, are cut short, or hold too many pixels.
         """
-        file = self._open()
+        file = self.open()
         try:
-            return _as_rgb(file if _orientation(file) is None else ImageOps.exif_transpose(file))
+            return _as_rgb(
+                file if exif_orientation(file) is None else ImageOps.exif_transpose(file)
+            )
         # Decoders raise whatever they stumble on: struct.error, KeyError, zlib.error, ...
         except Exception as error:
             raise ImageError(f"the image cannot be decoded: {error}") from error
@@ -99,10 +101,15 @@ class EncodedImage:
         Raises:
             ImageError: The bytes are no readable image.
         """
-        turned = _orientation(self._open()) not in (None, 1)
+        turned = exif_orientation(self.open()) not in (None, 1)
         return EncodedImage.from_pil(self.pil()) if turned else self
 
-    def _open(self) -> ImageFile.ImageFile:
+    def open(self) -> ImageFile.ImageFile:
+        """Read the header; Pillow decodes the pixels, as they are stored, when they are needed.
+
+        Raises:
+            ImageError: The bytes are no image, or hold too many pixels.
+        """
         try:
             image = Image.open(io.BytesIO(self.data), formats=FORMATS)
         except Exception as error:
@@ -124,8 +131,8 @@ class EncodedImage:
         return f"EncodedImage({len(self.data)} bytes, sha256={self.sha256[:12]})"
 
 
-def _orientation(image: Image.Image) -> int | None:
-    """EXIF orientation 1 to 8; ``None`` where the image has none or its EXIF data are broken."""
+def exif_orientation(image: Image.Image) -> int | None:
+    """Return the orientation 1 to 8; ``None`` where there is none or the EXIF data are broken."""
     try:
         value = image.getexif().get(_ORIENTATION)
     except Exception:
