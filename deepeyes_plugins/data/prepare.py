@@ -35,11 +35,11 @@ from deepeyes_plugins.data.files import (
 )
 from deepeyes_plugins.data.findings import DataError, Problem
 from deepeyes_plugins.data.formatter import check_opening, format_sharegpt
-from deepeyes_plugins.data.image_checks import file_findings
 from deepeyes_plugins.data.media import MediaError, MediaPlaces, MediaRoot, read_media
 from deepeyes_plugins.data.output import one_at_a_time, refuse_inputs, whole_file, write_text
 from deepeyes_plugins.data.rl_checks import RowRules, rl_findings
 from deepeyes_plugins.data.rl_repair import common_schema, repair_rl_row
+from deepeyes_plugins.data.sft_checks import image_findings
 from deepeyes_plugins.data.sft_repair import repair_sft_row
 from deepeyes_plugins.data.writers import DATASET_INFO, register_dataset, row_writer
 
@@ -353,9 +353,8 @@ def _sft_faults(row: Mapping[str, Any], prefill: str, decode: bool) -> Iterator[
         yield Fault("messages", str(error))
         return
     if decode:
-        for number, image in enumerate(conversation.images, 1):
-            for finding in file_findings(number, image, _ANYWHERE):
-                yield Fault(finding.key, finding.reason)
+        for finding in image_findings(conversation, _ANYWHERE):
+            yield Fault(finding.key, finding.reason)
 
 
 def _make(

@@ -250,8 +250,16 @@ def broken(folder: Path) -> dict[str, tuple[list[Path], str]]:
 
 @pytest.mark.parametrize(
     "name",
-    ["cut JSON", "not UTF-8", "a table", "a cut zip", "no rows", "no file", "another kind"]
-    + ["an empty folder"],
+    [
+        "cut JSON",
+        "not UTF-8",
+        "a table",
+        "a cut zip",
+        "no rows",
+        "no file",
+        "another kind",
+        "an empty folder",
+    ],
 )
 def test_a_source_that_cannot_be_read_is_an_error(name: str, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
@@ -417,7 +425,7 @@ def test_rl_files_are_repaired_into_one_schema(
     assert [row["env_name"] for row in rows] == ["deepeyes_v2"] * 4
     assert [len(row["images"]) for row in rows] == [1, 1, 1, 0]
     assert rows[2]["images"][0]["bytes"] == third["images"][0]["bytes"]
-    assert [row["reward_model"]["ground_truth"] for row in rows][0] == "4.0"
+    assert rows[0]["reward_model"]["ground_truth"] == "4.0"
     assert rows[2]["reward_model"]["ground_truth"] == third["extra_info"]["answer"]
     assert rows[0]["extra_info"]["index"] == "5"
     assert rows[1]["prompt"] == second["prompt"]
