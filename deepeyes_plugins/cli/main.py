@@ -114,3 +114,4 @@ _mount(search, "query", "Ask the search of the settings from here.", "search:que
 _mount(reward, "score", "Score stored trajectories as in training.", "reward:score")
 _mount(prepare, "sft", "A data set for LLaMA-Factory.", "data_prepare:sft")
 _mount(prepare, "rl", "Parquet files for verl.", "data_prepare:rl")
+_mount(data, "prompt", "The system prompt of a data set, byte for byte.", "data_prompt:prompt")
