@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,9 +16,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from deepeyes_plugins.cli.search_index import AsJson, complain
-from deepeyes_plugins.data.findings import DataError
-from deepeyes_plugins.data.prepare import Prepared, prepare_rl, prepare_sft
+from deepeyes_plugins.data.changes import Fault, Outcome, report_lines
+from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.findings import DataError, Finding
+from deepeyes_plugins.data.image_checks import see_image
+from deepeyes_plugins.data.media import read_media
+from deepeyes_plugins.data.output import refuse_inputs, write_text
+from deepeyes_plugins.data.prepare import Prepared, find_files, open_places, prepare_rl, prepare_sft
 from deepeyes_plugins.data.rl_checks import RowRules
+from deepeyes_plugins.search.image_cache import ImageCacheError
+from deepeyes_plugins.search.image_conversion import convert
 from deepeyes_plugins.settings import SettingsError, load_settings
 
 Sources = Annotated[
@@ -123,6 +131,72 @@ def rl(
             progress=progress,
         )
     _show(prepared, as_json, strict, keep_bad)
+
+
+def search_cache(
+    sources: Sources,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The cache, a file.", show_default=False)
+    ],
+    media: Media = None,
+    questions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Parquet file with the questions' images, so that answers are found by image too; "
+            "repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the cache that the image provider `cache` reads, and a report of what is not in it.
+
+    As `deepeyes search image-cache convert`, but of folders and with images in zip files.
+    """
+    report = output.with_name(f"{output.name}.report.jsonl")
+    lines: list[str] = []
+    with complaints():
+        files = find_files(sources, (".json", ".pkl"), "JSON or pickle")
+        folders = [path for path in [*sources, *(media or ())] if path.is_dir()]
+        refuse_inputs([output, report], [*folders, *files])
+        archives = [path for path in sources if path.suffix == ".zip"]
+        places = open_places(media or [*folders, *(file.parent for file in files), *archives])
+
+        def read_image(root: Path, name: str) -> bytes:
+            del root
+            try:
+                data = read_media(places.locate(name))
+                seen = see_image(1, data)
+                reason = seen.reason if isinstance(seen, Finding) else ""
+            except RowError as error:
+                reason = str(error)
+            if reason:
+                fault = Outcome(None, faults=[Fault("cached_images_path", f"{name}: {reason}")])
+                lines.append(report_lines(str(places), None, fault, kept=False))
+                raise FileNotFoundError(name)
+            return data
+
+        try:
+            with row_bars() as progress:
+                counts = convert(
+                    files,
+                    output,
+                    read_image=read_image,
+                    questions=questions or (),
+                    progress=lambda what, done, total: progress(what, done, total or None),
+                )
+        except (ImageCacheError, sqlite3.Error, OSError) as error:
+            complain(f"{output}: {error}")
+        write_text(report, "".join(lines))
+    facts = {"files": [str(output)], "report": str(report), **counts}
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        for name, value in facts.items():
+            Console().print(f"{name:16} {value}", highlight=False, markup=False, soft_wrap=True)
+    if strict and counts["missing"]:
+        raise typer.Exit(1)
 
 
 @contextmanager

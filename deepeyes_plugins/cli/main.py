@@ -114,6 +114,7 @@ _mount(search, "query", "Ask the search of the settings from here.", "search:que
 _mount(reward, "score", "Score stored trajectories as in training.", "reward:score")
 _mount(prepare, "sft", "A data set for LLaMA-Factory.", "data_prepare:sft")
 _mount(prepare, "rl", "Parquet files for verl.", "data_prepare:rl")
+_mount(prepare, "search-cache", "Answers of image searches.", "data_prepare:search_cache")
 _mount(data, "prompt", "The system prompt of a data set, byte for byte.", "data_prompt:prompt")
 _mount(data, "merge", "One file of several, by source.", "data_combine:merge")
 _mount(data, "split", "Hold out rows for validation, by source.", "data_combine:split")

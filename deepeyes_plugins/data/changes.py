@@ -59,12 +59,12 @@ class Outcome:
     faults: list[Fault] = field(default_factory=list)
 
 
-def report_lines(file: str, number: int, outcome: Outcome, *, kept: bool) -> str:
+def report_lines(file: str, number: int | None, outcome: Outcome, *, kept: bool) -> str:
     """Put what became of a row into JSON lines, empty if nothing did.
 
     Args:
         file: The file that the row came from.
-        number: Of the row, counted from 1.
+        number: Of the row, counted from 1; ``None`` if no row is concerned.
         outcome: What became of it.
         kept: Whether the row was written.
     """

@@ -29,6 +29,7 @@ from deepeyes_plugins.data.rl_checks import check_rl_parquet
 from deepeyes_plugins.data.sft_checks import check_sft_file
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.task import split_examples
+from deepeyes_plugins.search.image_cache import ImageCache
 from tests.data.test_checks import PLAIN, image_bytes, with_image, write
 from tests.data.test_media import zipped
 
@@ -503,3 +504,30 @@ def test_the_command_reports_for_people_and_machines(source: Path, tmp_path: Pat
     assert answer.returncode == 1
     assert (facts["rows"], facts["written"], facts["bad"]) == (6, 5, 1)
     assert "sft_part_2.json, row 1" in facts["faults"][0]
+
+
+def test_a_search_cache_is_made_of_a_folder_with_a_zip_file(tmp_path: Path) -> None:
+    folder, out = tmp_path / "published", tmp_path / "cache.sqlite"
+    folder.mkdir()
+    zipped(folder / "images.zip", {"images/a.png": image_bytes()})
+    entry = {
+        "tool_returned_web_title": ["A", "B", "C", "D"],
+        "cached_images_path": ["images/a.png", None, "gone.png", "../a.png"],
+    }
+    (folder / "cache.json").write_text(json.dumps({"q1": entry}))
+    before = contents(folder)
+
+    answer = subprocess.run(
+        [*PREPARE, "search-cache", str(folder), "-o", str(out), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert answer.returncode == 0, answer.stderr
+    facts = json.loads(answer.stdout)
+    assert (facts["answers"], facts["thumbnails"], facts["null"], facts["missing"]) == (1, 1, 1, 2)
+    assert ImageCache(out).counts()["answers"] == 1
+    reasons = [one["reason"] for one in lines(Path(facts["report"]))]
+    assert "gone.png: there is no such file" in reasons[0] and ".. in it" in reasons[1]
+    assert contents(folder) == before
