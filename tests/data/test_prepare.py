@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -332,10 +333,20 @@ def test_finished_parts_are_not_done_again(source: Path, tmp_path: Path) -> None
 
 
 @contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """No file may grow beyond ``size`` bytes: writing fails as on a full disk."""
+def full_disk(folder: Path, size: int) -> Iterator[None]:
+    """Let ``folder`` be a disk of ``size`` bytes; where nobody may mount, let no file be longer."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode == 0:
+        try:
+            yield
+            shutil.copytree(folder, kept := folder.with_name("kept"))
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 3, hard))
     try:
         yield
     finally:
@@ -344,14 +355,26 @@ def files_up_to(size: int) -> Iterator[None]:
 
 def test_no_space_left_is_told_and_what_was_finished_is_kept(tmp_path: Path) -> None:
     small = write(tmp_path / "0.json", [PLAIN])
-    large = write(tmp_path / "1.json", [PLAIN] * 300)
+    large = write(tmp_path / "1.json", [PLAIN] * 1000)
+    out = tmp_path / "out"
 
-    with files_up_to(20_000), pytest.raises(DataError, match=r"1.* cannot be written: File too"):
-        prepare_sft([small, large], tmp_path / "out")
+    with full_disk(out, 64 << 10):
+        with pytest.raises(DataError, match=r"1\.\w+ cannot be written: .*make room"):
+            prepare_sft([small, large], out)
+        assert not [path for path in out.rglob("*") if "partial" in path.name]
+        assert [path.name for path in out.rglob("0.*")]
 
-    assert not [path for path in (tmp_path / "out").rglob("*") if "partial" in path.name]
-    resumed = prepare_sft([small, large], tmp_path / "out")
-    assert (resumed.found, resumed.summary.written) == (1, 301)
+    resumed = prepare_sft([small, large], out)
+    assert (resumed.found, resumed.summary.written) == (1, 1001)
+
+
+def test_no_space_left_for_parquet(rl_rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    source, out = write_parquet(tmp_path / "in" / "x.parquet", rl_rows * 30), tmp_path / "out"
+
+    with full_disk(out, 16 << 10):
+        with pytest.raises(DataError, match=r"x\.parquet cannot be written: .*make room"):
+            prepare_rl([source], out)
+        assert not list(out.glob("*.parquet"))
 
 
 @pytest.mark.parametrize("part", [0, 1])
