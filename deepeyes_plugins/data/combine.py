@@ -328,7 +328,7 @@ class _Rows:
         )
 
     def _digest(self, row: Mapping[str, Any]) -> bytes:
-        """Name what a row asks: the text of the question and the images in it."""
+        """Name what a row asks: the question's words and images, whatever their order."""
         texts = []
         messages = row["prompt"] if self.is_rl else row["messages"]
         for message in messages if isinstance(messages, list) else []:
@@ -337,9 +337,11 @@ class _Rows:
                 break
             if role == "user":
                 texts.append(str(message["content"]))
-        question = " ".join(" ".join(texts).split()).casefold()
-        digest = hashlib.blake2b(question.encode("utf-8", "surrogatepass"), digest_size=16)
-        for image in row["images"][: question.count(IMAGE_PLACEHOLDER)]:
-            data = image["bytes"] if self.is_rl else read_media(image)
-            digest.update(hashlib.blake2b(data or b"").digest())
+        question = " ".join(texts)
+        shown = row["images"][: question.count(IMAGE_PLACEHOLDER)]
+        words = question.replace(IMAGE_PLACEHOLDER, " ").casefold().split()
+        digest = hashlib.blake2b(" ".join(words).encode("utf-8", "replace"), digest_size=16)
+        files = ((image["bytes"] if self.is_rl else read_media(image)) or b"" for image in shown)
+        for image in sorted(hashlib.blake2b(data).digest() for data in files):
+            digest.update(image)
         return digest.digest()

@@ -95,6 +95,22 @@ def test_merge_takes_what_is_asked_for(rl_files: Path, tmp_path: Path) -> None:
     assert whole.files == {out: {"perception": 60, "reason": 40}}
 
 
+def test_case_white_space_and_place_of_an_image_make_no_other_question(tmp_path: Path) -> None:
+    rows = [rl_row(1, "perception") for _ in range(3)]
+    rows[1]["prompt"][0]["content"] = "what  IS 1? <image>"
+    rows[2]["prompt"][0]["content"] = "<image>What is 2?"
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in" / "x.parquet")
+
+    combined = merge([tmp_path / "in"], tmp_path / "out.parquet", drop_duplicates=True)
+
+    assert [text for text, _ in asked(tmp_path / "out.parquet")] == [
+        "<image>What is 1?",
+        "<image>What is 2?",
+    ]
+    assert combined.duplicates == 1
+
+
 def test_sft_rows_keep_their_images_and_columns(tmp_path: Path) -> None:
     """Images keep their places though the rows move elsewhere; sources are files or a column."""
     folder = tmp_path / "in"
