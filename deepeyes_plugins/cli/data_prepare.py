@@ -22,7 +22,14 @@ from deepeyes_plugins.data.findings import DataError, Finding
 from deepeyes_plugins.data.image_checks import see_image
 from deepeyes_plugins.data.media import read_media
 from deepeyes_plugins.data.output import refuse_inputs, write_text
-from deepeyes_plugins.data.prepare import Prepared, find_files, open_places, prepare_rl, prepare_sft
+from deepeyes_plugins.data.prepare import (
+    REPORT_NAME,
+    Prepared,
+    find_files,
+    open_places,
+    prepare_rl,
+    prepare_sft,
+)
 from deepeyes_plugins.data.rl_checks import RowRules
 from deepeyes_plugins.search.image_cache import ImageCacheError
 from deepeyes_plugins.search.image_conversion import convert
@@ -154,7 +161,7 @@ def search_cache(
 
     As `deepeyes search image-cache convert`, but of folders and with images in zip files.
     """
-    report = output.with_name(f"{output.name}.report.jsonl")
+    report = output.with_name(f"{output.name}.{REPORT_NAME}")
     lines: list[str] = []
     with complaints():
         files = find_files(sources, (".json", ".pkl"), "JSON or pickle")

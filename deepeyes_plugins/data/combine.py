@@ -20,7 +20,7 @@ from typing import Any, Literal
 from deepeyes_plugins.data.changes import Outcome
 from deepeyes_plugins.data.files import Row, json_rows, parquet_rows
 from deepeyes_plugins.data.findings import DataError, Problem
-from deepeyes_plugins.data.media import read_media
+from deepeyes_plugins.data.media import MediaRoot, is_archived, read_media
 from deepeyes_plugins.data.output import refuse_inputs
 from deepeyes_plugins.data.prepare import (
     Progress,
@@ -317,15 +317,20 @@ class _Rows:
             self._progress(file.name, done, done)
 
     def _outcome(self, value: Mapping[str, Any]) -> Outcome:
-        locate = self._places.locate
         if self._schema is None:
-            return repair_sft_row(value, locate=locate, columns=sorted(self._columns))
+            return repair_sft_row(value, locate=self._locate, columns=sorted(self._columns))
         return repair_rl_row(
             value,
             schema=self._schema,
             environment=RowRules().environment,
-            read_image=lambda name: read_media(locate(name)),
+            read_image=lambda name: read_media(self._locate(name)),
         )
+
+    def _locate(self, name: str) -> str:
+        """Take what `prepare` has written as it is: that names places outside of the sources."""
+        if is_archived(name) or os.path.isabs(name):
+            return MediaRoot(None).locate(name)
+        return self._places.locate(name)
 
     def _digest(self, row: Mapping[str, Any]) -> bytes:
         """Name what a row asks: the question's words and images, whatever their order."""

@@ -157,7 +157,10 @@ class MediaPlaces:
         if is_archived(name):
             archive = _split(name)[1].absolute()
             if all(place.archive != archive for place in self.places):
-                raise RowError(f"{archive} is none of the places to look in: {self}")
+                raise RowError(
+                    f"{archive} is none of the places to look in, {self}; name it as a place of "
+                    "images to allow that"
+                )
             return MediaRoot(None).locate(name)
         plain = name.removeprefix("file://").replace("\\", "/")
         if ".." in plain.split("/"):

@@ -43,8 +43,8 @@ from deepeyes_plugins.data.sft_checks import image_findings
 from deepeyes_plugins.data.sft_repair import repair_sft_row
 from deepeyes_plugins.data.writers import DATASET_INFO, register_dataset, row_writer
 
-REPORT_NAME = "report.jsonl"
-"""Holds every change and every row that was left out."""
+REPORT_NAME = "report.ndjson"
+"""Holds every change and every row that was left out; JSON lines that nobody takes for data."""
 
 _WORK = ".prepare"
 _LAYOUT = 1
@@ -168,7 +168,11 @@ def prepare_sft(
     around = [path for path in sources if path.is_dir()] + [file.parent for file in files]
     places = open_places(media or [*dict.fromkeys(around), *archives])
     refuse_inputs([output], [path for path in [*sources, *media] if path.is_dir()])
-    target, info, report = output / f"{name}.jsonl", output / DATASET_INFO, output / REPORT_NAME
+    target, info, report = (
+        output / f"{name}.jsonl",
+        output / DATASET_INFO,
+        output / f"{name}.{REPORT_NAME}",
+    )
     refuse_inputs([target, info, report], [*files, *archives])
 
     def repair(value: Mapping[str, Any]) -> Outcome:

@@ -14,6 +14,7 @@ import pytest
 
 from deepeyes_plugins.data.combine import Amounts, merge, split
 from deepeyes_plugins.data.findings import DataError
+from deepeyes_plugins.data.prepare import prepare_sft
 from deepeyes_plugins.data.rl_checks import check_rl_parquet
 from deepeyes_plugins.data.sft_checks import check_sft_file
 from tests.data.test_checks import PLAIN, image_bytes, with_image, write
@@ -132,6 +133,21 @@ def test_sft_rows_keep_their_images_and_columns(tmp_path: Path) -> None:
     assert check_sft_file(train).problems == check_sft_file(validation).problems == []
     info = json.loads((tmp_path / "out" / "dataset_info.json").read_text())
     assert info.keys() == {"train", "validation"}
+
+
+def test_prepared_rows_keep_the_places_that_prepare_found(tmp_path: Path) -> None:
+    published = tmp_path / "published"
+    published.mkdir()
+    zipped(published / "images.zip", {"images/1.png": IMAGES[0]})
+    (published / "2.png").write_bytes(IMAGES[1])
+    write(published / "x.json", [with_image("images/1.png"), with_image("2.png")] * 2)
+    prepared = prepare_sft([published], tmp_path / "prepared").files[0]
+
+    merged = tmp_path / "elsewhere" / "all.jsonl"
+    merge([prepared.parent], merged)
+
+    assert merged.read_bytes() == prepared.read_bytes()
+    assert check_sft_file(merged).problems == []
 
 
 def test_the_first_row_of_json_lines_has_images(tmp_path: Path) -> None:

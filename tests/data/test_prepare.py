@@ -76,6 +76,13 @@ def test_parts_become_one_data_set_whose_images_stay_in_their_zip_file(
     assert contents(source) == before
 
 
+def test_what_was_prepared_can_be_prepared_again(source: Path, tmp_path: Path) -> None:
+    """In particular the report beside the data is not taken for data."""
+    prepare_sft([source], tmp_path / "out")
+    again = prepare_sft([tmp_path / "out"], tmp_path / "again", media=[source])
+    assert (again.summary.written, again.summary.changes) == (5, {})
+
+
 def test_every_change_is_told(source: Path, tmp_path: Path) -> None:
     prepared = prepare_sft([source], tmp_path / "out")
 
