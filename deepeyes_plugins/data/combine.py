@@ -9,6 +9,7 @@ split.
 from __future__ import annotations
 
 import hashlib
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
