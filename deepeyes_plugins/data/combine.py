@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from deepeyes_plugins.data.changes import Outcome
 from deepeyes_plugins.data.files import Row, json_rows, parquet_rows
@@ -36,7 +36,6 @@ from deepeyes_plugins.data.sft_repair import repair_sft_row
 from deepeyes_plugins.data.writers import DATASET_INFO, register_dataset, row_writer
 from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
 
-Kind = Literal["sft", "rl"]
 _REPORT_EVERY = 100
 _NOT_EXTRA = {"messages", "conversations", "images", "system"}
 

@@ -160,8 +160,9 @@ def _images(value: Any, read_image: ReadImage, outcome: Outcome) -> list[Any]:
     for number, image in enumerate(value, 1):
         entry: dict[str, Any] = {"bytes": None, "path": None}
         if isinstance(image, Mapping):
-            entry["bytes"] = image.get("bytes") or image.get("image")
-            entry["path"] = image.get("path")
+            data = image.get("bytes") or image.get("image")
+            entry["bytes"] = data if isinstance(data, bytes) else None
+            entry["path"] = image.get("path") or (data if isinstance(data, str) else None)
         elif isinstance(image, bytes):
             entry["bytes"] = image
         elif isinstance(image, str):

@@ -482,6 +482,22 @@ def test_rl_rows_that_cannot_be_repaired_are_left_out(
     assert (kept.found, kept.summary.written) == (0, 3)
 
 
+@pytest.mark.parametrize("key", ["bytes", "path"])
+def test_rl_rows_cannot_name_images_outside_of_the_source(
+    key: str, rl_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "secret.png").write_bytes(rl_rows[0]["images"][0]["bytes"])
+    names = [str(tmp_path / "secret.png"), "../secret.png"]
+    rows = [spoilt(rl_rows[0], images=[{key: name}]) for name in names]
+    good = spoilt(rl_rows[1], images=[])
+    good["prompt"] = [{"role": "user", "content": "2 + 2?"}]
+    source = write_parquet(tmp_path / "in" / "x.parquet", [*rows, good])
+
+    prepared = prepare_rl([source], tmp_path / "out")
+
+    assert (prepared.summary.bad, prepared.summary.written) == (2, 1)
+
+
 def test_a_cut_parquet_file_does_not_undo_the_others(
     rl_rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
