@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from deepeyes_plugins.cli.data_prepare import complaints, row_bars
 from deepeyes_plugins.cli.search_index import AsJson
@@ -66,7 +65,7 @@ def _chosen(path: Path, found: list[SystemPrompt], which: str) -> SystemPrompt:
         return matching[0]
     if len(matching) == 1:
         raise DataError(f"{path}: such rows have no system prompt")
-    listed = "\n".join(f"  {escape(_line(one))}" for one in found)
+    listed = "\n".join(f"  {_line(one)}" for one in found)
     told = f"none called {which}" if which and not matching else "several system prompts"
     raise DataError(f"{path}: {told}; choose one by --which NAME:\n{listed}")
 
