@@ -209,8 +209,10 @@ def runs_of_row_groups(path: Path) -> list[tuple[range, int]]:
     return runs or [(range(0), 1)]
 
 
-def row_batches(file: pq.ParquetFile, row_groups: range | None) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of some row groups, a few at a time.
+def row_batches(
+    file: pq.ParquetFile, row_groups: range | None, columns: list[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of some row groups, a few at a time, with all columns or some.
 
     A row group of more than 2 GiB of nested binary cannot be read at once (Arrow's offsets have 32
     bits), and threads or buffering ahead would hold all of it in memory. What is held is a page or
@@ -218,5 +220,5 @@ def row_batches(file: pq.ParquetFile, row_groups: range | None) -> Iterator[pa.R
     """
     groups = range(file.num_row_groups) if row_groups is None else row_groups
     yield from file.iter_batches(
-        batch_size=ROWS_AT_A_TIME, row_groups=list(groups), use_threads=False
+        batch_size=ROWS_AT_A_TIME, row_groups=list(groups), columns=columns, use_threads=False
     )

@@ -23,7 +23,7 @@ from deepeyes_plugins.protocol.actions import AnswerAction, MalformedAction, par
 from deepeyes_plugins.protocol.content import Role
 from deepeyes_plugins.protocol.dialect import CONTROL_TOKENS, IMAGE_PLACEHOLDER, VISION_TOKENS
 
-_ROLES: Mapping[str, Role] = {
+ROLES: Mapping[str, Role] = {
     "system": "system",
     "user": "user",
     "human": "user",
@@ -33,6 +33,8 @@ _ROLES: Mapping[str, Role] = {
     "gpt": "assistant",
     "function_call": "assistant",
 }
+"""What the roles of ShareGPT-style rows are in a chat template."""
+
 _RESERVED = ("<video>", "<audio>", "<|im_end|>", *VISION_TOKENS, *CONTROL_TOKENS)
 _RESERVED_RESTS = tuple(token[1:] for token in _RESERVED)
 _PLACEHOLDER_REST = IMAGE_PLACEHOLDER[1:]
@@ -204,11 +206,11 @@ def _turns(row: Mapping[str, Any]) -> Iterator[tuple[Role, str]]:
         role, content = message.get("role"), message.get("content")
         if role is None and content is None:
             role, content = message.get("from"), message.get("value")
-        if not isinstance(role, str) or role not in _ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise RowError(f"turn {number} has the unknown role {role!r}")
         if not isinstance(content, str):
             raise RowError(f"turn {number} ({role}) is a {type(content).__name__}, not a string")
-        yield _ROLES[role], content
+        yield ROLES[role], content
 
 
 def _images(row: Mapping[str, Any]) -> list[Any]:

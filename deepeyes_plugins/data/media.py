@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -40,10 +40,12 @@ class MediaRoot:
     Attributes:
         folder: A folder; ``None`` if there is only a zip file.
         archive: A zip file; ``None`` if there is only a folder.
+        reads_archives: Whether names may be addresses in zip files.
     """
 
     folder: Path | None
     archive: Path | None = None
+    reads_archives: bool = True
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -67,32 +69,138 @@ class MediaRoot:
     def locate(self, name: str) -> str:
         """Return the path or the address of an image.
 
-        The folder comes first, then the zip file, then ``name`` as it is. In a zip file called
-        ``images.zip`` the folder ``images/`` may be there or not, whatever the row says: people
-        pack with and without it.
+        An address stays as it is. Otherwise the folder comes first, then the zip file, then
+        ``name`` as it is. In a zip file called ``images.zip`` the folder ``images/`` may be there
+        or not, whatever the row says: people pack with and without it.
 
         Raises:
             RowError: There is no such file.
         """
+        if is_archived(name):
+            return self._address(name)
         # Not by pathlib, which takes several times longer: a data set names many thousands.
         if self.folder is not None and os.path.isfile(path := os.path.join(self.folder, name)):
             return path
+        if packed := self.find_packed(name):
+            return packed
+        if Path(name).is_file():
+            return name
+        raise RowError(f"there is no such file in {self}")
+
+    def find_packed(self, name: str) -> str | None:
+        """Return the address of an image in the zip file; ``None`` if it is not there."""
         if self.archive is not None:
             members = _open(self.archive).NameToInfo
             for candidate in _member_names(name, self.archive.stem):
                 if candidate in members:
                     return f"{_SCHEME}{candidate}{_SEPARATOR}{self.archive}"
-        if Path(name).is_file():
-            return name
-        raise RowError(f"there is no such file in {self}")
+        return None
+
+    def _address(self, name: str) -> str:
+        member, archive = _split(name)
+        if not self.reads_archives:
+            raise RowError(
+                f"it is in the zip file {archive}, from which only the templates "
+                "deepeyes_qwen2_vl and deepeyes_qwen3_vl read"
+            )
+        try:
+            known = member in _open(archive).NameToInfo
+        except MediaError as error:
+            raise RowError(str(error)) from error
+        if not known:
+            raise RowError(f"there is no such file in {archive}")
+        return name
 
     def __str__(self) -> str:
         return " or ".join(str(place) for place in (self.folder, self.archive) if place)
 
 
+@dataclass(frozen=True, slots=True)
+class MediaPlaces:
+    """Folders and zip files that the images of downloaded data are looked for in.
+
+    What rows name is not trusted: a name that leads out of all places is refused, whether by
+    ``..``, as an absolute path or through a link.
+
+    Attributes:
+        places: In the order in which they are looked at.
+    """
+
+    places: tuple[MediaRoot, ...]
+
+    @classmethod
+    def open(cls, paths: Iterable[Path]) -> Self:
+        """Open folders, with the zip files that lie in them, and zip files.
+
+        Raises:
+            MediaError: One of them is neither, or a zip file cannot be read.
+        """
+        places: list[MediaRoot] = []
+        for path in paths:
+            path = path.absolute()
+            if path.is_dir():
+                places.append(MediaRoot(path))
+                places += (MediaRoot.open(archive) for archive in sorted(path.glob("*.zip")))
+            else:
+                places.append(MediaRoot.open(path))
+        return cls(tuple(dict.fromkeys(places)))
+
+    def locate(self, name: str) -> str:
+        """Return the absolute path or the address of an image.
+
+        Of an absolute path that is not there, as rows have that were made on another machine, the
+        longest end that is found in a place counts.
+
+        Raises:
+            RowError: There is no such file, or it is outside of the places.
+        """
+        if is_archived(name):
+            archive = _split(name)[1].absolute()
+            if all(place.archive != archive for place in self.places):
+                raise RowError(
+                    f"{archive} is none of the places to look in, {self}; name it as a place of "
+                    "images to allow that"
+                )
+            return MediaRoot(None).locate(name)
+        plain = name.removeprefix("file://").replace("\\", "/")
+        if ".." in plain.split("/"):
+            raise RowError("a path with .. in it may lead anywhere and is not followed")
+        candidates = [plain]
+        if plain.startswith("/"):
+            parts = [part for part in plain.split("/") if part]
+            candidates += ("/".join(parts[at:]) for at in range(len(parts)))
+        for candidate in candidates:
+            for place in self.places:
+                if place.folder is None:
+                    if packed := place.find_packed(candidate):
+                        return packed
+                elif os.path.isfile(path := os.path.join(place.folder, candidate)):
+                    if self._holds(path):
+                        return path
+                    if not plain.startswith("/"):
+                        raise RowError(
+                            f"a link leads to {os.path.realpath(path)}, which is outside of "
+                            f"{self}; name its folder as a place of images to allow that"
+                        )
+        raise RowError(f"there is no such file in {self}")
+
+    def _holds(self, path: str) -> bool:
+        real = os.path.realpath(path)
+        folders = (os.path.realpath(place.folder) for place in self.places if place.folder)
+        return any(os.path.commonpath((real, folder)) == folder for folder in folders)
+
+    def __str__(self) -> str:
+        return " or ".join(map(str, self.places))
+
+
 def is_archived(name: str) -> bool:
     """Whether ``name`` is the address of a file in a zip file."""
     return name.startswith(_SCHEME) and _SEPARATOR in name
+
+
+def _split(address: str) -> tuple[str, Path]:
+    member, _, archive = address.removeprefix(_SCHEME).rpartition(_SEPARATOR)
+    return member, Path(archive)
 
 
 def read_media(name: str) -> bytes:
@@ -106,9 +214,9 @@ def read_media(name: str) -> bytes:
             return Path(name).read_bytes()
         except OSError as error:
             raise RowError(f"the file cannot be read: {error}") from error
-    member, _, archive = name.removeprefix(_SCHEME).rpartition(_SEPARATOR)
+    member, archive = _split(name)
     try:
-        opened = _open(Path(archive))
+        opened = _open(archive)
         info = opened.NameToInfo[member]
         _refuse_unreadable(info)
         return opened.read(info)

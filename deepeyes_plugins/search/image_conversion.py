@@ -43,11 +43,25 @@ class _Entry(BaseModel):
 _ENTRIES = TypeAdapter(dict[str, _Entry])
 
 
+def read_beside(root: Path, name: str) -> bytes:
+    """Read an image file of a published cache.
+
+    Args:
+        root: Folder that its path starts from.
+        name: The path.
+
+    Raises:
+        OSError: It is not there, or somewhere else.
+    """
+    return _file(root, name).read_bytes()
+
+
 def convert(
     sources: Sequence[Path],
     output: Path,
     *,
     images: Path | None = None,
+    read_image: Callable[[Path, str], bytes] = read_beside,
     questions: Sequence[Path] = (),
     rules: FetchRules | None = None,
     longest_side: int = LONGEST_SIDE,
@@ -59,6 +73,8 @@ def convert(
         sources: The caches, ``.json`` or ``.pkl``; of two answers to one question the first counts.
         output: The new file; it appears when it is whole.
         images: Folder that relative paths of images start from; by default the source's own.
+        read_image: Reads an image, as :func:`read_beside` does; :class:`OSError` says that it is
+            not there.
         questions: Parquet files with the questions' images (``images``, and ``data_id`` or
             ``extra_info.index``), so that an answer is found by its image too.
         rules: How thumbnails that are addresses are fetched; ``None``: they are not, and their
@@ -83,7 +99,7 @@ def convert(
     counts: Counter[str] = Counter(answers=len(entries))
     with ImageCacheWriter(output) as writer:
         writer.fact("sources", json.dumps([str(source) for source in sources]))
-        asyncio.run(_answers(writer, entries, rules, longest_side, counts, progress))
+        asyncio.run(_answers(writer, entries, read_image, rules, longest_side, counts, progress))
         for done, (name, image) in enumerate(_images_of(questions), 1):
             if name not in entries:
                 continue
@@ -125,6 +141,7 @@ def read_entries(source: Path) -> Mapping[str, _Entry]:
 async def _answers(
     writer: ImageCacheWriter,
     entries: Mapping[str, tuple[_Entry, Path]],
+    read_image: Callable[[Path, str], bytes],
     rules: FetchRules | None,
     longest_side: int,
     counts: Counter[str],
@@ -142,7 +159,7 @@ async def _answers(
             is_address = place.startswith(("http://", "https://"))
             try:
                 if not is_address:
-                    image = thumbnail(_file(root, place).read_bytes(), longest_side)
+                    image = thumbnail(read_image(root, place), longest_side)
                 elif fetcher is not None:
                     image = thumbnail((await fetcher.fetch(place)).body, longest_side)
             except (ImageError, OSError, FetchError):

@@ -31,8 +31,8 @@ class PromptSettings(LayeredSettings):
     )
     system_prompt_file: Path | None = Field(
         None,
-        description="UTF-8 file with the system prompt. For a released checkpoint: the prompt of "
-        "its training data.",
+        description="UTF-8 file with the system prompt, which is sent as it stands there. For a "
+        "released checkpoint: what `deepeyes data prompt` writes of its training data.",
     )
 
     def resolve(self, agent: AgentSettings, benchmark: str = "") -> str | None:
@@ -50,7 +50,8 @@ class PromptSettings(LayeredSettings):
             if self.system_prompt is not None:
                 raise SettingsError("give system_prompt or system_prompt_file, not both")
             try:
-                return self.system_prompt_file.read_text(encoding="utf-8").strip() or None
+                # As it stands there: a checkpoint was trained with white space and line ends, too.
+                return self.system_prompt_file.read_bytes().decode("utf-8") or None
             except (OSError, UnicodeDecodeError) as error:
                 raise SettingsError(f"system_prompt_file cannot be read: {error}") from error
         if self.system_prompt is not None:

@@ -19,6 +19,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
 from verl.utils.tensordict_utils import get_tensordict
 
 from deepeyes_plugins.data.findings import DataError
+from deepeyes_plugins.data.prepare import prepare_rl
 from deepeyes_plugins.data.rl_rows import environment_name, task_from_row
 from deepeyes_plugins.hosts.verl.dataset import DeepEyesDataset
 from deepeyes_plugins.quickstart.datasets import write_rl
@@ -264,3 +265,22 @@ def test_what_is_odd_about_many_rows_is_said_once(
     open_dataset(stale, tmp_path / "good.parquet", tmp_path, processor)
     (said,) = [one.getMessage() for one in caplog.records if "(7 rows)" in one.getMessage()]
     assert "'code_toolbox_lingyi_v1' is a stale name and read as 'deepeyes_v2'" in said
+
+
+def test_prepared_files_are_read(
+    rows: list[dict[str, Any]], tmp_path: Path, processor: Any
+) -> None:
+    """Of published files that verl's own data set cannot read together, nor ours without loss."""
+    published = tmp_path / "published"
+    published.mkdir()
+    stale = {**rows[0], "env_name": "code_toolbox_lingyi_v1", "extra_info": {"index": 1}}
+    pq.write_table(pa.Table.from_pylist([stale]), published / "a.parquet")
+    bad = {**rows[1], "images": [{"bytes": b"rubbish", "path": None}]}
+    pq.write_table(pa.Table.from_pylist([*rows, bad]), published / "b.parquet")
+
+    files = [str(file) for file in prepare_rl([published], tmp_path / "out").files]
+
+    config = OmegaConf.create({"filter_overlong_prompts": False, "cache_dir": str(tmp_path)})
+    dataset = DeepEyesDataset(list(files), processor.tokenizer, config, processor)
+    assert [dataset[at]["env_name"] for at in range(len(dataset))] == ["deepeyes_v2"] * 4
+    assert len(RLHFDataset(list(files), processor.tokenizer, config, processor)) == 4

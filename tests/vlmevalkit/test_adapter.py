@@ -91,7 +91,7 @@ def test_the_system_prompt_describes_the_tools_or_comes_from_a_file(
     tmp_path: Path, make_model: MakeModel
 ) -> None:
     prompt = tmp_path / "prompt.txt"
-    prompt.write_text("As it was trained.\n", encoding="utf-8")
+    prompt.write_bytes(b" As it was\r\ntrained.\n")
     with ChatServer(lambda body: Reply("<answer>1</answer>")) as server:
         make_model(server.url, "deepeyes_v2").generate("x")
         make_model(server.url, system_prompt_file=str(prompt)).generate("x")
@@ -100,7 +100,7 @@ def test_the_system_prompt_describes_the_tools_or_comes_from_a_file(
     own, given, none = (body["messages"] for body in server.requests)
     assert "<code>\n```python" in own[0]["content"]
     assert "search" not in own[0]["content"]
-    assert given[0] == {"role": "system", "content": "As it was trained."}
+    assert given[0] == {"role": "system", "content": " As it was\r\ntrained.\n"}
     assert [message["role"] for message in none] == ["user"]
 
 

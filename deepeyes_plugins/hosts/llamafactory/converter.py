@@ -189,7 +189,7 @@ def _media(dataset_attr: DatasetAttr, data_args: DataArguments, *, archives: boo
             f"deepeyes_qwen2_vl and deepeyes_qwen3_vl read; template is {data_args.template}. "
             "Use one of these, or unpack the file."
         )
-    return replace(root, archive=None)
+    return replace(root, archive=None, reads_archives=False)
 
 
 def _bad_rows() -> BadRows:

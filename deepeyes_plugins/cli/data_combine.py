@@ -1,0 +1,126 @@
+"""``deepeyes data merge`` and ``deepeyes data split``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from deepeyes_plugins.cli.data_prepare import Media, complaints, row_bars
+from deepeyes_plugins.cli.search_index import AsJson
+from deepeyes_plugins.data import combine
+from deepeyes_plugins.data.combine import Amounts, Combined
+
+Sources = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Files and folders: all parquet (RL) or all JSON (SFT).", show_default=False
+    ),
+]
+By = Annotated[
+    str,
+    typer.Option(
+        metavar="COLUMN",
+        help="Column that names a row's source; by default data_source (RL) or source (SFT). Rows "
+        "without it have the name of their file.",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of the choice of rows.")]
+_AMOUNT = "[SOURCE=]AMOUNT"
+
+
+def merge(
+    sources: Sources,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A .parquet or .jsonl file.", show_default=False)
+    ],
+    take: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar=_AMOUNT,
+            help="How many rows to take, of one source or of each other: 100, or a share as 0.5; "
+            "repeatable. By default all.",
+            show_default=False,
+        ),
+    ] = None,
+    by: By = "",
+    seed: Seed = 0,
+    drop_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--drop-duplicates", help="Of rows that ask the same about the same images, the first."
+        ),
+    ] = False,
+    media: Media = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make one file of several; of prepared files, since bad rows stop it."""
+    with complaints(), row_bars() as progress:
+        combined = combine.merge(
+            sources,
+            output,
+            take=Amounts.parse(take) if take else None,
+            by=by,
+            seed=seed,
+            drop_duplicates=drop_duplicates,
+            media=media or (),
+            progress=progress,
+        )
+    _show(combined, as_json)
+
+
+def split(
+    sources: Sources,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder for `train` and `validation`.", show_default=False
+        ),
+    ],
+    validation: Annotated[
+        list[str],
+        typer.Option(
+            metavar=_AMOUNT,
+            help="How many rows to hold out, of one source or of each other: 100, or a share as "
+            "0.02; repeatable.",
+            show_default=False,
+        ),
+    ],
+    by: By = "",
+    seed: Seed = 0,
+    media: Media = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold out rows for validation; rows that ask the same stay on one side."""
+    with complaints(), row_bars() as progress:
+        combined = combine.split(
+            sources,
+            output,
+            Amounts.parse(validation),
+            by=by,
+            seed=seed,
+            media=media or (),
+            progress=progress,
+        )
+    _show(combined, as_json)
+
+
+def _show(combined: Combined, as_json: bool) -> None:
+    if as_json:
+        facts = {
+            "files": {str(file): sources for file, sources in combined.files.items()},
+            "duplicates": combined.duplicates,
+        }
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    console = Console()
+    for file, sources in combined.files.items():
+        console.print(f"{file}: {sum(sources.values()):,} rows", highlight=False, soft_wrap=True)
+        for source, count in sources.items():
+            console.print(f"  {count:>9,}  {escape(source)}", highlight=False)
+    if combined.duplicates:
+        console.print(f"{combined.duplicates:,} rows ask what another one asks", highlight=False)

@@ -1,0 +1,271 @@
+"""``deepeyes data prepare``: make of published data what the recipes read."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from deepeyes_plugins.cli.search_index import AsJson, complain
+from deepeyes_plugins.data.changes import Fault, Outcome, report_lines
+from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.findings import DataError, Finding
+from deepeyes_plugins.data.image_checks import see_image
+from deepeyes_plugins.data.media import read_media
+from deepeyes_plugins.data.output import refuse_inputs, write_text
+from deepeyes_plugins.data.prepare import (
+    REPORT_NAME,
+    Prepared,
+    find_files,
+    open_places,
+    prepare_rl,
+    prepare_sft,
+)
+from deepeyes_plugins.data.rl_checks import RowRules
+from deepeyes_plugins.search.image_cache import ImageCacheError
+from deepeyes_plugins.search.image_conversion import convert
+from deepeyes_plugins.settings import SettingsError, load_settings
+
+Sources = Annotated[
+    list[Path],
+    typer.Argument(
+        help="What was downloaded: data files, folders of such, zip files of images.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder for the result.", show_default=False)
+]
+Media = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Folder or zip file to look for images in; repeatable. By default where the data are, "
+        "with the zip files that lie there.",
+        show_default=False,
+    ),
+]
+KeepBad = Annotated[
+    bool, typer.Option("--keep-bad", help="Write rows that cannot be repaired as they are.")
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="End with status 1 if a row cannot be repaired.")
+]
+
+
+def sft(
+    sources: Sources,
+    output: Output,
+    name: Annotated[
+        str, typer.Option(help="Of the data set, as recipes name it.")
+    ] = "deepeyes_v2_sft",
+    media: Media = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Column to keep beside messages and images, as text; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    prefill: Annotated[
+        str,
+        typer.Option(
+            help="What every assistant turn has to begin with: '<think>' for the templates "
+            "deepeyes_*, '' for others."
+        ),
+    ] = "<think>",
+    no_decoding: Annotated[
+        bool, typer.Option("--no-decoding", help="Only see whether images are there.")
+    ] = False,
+    keep_bad: KeepBad = False,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a data set for LLaMA-Factory; what was finished before is not done again."""
+    with complaints(), row_bars() as progress:
+        prepared = prepare_sft(
+            sources,
+            output,
+            name=name,
+            media=media or (),
+            columns=keep or (),
+            prefill=prefill,
+            decode=not no_decoding,
+            keep_bad=keep_bad,
+            progress=progress,
+        )
+    _show(prepared, as_json, strict, keep_bad)
+
+
+def rl(
+    sources: Sources,
+    output: Output,
+    media: Media = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="agent.yaml of the training: environment of files without env_name, and which "
+            "reward a data_source has.",
+            show_default=False,
+        ),
+    ] = None,
+    source: Annotated[
+        str, typer.Option("--data-source", help="data_source of rows that have none.")
+    ] = "",
+    keep_bad: KeepBad = False,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make parquet files for verl; what was finished before is not done again."""
+    with complaints(), row_bars() as progress:
+        settings = load_settings(config)
+        prepared = prepare_rl(
+            sources,
+            output,
+            rules=RowRules(settings.environment, settings.rewards.sources),
+            media=media or (),
+            source=source,
+            keep_bad=keep_bad,
+            progress=progress,
+        )
+    _show(prepared, as_json, strict, keep_bad)
+
+
+def search_cache(
+    sources: Sources,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The cache, a file.", show_default=False)
+    ],
+    media: Media = None,
+    questions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Parquet file with the questions' images, so that answers are found by image too; "
+            "repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the cache that the image provider `cache` reads, and a report of what is not in it.
+
+    As `deepeyes search image-cache convert`, but of folders and with images in zip files.
+    """
+    report = output.with_name(f"{output.name}.{REPORT_NAME}")
+    lines: list[str] = []
+    with complaints():
+        files = find_files(sources, (".json", ".pkl"), "JSON or pickle")
+        folders = [path for path in [*sources, *(media or ())] if path.is_dir()]
+        refuse_inputs([output, report], [*folders, *files])
+        archives = [path for path in sources if path.suffix == ".zip"]
+        places = open_places(media or [*folders, *(file.parent for file in files), *archives])
+
+        def read_image(root: Path, name: str) -> bytes:
+            del root
+            try:
+                data = read_media(places.locate(name))
+                seen = see_image(1, data)
+                reason = seen.reason if isinstance(seen, Finding) else ""
+            except RowError as error:
+                reason = str(error)
+            if reason:
+                fault = Outcome(None, faults=[Fault("cached_images_path", f"{name}: {reason}")])
+                lines.append(report_lines(str(places), None, fault, kept=False))
+                raise FileNotFoundError(name)
+            return data
+
+        try:
+            with row_bars() as progress:
+                counts = convert(
+                    files,
+                    output,
+                    read_image=read_image,
+                    questions=questions or (),
+                    progress=lambda what, done, total: progress(what, done, total or None),
+                )
+        except (ImageCacheError, sqlite3.Error, OSError) as error:
+            complain(f"{output}: {error}")
+        write_text(report, "".join(lines))
+    facts = {"files": [str(output)], "report": str(report), **counts}
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        for name, value in facts.items():
+            Console().print(f"{name:16} {value}", highlight=False, markup=False, soft_wrap=True)
+    if strict and counts["missing"]:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def complaints() -> Iterator[None]:
+    """Turn what a user can mend into a message and an exit status."""
+    try:
+        yield
+    except (DataError, SettingsError) as error:
+        complain(str(error))
+    except KeyboardInterrupt:
+        Console(stderr=True).print(
+            "interrupted: what was finished is kept, the same command goes on from there"
+        )
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def row_bars() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Show on standard error how many rows of which file are done."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,} rows"),
+        TimeElapsedColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+
+        def show(file: str, done: int, total: int | None) -> None:
+            if file not in tasks:
+                tasks[file] = bar.add_task(escape(file), total=total)
+            bar.update(tasks[file], completed=done)
+
+        yield show
+
+
+def _show(prepared: Prepared, as_json: bool, strict: bool, keep_bad: bool) -> None:
+    summary = prepared.summary
+    if as_json:
+        facts = {
+            "files": [str(file) for file in prepared.files],
+            "report": str(prepared.report),
+            "parts": prepared.parts,
+            "parts_finished_before": prepared.found,
+            **asdict(summary),
+        }
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        console = Console()
+        before = f", {prepared.found} of them before" if prepared.found else ""
+        console.print(
+            f"{summary.written:,} of {summary.rows:,} rows from {prepared.parts} files{before}",
+            highlight=False,
+        )
+        for change, count in sorted(summary.changes.items(), key=lambda entry: -entry[1]):
+            console.print(f"  {count:>9,}  {escape(change)}", highlight=False)
+        if summary.bad:
+            fate = "kept as they are" if keep_bad else "left out"
+            console.print(f"[yellow]{summary.bad:,} rows cannot be repaired, {fate}:[/]")
+            for fault in summary.faults:
+                console.print(f"  {escape(fault)}", highlight=False, soft_wrap=True)
+        for file in (*prepared.files, prepared.report):
+            console.print(f"{file}", highlight=False, soft_wrap=True)
+    if strict and summary.bad:
+        raise typer.Exit(1)

@@ -1,0 +1,238 @@
+"""Bring rows for reinforcement learning into one form and all files into one schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from deepeyes_plugins.data.changes import Change, Fault, Outcome
+from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.rl_rows import STALE_ENVIRONMENTS
+from deepeyes_plugins.data.sft_repair import plain_content
+
+_TEXT = pa.string()
+_FIXED: Mapping[str, pa.DataType] = {
+    "prompt": pa.list_(pa.struct({"role": _TEXT, "content": _TEXT})),
+    "images": pa.list_(pa.struct({"bytes": pa.binary(), "path": _TEXT})),
+    "data_source": _TEXT,
+    "env_name": _TEXT,
+}
+_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "reward_model": ("ground_truth", "style"),
+    "extra_info": ("answer", "index", "question", "split"),
+}
+"""Fields of nested columns where a file has them as JSON text or not at all."""
+
+ReadImage = Callable[[str], bytes]
+
+
+def common_schema(schemas: Iterable[pa.Schema]) -> pa.Schema:
+    """Return a schema that the repaired rows of all files fit.
+
+    A column or field that has different types in different files becomes text.
+    """
+    types: dict[str, list[pa.DataType]] = {
+        name: [] for name in ("data_source", "env_name", "prompt", "images", *_FIELDS)
+    }
+    for schema in schemas:
+        for column in schema:
+            types.setdefault(column.name, []).append(column.type)
+    fields = {}
+    for name, found in types.items():
+        if name in _FIXED:
+            fields[name] = _FIXED[name]
+        elif name in _FIELDS:
+            structs = [one for one in map(_plain_type, found) if pa.types.is_struct(one)]
+            if len(structs) < len(found) or not found:
+                structs.append(pa.struct({field: _TEXT for field in _FIELDS[name]}))
+            fields[name] = _common(structs)
+        else:
+            fields[name] = _common(found)
+    truth = {field.name: field.type for field in fields["reward_model"]}
+    fields["reward_model"] = pa.struct({**truth, "ground_truth": _TEXT, "style": _TEXT})
+    return pa.schema(fields)
+
+
+def _common(types: Iterable[pa.DataType]) -> pa.DataType:
+    left = [one for one in dict.fromkeys(map(_plain_type, types)) if not pa.types.is_null(one)]
+    if len(left) == 1:
+        return left[0]
+    if left and all(map(pa.types.is_struct, left)):
+        fields: dict[str, list[pa.DataType]] = {}
+        for struct in left:
+            for field in struct:
+                fields.setdefault(field.name, []).append(field.type)
+        return pa.struct({name: _common(found) for name, found in fields.items()})
+    if left and all(map(pa.types.is_list, left)):
+        return pa.list_(_common([one.value_type for one in left]))
+    return _TEXT
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return _TEXT
+    if pa.types.is_large_list(kind) or pa.types.is_list(kind):
+        return pa.list_(_plain_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        if not kind.num_fields:  # Parquet cannot hold one.
+            return pa.null()
+        return pa.struct({field.name: _plain_type(field.type) for field in kind})
+    return kind
+
+
+def repair_rl_row(
+    row: Mapping[str, Any],
+    *,
+    schema: pa.Schema,
+    environment: str,
+    source: str = "",
+    read_image: ReadImage,
+) -> Outcome:
+    """Repair what can be told for sure.
+
+    Args:
+        row: A row as read.
+        schema: What it has to fit; see :func:`common_schema`.
+        environment: ``env_name`` of rows in a file without that column.
+        source: ``data_source`` of rows without one.
+        read_image: Reads the file of an image that is named by a path.
+
+    Returns:
+        The row with exactly the columns of ``schema``. Faults are images that cannot be read;
+        what else is wrong is for a check to say.
+    """
+    outcome = Outcome(None)
+    note = outcome.changes.append
+    fixed = {
+        "prompt": _prompt(row.get("prompt"), note),
+        "images": _images(row.get("images"), read_image, outcome),
+        "data_source": row.get("data_source") or source or None,
+        "env_name": row.get("env_name") if "env_name" in row else environment,
+        "extra_info": _parsed(row.get("extra_info"), "extra_info", note),
+    }
+    fixed["reward_model"] = _reward_model(row.get("reward_model"), fixed["extra_info"], note)
+    if fixed["data_source"] != row.get("data_source"):
+        note(Change("data_source", row.get("data_source"), source, "rows without one"))
+    if "env_name" not in row:
+        note(Change("env_name", None, environment, "the environment of files without env_name"))
+    elif (stale := fixed["env_name"]) in STALE_ENVIRONMENTS:
+        fixed["env_name"] = STALE_ENVIRONMENTS[stale]
+        note(Change("env_name", stale, fixed["env_name"], "the stale name of an environment"))
+    outcome.row = {}
+    for column in schema:
+        before = fixed[column.name] if column.name in fixed else row.get(column.name)
+        after = _fit(before, column.type)
+        if column.name != "images" and not _same(before, after):
+            note(Change(column.name, before, after, "one type for all files"))
+        outcome.row[column.name] = after
+    return outcome
+
+
+def _prompt(value: Any, note: Callable[[Change], None]) -> Any:
+    messages = _parsed(value, "prompt", note)
+    if not isinstance(messages, list):
+        return messages
+    repaired = []
+    for message in messages:
+        if isinstance(message, Mapping):
+            plain = {"role": message.get("role"), "content": plain_content(message.get("content"))}
+            if plain != message:
+                note(Change("prompt", message, plain, "a message is a role and a text"))
+            message = plain
+        repaired.append(message)
+    return repaired
+
+
+def _images(value: Any, read_image: ReadImage, outcome: Outcome) -> list[Any]:
+    note = outcome.changes.append
+    if value is None:
+        note(Change("images", None, [], "no images are an empty list"))
+        return []
+    if not isinstance(value, list):
+        note(Change("images", value, [value], "one image is a list of one"))
+        value = [value]
+    images = []
+    for number, image in enumerate(value, 1):
+        entry: dict[str, Any] = {"bytes": None, "path": None}
+        if isinstance(image, Mapping):
+            data = image.get("bytes") or image.get("image")
+            entry["bytes"] = data if isinstance(data, bytes) else None
+            entry["path"] = image.get("path") or (data if isinstance(data, str) else None)
+        elif isinstance(image, bytes):
+            entry["bytes"] = image
+        elif isinstance(image, str):
+            entry["path"] = image
+        if not entry["bytes"] and isinstance(entry["path"], str) and entry["path"]:
+            try:
+                entry["bytes"] = read_image(entry["path"])
+            except RowError as error:
+                reason = f"image {number} ({entry['path']}): {error}"
+                outcome.faults.append(Fault("images", reason))
+            else:
+                note(Change("images", image, entry, "an image file is held in its row"))
+        elif entry != image:
+            note(Change("images", image, entry, "an image is bytes and a path"))
+        images.append(entry)
+    return images
+
+
+def _reward_model(value: Any, extra_info: Any, note: Callable[[Change], None]) -> dict[str, Any]:
+    parsed = _parsed(value, "reward_model", note)
+    model = dict(parsed) if isinstance(parsed, Mapping) else {"ground_truth": parsed}
+    truth = model.get("ground_truth")
+    if truth in (None, "") and isinstance(extra_info, Mapping) and extra_info.get("answer"):
+        truth = extra_info["answer"]
+        note(Change("reward_model", model.get("ground_truth"), truth, "the answer of extra_info"))
+    if isinstance(truth, int | float):
+        # As the reader of training writes it.
+        note(Change("reward_model", truth, str(truth), "a ground truth is text"))
+        truth = str(truth)
+    model["ground_truth"] = truth
+    if not model.get("style"):
+        note(Change("reward_model", model.get("style"), "rule", "the style of a reward"))
+        model["style"] = "rule"
+    return model
+
+
+def _parsed(value: Any, key: str, note: Callable[[Change], None]) -> Any:
+    """Read a nested column that stands there as JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        return value
+    if not isinstance(parsed, dict | list):
+        return value
+    note(Change(key, value, "the same as a nested column", "a nested column written as text"))
+    return parsed
+
+
+def _fit(value: Any, kind: pa.DataType) -> Any:
+    if value is None:
+        return None
+    if pa.types.is_string(kind):
+        return value if isinstance(value, str) else json.dumps(value, default=str)
+    if pa.types.is_struct(kind):
+        if not isinstance(value, Mapping):
+            return None
+        return {field.name: _fit(value.get(field.name), field.type) for field in kind}
+    if pa.types.is_list(kind):
+        if not isinstance(value, list):
+            return None
+        return [_fit(entry, kind.value_type) for entry in value]
+    return value
+
+
+def _same(before: Any, after: Any) -> bool:
+    """Whether two values are the same but for absent keys that are null."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        return all(_same(before.get(key), after.get(key)) for key in {*before, *after})
+    if isinstance(before, list) and isinstance(after, list):
+        return len(before) == len(after) and all(map(_same, before, after))
+    return bool(before == after) or (before in ({}, None) and after is None)

@@ -1,0 +1,153 @@
+"""Bring rows for supervised fine-tuning into the one form that trainers read without trouble.
+
+That form is ``messages`` (role and content, both text) and ``images`` (a list of text, never
+absent), and of other columns only those that were asked for, as text: Hugging Face datasets takes
+the type of a column from the first rows, and fails where later ones differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from deepeyes_plugins.data.changes import Change, Fault, Outcome
+from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.formatter import ROLES
+from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
+
+Locate = Callable[[str], str]
+
+
+def repair_sft_row(
+    row: Mapping[str, Any], *, locate: Locate, columns: Sequence[str] = (), prefill: str = ""
+) -> Outcome:
+    """Repair what can be told for sure.
+
+    Args:
+        row: A row as read.
+        locate: Turns the name of an image into a path or address that holds anywhere.
+        columns: Others to keep.
+        prefill: What every assistant turn has to begin with, for instance ``<think>``. It is
+            supplied where the turn closes it once more than it opens it.
+
+    Returns:
+        The row, without changes where it was good. Faults are images that are not there; what is
+        wrong with the conversation is for a formatter to say.
+    """
+    outcome = Outcome(None)
+    note = outcome.changes.append
+    messages = _messages(row, note)
+    images = _images(row, note)
+    placed = []
+    for number, name in enumerate(images, 1):
+        try:
+            placed.append(locate(name) if isinstance(name, str) else name)
+        except RowError as error:
+            outcome.faults.append(Fault("images", f"image {number} ({name}): {error}"))
+            placed.append(name)
+    if placed != images:
+        note(Change("images", images, placed, "where the images are"))
+    if prefill:
+        messages = _opened(messages, prefill, note)
+    extra = {}
+    for key, value in row.items():
+        if key in columns:
+            extra[key] = _text(value)
+            if extra[key] != value:
+                note(Change(key, value, extra[key], "a column of one type: text"))
+        elif key not in ("messages", "conversations", "images", "system"):
+            note(Change(key, value, None, "a column that the training does not read"))
+    for key in columns:
+        extra.setdefault(key, "")
+    outcome.row = {"messages": messages, "images": placed, **extra}
+    return outcome
+
+
+def _messages(row: Mapping[str, Any], note: Callable[[Change], None]) -> Any:
+    key = "messages" if row.get("messages") is not None else "conversations"
+    messages = row.get(key)
+    if not isinstance(messages, list | tuple):
+        return messages
+    repaired: list[Any] = []
+    for message in messages:
+        if not isinstance(message, Mapping):
+            repaired.append(message)
+            continue
+        role = message.get("role", message.get("from"))
+        content = message.get("content", message.get("value"))
+        plain = {"role": ROLES.get(role, role) if isinstance(role, str) else role}
+        plain["content"] = plain_content(content)
+        repaired.append(plain)
+        if plain != message:
+            note(Change(key, message, plain, "a turn is a role and a text"))
+    if key != "messages":
+        note(Change("messages", None, f"{len(repaired)} turns", "'conversations' is 'messages'"))
+    system = row.get("system")
+    if isinstance(system, str) and system:
+        first = repaired[0].get("role") if repaired and isinstance(repaired[0], dict) else None
+        if first != "system":
+            repaired.insert(0, {"role": "system", "content": system})
+            note(Change("system", system, None, "the system prompt is the first turn"))
+    return repaired
+
+
+def plain_content(content: Any) -> Any:
+    """Write a content of parts, as chat servers take it, as text with ``<image>`` in it."""
+    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type")
+        if kind in ("image", "image_url"):
+            texts.append(IMAGE_PLACEHOLDER)
+        elif kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            return content
+    return "".join(texts)
+
+
+def _images(row: Mapping[str, Any], note: Callable[[Change], None]) -> list[Any]:
+    images = row.get("images")
+    if images is None:
+        note(Change("images", None, [], "no images are an empty list"))
+        return []
+    if not isinstance(images, list | tuple):
+        images = [images]
+        note(Change("images", images[0], images, "one image is a list of one"))
+    names = []
+    for image in images:
+        if isinstance(image, Mapping) and isinstance(image.get("path"), str):
+            names.append(image["path"])
+            note(Change("images", image, image["path"], "an image is named by its path"))
+        elif image is None or image == "":
+            note(Change("images", image, None, "an entry without an image"))
+        else:
+            names.append(image)
+    return names
+
+
+def _opened(messages: Any, prefill: str, note: Callable[[Change], None]) -> Any:
+    if not isinstance(messages, list):
+        return messages
+    closing = prefill.replace("<", "</", 1)
+    repaired = []
+    for message in messages:
+        text = message.get("content") if isinstance(message, dict) else None
+        if (
+            isinstance(text, str)
+            and message["role"] == "assistant"
+            and not text.lstrip().startswith(prefill)
+            and text.count(closing) == text.count(prefill) + 1
+        ):
+            message = {**message, "content": prefill + text}
+            note(Change("messages", text, message["content"], f"a turn begins with {prefill}"))
+        repaired.append(message)
+    return repaired
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

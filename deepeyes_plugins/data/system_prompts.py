@@ -1,0 +1,100 @@
+"""The system prompts that a data set trains with, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from deepeyes_plugins.data.files import json_rows, open_parquet, row_batches
+from deepeyes_plugins.data.findings import DataError, Problem
+
+_REPORT_EVERY = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class SystemPrompt:
+    """A system prompt of a data set.
+
+    Attributes:
+        text: Exactly as rows have it; ``None`` for rows without one.
+        rows: That have it.
+    """
+
+    text: str | None
+    rows: int
+
+    @property
+    def name(self) -> str:
+        """A short name made of the text, by which the prompt can be chosen."""
+        return "none" if self.text is None else hashlib.sha256(self.text.encode()).hexdigest()[:8]
+
+
+def system_prompts(
+    path: Path, progress: Callable[[str, int, int | None], None] = lambda file, done, total: None
+) -> list[SystemPrompt]:
+    """Return the distinct system prompts of a data file, the most frequent first.
+
+    Args:
+        path: Parquet for reinforcement learning, of which only the prompts are read, or JSON for
+            supervised fine-tuning.
+        progress: Told the file, how many rows are done, and of how many if that is known.
+
+    Raises:
+        DataError: The file cannot be read to its end, or a prompt is no text.
+    """
+    counts: Counter[str | None] = Counter()
+    rows = _parquet_prompts(path) if path.suffix == ".parquet" else _json_prompts(path)
+    for number, (messages, total) in enumerate(rows, 1):
+        text = _system_prompt(messages)
+        if text is not None:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"{path}, row {number}: the system prompt holds half a character "
+                    "(a lone surrogate)"
+                ) from error
+        counts[text] += 1
+        if number % _REPORT_EVERY == 0 or number == total:
+            progress(path.name, number, total)
+    if not counts:
+        raise DataError(f"{path}: the file has no rows")
+    return [SystemPrompt(text, count) for text, count in counts.most_common()]
+
+
+def _parquet_prompts(path: Path) -> Iterator[tuple[Any, int | None]]:
+    try:
+        with open_parquet(path) as file:
+            if "prompt" not in file.schema_arrow.names:
+                raise DataError(f"{path}: has no column 'prompt'")
+            for batch in row_batches(file, None, columns=["prompt"]):
+                for messages in batch.column("prompt").to_pylist():
+                    yield messages, file.metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as parquet, perhaps cut short: {error}") from error
+
+
+def _json_prompts(path: Path) -> Iterator[tuple[Any, int | None]]:
+    for row in json_rows(path):
+        if row.finding is not None:
+            raise DataError(str(Problem(path, row.number, "", row.finding.reason, "error")))
+        value = row.value if isinstance(row.value, Mapping) else {}
+        system = value.get("system")
+        if isinstance(system, str) and system:
+            yield [{"role": "system", "content": system}], None
+        else:
+            yield value.get("messages") or value.get("conversations"), None
+
+
+def _system_prompt(messages: Any) -> str | None:
+    first = messages[0] if isinstance(messages, list) and messages else None
+    if not isinstance(first, Mapping) or first.get("role", first.get("from")) != "system":
+        return None
+    content = first.get("content", first.get("value"))
+    return content if isinstance(content, str) else None

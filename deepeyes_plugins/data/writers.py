@@ -1,0 +1,142 @@
+"""Write data files: JSON lines for fine-tuning, parquet for reinforcement learning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deepeyes_plugins.data.files import ROWS_AT_A_TIME
+from deepeyes_plugins.data.findings import DataError
+from deepeyes_plugins.data.output import whole_file, write_text
+
+DATASET_INFO = "dataset_info.json"
+"""Where LLaMA-Factory looks up data sets."""
+
+_ROW_GROUP_BYTES = 64 << 20
+_PAGE_ROWS = 16
+"""Rows between two looks at the size of a page; pyarrow's 1,024 make pages of a gigabyte."""
+
+
+def register_dataset(info: Path, name: str, file: str) -> None:
+    """Enter a data set into a ``dataset_info.json``; its other entries stay.
+
+    Raises:
+        DataError: What is there is no such file, or it cannot be written.
+    """
+    entries: Any = {}
+    if info.exists():
+        try:
+            entries = json.loads(info.read_bytes())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{info}: cannot be read: {error}; move it away") from error
+        if not isinstance(entries, dict):
+            raise DataError(f"{info}: no table of data sets; move it away")
+    entry = {
+        "file_name": file,
+        "formatting": "deepeyes",
+        "columns": {"messages": "messages", "images": "images"},
+        "tags": {
+            "role_tag": "role",
+            "content_tag": "content",
+            "user_tag": "user",
+            "assistant_tag": "assistant",
+            "system_tag": "system",
+        },
+    }
+    if entries.get(name) != entry:
+        entries[name] = entry
+        write_text(info, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def row_writer(target: Path, schema: pa.Schema | None) -> Iterator[LineWriter | RowGroupWriter]:
+    """Write rows to a file that appears when it is whole: parquet, or JSON lines without a schema.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    with whole_file(target) as partial:
+        if schema is None:
+            with partial.open("wb") as file:
+                yield LineWriter(file)
+        else:
+            with RowGroupWriter(partial, schema) as writer:
+                yield writer
+
+
+class LineWriter:
+    """Writes rows as JSON lines and remembers where the first one with images is."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Write to an open file."""
+        self._file = file
+        self.first_image: tuple[int, int] | None = None
+        self._offset = 0
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Write one row."""
+        try:
+            line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        except UnicodeEncodeError:  # Half a character, in a row that is kept although it is bad.
+            line = json.dumps(row).encode() + b"\n"
+        if self.first_image is None and row.get("images"):
+            self.first_image = self._offset, len(line)
+        self._file.write(line)
+        self._offset += len(line)
+
+
+class RowGroupWriter:
+    """Writes rows as parquet in row groups and pages so small that reading them needs little."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        """Open the file."""
+        self._schema = schema
+        self._rows: list[Mapping[str, Any]] = []
+        self._batches: list[pa.RecordBatch] = []
+        self.first_image = None
+        self._writer = pq.ParquetWriter(
+            path,
+            schema,
+            use_dictionary=False,
+            write_statistics=False,
+            write_batch_size=_PAGE_ROWS,
+        )
+
+    def __enter__(self) -> RowGroupWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._gather()
+                self._flush()
+        finally:
+            self._writer.close()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Take one row.
+
+        Raises:
+            RowError: It does not fit the schema.
+        """
+        self._rows.append(row)
+        if len(self._rows) >= ROWS_AT_A_TIME:
+            self._gather()
+            if sum(batch.nbytes for batch in self._batches) >= _ROW_GROUP_BYTES:
+                self._flush()
+
+    def _gather(self) -> None:
+        if self._rows:
+            self._batches.append(pa.RecordBatch.from_pylist(self._rows, self._schema))
+            self._rows = []
+
+    def _flush(self) -> None:
+        if self._batches:
+            self._writer.write_table(pa.Table.from_batches(self._batches, self._schema))
+            self._batches = []
