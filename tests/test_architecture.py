@@ -49,7 +49,8 @@ ALLOWED = {
     "hookspecs": {"data", "rewards", "search", "tools"},
     "tools": {"hookspecs", "protocol", "remote", "rollout", "sandbox", "search", "settings"},
     "environments": {"hookspecs", "plugins", "protocol", "rollout", "tools"},
-    "rewards": {"hookspecs", "judge", "plugins", "protocol", "rollout", "settings"},
+    "jobs": {"rollout"},
+    "rewards": {"hookspecs", "jobs", "judge", "plugins", "protocol", "rollout", "settings"},
     "data": {"hookspecs", "plugins", "protocol", "rollout", "settings"},
     "_activation": set(),
 }
