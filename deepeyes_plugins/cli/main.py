@@ -110,3 +110,21 @@ _mount(search, "record", "Run the service and write down every answer.", "search
 _mount(search, "replay", "Run the service on recorded answers only.", "search:replay")
 _mount(search, "query", "Ask the search of the settings from here.", "search:query")
 _mount(reward, "score", "Score stored trajectories as in training.", "reward:score")
+_mount(
+    data,
+    "filter",
+    "Keep questions that are neither trivial nor hopeless, and where tools help.",
+    "data_models:filter_questions",
+)
+_mount(
+    data,
+    "synthesize",
+    "Make SFT rows with a teacher model and our tools.",
+    "data_models:synthesize",
+)
+_mount(
+    data,
+    "from-trajectories",
+    "Make SFT rows of the best logged trajectories.",
+    "data_models:from_trajectories",
+)
