@@ -83,7 +83,8 @@ def write_rows(
             left["not right or not well formed"] += 1
     found: defaultdict[str, list[tuple[ScoreRecord, Line]]] = defaultdict(list)
     for line in lines_of(logs):
-        if (record := good.pop(line.key, None)) is not None:
+        if line.key in good:
+            record = good.pop(line.key)
             name_in_log = f"{record.data_source}/{record.task_id}"
             found[str(record.labels.get("question") or name_in_log)].append((record, line))
     folder.mkdir(parents=True, exist_ok=True)
