@@ -32,5 +32,9 @@ class Figure:
 
 Measure = Callable[[bool], Figure]
 
-MEASURES: dict[str, str] = {"formatter": "data_measures.formatter:measure"}
+MEASURES: dict[str, str] = {
+    "formatter": "data_measures.formatter:measure",
+    "synthesize": "data_measures.sampling:synthesize",
+    "filter": "data_measures.sampling:filter_questions",
+}
 """Name to `module:function`; the function takes whether to be quick. Imported when asked for."""
