@@ -154,3 +154,23 @@ def test_a_server_that_is_away_is_named(data: Path, tmp_path: Path) -> None:
     )
     assert answer.returncode == 1
     assert "127.0.0.1:9" in answer.stderr
+
+
+def test_a_server_that_goes_away_ends_the_run_and_what_was_played_is_kept(
+    data: Path, tmp_path: Path
+) -> None:
+    output, play = tmp_path / "made", teacher(data)
+
+    def script(body: Body) -> Reply:
+        reply: Reply = play(body) if len(server.requests) <= 2 else Reply(status=503)
+        return reply
+
+    options = ("data", "synthesize", str(data), "-o", str(output), "--samples", "4")
+    with ChatServer(script) as server:
+        answer = deepeyes(
+            *options, "--concurrency", "1", "--url", server.url, DEEPEYES_OPENAI_RETRIES="0"
+        )
+    assert answer.returncode == 1
+    assert "8 failures in a row" in answer.stderr
+    assert "goes on from here" in answer.stderr
+    assert len((output / "work" / FILE_NAME).read_text().splitlines()) == 1
