@@ -49,16 +49,19 @@ ALLOWED = {
     "hookspecs": {"data", "rewards", "search", "tools"},
     "tools": {"hookspecs", "protocol", "remote", "rollout", "sandbox", "search", "settings"},
     "environments": {"hookspecs", "plugins", "protocol", "rollout", "tools"},
-    "rewards": {"hookspecs", "judge", "plugins", "protocol", "rollout", "settings"},
+    "jobs": {"rollout"},
+    "rewards": {"hookspecs", "jobs", "judge", "plugins", "protocol", "rollout", "settings"},
     "data": {"hookspecs", "plugins", "protocol", "rollout", "search", "settings"},
     "_activation": set(),
 }
 EVERYTHING_BELOW = {*ALLOWED, ""}
 ALLOWED |= {
     # The quickstart's task and the tiny model that is made for it know each other.
+    # Plays with hosts/openai, judges, and writes data: above data, rewards and environments.
+    "selection": EVERYTHING_BELOW | {"hosts"},
     "hosts": EVERYTHING_BELOW | {"quickstart"},
     "quickstart": EVERYTHING_BELOW | {"hosts"},
-    "cli": EVERYTHING_BELOW | {"hosts", "quickstart", "eval_plugins"},
+    "cli": EVERYTHING_BELOW | {"hosts", "quickstart", "selection", "eval_plugins"},
     "eval_plugins": EVERYTHING_BELOW | {"hosts", "quickstart"},
     "": {"hookspecs"},
 }

@@ -122,3 +122,21 @@ _mount(
     data, "check", "Check SFT and RL data and search caches, for people and CI.", "data_check:check"
 )
 _mount(data, "stats", "Count what data sets hold.", "data_check:stats")
+_mount(
+    data,
+    "filter",
+    "Keep questions that are neither trivial nor hopeless, and where tools help.",
+    "data_models:filter_questions",
+)
+_mount(
+    data,
+    "synthesize",
+    "Make SFT rows with a teacher model and our tools.",
+    "data_models:synthesize",
+)
+_mount(
+    data,
+    "from-trajectories",
+    "Make SFT rows of the best logged trajectories.",
+    "data_models:from_trajectories",
+)

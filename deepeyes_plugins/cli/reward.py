@@ -14,25 +14,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deepeyes_plugins.cli.progress import progress
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.rl_rows import task_from_row
 from deepeyes_plugins.plugins import PluginError
-from deepeyes_plugins.rewards.scoring import Scorer
 from deepeyes_plugins.rewards.stored import (
-    Line,
     Outcome,
     Reference,
     ScoreRecord,
-    earlier_records,
-    fingerprint,
-    lines_of,
     log_files,
-    score_lines,
+    score_log,
 )
-from deepeyes_plugins.settings import AgentSettings, SettingsError, load_settings
+from deepeyes_plugins.settings import SettingsError, load_settings
 
 SHOWN_PARTS = ("acc", "format", "tool", "judged", "answered")
 NAMED_LINES = 20
@@ -86,9 +81,18 @@ def score(
         path = output or (
             log / "scores.jsonl" if log.is_dir() else log.with_suffix(".scores.jsonl")
         )
-        outcomes, records = asyncio.run(
-            _run(paths, path, settings, references, concurrency, restart, console, not as_json)
-        )
+        with progress("scoring", console, show=not as_json) as advance:
+            outcomes, records = asyncio.run(
+                score_log(
+                    paths,
+                    path,
+                    settings,
+                    references,
+                    concurrency=concurrency,
+                    restart=restart,
+                    advance=advance,
+                )
+            )
     except (OSError, RowError, SettingsError, PluginError, pa.ArrowException) as error:
         console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
@@ -141,54 +145,6 @@ def read_references(files: Iterable[Path]) -> dict[tuple[str, str], Reference]:
                             f"id {key[1]!r} and another answer. Give only the file that was played"
                         )
     return found
-
-
-async def _run(
-    paths: list[Path],
-    output: Path,
-    settings: AgentSettings,
-    references: dict[tuple[str, str], Reference],
-    concurrency: int,
-    restart: bool,
-    console: Console,
-    show: bool,
-) -> tuple[list[Outcome], list[ScoreRecord]]:
-    """Score what is missing; return what could not be scored, and all scores."""
-    mark = fingerprint(settings)
-    wanted = {line.key for line in lines_of(paths)}
-    earlier = [] if restart else earlier_records(output, mark)
-    records = [record for record in earlier if record.trajectory in wanted]
-    done = {record.trajectory for record in records}
-    # Rewritten first: a torn last line, or scores by other settings, must not stay in it.
-    partial = output.with_name(output.name + ".partial")
-    partial.write_text("".join(record.model_dump_json() + "\n" for record in records))
-    partial.replace(output)
-
-    def missing() -> Iterable[Line]:
-        return (line for line in lines_of(paths) if line.key not in done)
-
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    scorer = Scorer(settings)
-    left: list[Outcome] = []
-    try:
-        with (
-            Progress(*columns, console=console, disable=not show) as progress,
-            output.open("a", encoding="utf-8") as file,
-        ):
-            bar = progress.add_task("", total=len(wanted), completed=len(done))
-            async for outcome in score_lines(
-                missing(), scorer, mark, references, concurrency=concurrency
-            ):
-                progress.advance(bar)
-                if outcome.record is None:
-                    left.append(outcome)
-                    continue
-                records.append(outcome.record)
-                file.write(outcome.record.model_dump_json() + "\n")
-                file.flush()
-    finally:
-        await scorer.aclose()
-    return left, records
 
 
 def summarize(records: Iterable[ScoreRecord], left: Iterable[Outcome]) -> dict[str, Any]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from deepeyes_plugins.jobs import Advance, Ledger, work_through
 from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.protocol.content import Message
 from deepeyes_plugins.rewards.scoring import INFRASTRUCTURE_FAILED, Scorer
@@ -111,72 +111,80 @@ def fingerprint(settings: AgentSettings) -> str:
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
-def earlier_records(path: Path, settings: str) -> list[ScoreRecord]:
-    """Return what an earlier run under the same settings left; torn and other lines are skipped."""
-    records = []
-    if path.exists():
-        for line in lines_of([path]):
-            try:
-                record = ScoreRecord.model_validate_json(line.text)
-            except ValidationError:
-                continue
-            if record.settings == settings:
-                records.append(record)
-    return records
-
-
-async def score_lines(
-    lines: Iterable[Line],
-    scorer: Scorer,
-    settings: str,
+async def score_log(
+    paths: Sequence[Path],
+    output: Path,
+    settings: AgentSettings,
     references: Mapping[tuple[str, str], Reference] | None = None,
     *,
     concurrency: int = 64,
-) -> AsyncIterator[Outcome]:
-    """Score many lines at a time and yield each outcome as it comes.
+    restart: bool = False,
+    advance: Advance | None = None,
+) -> tuple[list[Outcome], list[ScoreRecord]]:
+    """Score the lines of some logs that an earlier run under the same settings has not scored.
 
     Args:
-        lines: Read as they are needed.
-        scorer: With the judge.
-        settings: The fingerprint for the records.
+        paths: The logs.
+        output: JSON lines of scores; what is there is kept as far as it belongs to the lines.
+        settings: All settings.
         references: Reference answers by data source and task id; they win over recorded ones.
         concurrency: Lines in work at a time.
+        restart: Score everything anew.
+        advance: Is told of progress.
+
+    Returns:
+        What has no score, and all scores.
 
     Raises:
         SettingsError: The settings lack what a reward needs, such as a judge.
+        OSError: A file cannot be read or written; what was scored before is kept.
     """
-    waiting = iter(lines)
-    outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue(maxsize=concurrency)
-
-    async def work() -> None:
-        for line in waiting:
-            await outcomes.put(await _score(line, scorer, settings, references or {}))
-
-    async def work_all() -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(concurrency):
-                    group.create_task(work())
-        finally:
-            await outcomes.put(None)
-
-    working = asyncio.ensure_future(work_all())
+    mark = fingerprint(settings)
+    wanted = {line.key for line in lines_of(paths)}
+    ledger = Ledger(output, ScoreRecord)
+    records = ledger.resume(
+        lambda record: not restart and record.settings == mark and record.trajectory in wanted
+    )
+    done = {record.trajectory for record in records}
+    missing = (line for line in lines_of(paths) if line.key not in done)
+    scorer = Scorer(settings)
+    left: list[Outcome] = []
+    tell = advance or (lambda count, total: None)
+    tell(len(done), len(wanted))
     try:
-        while (outcome := await outcomes.get()) is not None:
-            yield outcome
-        await working
-    except* SettingsError as group:
-        raise group.exceptions[0] from None
+        async for outcome in work_through(
+            missing,
+            lambda line: score_line(line, scorer, mark, references or {}),
+            concurrency=concurrency,
+        ):
+            if outcome.record is None:
+                left.append(outcome)
+            else:
+                ledger.append(outcome.record)
+                records.append(outcome.record)
+            tell(len(records) + len(left), len(wanted))
     finally:
-        working.cancel()
+        await scorer.aclose()
+    return left, records
 
 
-async def _score(
+async def score_line(
     line: Line,
     scorer: Scorer,
     settings: str,
     references: Mapping[tuple[str, str], Reference],
 ) -> Outcome:
+    """Score one line.
+
+    Args:
+        line: The line.
+        scorer: With the judge.
+        settings: The fingerprint for the record.
+        references: Reference answers by data source and task id; they win over recorded ones.
+
+    Raises:
+        SettingsError: The settings lack what a reward needs, such as a judge.
+    """
     try:
         trajectory = Trajectory.model_validate_json(line.text)
     except ValidationError as error:

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
-from rich.console import Console
 from typer.testing import CliRunner
 
 from deepeyes_plugins.cli import reward
+from deepeyes_plugins.rewards.stored import score_log
 from deepeyes_plugins.rollout import EndReason, Trajectory, TurnRecord
+from deepeyes_plugins.settings import AgentSettings
 from tests.cli.test_cli import deepeyes
 
 
@@ -226,9 +227,6 @@ class TestReferencesOfADataSet:
 
 async def test_concurrency_is_bounded_and_nothing_is_lost(tmp_path: Path) -> None:
     log = write(tmp_path / "log.jsonl", *(line(str(n), "red") for n in range(300)))
-    settings = reward.AgentSettings()
-    left, records = await reward._run(
-        [log], tmp_path / "out.jsonl", settings, {}, 7, False, Console(stderr=True), False
-    )
+    left, records = await score_log([log], tmp_path / "out.jsonl", AgentSettings(), concurrency=7)
     assert not left
     assert sorted(int(record.task_id) for record in records) == list(range(300))

@@ -25,15 +25,17 @@ class OpenAIPolicy:
     prefill and ends at the first closing tag, tag included.
     """
 
-    def __init__(self, client: ChatClient, dialect: Dialect) -> None:
+    def __init__(self, client: ChatClient, dialect: Dialect, *, seed: int | None = None) -> None:
         """Make a policy for one trajectory.
 
         Args:
             client: Shared by the trajectories of an event loop.
             dialect: How turns are opened and closed.
+            seed: Instead of the settings' seed, for samples that are to differ.
         """
         self._client = client
         self._settings = client.settings
+        self._seed = client.settings.seed if seed is None else seed
         self._dialect = dialect
         self._server = client.next_server()
         self._messages: list[bytes] = []
@@ -98,8 +100,8 @@ class OpenAIPolicy:
     def _fields(self) -> Mapping[str, Any]:
         settings, dialect = self._settings, self._dialect
         fields: dict[str, Any] = {"temperature": settings.temperature, "stream": False}
-        for name in ("top_p", "seed"):
-            if (value := getattr(settings, name)) is not None:
+        for name, value in (("top_p", settings.top_p), ("seed", self._seed)):
+            if value is not None:
                 fields[name] = value
         if dialect.stop and settings.send_stop:
             fields["stop"] = list(dialect.stop)

@@ -1,0 +1,20 @@
+"""The progress bar of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from deepeyes_plugins.jobs import Advance
+
+
+@contextmanager
+def progress(description: str, console: Console, *, show: bool = True) -> Iterator[Advance]:
+    """Show a bar; what is yielded takes how many pieces are done and how many there are."""
+    columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not show) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

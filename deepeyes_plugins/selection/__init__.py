@@ -1,0 +1,1 @@
+"""Choose and make training data with a model: play, judge, keep."""

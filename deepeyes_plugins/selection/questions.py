@@ -1,0 +1,89 @@
+"""The questions of RL parquet files, streamed, each under a name made of its content."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.files import open_parquet, row_batches
+from deepeyes_plugins.data.rl_rows import environment_name, task_from_row
+from deepeyes_plugins.protocol.content import ImageError, Message
+from deepeyes_plugins.rollout.contracts import Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One row.
+
+    Attributes:
+        key: Made of prompt, images and reference answer: wherever the row stands, it is the same.
+        task: The row as a task.
+        environment: Where it is played.
+    """
+
+    key: str
+    task: Task
+    environment: str
+
+    @property
+    def name(self) -> str:
+        """Data source and task id, as logs of training have them."""
+        return f"{self.task.data_source}/{self.task.id}"
+
+
+def read_questions(files: Iterable[Path], environment: str) -> Iterator[Question]:
+    """Yield the usable questions of some files; a row that cannot be used costs a warning.
+
+    Args:
+        files: RL parquet.
+        environment: Of rows that name none.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    for path in files:
+        number = 0
+        with open_parquet(path) as file:
+            for batch in row_batches(file, None):
+                for row in batch.to_pylist():
+                    number += 1
+                    try:
+                        yield question_of(row, environment)
+                    except (RowError, ImageError) as error:
+                        logger.warning("%s, row %d is left out: %s", path, number, error)
+
+
+def question_of(row: dict[str, Any], environment: str) -> Question:
+    """Make a question of a row.
+
+    Raises:
+        RowError: The row cannot be used.
+        ImageError: An image of it cannot.
+    """
+    task = task_from_row(row)
+    for image in task.images:
+        _ = image.size
+    return Question(_key(task), task, environment_name(row, environment))
+
+
+def with_system_prompt(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
+    """Return ``messages`` under another system prompt; an empty one is none at all."""
+    rest = tuple(message for message in messages if message.role != "system")
+    return (Message("system", (text,)), *rest) if text else rest
+
+
+def _key(task: Task) -> str:
+    digest = hashlib.sha256(f"{task.data_source}\0{task.ground_truth}\0".encode())
+    for message in task.messages:
+        digest.update(message.role.encode())
+        for part in message.parts:
+            text = part if isinstance(part, str) else part.sha256
+            digest.update(b"\0" + text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]

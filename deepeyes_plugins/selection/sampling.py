@@ -1,0 +1,231 @@
+"""Play questions many times with a model behind an OpenAI-compatible server, judge, and resume."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from deepeyes_plugins import plugins
+from deepeyes_plugins.hosts.openai import ChatClient, OpenAIPolicy, OpenAISettings
+from deepeyes_plugins.jobs import Advance, Ledger, Patience, work_through
+from deepeyes_plugins.rewards.scoring import Scorer
+from deepeyes_plugins.rewards.stored import (
+    Line,
+    ScoreRecord,
+    fingerprint,
+    lines_of,
+    score_line,
+)
+from deepeyes_plugins.rollout import EndReason, Trajectory, rollout
+from deepeyes_plugins.rollout.log import FILE_NAME, RecordingEnvironment, TrajectoryLog
+from deepeyes_plugins.selection.questions import Question, with_system_prompt
+from deepeyes_plugins.settings import AgentSettings
+from deepeyes_plugins.tools.resources import Resources
+
+SCORES = "scores.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A way in which questions are played.
+
+    Attributes:
+        name: For records.
+        environment: Instead of the question's own.
+        system_prompt: Instead of the question's own; empty: none.
+    """
+
+    name: str
+    environment: str | None = None
+    system_prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Play:
+    question: Question
+    variant: Variant
+    sample: int
+    seed: int
+    line: Line | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What is played and how.
+
+    Attributes:
+        agent: Settings of environment, tools, rewards and judge.
+        openai: Settings of the model.
+        folder: Receives the log of trajectories and their scores, which the next run continues.
+        variants: Ways in which each question is played.
+        samples: Times that each is played in each way.
+        seed: Of the sampling; each play has one of its own, made of it.
+        keep_images: Write the images of observations, too.
+        concurrency: Plays in work at a time.
+    """
+
+    agent: AgentSettings
+    openai: OpenAISettings
+    folder: Path
+    variants: Sequence[Variant]
+    samples: int
+    seed: int = 0
+    keep_images: bool = True
+    concurrency: int = 64
+
+    async def run(
+        self,
+        questions: Callable[[], Iterable[Question]],
+        total: int,
+        advance: Advance | None = None,
+    ) -> tuple[list[ScoreRecord], list[str]]:
+        """Play what no earlier run with the same settings has.
+
+        Args:
+            questions: Reads the questions, anew at each call.
+            total: How many there are.
+            advance: Is told of progress.
+
+        Returns:
+            All scores, and what failed because of our side: the next run plays that.
+
+        Raises:
+            InfrastructureError: The model's server does not answer at the start.
+            ServiceLostError: It has gone; what was played is kept.
+            OSError: The folder cannot be written; what was played is kept.
+        """
+        async with ChatClient(self.openai) as client:
+            await client.check()
+            model = await client.next_server().model()
+            resources, scorer = Resources(self.agent), Scorer(self.agent)
+            try:
+                return await self._run(
+                    questions, total, advance, _Player(self, client, model, resources, scorer)
+                )
+            finally:
+                await scorer.aclose()
+                await resources.aclose()
+
+    async def _run(
+        self,
+        questions: Callable[[], Iterable[Question]],
+        total: int,
+        advance: Advance | None,
+        player: _Player,
+    ) -> tuple[list[ScoreRecord], list[str]]:
+        count = total * len(self.variants) * self.samples
+        mark, tell = fingerprint(self.agent), advance or (lambda done, total: None)
+        ledger = Ledger(self.folder / SCORES, ScoreRecord)
+        records = ledger.resume(
+            lambda record: record.settings == mark and player.is_own(record.labels)
+        )
+        scored = {record.trajectory for record in records}
+        log = self.folder / FILE_NAME
+        played: dict[tuple[str, str, int], Line] = {}
+        done = {_name(record.labels) for record in records}
+        for line in lines_of([log] if log.exists() else []):
+            labels = json.loads(line.text).get("labels", {})
+            if player.is_own(labels) and line.key not in scored:
+                played[_name(labels)] = line
+        failures: list[str] = []
+        patience = Patience(self.concurrency)
+        tell(len(records), count)
+
+        def plays() -> Iterator[_Play]:
+            begun = set(done)
+            for question in questions():
+                for variant in self.variants:
+                    for sample in range(self.samples):
+                        name = (question.key, variant.name, sample)
+                        if name in begun:
+                            continue
+                        begun.add(name)
+                        seed = _seed(self.seed, *name)
+                        yield _Play(question, variant, sample, seed, played.get(name))
+
+        async for result in work_through(plays(), player.play, concurrency=self.concurrency):
+            if isinstance(result, str):
+                failures.append(result)
+                patience.fail(result)
+            else:
+                patience.succeed()
+                ledger.append(result)
+                records.append(result)
+            tell(len(records) + len(failures), count)
+        return records, failures
+
+
+class _Player:
+    """Plays and scores; shared by all plays."""
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        client: ChatClient,
+        model: str,
+        resources: Resources,
+        scorer: Scorer,
+    ) -> None:
+        self._sampling = sampling
+        self._client = client
+        self._model = model
+        self._resources = resources
+        self._scorer = scorer
+        self._log = TrajectoryLog(sampling.folder)
+        self._mark = fingerprint(sampling.agent)
+        self._settings = _fingerprint(sampling, model)
+
+    def is_own(self, labels: dict[str, int | float | str]) -> bool:
+        return labels.get("settings") == self._settings
+
+    async def play(self, play: _Play) -> ScoreRecord | str:
+        """Return the score, or why our side failed."""
+        line = play.line or await self._play(play)
+        if isinstance(line, str):
+            return line
+        outcome = await score_line(line, self._scorer, self._mark, {})
+        return outcome.record or f"{play.question.name}: {outcome.reason}"
+
+    async def _play(self, play: _Play) -> Line | str:
+        task, variant = play.question.task, play.variant
+        if variant.system_prompt is not None:
+            task = replace(task, messages=with_system_prompt(task.messages, variant.system_prompt))
+        name = variant.environment or play.question.environment
+        environment = RecordingEnvironment(plugins.environments()[name](self._resources))
+        policy = OpenAIPolicy(self._client, environment.dialect, seed=play.seed)
+        trajectory: Trajectory = await rollout(policy, environment, task, name=name)
+        if trajectory.end_reason is EndReason.INFRASTRUCTURE:
+            return f"{play.question.name}: {trajectory.error}"
+        trajectory.labels = {
+            "question": play.question.key,
+            "variant": variant.name,
+            "sample": play.sample,
+            "seed": play.seed,
+            "model": self._model,
+            "settings": self._settings,
+        }
+        images = environment.images if self._sampling.keep_images else []
+        await asyncio.to_thread(self._log.write, trajectory, images)
+        return Line(self._log.path, 0, trajectory.model_dump_json())
+
+
+def _name(labels: dict[str, int | float | str]) -> tuple[str, str, int]:
+    return str(labels["question"]), str(labels["variant"]), int(labels["sample"])
+
+
+def _seed(*parts: object) -> int:
+    return int(hashlib.sha256(repr(parts).encode()).hexdigest()[:7], 16)
+
+
+def _fingerprint(sampling: Sampling, model: str) -> str:
+    """Name what a play depends on; not where servers stand."""
+    agent = sampling.agent.model_dump(include={"tools", "coordinates", "limits"}, mode="json")
+    fields = {"temperature", "top_p", "max_tokens", "max_total_tokens", "extra_body", "prefill"}
+    openai = sampling.openai.model_dump(include=fields, mode="json")
+    variants = [(one.name, one.environment, one.system_prompt) for one in sampling.variants]
+    facts = [model, agent, openai, sampling.seed, variants]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
