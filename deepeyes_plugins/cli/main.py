@@ -110,3 +110,11 @@ _mount(search, "record", "Run the service and write down every answer.", "search
 _mount(search, "replay", "Run the service on recorded answers only.", "search:replay")
 _mount(search, "query", "Ask the search of the settings from here.", "search:query")
 _mount(reward, "score", "Score stored trajectories as in training.", "reward:score")
+_mount(
+    evaluation,
+    "prepare",
+    "Make VLMEvalKit's table of FVQA-test, InfoSeek or MMSearch.",
+    "benchmarks:prepare",
+)
+_mount(evaluation, "shuffle", "Make passes with options in another order.", "benchmarks:shuffle")
+_mount(evaluation, "rescore", "Score results as published, by a judge.", "benchmarks:rescore")
