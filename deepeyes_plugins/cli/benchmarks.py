@@ -119,7 +119,7 @@ def rescore(
         from eval_plugins.vlmevalkit.published import rescore as score_again
     except ImportError as error:
         raise _end(f"VLMEvalKit cannot be imported: {error}") from error
-    shown = Table("predictions", "published", "by the judge", "no verdict", "not scored", box=None)
+    shown = Table("published", "by judge", "no verdict", "not scored", "predictions", box=None)
     left = 0
     try:
         if not prediction_files(results):
@@ -127,16 +127,16 @@ def rescore(
         for done in score_again(results, config, judge, judge_base_url):
             left += done.scoring.judge_failures
             shown.add_row(
-                done.path.stem,
                 f"{done.overall:.2f}",
                 str(done.scoring.fallback_used),
                 str(done.scoring.judge_failures),
                 str(done.not_scored),
+                done.path.stem,
             )
     except (OSError, ValueError) as error:
         raise _end(error) from error
     finally:
-        Console().print(shown)
+        Console().print(shown, soft_wrap=True)
     if left:
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""FVQA-test, InfoSeek and MMSearch: rules first, then the judge; no verdict is not a wrong answer."""
+"""FVQA-test, InfoSeek and MMSearch: rules first, then the judge; no verdict is never wrong."""
 
 from __future__ import annotations
 
