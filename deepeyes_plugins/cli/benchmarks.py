@@ -83,6 +83,8 @@ def shuffle(
 ) -> None:
     """Make passes of multiple-choice benchmarks with their options in another order."""
     folder = output or table_root()
+    if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
+        raise _end(f"--seeds {seeds!r}: give whole numbers, separated by commas")
     shown = Table("table", "rows", "kept", "right answers by letter", box=None)
     try:
         for name in benchmarks:
@@ -93,7 +95,7 @@ def shuffle(
                 shown.add_row(done.path.stem, str(done.rows), str(done.kept), _letters(done.after))
     except (OSError, ValueError) as error:
         raise _end(error) from error
-    Console().print(shown)
+    Console().print(shown, soft_wrap=True)
 
 
 def rescore(

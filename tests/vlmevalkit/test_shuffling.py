@@ -69,6 +69,7 @@ def test_options_that_speak_of_each_other_stay_where_they_are(tmp_path: Path, op
 
 
 def test_tables_that_cannot_be_shuffled_are_refused(tmp_path: Path) -> None:
+    assert "whole numbers" in shuffle("VStarBench", "--seeds", "0,-1", "--output", tmp_path)[1]
     assert "does not exist" in shuffle("VStarBench", "--output", tmp_path)[1]
 
     write_choices(tmp_path, rows=1, extra={"cycle_category": "0"})
