@@ -133,7 +133,7 @@ def rescore(
                 str(done.scoring.fallback_used),
                 str(done.scoring.judge_failures),
                 str(done.not_scored),
-                done.path.stem,
+                str(done.path.relative_to(results)),
             )
     except (OSError, ValueError) as error:
         raise _end(error) from error
