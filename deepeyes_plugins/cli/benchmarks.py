@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from eval_plugins.vlmevalkit.benchmarks import (
     SourceError,
@@ -85,17 +84,17 @@ def shuffle(
     folder = output or table_root()
     if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
         raise _end(f"--seeds {seeds!r}: give whole numbers, separated by commas")
-    shown = Table("table", "rows", "kept", "right answers by letter", box=None)
     try:
         for name in benchmarks:
             for number, seed in enumerate(map(int, seeds.split(","))):
                 done = shuffle_table(name, seed, folder)
                 if number == 0:
-                    shown.add_row(name, str(done.rows), "", _letters(done.before))
-                shown.add_row(done.path.stem, str(done.rows), str(done.kept), _letters(done.after))
+                    typer.echo(f"{name}: {done.rows} rows; right: {_letters(done.before)}")
+                typer.echo(
+                    f"{done.path}: right: {_letters(done.after)}; {done.kept} rows kept their order"
+                )
     except (OSError, ValueError) as error:
         raise _end(error) from error
-    Console().print(shown, soft_wrap=True)
 
 
 def rescore(
@@ -121,30 +120,25 @@ def rescore(
         from eval_plugins.vlmevalkit.published import rescore as score_again
     except ImportError as error:
         raise _end(f"VLMEvalKit cannot be imported: {error}") from error
-    shown = Table("published", "by judge", "no verdict", "not scored", "predictions", box=None)
     left = 0
     try:
         if not prediction_files(results):
             raise SourceError(f"{results} holds no predictions that this scoring is defined for")
         for done in score_again(results, config, judge, judge_base_url):
             left += done.scoring.judge_failures
-            shown.add_row(
-                f"{done.overall:.2f}",
-                str(done.scoring.fallback_used),
-                str(done.scoring.judge_failures),
-                str(done.not_scored),
-                str(done.path.relative_to(results)),
+            typer.echo(
+                f"{done.path.relative_to(results)}: {done.overall:.2f} % as published; decided by "
+                f"the judge: {done.scoring.fallback_used}; not scored: {done.not_scored}, of them "
+                f"without a verdict: {done.scoring.judge_failures}"
             )
     except (OSError, ValueError) as error:
         raise _end(error) from error
-    finally:
-        Console().print(shown, soft_wrap=True)
     if left:
         raise typer.Exit(1)
 
 
 def _letters(counts: Counter[str]) -> str:
-    return "  ".join(f"{letter} {count}" for letter, count in sorted(counts.items()))
+    return ", ".join(f"{letter} {count}" for letter, count in sorted(counts.items()))
 
 
 def _end(error: Exception | str) -> typer.Exit:

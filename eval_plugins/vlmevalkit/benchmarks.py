@@ -195,7 +195,7 @@ def write_table(name: str, questions: Iterable[Question], folder: Path) -> tuple
         if not seen:
             raise SourceError("the source holds no questions")
     except BaseException:
-        partial.unlink()
+        partial.unlink(missing_ok=True)
         raise
     partial.replace(table)
     return table, len(seen)
@@ -290,13 +290,13 @@ def _candidates(value: Any, where: str) -> tuple[Candidate, ...]:
     found: list[Candidate] = []
     for entry in entries:
         if isinstance(entry, dict) and "range" in entry:
-            low, high = map(float, entry["range"])
+            low, high = map(float, entry["range"][:2])
             found.append({"range": [low, high]})
-        elif isinstance(entry, str | int | float) and str(entry).strip():
+        elif isinstance(entry, str | int | float):
             found.append(str(entry).strip())
-        else:
+        elif entry is not None:
             raise SourceError(f"{where}: {entry!r} is no answer")
-    return tuple(found)
+    return tuple(filter(None, found))
 
 
 def _image(value: Any, where: str) -> bytes:

@@ -224,8 +224,8 @@ def write_scores(
     lost = sum(score.scored_by == "no verdict" for score in scores)
     if failed or lost:
         logger.warning(
-            "of %d samples %d failed and %d have no verdict; they are not scored. --reuse asks "
-            "again",
+            "of %d samples %d failed and %d have no verdict: they are not scored. --reuse asks the "
+            "model again, another evaluation the judge",
             len(table),
             failed,
             lost,

@@ -47,7 +47,7 @@ def fvqa_row(name: str, **changes: Any) -> Row:
         "prompt": [{"content": f"What is\n{name}?", "role": "user"}],
         "images": [{"bytes": png("red"), "path": None}],
         "reward_model": {
-            "candidate_answers": '["Kingdom of Spain", "ESP"]',
+            "candidate_answers": '["Kingdom of Spain", "ESP", " ", null]',
             "ground_truth": "Spain",
             "style": "rule",
         },

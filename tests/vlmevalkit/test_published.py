@@ -72,7 +72,8 @@ def test_the_judge_is_asked_where_no_option_is_found(results: Path) -> None:
     with ChatServer(sees_blue) as server:
         code, said = rescore(results.parent, "--judge-base-url", server.url)
 
-    assert code == 0 and "60.00 2 0 1 my_model/my_model_VStarBench_shuffled_3.xlsx" in said
+    assert code == 0
+    assert "my_model/my_model_VStarBench_shuffled_3.xlsx: 60.00 % as published" in said
     by, summary, how = scores(results, "VStarBench")
     assert by == ["rule", "rule", "rule", "judge", "judge", "failed"]
     assert summary == {"Overall": 60.0, "answered": 5, "failed": 1, "not_scored": 0}
