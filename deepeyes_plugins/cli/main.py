@@ -140,3 +140,11 @@ _mount(
     "Make SFT rows of the best logged trajectories.",
     "data_models:from_trajectories",
 )
+_mount(
+    evaluation,
+    "prepare",
+    "Make VLMEvalKit's table of FVQA-test, InfoSeek or MMSearch.",
+    "benchmarks:prepare",
+)
+_mount(evaluation, "shuffle", "Make passes with options in another order.", "benchmarks:shuffle")
+_mount(evaluation, "rescore", "Score results as published, by a judge.", "benchmarks:rescore")
