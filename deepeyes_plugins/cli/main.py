@@ -122,3 +122,11 @@ _mount(
     "evaluation:run",
     passes_on=True,
 )
+_mount(
+    evaluation,
+    "prepare",
+    "Make VLMEvalKit's table of FVQA-test, InfoSeek or MMSearch.",
+    "benchmarks:prepare",
+)
+_mount(evaluation, "shuffle", "Make passes with options in another order.", "benchmarks:shuffle")
+_mount(evaluation, "rescore", "Score results as published, by a judge.", "benchmarks:rescore")
