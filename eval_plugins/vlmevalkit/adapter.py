@@ -16,12 +16,10 @@ from deepeyes_plugins.rollout.trajectory import MessageRecord
 from eval_plugins.vlmevalkit.runner import EpisodeRunner
 from eval_plugins.vlmevalkit.samples import Item, make_task, note
 from eval_plugins.vlmevalkit.settings import load_evaluation
+from eval_plugins.vlmevalkit.wording import UNANSWERED
 
 logger = logging.getLogger(__name__)
 
-UNANSWERED = "Unanswered."
-"""Prediction of an episode that ended without a word: VLMEvalKit takes an empty one for a failed
-request and asks again. It names no option and says neither yes nor no."""
 LONGEST_PREDICTION = 10_000
 """Characters of a prediction, its end; a spreadsheet cell holds 32,767."""
 
