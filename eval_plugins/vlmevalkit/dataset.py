@@ -17,7 +17,6 @@ import pandas as pd
 from vlmeval.dataset.image_base import ImageBaseDataset
 from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path, load
 
-from deepeyes_plugins.rewards.accuracy import rule_accuracy, rule_verdict
 from eval_plugins.vlmevalkit.wording import (
     NO_VERDICT,
     RULES_ONLY,
@@ -107,6 +106,7 @@ class DeepEyesQuickstart(AnswerTable):
         self, table: pd.DataFrame, failed: Sequence[bool], eval_file: str, arguments: dict[str, Any]
     ) -> list[Score]:
         """Score by rules, whatever judge VLMEvalKit has in mind."""
+        from deepeyes_plugins.rewards.accuracy import rule_accuracy
         from eval_plugins.vlmevalkit.scoring import Score
 
         del eval_file, arguments
@@ -268,6 +268,8 @@ def _sample(row: pd.Series, prediction: str, failed: bool) -> Sample:
 
 def _sure(prediction: str, answers: Sequence[str], ranges: Sequence[list[float]]) -> bool | None:
     """What rules know: right if any reference is met, wrong if it is surely none of them."""
+    from deepeyes_plugins.rewards.accuracy import rule_verdict
+
     if not prediction.strip() or prediction == UNANSWERED:
         return False
     verdicts = {rule_verdict(prediction, answer) for answer in answers}
