@@ -97,9 +97,7 @@ def test_a_run_that_is_killed_fails_in_part_and_is_repaired(tmp_path: Path, star
 
     def asked(since: int) -> set[str]:
         known = [*CHOICES, *CHARTS, *MATHS]
-        return {
-            name for body in model.requests[since:] for name in known if name in question(body)
-        }
+        return {name for body in model.requests[since:] for name in known if name in question(body)}
 
     with ChatServer(script) as model, ChatServer(judge) as referee:
         judged = ["--judge-base-url", referee.url, "--judge", "tiny", "--judge-key", "secret"]
@@ -114,9 +112,7 @@ def test_a_run_that_is_killed_fails_in_part_and_is_repaired(tmp_path: Path, star
 
         running, before = "failing", len(model.requests)
         code, said = finish(
-            start(
-                *("--config", str(worse), "--reuse", "--api-nproc", "32", *judged), url=model.url
-            )
+            start(*("--config", str(worse), "--reuse", "--api-nproc", "32", *judged), url=model.url)
         )
         # What was answered before the kill is not asked again.
         assert asked(before) == {*CHOICES, *CHARTS, *MATHS} - answered, said
