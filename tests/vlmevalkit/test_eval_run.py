@@ -43,9 +43,11 @@ def start(tmp_path: Path, request: pytest.FixtureRequest) -> Start:
 
     def run(*arguments: str, url: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "deepeyes_plugins.cli", "eval", "run", *checkout]
-            + ["--trajectories", str(tmp_path / "log"), *arguments]
-            + ["--work-dir", str(tmp_path / "out")],
+            [
+                *(sys.executable, "-m", "deepeyes_plugins.cli", "eval", "run", *checkout),
+                *("--trajectories", str(tmp_path / "log"), *arguments),
+                *("--work-dir", str(tmp_path / "out")),
+            ],
             cwd=tmp_path,
             env={**os.environ, "LMUData": str(tmp_path / "data"), "DEEPEYES_OPENAI_URL": url},
             stdout=subprocess.PIPE,
