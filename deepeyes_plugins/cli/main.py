@@ -53,7 +53,9 @@ def _main(
     del version
 
 
-def _mount(group: typer.Typer, name: str, summary: str, home: str) -> None:
+def _mount(
+    group: typer.Typer, name: str, summary: str, home: str, *, passes_on: bool = False
+) -> None:
     """Add a command that is imported when it is called.
 
     Args:
@@ -61,6 +63,7 @@ def _mount(group: typer.Typer, name: str, summary: str, home: str) -> None:
         name: What the user types.
         summary: One line for the list of commands.
         home: ``module:function``; the function's signature and docstring make its ``--help``.
+        passes_on: Options that it does not know are arguments of another program.
     """
 
     @group.command(
@@ -76,7 +79,9 @@ def _mount(group: typer.Typer, name: str, summary: str, home: str) -> None:
     def command(context: typer.Context) -> None:
         module, _, function = home.partition(":")
         inner = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
-        inner.command()(getattr(import_module(f"deepeyes_plugins.cli.{module}"), function))
+        inner.command(context_settings={"ignore_unknown_options": passes_on})(
+            getattr(import_module(f"deepeyes_plugins.cli.{module}"), function)
+        )
         inner(context.args, prog_name=context.command_path)
 
 
@@ -139,6 +144,13 @@ _mount(
     "from-trajectories",
     "Make SFT rows of the best logged trajectories.",
     "data_models:from_trajectories",
+)
+_mount(
+    evaluation,
+    "run",
+    "Evaluate DeepEyesV2 with VLMEvalKit, a checkout or the installed one.",
+    "evaluation:run",
+    passes_on=True,
 )
 _mount(
     evaluation,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from deepeyes_plugins.plugins import UnknownNameError
+from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.rollout import EndReason, InfrastructureError, Trajectory, TurnRecord
 from deepeyes_plugins.rollout.log import read_log
 from deepeyes_plugins.settings import SettingsError
@@ -115,6 +116,60 @@ def test_search_is_described_on_the_search_benchmarks_only(make_model: MakeModel
     assert "search" not in looking
 
 
+def test_roles_are_kept_and_no_sample_hears_of_another(make_model: MakeModel) -> None:
+    parts = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "2 x 2?")]
+    message = [{"role": role, "type": "text", "value": text} for role, text in parts]
+    with ChatServer(lambda body: Reply("<answer>4</answer>")) as server:
+        model = make_model(server.url)
+        model.generate(message)
+        model.generate("alone")
+        model.chat([{"role": role, "content": text} for role, text in parts[1:]], dataset="Talk")
+
+    told, alone, chat = (
+        [(m["role"], m["content"]) for m in body["messages"]] for body in server.requests
+    )
+    assert told == parts
+    assert alone == [("user", "alone")]
+    assert chat == parts[1:]
+
+
+def test_a_request_that_fails_is_sent_again_within_its_trajectory(
+    tmp_path: Path, make_model: MakeModel
+) -> None:
+    replies = [ZOOM, Reply(status=503), Reply(status=500), "<answer>red</answer>"]
+    with ChatServer.saying(*replies) as server:
+        model = make_model(server.url, "visual_toolbox_v2", retries=2)
+        assert model.generate(sample(tmp_path, "Colour?", "red"), dataset="V") == "red"
+
+    assert len(server.requests) == 4
+    (trajectory,) = read_log(tmp_path / "log")
+    assert len(trajectory.turns) == 2
+
+
+def test_a_sample_whose_image_is_gone_fails_alone(make_model: MakeModel) -> None:
+    with ChatServer(lambda body: Reply("<answer>1</answer>")) as server:
+        gone = [{"type": "image", "value": "/nowhere/1.png"}, {"type": "text", "value": "?"}]
+        answer = make_model(server.url).generate(gone)
+    assert answer.startswith("Failed to obtain answer via API.") and not server.requests
+
+
+def test_the_model_sees_a_smaller_image_and_the_log_keeps_the_original(
+    tmp_path: Path, make_model: MakeModel
+) -> None:
+    with ChatServer.saying("<answer>red</answer>") as server:
+        make_model(server.url, max_pixels=1024).generate(sample(tmp_path, "Colour?", "red"))
+
+    content = server.requests[0]["messages"][0]["content"]
+    sent = base64.b64decode(content[0]["image_url"]["url"].partition(",")[2])
+    assert EncodedImage(sent).size == (32, 32)
+    (trajectory,) = read_log(tmp_path / "log")
+    (image,) = trajectory.question_images
+    assert EncodedImage((tmp_path / "log" / "images" / f"{image}.png").read_bytes()).size == (
+        64,
+        64,
+    )
+
+
 def test_a_failure_of_ours_is_reported_as_one(make_model: MakeModel) -> None:
     with ChatServer(lambda body: Reply(status=500, body="down")) as server:
         code, text, log = make_model(server.url).generate_inner([{"type": "text", "value": "x"}])
@@ -162,6 +217,7 @@ def test_a_wrong_setting_fails_before_the_first_sample(
         (None, ["<think>a</think>", "<think>b</think>\nIt is red.\n"], "It is red."),
         (None, ["<think>cut"], "<think>cut"),
         ("", ["<answer></answer>"], UNANSWERED),
+        ("=5", [], " =5"),
         (None, [], UNANSWERED),
         ("x" * 20_000 + "end", [], "x" * (LONGEST_PREDICTION - 3) + "end"),
         ("a \ud800", [], "a ?"),

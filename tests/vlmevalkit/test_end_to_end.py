@@ -33,7 +33,6 @@ def test_a_run_that_fails_in_part_and_its_repair(tmp_path: Path, vlmeval: Vlmeva
 
     arguments = ["--model", "DeepEyesV2", "--data", "DeepEyesQuickstart", "--api-nproc", "4"]
     settings = {
-        "DEEPEYES_OPENAI_RETRIES": "1",
         "DEEPEYES_OPENAI_RETRY_WAIT": "0.01",
     }
     with ChatServer(script) as server:
@@ -56,10 +55,10 @@ def test_a_run_that_fails_in_part_and_its_repair(tmp_path: Path, vlmeval: Vlmeva
         {"Overall": 200 / 3, "answered": 3, "failed": 1, "not_scored": 0}
     )
     assert re.search(r"DeepEyesQuickstart\s+25.00% \(1/4\)", first.stdout)
-    # --retry and --verbose reached the model: two episodes of two attempts each.
-    assert sum("q-white" in question(body) for body in server.requests[:asked_first]) == 4
+    # --retry and --verbose reached the model: one episode, its request sent twice.
+    assert sum("q-white" in question(body) for body in server.requests[:asked_first]) == 2
     assert "after 2 turns" not in first.stdout  # answers are printed, log lines only for failures
-    assert "RetCode: -1" in first.stdout + first.stderr
+    assert "2 attempts" in first.stdout
 
     # --reuse asks for nothing else.
     assert {question(body) for body in asked_again} == {QUESTIONS["white"][0]}
@@ -69,7 +68,7 @@ def test_a_run_that_fails_in_part_and_its_repair(tmp_path: Path, vlmeval: Vlmeva
     trajectories = list(read_log(tmp_path / "log"))
     ended = [trajectory.end_reason for trajectory in trajectories]
     assert ended.count(EndReason.ANSWER) == 4
-    assert ended.count(EndReason.INFRASTRUCTURE) == 2
+    assert ended.count(EndReason.INFRASTRUCTURE) == 1
     for trajectory in trajectories:
         assert trajectory.task_id.startswith("DeepEyesQuickstart/")
         if trajectory.end_reason is EndReason.ANSWER:

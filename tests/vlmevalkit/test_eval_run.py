@@ -1,0 +1,147 @@
+"""``deepeyes eval run`` on upstream's own datasets: killed, failed in part, repaired.
+
+With DEEPEYES_TEST_VLMEVALKIT naming a checkout of upstream, that runs too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepeyes_plugins.rollout import EndReason
+from deepeyes_plugins.rollout.log import read_log
+from tests.openai.server import Body, ChatServer, Reply, agent_script, question, text_of
+from tests.vlmevalkit.official import CHARTS, CHOICES, MATHS, write_recipe, write_tables
+
+CHECKOUT = os.environ.get("DEEPEYES_TEST_VLMEVALKIT")
+BUILDS = [None, *([CHECKOUT] if CHECKOUT else [])]
+ANSWERS = {
+    "choice-": "B",
+    "chart-0": "42",
+    "chart-1": "1998",
+    "math-0": "It is forty-two.",
+    "math-1": "41",
+}
+BROKEN = "chart-1"
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture(params=BUILDS, ids=lambda checkout: "checkout" if checkout else "installed")
+def start(tmp_path: Path, request: pytest.FixtureRequest) -> Start:
+    """Starts ``deepeyes eval run`` in a process group of its own."""
+    checkout = ["--checkout", request.param] if request.param else []
+
+    def run(*arguments: str, url: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "deepeyes_plugins.cli", "eval", "run", *checkout),
+                *("--trajectories", str(tmp_path / "log"), *arguments),
+                *("--work-dir", str(tmp_path / "out")),
+            ],
+            cwd=tmp_path,
+            env={**os.environ, "LMUData": str(tmp_path / "data"), "DEEPEYES_OPENAI_URL": url},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    return run
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 240) -> tuple[int, str]:
+    said, _ = process.communicate(timeout=timeout)
+    return process.returncode, said
+
+
+def judge(body: Body) -> Reply:
+    """Reads a number out of what a model has said; says hello to VLMEvalKit's test."""
+    asked = text_of(body["messages"][-1]["content"])
+    return Reply("42" if "forty-two" in asked else "hello")
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    """The metrics by dataset, from the newest status file."""
+    newest = max(folder.rglob("status.json"), key=lambda path: path.resolve().stat().st_mtime_ns)
+    datasets = json.loads(newest.read_text())["datasets"]
+    return {name: entry.get("metrics", {}) for name, entry in datasets.items()}
+
+
+def test_a_run_that_is_killed_fails_in_part_and_is_repaired(tmp_path: Path, start: Start) -> None:
+    write_tables(tmp_path / "data")
+    recipe = write_recipe(tmp_path / "recipe.json")
+    worse = write_recipe(
+        tmp_path / "worse.json", Nowhere={"class": "OCRBench_of_nobody", "dataset": "Nowhere"}
+    )
+    agent = agent_script(ANSWERS)
+    never, all_asked = threading.Event(), threading.Event()
+    running = "killed"
+
+    def script(body: Body) -> Reply:
+        if running == "killed":
+            if question(body).startswith("Question: " + CHOICES[-1]):
+                all_asked.set()
+            if CHOICES[0] in question(body):
+                return Reply(until=never)
+        if running == "failing" and BROKEN in question(body):
+            return Reply(status=503, body="overloaded")
+        return agent(body)
+
+    def asked(since: int) -> set[str]:
+        known = [*CHOICES, *CHARTS, *MATHS]
+        return {name for body in model.requests[since:] for name in known if name in question(body)}
+
+    with ChatServer(script) as model, ChatServer(judge) as referee:
+        judged = ["--judge-base-url", referee.url, "--judge", "tiny", "--judge-key", "secret"]
+
+        process = start("--config", str(recipe), "--api-nproc", "4", url=model.url)
+        assert all_asked.wait(240), finish(process)
+        os.killpg(process.pid, signal.SIGKILL)
+        finish(process)
+        never.set()
+        (checkpoint,) = (tmp_path / "out").rglob("*_checkpoint.pkl")
+        answered = {CHOICES[int(index)] for index in pickle.loads(checkpoint.read_bytes())}
+
+        running, before = "failing", len(model.requests)
+        code, said = finish(
+            start(*("--config", str(worse), "--reuse", "--api-nproc", "32", *judged), url=model.url)
+        )
+        # What was answered before the kill is not asked again.
+        assert asked(before) == {*CHOICES, *CHARTS, *MATHS} - answered, said
+        assert CHOICES[0] not in answered and len(answered) >= 3
+        assert code == 1
+        assert "failed: DeepEyesV2 on Nowhere" in said and "3 of 4 datasets came through" in said
+        first = results(tmp_path / "out")
+        assert first["VStarBench_small"]["split=none|Overall"] == 1
+        assert first["ChartQA_small"]["Overall"] == 50
+        assert first["MathVista_small"]["Task&Skill=Overall|acc"] == 100
+
+        running, before = "repaired", len(model.requests)
+        code, said = finish(start("--config", str(recipe), "--reuse", *judged, url=model.url))
+        assert (code, asked(before)) == (0, {name for name in CHARTS if BROKEN in name}), said
+        assert results(tmp_path / "out")["ChartQA_small"]["Overall"] == 100
+
+    # The judge was asked for what rules could not read.
+    assert any("forty-two" in text_of(body["messages"][-1]["content"]) for body in referee.requests)
+
+    by_id = {entry.task_id: entry for entry in read_log(tmp_path / "log")}
+    assert set(by_id) == {
+        *(f"VStarBench_small/{index}" for index in range(8)),
+        *(f"{name}/{index}" for name in ("ChartQA_small", "MathVista_small") for index in (0, 1)),
+    }
+    shown = by_id["VStarBench_small/3"]
+    assert shown.end_reason is EndReason.ANSWER
+    assert shown.labels == {"benchmark": "VStarBench_small", "model": "tiny", "index": "3"}
+    assert len(shown.question_images) == 1
+    for image in shown.question_images:
+        assert list((tmp_path / "log" / "images").glob(f"{image}.*"))
