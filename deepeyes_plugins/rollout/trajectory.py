@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
-from deepeyes_plugins.protocol.content import EncodedImage, Part, encodable
+from deepeyes_plugins.protocol.content import EncodedImage, Message, Part, Role, encodable
 
 Text = Annotated[str, PlainSerializer(encodable, when_used="json")]
 """Text of a model or a tool: what UTF-8 cannot hold is replaced when it is written."""
@@ -29,7 +29,7 @@ ActionKind = Literal["code", "tool_call", "answer", "malformed"]
 
 
 class PartRecord(BaseModel):
-    """A part of an observation: text, or an image by its content hash."""
+    """A part of a message: text, or an image by its content hash."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -40,6 +40,20 @@ class PartRecord(BaseModel):
     def of(cls, part: Part) -> PartRecord:
         """Record a part; an image leaves only its hash here."""
         return cls(image=part.sha256) if isinstance(part, EncodedImage) else cls(text=part)
+
+
+class MessageRecord(BaseModel):
+    """A message of the prompt."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Role
+    parts: list[PartRecord]
+
+    @classmethod
+    def of(cls, message: Message) -> MessageRecord:
+        """Record a message; its images leave only their hashes here."""
+        return cls(role=message.role, parts=[PartRecord.of(part) for part in message.parts])
 
 
 class TurnRecord(BaseModel):
@@ -68,6 +82,11 @@ class Trajectory(BaseModel):
     data_source: str = ""
     environment: str = ""
     question: Text = Field("", description="The plain question, without prompt and images.")
+    prompt: list[MessageRecord] = Field(
+        default_factory=list,
+        description="What the model was given, system prompt and images included. Evaluations "
+        "record it; in training the data set holds it, under the task's id.",
+    )
     ground_truth: Text = Field(
         "", description="The reference answer, for scoring; the model never sees it."
     )
@@ -77,13 +96,21 @@ class Trajectory(BaseModel):
     error: Text | None = Field(None, description="What failed, for end reason infrastructure.")
     seconds: float = 0.0
     labels: dict[str, int | float | str] = Field(
-        default_factory=dict, description="Where it was played: training step, split and the like."
+        default_factory=dict,
+        description="Where it was played: in training the step, split and the like; in an "
+        "evaluation `benchmark`, `model` and, where the harness tells it, the sample's `index`.",
     )
 
     @property
     def assistant_turns(self) -> list[str]:
         """The text of each assistant turn."""
         return [turn.text for turn in self.turns]
+
+    @property
+    def question_images(self) -> list[str]:
+        """The hashes of the prompt's images in order, where the prompt is recorded."""
+        parts = (part for message in self.prompt for part in message.parts)
+        return [part.image for part in parts if part.image is not None]
 
     @property
     def tool_calls(self) -> dict[str, int]:
