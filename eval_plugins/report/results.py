@@ -116,7 +116,7 @@ class DatasetResults:
     metrics: Metrics = field(default_factory=dict)
     headline: str | None = None
     status: dict[str, Any] = field(default_factory=dict)
-    scoring: Scoring = Scoring()
+    scoring: Scoring = field(default_factory=Scoring)
     verdicts: Path | None = None
     reconstructed: bool = False
     problems: list[str] = field(default_factory=list)
@@ -141,18 +141,18 @@ def find_results(folders: Iterable[Path]) -> tuple[list[DatasetResults], list[st
         for candidate in _candidates(folder):
             key = (candidate.model, candidate.name)
             known = newest.get(key)
-            if known is not None and _same_file(known.predictions, candidate.predictions):
-                if candidate.status and not known.status:
-                    newest[key] = candidate
-                continue
-            if known is None or candidate.updated > known.updated:
+            if known is None:
                 newest[key] = candidate
-                known, candidate = candidate, known  # type: ignore[assignment]
-            if candidate is not None and known is not None:
-                notes.append(
-                    f"{known.name}: older results in {candidate.folder} are not read; those in "
-                    f"{known.folder} are newer"
-                )
+                continue
+            older, newer = sorted((known, candidate), key=lambda result: result.updated)
+            if _same_file(known.predictions, candidate.predictions):  # One links to the other.
+                newest[key] = known if known.status or not candidate.status else candidate
+                continue
+            newest[key] = newer
+            notes.append(
+                f"{newer.name}: older results in {older.folder} are not read; those in "
+                f"{newer.folder} are newer"
+            )
     results = [newest[key] for key in sorted(newest)]
     for result in results:
         _read(result)

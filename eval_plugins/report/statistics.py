@@ -60,9 +60,7 @@ def mean_interval(scores: Sequence[float], clusters: Sequence[Hashable]) -> Inte
     return _percentiles(_resampled_means(sums, counts))
 
 
-def compare(
-    new: Sequence[float], old: Sequence[float], clusters: Sequence[Hashable]
-) -> Paired:
+def compare(new: Sequence[float], old: Sequence[float], clusters: Sequence[Hashable]) -> Paired:
     """Compare two runs on the same samples, in the same order; at least one sample.
 
     The test is McNemar's exact one. Where samples come in clusters it is the sign-flip test on
@@ -115,9 +113,7 @@ def _by_cluster(
     return sums.astype(float), np.bincount(positions, minlength=len(numbers)).astype(float)
 
 
-def _resampled_means(
-    sums: NDArray[np.float64], counts: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _resampled_means(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
     random = np.random.default_rng(SEED)
     means = []
     for start in range(0, DRAWS, _AT_A_TIME):

@@ -47,13 +47,19 @@ def read_table(path: Path) -> pd.DataFrame:
 def _from_json(data: Any) -> pd.DataFrame:
     if isinstance(data, dict) and {"columns", "data"} <= data.keys():
         frame = pd.DataFrame(data["data"], columns=data["columns"])
-    elif isinstance(data, list) and all(isinstance(row, dict) for row in data):
-        frame = pd.DataFrame(data)
-    elif isinstance(data, dict) and all(isinstance(column, list) for column in data.values()):
+    elif _has_rows(data) or _has_columns(data):
         frame = pd.DataFrame(data)
     else:
         raise ValueError("neither rows nor columns")
     return frame.map(as_text)
+
+
+def _has_rows(data: Any) -> bool:
+    return isinstance(data, list) and all(isinstance(row, dict) for row in data)
+
+
+def _has_columns(data: Any) -> bool:
+    return isinstance(data, dict) and all(isinstance(column, list) for column in data.values())
 
 
 def as_text(value: Any) -> str:

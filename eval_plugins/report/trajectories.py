@@ -20,7 +20,7 @@ from eval_plugins.report.results import Sample
 logger = logging.getLogger(__name__)
 
 _ID = re.compile(r"(?P<stem>.*)-[0-9a-f]{12}", re.DOTALL)
-_INDEX_LABELS = ("index", "sample")
+_INDEX_LABEL = "index"
 _BLANK = re.compile(r"[\s\W_]+")
 
 
@@ -38,6 +38,7 @@ class Played:
         answered: What VLMEvalKit should have got, compared in the same way.
         record: Turns, tokens, calls, times.
         cut: A turn was cut at the length limit.
+        prompt_tokens: Tokens that the server read for all its turns; 0 where a turn does not tell.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Played:
     answered: str
     record: SampleRecord
     cut: bool
+    prompt_tokens: int
 
     def load(self) -> Trajectory:
         """Read the whole trajectory.
@@ -128,10 +130,8 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 def _summary(path: Path, offset: int, line: bytes) -> Played:
     trajectory = Trajectory.model_validate_json(line)
-    dataset = trajectory.data_source
-    index = next(
-        (str(trajectory.labels[name]) for name in _INDEX_LABELS if name in trajectory.labels), ""
-    )
+    dataset = str(trajectory.labels.get("benchmark") or trajectory.data_source)
+    index = str(trajectory.labels.get(_INDEX_LABEL, ""))
     if not index:
         match = _ID.fullmatch(trajectory.task_id.removeprefix(f"{dataset}/"))
         index = match["stem"] if match else ""
@@ -148,12 +148,15 @@ def _summary(path: Path, offset: int, line: bytes) -> Played:
         answered=comparable(text or ""),
         record=SampleRecord.of(trajectory, 0, {}),
         cut=any(turn.finish_reason == "length" for turn in trajectory.turns),
+        prompt_tokens=sum(turn.prompt_tokens for turn in trajectory.turns)
+        if all(turn.prompt_tokens for turn in trajectory.turns)
+        else 0,
     )
 
 
 def comparable(text: str) -> str:
     """``text`` without what a spreadsheet or a prompt may change."""
-    return _BLANK.sub("", text).casefold()
+    return (_BLANK.sub("", text) or "".join(text.split())).casefold()
 
 
 def match(samples: Sequence[Sample], played: Sequence[Played]) -> Matched:
