@@ -110,3 +110,9 @@ _mount(search, "record", "Run the service and write down every answer.", "search
 _mount(search, "replay", "Run the service on recorded answers only.", "search:replay")
 _mount(search, "query", "Ask the search of the settings from here.", "search:query")
 _mount(reward, "score", "Score stored trajectories as in training.", "reward:score")
+_mount(
+    evaluation,
+    "report",
+    "Report on a run: scores, what to distrust, every trajectory; compare two runs.",
+    "eval_report:report",
+)

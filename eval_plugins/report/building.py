@@ -174,10 +174,8 @@ def _benchmark(result: DatasetResults, run: Run, prices: Prices) -> Benchmark:
         interval = mean_interval(scores, clusters).scaled(100)
     out_of = known.out_of if known else 1000.0 if result.name == "OCRBench" else 100.0
     value = result.metrics[result.headline] if result.headline is not None else None
-    if value is not None and out_of == 100 and 0 <= value <= 1:
-        # A share or a percentage: what fits the samples; without them a share is more likely.
-        if accuracy is None or abs(100 * value - accuracy) <= abs(value - accuracy):
-            value *= 100
+    if value is not None and out_of == 100 and _is_share(value, accuracy):
+        value *= 100
     same = (
         value is not None
         and accuracy is not None
@@ -213,6 +211,13 @@ def _benchmark(result: DatasetResults, run: Run, prices: Prices) -> Benchmark:
         if len(by_category) > 1
         else [],
     )
+
+
+def _is_share(value: float, accuracy: float | None) -> bool:
+    """Whether a figure is a share: it fits the samples; without them, if it can be one."""
+    if accuracy is None:
+        return 0 <= value <= 1
+    return abs(100 * value - accuracy) < abs(value - accuracy)
 
 
 def _agent(own: Sequence[Played], prices: Prices) -> AgentFigures | None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from eval_plugins.report.contents import Benchmark, Comparison, Finding, Passes, Report
+from eval_plugins.report.contents import (
+    AgentFigures,
+    Benchmark,
+    Comparison,
+    Finding,
+    Passes,
+    Report,
+)
 from eval_plugins.report.published import Published
 from eval_plugins.report.statistics import Interval
 
@@ -70,10 +77,11 @@ def _lines(report: Report) -> Iterator[str]:
             "Qwen2.5-VL-7B",
             "scoring",
         ),
-        [*map(_score_row, report.benchmarks), *map(_passes_row, report.passes)],
+        [*map(score_cells, report.benchmarks), *map(passes_cells, report.passes)],
     )
-    yield from _footnotes(report)
-    rows = list(map(_agent_row, filter(lambda one: one.agent, report.benchmarks)))
+    yield from map(escaped, footnotes(report))
+    yield ""
+    rows = [agent_cells(one, one.agent) for one in report.benchmarks if one.agent is not None]
     if rows:
         yield "## The agent"
         yield ""
@@ -106,14 +114,15 @@ def _findings(findings: Sequence[Finding]) -> Iterator[str]:
     yield ""
 
 
-def _score_row(one: Benchmark) -> tuple[str, ...]:
+def score_cells(one: Benchmark) -> tuple[str, ...]:
+    """The row of a benchmark in the table of scores, as plain text."""
     shown = number(one.shown, one.out_of)
     if one.value is not None and not one.same and one.accuracy is not None:
         interval = f"accuracy {number(one.accuracy)} ({between(one.interval)})"
     else:
         interval = between(one.shown_interval, one.out_of)
     return (
-        escaped(one.title),
+        one.title,
         f"{one.samples:,}",
         f"{one.failed:,}",
         shown,
@@ -123,9 +132,10 @@ def _score_row(one: Benchmark) -> tuple[str, ...]:
     )
 
 
-def _passes_row(one: Passes) -> tuple[str, ...]:
+def passes_cells(one: Passes) -> tuple[str, ...]:
+    """The row of the mean of several passes, as plain text."""
     return (
-        escaped(f"{one.title} (mean of {len(one.passes)} shuffled passes)"),
+        f"{one.title}, mean of {len(one.passes)} shuffled passes",
         "",
         "",
         f"{number(one.mean)} ± {number(one.spread)}",
@@ -135,7 +145,8 @@ def _passes_row(one: Passes) -> tuple[str, ...]:
     )
 
 
-def _footnotes(report: Report) -> Iterator[str]:
+def footnotes(report: Report) -> Iterator[str]:
+    """What a reader of the scores has to know, as plain text."""
     yield f"Published figures: {report.published_source}."
     yield "Intervals: 95 %, bootstrap over samples with a fixed seed; failed samples are left out."
     if any(one.value is not None and not one.same for one in report.benchmarks):
@@ -145,21 +156,19 @@ def _footnotes(report: Report) -> Iterator[str]:
         )
     if rebuilt := [one.title for one in report.benchmarks if one.reconstructed]:
         yield (
-            f"VLMEvalKit keeps no verdicts of single samples for {escaped(', '.join(rebuilt))}: "
-            "they follow its rule as written in this package."
+            f"VLMEvalKit keeps no verdicts of single samples for {', '.join(rebuilt)}: they follow "
+            "its rule as written in this package."
         )
-    yield ""
 
 
-def _agent_row(one: Benchmark) -> tuple[str, ...]:
-    agent = one.agent
-    assert agent is not None
-    calls = ", ".join(f"{escaped(tool)} {count:.2f}" for tool, count in agent.calls.items())
+def agent_cells(one: Benchmark, agent: AgentFigures) -> tuple[str, ...]:
+    """The row of a benchmark in the table of the agent, as plain text."""
+    calls = ", ".join(f"{tool} {count:.2f}" for tool, count in agent.calls.items())
     ends = ", ".join(
         f"{reason.replace('_', ' ')} {count:,}" for reason, count in agent.end_reasons.items()
     )
     return (
-        escaped(one.title),
+        one.title,
         calls or "none",
         f"{agent.turns:.1f}",
         f"{agent.tokens:,.0f}",
@@ -177,7 +186,7 @@ def _comparison(comparison: Comparison) -> Iterator[str]:
     yield ""
     rows = [
         (
-            escaped(one.title),
+            one.title,
             f"{one.paired.samples:,}",
             number(one.old),
             number(one.new),
@@ -223,7 +232,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str
     yield f"| {' | '.join(header)} |"
     yield f"|{' --- |' * len(header)}"
     for row in rows:
-        yield f"| {' | '.join(row)} |"
+        yield f"| {' | '.join(map(escaped, row))} |"
     yield ""
 
 

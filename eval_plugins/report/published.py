@@ -68,5 +68,5 @@ PUBLISHED: dict[str, Published] = {
     "MMSearch": _published("MMSearch", "search", 63.7, 12.8, search=52.2),
     "SimpleVQA": _published("SimpleVQA", "search", 59.4, 38.4, search=51.6),
 }
-"""By VLMEvalKit's name of the dataset. The page does not say which split of MathVerse and MathVision
-it used; those of the recipes are assumed."""
+"""By VLMEvalKit's name of the dataset. The page does not say which split of MathVerse and of
+MathVision it used; those of the recipes are assumed."""

@@ -43,7 +43,7 @@ _SCORES = ("hit", "score", "correct", "eval_score", "verifier_score", "verifier_
 # Columns that tell how it was found.
 _NOTES = ("scored_by", "judge_log", "log", "log_score", "log_extract", "extract_answer", "res")
 _METRIC_FILES = ("_acc", "_score", "_rating", "_metrics", "_scores")
-_IGNORED_FOLDERS = {"images", "logs", "data"}
+_IGNORED_FOLDERS = {"images", "logs"}
 
 
 class Scoring(BaseModel):

@@ -63,10 +63,10 @@ class Played:
             file.seek(self.offset)
             return Trajectory.model_validate_json(file.read(self.length))
 
-    def image(self, sha256: str) -> Path | None:
-        """The file of an image, if it is there."""
-        folder = self.path.parent / IMAGE_FOLDER
-        return next(iter(sorted(folder.glob(f"{sha256}.*"))), None)
+    @property
+    def images(self) -> Path:
+        """The folder of the images that it names."""
+        return self.path.parent / IMAGE_FOLDER
 
 
 @dataclass(slots=True)
