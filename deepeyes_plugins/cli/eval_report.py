@@ -13,6 +13,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from eval_plugins.report.contents import Comparison, Report
 
+_WIDE = 118
+"""Columns of a terminal that has room for what the agent did."""
 STYLES = {"distrust": "bold red", "caution": "yellow", "note": "dim"}
 
 
@@ -97,7 +99,7 @@ def report(
 
 def show(contents: Report, console: Console) -> None:
     """Print a report for the terminal: what spoils it first, then scores and comparison."""
-    from eval_plugins.report.markdown import LEVELS, between, number, reference, scoring
+    from eval_plugins.report.markdown import LEVELS, passes_cells, score_cells
 
     for finding in contents.findings:
         line = Text(f"{LEVELS[finding.level]}: ", style=STYLES[finding.level])
@@ -108,32 +110,24 @@ def show(contents: Report, console: Console) -> None:
         console.print()
 
     table = Table(box=None, header_style="bold")
-    for name in ("benchmark", "samples", "failed", "score", "95 %", "DeepEyesV2-7B"):
-        table.add_column(name, justify="left" if name == "benchmark" else "right")
-    for name in ("Qwen2.5-VL-7B", "calls", "turns", "scoring"):
-        table.add_column(name, justify="left" if name == "scoring" else "right")
+    table.add_column("benchmark")
+    for name in ("samples", "failed", "score", "95 %", "DeepEyesV2", "Qwen2.5-VL"):
+        table.add_column(name, justify="right", no_wrap=name not in ("95 %", "Qwen2.5-VL"))
+    if wide := console.width >= _WIDE:
+        for name in ("calls", "turns"):
+            table.add_column(name, justify="right")
+        table.add_column("scoring")
     for one in contents.benchmarks:
+        cells = score_cells(one)
         agent = one.agent
-        table.add_row(
-            Text(one.title),
-            f"{one.samples:,}",
-            f"{one.failed:,}",
-            number(one.shown, one.out_of),
-            between(one.shown_interval, one.out_of),
-            *reference(one.published),
+        more = (
             f"{sum(agent.calls.values()):.2f}" if agent else "–",
             f"{agent.turns:.1f}" if agent else "–",
-            Text(scoring(one)),
+            cells[-1],
         )
+        table.add_row(*map(Text, (*cells[:-1], *(more if wide else ()))))
     for passes in contents.passes:
-        table.add_row(
-            Text(f"{passes.title}, mean of {len(passes.passes)} shuffled passes"),
-            "",
-            "",
-            f"{number(passes.mean)} ± {number(passes.spread)}",
-            between(passes.interval),
-            *reference(passes.published),
-        )
+        table.add_row(*map(Text, passes_cells(passes)[:-1]))
     console.print(table)
     if contents.comparison is not None:
         console.print()

@@ -13,6 +13,7 @@ from statistics import fmean, stdev
 from deepeyes_plugins import __version__
 from deepeyes_plugins.rollout.figures import Figures
 from eval_plugins.report.contents import (
+    ROUNDING,
     AgentFigures,
     Benchmark,
     Category,
@@ -31,8 +32,6 @@ from eval_plugins.report.trust import check_results, check_trajectories
 
 _SHUFFLED = re.compile(r"(?P<base>.+)_shuffled_(?P<seed>\d+)")
 _OTHER = "other"
-_ROUNDING = 0.051
-"""Percent points by which figures differ that are written with one decimal."""
 SIGNIFICANT = 0.05
 _GROUPS = ("real world", "OCR and charts", "mathematics", "search", _OTHER)
 
@@ -179,7 +178,7 @@ def _benchmark(result: DatasetResults, run: Run, prices: Prices) -> Benchmark:
     same = (
         value is not None
         and accuracy is not None
-        and abs(100 * value / out_of - accuracy) <= _ROUNDING
+        and abs(100 * value / out_of - accuracy) < ROUNDING
     )
     by_category: defaultdict[str, list[float]] = defaultdict(list)
     for sample, score in scored:
@@ -227,8 +226,8 @@ def _agent(own: Sequence[Played], prices: Prices) -> AgentFigures | None:
     figures = {name.removeprefix("it/"): value for name, value in Figures().of(records).items()}
     tools = sorted({call.tool for record in records for call in record.tool_calls})
     calls = [call for record in records for call in record.tool_calls]
-    read = [one.prompt_tokens for one in own]
-    prompt_tokens = fmean(read) if all(read) else None
+    read = [one.prompt_tokens for one in own if one.prompt_tokens is not None]
+    prompt_tokens = fmean(read) if len(read) == len(own) else None
     generated = sum(record.generated_tokens for record in records)
     return AgentFigures(
         trajectories=len(own),

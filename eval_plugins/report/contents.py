@@ -13,6 +13,10 @@ from eval_plugins.report.statistics import Interval, Paired
 Level = Literal["distrust", "caution", "note"]
 
 
+ROUNDING = 0.051
+"""Percent points by which figures may differ that are written with one decimal."""
+
+
 class _Content(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -101,6 +105,27 @@ class Benchmark(_Content):
         if self.interval is None or (self.value is not None and not self.same):
             return None
         return self.interval.scaled(self.out_of / 100)
+
+    @property
+    def plotted(self) -> float | None:
+        """The figure to draw: where VLMEvalKit counts failed samples as wrong, the accuracy."""
+        if self._counts_failed and self.accuracy is not None:
+            return self.accuracy * self.out_of / 100
+        return self.shown
+
+    @property
+    def plotted_interval(self) -> Interval | None:
+        """Its interval, in its unit."""
+        if self._counts_failed and self.interval is not None:
+            return self.interval.scaled(self.out_of / 100)
+        return self.shown_interval
+
+    @property
+    def _counts_failed(self) -> bool:
+        if not self.failed or self.value is None or self.accuracy is None or self.same:
+            return False
+        share = self.accuracy * self.scored / (self.scored + self.failed)
+        return abs(100 * self.value / self.out_of - share) < ROUNDING
 
 
 class Passes(_Content):

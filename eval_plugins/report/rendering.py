@@ -28,6 +28,7 @@ from eval_plugins.report.statistics import Interval
 _PAGE = files("eval_plugins.report") / "page"
 _COLOURS = 6
 """Colours for tools; further tools share the last."""
+_LEVEL_TITLES = {"distrust": "reason", "caution": "caution", "note": "note"}
 _VERDICTS = {
     "distrust": "Do not trust these figures",
     "caution": "Look at this before you believe the figures",
@@ -56,8 +57,7 @@ def render(report: Report, rows: Sequence[Sequence[Any]], in_a_file: int) -> str
         level: [finding for finding in report.findings if finding.level == level]
         for level in LEVELS
     }
-    loud = [(level, by_level[level]) for level in ("distrust", "caution") if by_level[level]]
-    worst = loud[0][0] if loud else "fine"
+    worst = next((level for level in ("distrust", "caution") if by_level[level]), "fine")
     contents = {
         "benchmarks": [one.title for one in report.benchmarks],
         "rows": rows,
@@ -80,14 +80,17 @@ def render(report: Report, rows: Sequence[Sequence[Any]], in_a_file: int) -> str
         script=Markup(script),
         contents=Markup(_inert_json(contents)),
         verdict={"class": worst, "title": _VERDICTS[worst]},
-        loud=loud,
-        notes=by_level["note"],
-        words=LEVELS,
+        levels=[
+            (level, by_level[level], title)
+            for level, title in _LEVEL_TITLES.items()
+            if by_level[level]
+        ],
         groups=_groups(report),
         score_table=[
             *map(score_cells, report.benchmarks),
             *map(passes_cells, report.passes),
         ],
+        categories=[(one, category) for one in report.benchmarks for category in one.categories],
         footnote=" ".join(footnotes(report)),
         **_agents(report),
         **_differences(report),
@@ -111,7 +114,7 @@ def _groups(report: Report) -> list[tuple[str, list[dict[str, Any]]]]:
     for group, members in groupby(report.benchmarks, key=lambda one: one.group):
         lines = []
         for one in members:
-            lines.append(_track(one.title, one, one.shown, one.shown_interval, one.out_of))
+            lines.append(_track(one.title, one, one.plotted, one.plotted_interval, one.out_of))
             if one.name in averages:
                 mean = averages[one.name]
                 title = f"{mean.title}, mean of passes"
@@ -235,7 +238,7 @@ def _differences(report: Report) -> dict[str, Any]:
         for one in compared
         for bound in (one.paired.interval.low, one.paired.interval.high)
     ]
-    reach = next((step for step in (2, 5, 10, 20, 50) if step >= max(bounds, default=0)), 100)
+    reach = next((step for step in (2, 5, 10, 20, 30, 50) if step >= max(bounds, default=0)), 100)
 
     def place(difference: float) -> float:
         return round(50 + 50 * 100 * difference / reach, 2)

@@ -38,7 +38,7 @@ class Played:
         answered: What VLMEvalKit should have got, compared in the same way.
         record: Turns, tokens, calls, times.
         cut: A turn was cut at the length limit.
-        prompt_tokens: Tokens that the server read for all its turns; 0 where a turn does not tell.
+        prompt_tokens: Tokens that the server read for all turns; ``None`` where one does not tell.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class Played:
     answered: str
     record: SampleRecord
     cut: bool
-    prompt_tokens: int
+    prompt_tokens: int | None
 
     def load(self) -> Trajectory:
         """Read the whole trajectory.
@@ -150,7 +150,7 @@ def _summary(path: Path, offset: int, line: bytes) -> Played:
         cut=any(turn.finish_reason == "length" for turn in trajectory.turns),
         prompt_tokens=sum(turn.prompt_tokens for turn in trajectory.turns)
         if all(turn.prompt_tokens for turn in trajectory.turns)
-        else 0,
+        else None,
     )
 
 

@@ -225,6 +225,8 @@
       ...(sample.turns ? [] : [element("p", "quiet", "No trajectory of this sample was found.")]),
       outcome(sample, place[VERDICT]),
     );
+    // On a narrow screen the sample is below the list.
+    if (detail.getBoundingClientRect().top > list.getBoundingClientRect().bottom - 1) detail.scrollIntoView({ block: "start" });
   };
 
   // Where one is stays in the address, so that a link leads there again.
