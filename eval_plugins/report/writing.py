@@ -66,6 +66,8 @@ def write(report: Report, run: Run, folder: Path, *, image_side: int = 1280) -> 
         OSError: The folder cannot be written, or holds something else.
     """
     _make_room(folder)
+    # First: by it a report that was interrupted is known for one.
+    (folder / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     flips = _flips(report)
     images = _Images(folder / "images", image_side)
     rows = []
@@ -81,21 +83,22 @@ def write(report: Report, run: Run, folder: Path, *, image_side: int = 1280) -> 
         _write_data(folder, len(rows) // IN_A_FILE, waiting)
     images.finish()
     (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
-    (folder / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (folder / "index.html").write_text(render(report, rows, IN_A_FILE), encoding="utf-8")
 
 
 def _make_room(folder: Path) -> None:
     """Make the folder, or empty one that holds an earlier report; never anything else."""
     folder.mkdir(parents=True, exist_ok=True)
-    ours = (folder / "index.html").is_file() and (folder / "report.json").is_file()
-    for name in ("data", "images"):
-        if (folder / name).exists() and not ours:
+    parts = [folder / name for name in ("data", "images")]
+    ours = (folder / "report.json").is_file()
+    for part in parts:
+        if part.exists() and not ours:
             raise FileExistsError(
-                f"{folder / name} exists and belongs to no report: choose another --output"
+                f"{part} exists and belongs to no report: choose another --output"
             )
-        shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / name).mkdir()
+    for part in parts:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
 
 
 def _flips(report: Report) -> dict[tuple[str, str], str]:
