@@ -116,3 +116,9 @@ _mount(
     "Report on a run: scores, what to distrust, every trajectory; compare two runs.",
     "eval_report:report",
 )
+    "prepare",
+    "Make VLMEvalKit's table of FVQA-test, InfoSeek or MMSearch.",
+    "benchmarks:prepare",
+)
+_mount(evaluation, "shuffle", "Make passes with options in another order.", "benchmarks:shuffle")
+_mount(evaluation, "rescore", "Score results as published, by a judge.", "benchmarks:rescore")

@@ -1,1 +1,1 @@
-"""VLMEvalKit finds `DeepEyesV2` and `DeepEyesQuickstart` among its own models and datasets."""
+"""VLMEvalKit finds our model and datasets among its own (see ``register.py``)."""

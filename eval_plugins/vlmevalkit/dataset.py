@@ -1,32 +1,44 @@
-"""Local question-answer tables that are scored by rules, without a judge and without a network."""
+"""Question-answer tables in the folder of VLMEvalKit's data, and how their answers are scored."""
 
 from __future__ import annotations
 
+import json
 import logging
+from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 from vlmeval.dataset.image_base import ImageBaseDataset
 from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path, load
 
-from deepeyes_plugins.rewards.accuracy import rule_accuracy
+from deepeyes_plugins.judge.contracts import Comparison
+from deepeyes_plugins.rewards.accuracy import rule_accuracy, rule_verdict
+from eval_plugins.vlmevalkit.adapter import UNANSWERED
+from eval_plugins.vlmevalkit.benchmarks import COLUMNS as SEARCH_COLUMNS
+from eval_plugins.vlmevalkit.benchmarks import Candidate
+from eval_plugins.vlmevalkit.scoring import (
+    NO_VERDICT,
+    RULES_ONLY,
+    Sample,
+    Score,
+    check_command_line,
+    score_samples,
+)
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("index", "image", "question", "answer")
 
+class AnswerTable(ImageBaseDataset):
+    """A table ``$LMUData/<name>.tsv`` whose answers are right, wrong, failed or not scored.
 
-class DeepEyesQuickstart(ImageBaseDataset):
-    """``$LMUData/DeepEyesQuickstart.tsv`` with the columns index, image, question and answer.
-
-    The prompt is the question as it is; a prediction is right if it equals the answer up to case,
-    articles, punctuation and the way a number is written.
+    The prompt is the question as it is. Samples whose inference failed, and those that nobody could
+    score, are no wrong answers: they are counted apart.
     """
 
     TYPE = "VQA"
-    DATASET_URL: ClassVar[dict[str, str]] = {"DeepEyesQuickstart": ""}
-    JUDGE_FAIL_MARKERS = ()  # rules do not fail; a failed inference is not counted twice
+    COLUMNS: ClassVar[Sequence[str]] = ()
 
     def load_data(self, dataset: str) -> pd.DataFrame:
         """Read the table; every column is text, so that 1.0 stays 1.0 and None stays None.
@@ -41,7 +53,7 @@ class DeepEyesQuickstart(ImageBaseDataset):
                 f"{path} does not exist: put the table there, or set LMUData to its folder"
             )
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-        missing = [column for column in COLUMNS if column not in table]
+        missing = [column for column in self.COLUMNS if column not in table]
         if missing:
             raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
         return table
@@ -49,43 +61,212 @@ class DeepEyesQuickstart(ImageBaseDataset):
     def evaluate(self, eval_file: str, **judge_kwargs: Any) -> pd.DataFrame:
         """Score the predictions in ``eval_file``.
 
-        Samples whose inference failed are no wrong answers: they are counted apart.
-
         Returns:
-            One row: ``Overall`` (accuracy of the answered in percent), ``answered``, ``failed``.
-            It is also written beside ``eval_file``, as ``…_acc.csv``; the single scores are in
-            ``…_results``.
+            One row: ``Overall`` (accuracy of the scored in percent), ``answered``, ``failed``,
+            ``not_scored``. It is also written beside ``eval_file``, as ``…_acc.csv``; the single
+            scores are in ``…_results``.
         """
-        del judge_kwargs
-        table = load(eval_file)
-        answers = dict(zip(map(str, self.data["index"]), self.data["answer"], strict=True))
-        predictions = table["prediction"].fillna("").astype(str)
-        failed = predictions.map(
-            lambda text: any(marker in text for marker in self.INFER_FAIL_MARKERS)
-        )
-        table["answer"] = [answers[str(index)] for index in table["index"]]
-        table["score"] = [
-            None if lost else rule_accuracy(text, answer)
-            for text, answer, lost in zip(predictions, table["answer"], failed, strict=True)
-        ]
-        dump(table, get_intermediate_file_path(eval_file, "_results"))
-        if failed.any():
-            logger.warning(
-                "%d of %d samples failed and are not scored; --reuse asks them again",
-                failed.sum(),
-                len(table),
-            )
-        result = pd.DataFrame(
-            {
-                "Overall": [100 * table["score"].astype(float).mean()],
-                "answered": [int((~failed).sum())],
-                "failed": [int(failed.sum())],
-            }
-        )
-        dump(result, get_intermediate_file_path(eval_file, "_acc"))
-        return result
+        table = read_predictions(eval_file)
+        predictions = table["prediction"].astype(str)
+        failed = [any(marker in text for marker in self.INFER_FAIL_MARKERS) for text in predictions]
+        scores = self.score(table, failed, eval_file, judge_kwargs)
+        table["answer"] = list(self.rows(table)["answer"])
+        return write_scores(table, scores, eval_file)
+
+    @abstractmethod
+    def score(
+        self, table: pd.DataFrame, failed: Sequence[bool], eval_file: str, arguments: dict[str, Any]
+    ) -> list[Score]:
+        """Score every prediction; ``failed`` says which are none."""
+
+    def rows(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        """The rows of the data that predictions are for, in their order."""
+        data = self.data.set_index(self.data["index"].astype(str))
+        return data.loc[predictions["index"].astype(str)]
 
     @classmethod
     def report_primary_metric(cls, metrics: dict[str, Any] | None) -> dict[str, float | int]:
-        """The accuracy, if anything was answered, and never one of the counts."""
+        """The accuracy, if anything was scored, and never one of the counts."""
         return {"Overall": metrics["Overall"]} if metrics and "Overall" in metrics else {}
+
+
+class DeepEyesQuickstart(AnswerTable):
+    """``$LMUData/DeepEyesQuickstart.tsv`` with the columns index, image, question and answer.
+
+    A prediction is right if it equals the answer up to case, articles, punctuation and the way a
+    number is written.
+    """
+
+    COLUMNS = ("index", "image", "question", "answer")
+    DATASET_URL: ClassVar[dict[str, str]] = {"DeepEyesQuickstart": ""}
+    JUDGE_FAIL_MARKERS = ()  # rules do not fail; a failed inference is not counted twice
+
+    def score(
+        self, table: pd.DataFrame, failed: Sequence[bool], eval_file: str, arguments: dict[str, Any]
+    ) -> list[Score]:
+        """Score by rules, whatever judge VLMEvalKit has in mind."""
+        del eval_file, arguments
+        answers = self.rows(table)["answer"]
+        return [
+            Score(None, "failed") if lost else Score(rule_accuracy(text, answer), "rule")
+            for text, answer, lost in zip(table["prediction"], answers, failed, strict=True)
+        ]
+
+
+class DeepEyesSearchQA(AnswerTable):
+    """FVQA-test, InfoSeek and MMSearch, as ``deepeyes eval prepare`` writes them.
+
+    A prediction that equals the reference or another accepted answer is right by rules, one that is
+    surely different from all of them wrong; else the judge of agent.yaml decides, with the prompt
+    that training has for search.
+    """
+
+    COLUMNS = SEARCH_COLUMNS
+    DATASET_URL: ClassVar[dict[str, str]] = {"FVQA-test": "", "InfoSeek": "", "MMSearch": ""}
+    JUDGE_FAIL_MARKERS = (NO_VERDICT,)
+
+    def __init__(
+        self,
+        dataset: str = "FVQA-test",
+        skip_noimg: bool = True,
+        scoring: Literal["judge", "rules"] = "judge",
+    ) -> None:
+        """Read the table, and see to it that there is a judge before anything is asked.
+
+        Args:
+            dataset: Name of the data set, and of its table.
+            skip_noimg: Of no effect: questions without an image are asked as they are.
+            scoring: ``rules`` does without a judge, as ``--judge exact_matching`` does; what is
+                said in other words than the reference is then wrong.
+
+        Raises:
+            SettingsError: No judge is configured.
+            FileNotFoundError: The table or an image of it is missing.
+            ValueError: The table lacks a column, or ``scoring`` is neither.
+        """
+        if scoring not in ("judge", "rules"):
+            raise ValueError(f"scoring is {scoring!r}; it must be 'judge' or 'rules'")
+        self._arguments = {"model": RULES_ONLY} if scoring == "rules" else {}
+        if scoring == "judge":
+            check_command_line()
+        super().__init__(dataset, skip_noimg)
+
+    def load_data(self, dataset: str) -> pd.DataFrame:
+        """Read the table.
+
+        Raises:
+            FileNotFoundError: The table or an image of it is missing.
+            ValueError: A column is missing.
+        """
+        table = super().load_data(dataset)
+        root = Path(LMUDataRoot())
+        table["image_file"] = [
+            [str(root / name) for name in json.loads(names)] for names in table["image_file"]
+        ]
+        lost = [name for names in table["image_file"] for name in names if not Path(name).is_file()]
+        if lost:
+            raise FileNotFoundError(f"{dataset}: {len(lost)} images are missing: {lost[0]}, …")
+        return table
+
+    def build_prompt(self, line: int | pd.Series) -> list[dict[str, str]]:
+        """The question's images, as published, and its text."""
+        row = self.data.iloc[line] if isinstance(line, int) else line
+        images = [{"type": "image", "value": name} for name in row["image_file"]]
+        return [*images, {"type": "text", "value": row["question"]}]
+
+    def score(
+        self, table: pd.DataFrame, failed: Sequence[bool], eval_file: str, arguments: dict[str, Any]
+    ) -> list[Score]:
+        """Score by rules, then by the judge; how is written to ``…_scoring.json``."""
+        samples = [
+            _sample(row, str(text), lost)
+            for (_, row), text, lost in zip(
+                self.rows(table).iterrows(), table["prediction"], failed, strict=True
+            )
+        ]
+        scores, scoring = score_samples(samples, arguments | self._arguments, Path(eval_file))
+        scoring.write(Path(get_intermediate_file_path(eval_file, "_scoring", "json")))
+        return scores
+
+
+def read_predictions(eval_file: str) -> pd.DataFrame:
+    """Read a file of predictions so that an answer like ``None`` or ``NA`` stays a text."""
+    keep: dict[str, Any] = {"keep_default_na": False}
+    match Path(eval_file).suffix:
+        case ".xlsx":
+            return pd.read_excel(eval_file, dtype={"prediction": str}, **keep)
+        case ".tsv":
+            return pd.read_csv(eval_file, sep="\t", dtype={"prediction": str}, **keep)
+    table: pd.DataFrame = load(eval_file)
+    table["prediction"] = table["prediction"].fillna("").astype(str)
+    return table
+
+
+def write_scores(
+    table: pd.DataFrame, scores: Sequence[Score], eval_file: str, kind: str = ""
+) -> pd.DataFrame:
+    """Write the single scores and their summary beside ``eval_file``.
+
+    Args:
+        table: The predictions.
+        scores: One for each.
+        eval_file: File with the predictions.
+        kind: Part of the files' names, ``…_<kind>_results`` and ``…_<kind>_acc``.
+
+    Returns:
+        One row: ``Overall`` in percent, ``answered``, ``failed``, ``not_scored``.
+    """
+    table["score"] = [score.value for score in scores]
+    table["scored_by"] = [score.scored_by for score in scores]
+    table["judge_log"] = [score.log for score in scores]
+    dump(table, get_intermediate_file_path(eval_file, f"{kind}_results"))
+    failed = sum(score.scored_by == "failed" for score in scores)
+    lost = sum(score.scored_by == "no verdict" for score in scores)
+    if failed or lost:
+        logger.warning(
+            "of %d samples %d failed and %d have no verdict: they are not scored. --reuse asks the "
+            "model again, another evaluation the judge",
+            len(table),
+            failed,
+            lost,
+        )
+    result = pd.DataFrame(
+        {
+            "Overall": [100 * table["score"].astype(float).mean()],
+            "answered": [len(table) - failed],
+            "failed": [failed],
+            "not_scored": [lost],
+        }
+    )
+    dump(result, get_intermediate_file_path(eval_file, f"{kind}_acc"))
+    return result
+
+
+def _sample(row: pd.Series, prediction: str, failed: bool) -> Sample:
+    candidates: list[Candidate] = json.loads(row["candidates"])
+    names = [text for text in candidates if isinstance(text, str) and text != row["answer"]]
+    ranges = [entry["range"] for entry in candidates if isinstance(entry, dict)]
+    reference = row["answer"]
+    if names:
+        reference += f"\nAlso accepted: {'; '.join(dict.fromkeys(names))}"
+    for low, high in ranges:
+        reference += f"\nAlso accepted: any value from {low:g} to {high:g}"
+    comparison = Comparison(row["question"], reference, prediction)
+    return Sample(comparison, _sure(prediction, [row["answer"], *names], ranges), failed)
+
+
+def _sure(prediction: str, answers: Sequence[str], ranges: Sequence[list[float]]) -> bool | None:
+    """What rules know: right if any reference is met, wrong if it is surely none of them."""
+    if not prediction.strip() or prediction == UNANSWERED:
+        return False
+    verdicts = {rule_verdict(prediction, answer) for answer in answers}
+    if True in verdicts or any(_within(prediction, low, high) for low, high in ranges):
+        return True
+    return False if verdicts == {False} and not ranges else None
+
+
+def _within(prediction: str, low: float, high: float) -> bool:
+    try:
+        return low <= float(prediction.replace(",", "").strip().rstrip(".")) <= high
+    except ValueError:
+        return False

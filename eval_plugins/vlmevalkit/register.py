@@ -11,8 +11,8 @@ MODEL = "DeepEyesV2"
 def register(config: ModuleType) -> None:
     """Register the model and the datasets; called when ``vlmeval.config`` has been imported.
 
-    ``--model DeepEyesV2``, ``--data DeepEyesQuickstart`` and, in a ``--config`` file, the classes
-    of these names then work like VLMEvalKit's own.
+    ``--model DeepEyesV2``, ``--data DeepEyesQuickstart FVQA-test InfoSeek MMSearch`` and, in a
+    ``--config`` file, the classes of both then work like VLMEvalKit's own.
 
     Args:
         config: The module ``vlmeval.config``.
@@ -24,7 +24,7 @@ def register(config: ModuleType) -> None:
     import vlmeval.dataset
 
     from eval_plugins.vlmevalkit.adapter import DeepEyesV2
-    from eval_plugins.vlmevalkit.dataset import DeepEyesQuickstart
+    from eval_plugins.vlmevalkit.dataset import DeepEyesQuickstart, DeepEyesSearchQA
 
     _publish(vlmeval.api, DeepEyesV2)
     # VLMEvalKit hands --retry and --verbose only to models that have them as keywords here.
@@ -32,12 +32,13 @@ def register(config: ModuleType) -> None:
     for group in (config.api_models, config.supported_VLM):
         group[MODEL] = entry
 
-    _publish(vlmeval.dataset, DeepEyesQuickstart)
-    for names, new in (
-        (vlmeval.dataset.DATASET_CLASSES, [DeepEyesQuickstart]),
-        (vlmeval.dataset.SUPPORTED_DATASETS, DeepEyesQuickstart.supported_datasets()),
-    ):
-        names.extend(name for name in new if name not in names)
+    for dataset in (DeepEyesQuickstart, DeepEyesSearchQA):
+        _publish(vlmeval.dataset, dataset)
+        for names, new in (
+            (vlmeval.dataset.DATASET_CLASSES, [dataset]),
+            (vlmeval.dataset.SUPPORTED_DATASETS, dataset.supported_datasets()),
+        ):
+            names.extend(name for name in new if name not in names)
 
 
 def _publish(module: ModuleType, class_: type) -> None:

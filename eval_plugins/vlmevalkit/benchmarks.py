@@ -1,0 +1,317 @@
+"""From the published files of the search benchmarks to the tables that VLMEvalKit reads.
+
+Layouts, as read in files and code of the projects named: FVQA of MMSearch-R1 (lmms-lab/FVQA; the
+sample mini_data.pq of EvolvingLMMs-Lab/multimodal-search-r1), InfoSeek (the README of
+open-vision-language/infoseek, infoseek_eval.py of edchengg/infoseek_eval) and MMSearch
+(eval_end2end.py of CaraJ7/MMSearch).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+COLUMNS = ("index", "image_file", "question", "answer", "candidates", "category")
+"""Columns of a table. ``image_file``: JSON list of paths relative to the table's folder, empty for
+a question without image. ``candidates``: JSON list of further answers that are right, texts or
+``{"range": [low, high]}``."""
+
+Candidate = str | dict[str, list[float]]
+
+_ROWS_AT_A_TIME = 32
+_OVEN_IMAGE = re.compile(r"oven_\d+", re.IGNORECASE)
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"}
+
+
+class SourceError(ValueError):
+    """A published file cannot be used; the message names file, row and reason."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One sample of a benchmark.
+
+    Attributes:
+        index: Its published name, or its row's number.
+        question: What is asked.
+        answer: The reference answer.
+        candidates: Further right answers.
+        images: The question's image files, as published.
+        category: Group that the benchmark puts it in.
+    """
+
+    index: str
+    question: str
+    answer: str
+    candidates: tuple[Candidate, ...] = ()
+    images: tuple[bytes, ...] = ()
+    category: str = ""
+
+
+def table_root() -> Path:
+    """The folder that VLMEvalKit reads tables from: ``$LMUData`` if it is there, or ~/LMUData."""
+    chosen = os.environ.get("LMUData", "")  # noqa: SIM112 (VLMEvalKit's name)
+    return Path(chosen) if chosen and Path(chosen).exists() else Path.home() / "LMUData"
+
+
+def read_fvqa(source: Path) -> Iterator[Question]:
+    """Read a parquet file in the layout of MMSearch-R1: FVQA, and its sample of InfoSeek.
+
+    Columns: ``prompt`` [{content, role}], ``images`` [{bytes}], ``reward_model`` {ground_truth,
+    candidate_answers: a JSON list, as text}; ``data_id`` and ``category`` where there are any.
+
+    Raises:
+        SourceError: The file or a row cannot be used.
+    """
+    for number, row in _parquet_rows(source, ("prompt", "images", "reward_model")):
+        where = f"{source}, row {number}"
+        asked = [turn for turn in row["prompt"] or [] if turn.get("role") == "user"]
+        if not asked:
+            raise SourceError(f"{where}: prompt has no user message")
+        reward = row["reward_model"] or {}
+        yield Question(
+            index=str(row.get("data_id") or number),
+            question=_text(asked[-1].get("content"), where, "prompt")
+            .removeprefix("<image>")
+            .strip(),
+            answer=_text(reward.get("ground_truth"), where, "reward_model.ground_truth"),
+            candidates=_candidates(reward.get("candidate_answers"), where),
+            images=tuple(_image(image, where) for image in row["images"] or []),
+            category=str(row.get("category") or ""),
+        )
+
+
+def read_mmsearch(source: Path, only_with_image: bool = False) -> Iterator[Question]:
+    """Read the end-to-end questions of MMSearch.
+
+    Columns: ``sample_id``, ``query``, ``query_image`` {bytes} or null, ``gt_answer``,
+    ``alternative_gt_answers`` [text], ``area``, ``subfield``.
+
+    Args:
+        source: end2end.parquet.
+        only_with_image: Leave out the questions without an image.
+
+    Raises:
+        SourceError: The file or a row cannot be used.
+    """
+    for number, row in _parquet_rows(source, ("query", "query_image", "gt_answer")):
+        where = f"{source}, row {number}"
+        image = row["query_image"]
+        if image is None and only_with_image:
+            continue
+        yield Question(
+            index=str(row.get("sample_id") or number),
+            question=_text(row["query"], where, "query"),
+            answer=_text(row["gt_answer"], where, "gt_answer"),
+            candidates=_candidates(row.get("alternative_gt_answers"), where),
+            images=() if image is None else (_image(image, where),),
+            category=str(row.get("area") or ""),
+        )
+
+
+def read_infoseek(
+    source: Path, images: Path | None = None, sample: int | None = None, seed: int = 0
+) -> Iterator[Question]:
+    """Read InfoSeek: its own jsonl with the images of OVEN, or the parquet sample of MMSearch-R1.
+
+    Keys of the jsonl: ``data_id``, ``image_id``, ``question``, ``answer`` [text], ``answer_eval``
+    [text, or {"wikidata": number, "range": [low, high]}].
+
+    Args:
+        source: ``infoseek_val.jsonl`` or the like; a ``.parquet`` is read by :func:`read_fvqa`.
+        images: Folder with OVEN's images, ``…/oven_01963180.jpg``, at any depth.
+        sample: Questions to draw at random; all by default.
+        seed: Decides which.
+
+    Raises:
+        SourceError: The file or a row cannot be used, or an image is not there.
+    """
+    if source.suffix == ".parquet":
+        questions = read_fvqa(source)
+        yield from questions if sample is None else _draw(list(questions), sample, seed)
+        return
+    if images is None:
+        raise SourceError(f"{source} holds no images: name the folder of OVEN's with --images")
+    files = {
+        path.stem.casefold(): path for path in images.rglob("*") if _OVEN_IMAGE.match(path.stem)
+    }
+    for number, row in _draw(list(_json_lines(source)), sample, seed):
+        where = f"{source}, line {number}"
+        answers = row.get("answer") or []
+        name = str(row.get("image_id", ""))
+        path = files.get(name.casefold())
+        if path is None:
+            raise SourceError(f"{where}: no image {name!r} in {images}")
+        yield Question(
+            index=str(row.get("data_id") or number),
+            question=_text(row.get("question"), where, "question"),
+            answer=_text(answers[0] if answers else None, where, "answer"),
+            candidates=_candidates([*answers[1:], *_listed(row.get("answer_eval"))], where),
+            images=(_checked(path.read_bytes(), f"{where}, {path}"),),
+        )
+
+
+def write_table(name: str, questions: Iterable[Question], folder: Path) -> tuple[Path, int]:
+    """Write ``<folder>/<name>.tsv`` and ``<folder>/images/<name>/…``.
+
+    The image files keep their bytes. A table that cannot be finished leaves none behind.
+
+    Args:
+        name: Name of the data set.
+        questions: Its samples.
+        folder: Where VLMEvalKit looks for tables.
+
+    Returns:
+        The table's path and its number of rows.
+
+    Raises:
+        SourceError: Two samples have the same name, or there is none.
+    """
+    table = folder / f"{name}.tsv"
+    partial = table.with_name(f"{table.name}.partial")
+    home = folder / "images" / name
+    home.mkdir(parents=True, exist_ok=True)
+    seen: set[str] = set()
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, "excel-tab", lineterminator="\n")
+            writer.writerow(COLUMNS)
+            for question in questions:
+                if question.index in seen:
+                    raise SourceError(f"two samples are named {question.index!r}")
+                seen.add(question.index)
+                writer.writerow(_row(question, home, folder))
+        if not seen:
+            raise SourceError("the source holds no questions")
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    partial.replace(table)
+    return table, len(seen)
+
+
+def _row(question: Question, home: Path, folder: Path) -> list[str]:
+    files = []
+    for number, data in enumerate(question.images):
+        part = f"_{number}" if len(question.images) > 1 else ""
+        safe = re.sub(r"[^\w.-]", "_", question.index)
+        path = home / f"{safe}{part}.{_extension(data)}"
+        path.write_bytes(data)
+        files.append(path.relative_to(folder).as_posix())
+    return [
+        question.index,
+        json.dumps(files),
+        question.question,
+        question.answer,
+        json.dumps(question.candidates, ensure_ascii=False),
+        question.category,
+    ]
+
+
+def _extension(data: bytes) -> str:
+    with Image.open(io.BytesIO(data)) as image:
+        kind = image.format or "PNG"
+    return _EXTENSIONS.get(kind, kind.lower())
+
+
+def _parquet_rows(source: Path, columns: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    try:
+        with pq.ParquetFile(source) as file:
+            missing = [name for name in columns if name not in file.schema_arrow.names]
+            if missing:
+                raise SourceError(f"{source} lacks the columns {', '.join(missing)}")
+            number = 0
+            for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME):
+                for row in batch.to_pylist():
+                    yield number, row
+                    number += 1
+    except (OSError, ValueError) as error:
+        if isinstance(error, SourceError):
+            raise
+        hint = ""
+        if source.is_file() and source.read_bytes()[:20].startswith(b"version https://git"):
+            hint = "; it is a pointer of git-lfs: run `git lfs pull`"
+        raise SourceError(f"{source} cannot be read as parquet: {error}{hint}") from error
+
+
+def _json_lines(source: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    try:
+        with source.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise SourceError(f"{source}, line {number}: not an object")
+                    yield number, row
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SourceError(f"{source} cannot be read as JSON lines: {error}") from error
+
+
+def _draw(rows: list[Any], count: int | None, seed: int) -> list[Any]:
+    """Draw rows, in their order."""
+    if count is None or count >= len(rows):
+        return rows
+    chosen = sorted(random.Random(seed).sample(range(len(rows)), count))
+    return [rows[number] for number in chosen]
+
+
+def _text(value: Any, where: str, key: str) -> str:
+    text = str(value).strip() if isinstance(value, str | int | float) else ""
+    if not text:
+        raise SourceError(f"{where}: {key} is empty")
+    return text
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list; one that is written as JSON text is read, a single value put in a list."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        value = json.loads(value)
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _candidates(value: Any, where: str) -> tuple[Candidate, ...]:
+    try:
+        entries = _listed(value)
+    except json.JSONDecodeError as error:
+        raise SourceError(f"{where}: the further answers are no JSON list: {error}") from error
+    found: list[Candidate] = []
+    for entry in entries:
+        if isinstance(entry, dict) and "range" in entry:
+            low, high = map(float, entry["range"][:2])
+            found.append({"range": [low, high]})
+        elif isinstance(entry, str | int | float):
+            found.append(str(entry).strip())
+        elif entry is not None:
+            raise SourceError(f"{where}: {entry!r} is no answer")
+    return tuple(filter(None, found))
+
+
+def _image(value: Any, where: str) -> bytes:
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(data, list):  # Some writers store bytes as numbers.
+        data = bytes(data)
+    if not isinstance(data, bytes) or not data:
+        raise SourceError(f"{where}: an image without bytes")
+    return _checked(data, where)
+
+
+def _checked(data: bytes, where: str) -> bytes:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.verify()
+    except Exception as error:  # Pillow raises many kinds for a broken file.
+        raise SourceError(f"{where}: an image cannot be read: {error}") from error
+    return data

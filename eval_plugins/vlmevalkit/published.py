@@ -1,0 +1,161 @@
+"""The scoring behind the published figures of DeepEyesV2, applied to finished results.
+
+The authors' copy of VLMEvalKit (Visual-Agent/DeepEyesV2 at 0373e6e, evaluation/VLMEvalKit) asks a
+judge in two places where upstream does not: in multiple choice, if no option is found in the
+prediction (``eval_vanilla`` in dataset/utils/multiple_choice.py), and in ChartQA, if the prediction
+is not the reference and not both are numbers (``relaxed_correctness_judge`` in
+dataset/utils/vqa_eval.py). Reading the prediction files afterwards leaves VLMEvalKit and its own
+scores as they are, works on every run that it ever made, and depends on no code path of it but on
+the two functions that find an option and compare with a tolerance.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from vlmeval.dataset.utils.vqa_eval import relaxed_correctness
+from vlmeval.smp import dump, get_intermediate_file_path
+from vlmeval.smp.file import INFER_FAIL_MSG
+from vlmeval.utils.matching_util import can_infer
+
+from deepeyes_plugins.judge.contracts import Comparison
+from eval_plugins.vlmevalkit.dataset import read_predictions, write_scores
+from eval_plugins.vlmevalkit.scoring import Sample, Scoring, as_published, score_samples
+from eval_plugins.vlmevalkit.shuffling import base_name
+
+logger = logging.getLogger(__name__)
+
+MULTIPLE_CHOICE = ("VStarBench", "HRBench4K", "HRBench8K", "SEEDBench2_Plus")
+CHART_QA = "ChartQA_TEST"
+"""The benchmarks of the published table whose code path has the fallback."""
+
+_PREDICTIONS = re.compile(
+    rf"(?P<model>.+)_(?P<dataset>(?:{'|'.join((*MULTIPLE_CHOICE, CHART_QA))})(?:_shuffled_\d+)?)"
+)
+_FORMATS = (".xlsx", ".tsv", ".json")
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """A file of predictions that was scored as published.
+
+    Attributes:
+        path: The file.
+        dataset: Its data set.
+        overall: Accuracy of the scored, in percent.
+        scoring: How it came about.
+        not_scored: Samples that failed or have no verdict.
+    """
+
+    path: Path
+    dataset: str
+    overall: float
+    scoring: Scoring
+    not_scored: int
+
+
+def prediction_files(folder: Path) -> list[Path]:
+    """The files of predictions in a folder that this scoring is defined for, in order."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix in _FORMATS and _PREDICTIONS.fullmatch(path.stem) and path.is_file()
+    )
+
+
+def rescore(
+    folder: Path,
+    config: Path | None = None,
+    judge: str | None = None,
+    base_url: str | None = None,
+) -> Iterator[Rescored]:
+    """Score the predictions in a folder as published, one file after the other.
+
+    Beside each go ``…_published_results``, ``…_published_acc`` and ``…_scoring.json``.
+
+    Args:
+        folder: The --work-dir of a run, or a part of it.
+        config: agent.yaml; by default what ``DEEPEYES_AGENT_CONFIG`` names.
+        judge: Model of the judge, instead of the one in agent.yaml.
+        base_url: Base URL of its server, likewise.
+
+    Raises:
+        SettingsError: No judge is configured.
+        ValueError: A file lacks a column.
+    """
+    arguments = {"model": judge, "api_base": base_url, "nproc": 32}
+    for path in prediction_files(folder):
+        match = _PREDICTIONS.fullmatch(path.stem)
+        assert match is not None, path
+        dataset = match["dataset"]
+        table = read_predictions(str(path))
+        chart = base_name(dataset) == CHART_QA
+        wanted = ("question", "answer", "prediction", *(() if chart else ("A", "B")))
+        if missing := [name for name in wanted if name not in table]:
+            raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+        make = _chart_sample if chart else _choice_sample
+        samples = [make(row) for _, row in table.iterrows()]
+        scores, scoring = score_samples(samples, arguments, path, config)
+        scoring = as_published(scoring, scores)
+        summary = write_scores(table, scores, str(path), "_published")
+        if "cycle_category" in table:  # HRBench: the mean of its rounds.
+            rounds = table.assign(score=table["score"].astype(float)).groupby("cycle_category")
+            summary["Overall"] = 100 * rounds["score"].mean().mean()
+            dump(summary, get_intermediate_file_path(str(path), "_published_acc"))
+        scoring.write(Path(get_intermediate_file_path(str(path), "_scoring", "json")))
+        row = summary.iloc[0]
+        yield Rescored(
+            path,
+            dataset,
+            float(row["Overall"]),
+            scoring,
+            int(row["failed"] + row["not_scored"]),
+        )
+
+
+def _choice_sample(row: pd.Series) -> Sample:
+    """Multiple choice: the judge is asked where upstream's rules find no option.
+
+    The authors' judge gets the letter as its reference and no options; ours sees both.
+    """
+    prediction, answer = str(row["prediction"]), str(row["answer"])
+    options = {
+        letter: str(row[letter])
+        for letter in string.ascii_uppercase
+        if letter in row and not pd.isna(row[letter]) and row[letter] != ""
+    }
+    found = can_infer(prediction, dict(options))  # It changes the dictionary.
+    listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
+    return Sample(
+        Comparison(
+            f"{row['question']}\n{listed}", f"{answer}. {options.get(answer, '')}", prediction
+        ),
+        sure=found == answer if found and found != "Z" else None,
+        failed=INFER_FAIL_MSG in prediction,
+    )
+
+
+def _chart_sample(row: pd.Series) -> Sample:
+    """ChartQA: the judge is asked where the relaxed match fails, except between two numbers."""
+    prediction, answer = str(row["prediction"]).strip(), str(row["answer"])
+    right = relaxed_correctness(answer, prediction)
+    numbers = _is_number(prediction) and _is_number(answer)
+    return Sample(
+        Comparison(str(row["question"]), answer, prediction),
+        sure=bool(right) if right or numbers or not prediction else None,
+        failed=INFER_FAIL_MSG in prediction,
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.removesuffix("%"))
+    except ValueError:
+        return False
+    return True

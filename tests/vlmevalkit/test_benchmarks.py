@@ -1,0 +1,182 @@
+"""From the published files of the search benchmarks to tables, by ``deepeyes eval prepare``."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from deepeyes_plugins.cli.main import app
+from tests.vlmevalkit.conftest import png
+
+Row = dict[str, Any]
+
+
+def prepare(*arguments: str | Path) -> str:
+    """Run the command and return what it says; it must succeed."""
+    result = CliRunner().invoke(app, ["eval", "prepare", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refusal(*arguments: str | Path) -> str:
+    """Run the command, which must fail, and return why."""
+    result = CliRunner().invoke(app, ["eval", "prepare", *map(str, arguments)])
+    assert result.exit_code == 1, result.output
+    return " ".join(result.output.split())
+
+
+def rows_of(table: Path) -> list[Row]:
+    with table.open(encoding="utf-8", newline="") as file:
+        rows: list[Row] = list(csv.DictReader(file, dialect="excel-tab"))
+    for row in rows:
+        row["candidates"] = json.loads(row["candidates"])
+        row["image_file"] = json.loads(row["image_file"])
+    return rows
+
+
+def fvqa_row(name: str, **changes: Any) -> Row:
+    """A row as lmms-lab/FVQA has it."""
+    return {
+        "prompt": [{"content": f"What is\n{name}?", "role": "user"}],
+        "images": [{"bytes": png("red"), "path": None}],
+        "reward_model": {
+            "candidate_answers": '["Kingdom of Spain", "ESP", " ", null]',
+            "ground_truth": "Spain",
+            "style": "rule",
+        },
+        "data_source": "mmsearch_r1/fvqa_test",
+        "image_urls": None,
+        "data_id": name,
+        "category": "search_required",
+    } | changes
+
+
+def write(path: Path, *rows: Row) -> Path:
+    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    return path
+
+
+def test_fvqa(tmp_path: Path) -> None:
+    source = write(tmp_path / "fvqa_test.parquet", fvqa_row("fvqa_test_0"), fvqa_row("fvqa_test_1"))
+
+    said = prepare("fvqa-test", source, "--output", tmp_path)
+
+    assert "2 questions" in said
+    first, second = rows_of(tmp_path / "FVQA-test.tsv")
+    assert first == {
+        "index": "fvqa_test_0",
+        "image_file": ["images/FVQA-test/fvqa_test_0.png"],
+        "question": "What is\nfvqa_test_0?",
+        "answer": "Spain",
+        "candidates": ["Kingdom of Spain", "ESP"],
+        "category": "search_required",
+    }
+    assert (tmp_path / second["image_file"][0]).read_bytes() == png("red")
+
+
+def test_tables_go_where_vlmevalkit_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMUData", str(tmp_path))
+    prepare("fvqa-test", write(tmp_path / "fvqa.parquet", fvqa_row("a")))
+    assert (tmp_path / "FVQA-test.tsv").exists()
+
+
+def test_mmsearch_asks_with_and_without_images(tmp_path: Path) -> None:
+    row = {
+        "sample_id": "7",
+        "query": "Who won?",
+        "query_image": {"bytes": png("blue"), "path": None},
+        "gt_answer": "Norris",
+        "alternative_gt_answers": ["Lando Norris"],
+        "area": "news",
+        "subfield": "sports",
+    }
+    text = row | {"sample_id": "8", "query_image": None, "alternative_gt_answers": []}
+    source = write(tmp_path / "end2end.parquet", row, text)
+
+    prepare("mmsearch", source, "--output", tmp_path)
+    seen, unseen = rows_of(tmp_path / "MMSearch.tsv")
+    assert (seen["candidates"], len(seen["image_file"])) == (["Lando Norris"], 1)
+    assert (unseen["question"], unseen["image_file"]) == ("Who won?", [])
+
+    prepare("mmsearch", source, "--output", tmp_path, "--only-with-image")
+    assert [row["index"] for row in rows_of(tmp_path / "MMSearch.tsv")] == ["7"]
+
+
+def infoseek_files(folder: Path, count: int = 2) -> tuple[Path, Path]:
+    """Annotations and OVEN's images, which lie in folders of their own."""
+    lines = []
+    for number in range(count):
+        path = folder / "oven" / f"{number:02}" / f"oven_0000000{number}.JPEG"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(png("lime"))
+        line: Row = {
+            "data_id": f"infoseek_val_{number:08}",
+            "image_id": f"oven_0000000{number}",
+            "question": "How tall is it?",
+            "answer": ["8.85 km"],
+            "answer_eval": [{"wikidata": 8.85, "range": [7.9, 9.8]}],
+            "data_split": "val",
+        }
+        lines.append(json.dumps(line))
+    source = folder / "infoseek_val.jsonl"
+    source.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return source, folder / "oven"
+
+
+def test_infoseek_with_the_images_of_oven(tmp_path: Path) -> None:
+    source, images = infoseek_files(tmp_path)
+    prepare("infoseek", source, "--images", images, "--output", tmp_path)
+    row, _ = rows_of(tmp_path / "InfoSeek.tsv")
+    assert (row["answer"], row["candidates"]) == ("8.85 km", [{"range": [7.9, 9.8]}])
+    assert (tmp_path / row["image_file"][0]).read_bytes() == png("lime")
+
+
+def test_infoseek_drawn_by_a_seed(tmp_path: Path) -> None:
+    source, images = infoseek_files(tmp_path, count=9)
+
+    def drawn(seed: int) -> list[str]:
+        options = ["--sample", "3", "--seed", str(seed)]
+        prepare("infoseek", source, "--images", images, "--output", tmp_path, *options)
+        return [row["index"] for row in rows_of(tmp_path / "InfoSeek.tsv")]
+
+    assert len(drawn(0)) == 3 and drawn(0) == sorted(drawn(0))
+    assert len({tuple(drawn(seed)) for seed in range(5)}) > 1
+
+
+def test_infoseek_as_mmsearch_r1_sampled_it(tmp_path: Path) -> None:
+    row = fvqa_row("infoseek_0")
+    del row["data_id"], row["category"]
+    prepare("infoseek", write(tmp_path / "sub_2k.parquet", row), "--output", tmp_path)
+    (row,) = rows_of(tmp_path / "InfoSeek.tsv")
+    assert (row["index"], row["answer"]) == ("0", "Spain")
+
+
+def test_what_cannot_be_used_is_named_and_leaves_no_table(tmp_path: Path) -> None:
+    broken = {"images": [{"bytes": b"no image", "path": None}]}
+    source = write(tmp_path / "a.parquet", fvqa_row("a"), fvqa_row("b", **broken))
+    assert "row 1: an image cannot be read" in refusal("fvqa-test", source, "--output", tmp_path)
+
+    twice = write(tmp_path / "b.parquet", fvqa_row("a"), fvqa_row("a"))
+    assert "two samples are named 'a'" in refusal("fvqa-test", twice, "--output", tmp_path)
+
+    other = write(tmp_path / "c.parquet", {"question": "x"})
+    assert "lacks the columns prompt, images" in refusal("fvqa-test", other, "--output", tmp_path)
+
+    pointer = tmp_path / "d.parquet"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "git lfs pull" in refusal("infoseek", pointer, "--output", tmp_path)
+
+    source, images = infoseek_files(tmp_path)
+    assert "--images" in refusal("infoseek", source, "--output", tmp_path)
+    (images / "01" / "oven_00000001.JPEG").unlink()
+    said = refusal("infoseek", source, "--images", images, "--output", tmp_path)
+    assert "line 2: no image 'oven_00000001'" in said
+
+    assert not list(tmp_path.glob("*.tsv*"))
