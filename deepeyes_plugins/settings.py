@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +89,27 @@ class AgentSettings(LayeredSettings):
     trajectories: Path | None = Field(
         None, description="Folder for trajectory logs (JSON lines); none are written without it."
     )
+    evaluation: dict[str, Any] = Field(
+        default_factory=dict,
+        description="What an evaluation does otherwise: keys of this file, of the model's server "
+        "and of the prompt, as in a recipe (docs/evaluation.md).",
+    )
     plugins: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Settings of third-party plugins, by plugin name."
     )
 
 
-def load_settings(path: str | Path | None = None) -> AgentSettings:
+def load_settings(
+    path: str | Path | None = None,
+    arrange: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> AgentSettings:
     """Read the settings.
 
     Args:
         path: An agent.yaml; by default the file that ``DEEPEYES_AGENT_CONFIG`` names; without
             either, the built-in defaults.
+        arrange: Makes other keys and values of the file's, before they are checked and before
+            the environment wins over them.
 
     Raises:
         SettingsError: The file cannot be read or a value is wrong; file and key are named.
@@ -106,7 +117,8 @@ def load_settings(path: str | Path | None = None) -> AgentSettings:
     path = path or os.environ.get(SETTINGS_VARIABLE)
     where = path or "settings from the environment"
     try:
-        return AgentSettings(**(_read(Path(path)) if path else {}))
+        values = _read(Path(path)) if path else {}
+        return AgentSettings(**(arrange(values) if arrange is not None else values))
     except ValidationError as error:
         reasons = "; ".join(map(_reason, error.errors()))
         raise SettingsError(f"{where}: {reasons}") from error

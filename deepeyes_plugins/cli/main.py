@@ -51,7 +51,9 @@ def _main(
     del version
 
 
-def _mount(group: typer.Typer, name: str, summary: str, home: str) -> None:
+def _mount(
+    group: typer.Typer, name: str, summary: str, home: str, *, passes_on: bool = False
+) -> None:
     """Add a command that is imported when it is called.
 
     Args:
@@ -59,6 +61,7 @@ def _mount(group: typer.Typer, name: str, summary: str, home: str) -> None:
         name: What the user types.
         summary: One line for the list of commands.
         home: ``module:function``; the function's signature and docstring make its ``--help``.
+        passes_on: Options that it does not know are arguments of another program.
     """
 
     @group.command(
@@ -74,7 +77,9 @@ def _mount(group: typer.Typer, name: str, summary: str, home: str) -> None:
     def command(context: typer.Context) -> None:
         module, _, function = home.partition(":")
         inner = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
-        inner.command()(getattr(import_module(f"deepeyes_plugins.cli.{module}"), function))
+        inner.command(context_settings={"ignore_unknown_options": passes_on})(
+            getattr(import_module(f"deepeyes_plugins.cli.{module}"), function)
+        )
         inner(context.args, prog_name=context.command_path)
 
 
@@ -112,13 +117,22 @@ _mount(search, "query", "Ask the search of the settings from here.", "search:que
 _mount(reward, "score", "Score stored trajectories as in training.", "reward:score")
 _mount(
     evaluation,
-    "report",
-    "Report on a run: scores, what to distrust, every trajectory; compare two runs.",
-    "eval_report:report",
+    "run",
+    "Evaluate DeepEyesV2 with VLMEvalKit, a checkout or the installed one.",
+    "evaluation:run",
+    passes_on=True,
 )
+_mount(
+    evaluation,
     "prepare",
     "Make VLMEvalKit's table of FVQA-test, InfoSeek or MMSearch.",
     "benchmarks:prepare",
 )
 _mount(evaluation, "shuffle", "Make passes with options in another order.", "benchmarks:shuffle")
 _mount(evaluation, "rescore", "Score results as published, by a judge.", "benchmarks:rescore")
+_mount(
+    evaluation,
+    "report",
+    "Report on a run: scores, what to distrust, every trajectory; compare two runs.",
+    "eval_report:report",
+)

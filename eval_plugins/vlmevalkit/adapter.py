@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from vlmeval.api.base import BaseAPI
 
-from deepeyes_plugins.hosts.openai import load_openai_settings
-from deepeyes_plugins.protocol.content import EncodedImage, Message, Part
 from deepeyes_plugins.rollout import EndReason, Task, Trajectory
 from deepeyes_plugins.rollout.log import TrajectoryLog
-from deepeyes_plugins.settings import load_settings
+from deepeyes_plugins.rollout.trajectory import MessageRecord
 from eval_plugins.vlmevalkit.runner import EpisodeRunner
-from eval_plugins.vlmevalkit.settings import PromptSettings, for_evaluation
+from eval_plugins.vlmevalkit.samples import Item, make_task, note
+from eval_plugins.vlmevalkit.settings import load_evaluation
+from eval_plugins.vlmevalkit.wording import UNANSWERED
 
 logger = logging.getLogger(__name__)
 
-UNANSWERED = "Unanswered."
-"""Prediction of an episode that ended without a word: VLMEvalKit takes an empty one for a failed
-request and asks again. It names no option and says neither yes nor no."""
 LONGEST_PREDICTION = 10_000
 """Characters of a prediction, its end; a spreadsheet cell holds 32,767."""
 
 
 class DeepEyesV2(BaseAPI):
-    """A DeepEyes agent: its model on an OpenAI-compatible server, its tools here."""
+    """A DeepEyes agent: its model on an OpenAI-compatible server, its tools here.
+
+    An episode is played once: requests that fail are sent again within it, and what fails all the
+    same is a failed sample with its reason, which VLMEvalKit's ``--reuse`` asks again.
+    """
 
     is_api = True
     allowed_types: ClassVar[list[str]] = ["text", "image"]
@@ -38,102 +38,154 @@ class DeepEyesV2(BaseAPI):
     def __init__(
         self,
         agent_config: str | None = None,
-        system_prompt: str | None = None,
-        system_prompt_file: str | None = None,
-        retry: int = 3,
-        wait: int = 1,
+        retry: int | None = None,
         verbose: bool = False,
         fail_msg: str = "Failed to obtain answer via API.",
-        **openai: Any,
+        **settings: Any,
     ) -> None:
         """Read the settings and connect to the model's servers.
 
         Args:
             agent_config: Path of agent.yaml; by default what ``DEEPEYES_AGENT_CONFIG`` names.
-            system_prompt: System prompt; see :class:`PromptSettings`.
-            system_prompt_file: File with the system prompt.
-            retry: Episodes to play at most for a sample whose infrastructure fails.
-            wait: Mean seconds between them.
+            retry: VLMEvalKit's ``--retry``: times that a request to the model is sent at most,
+                where no setting gives ``retries``.
             verbose: Print answers and failures.
             fail_msg: Prediction of a failed sample; VLMEvalKit finds those by it.
-            **openai: Fields of :class:`~deepeyes_plugins.hosts.openai.OpenAISettings`;
-                ``DEEPEYES_OPENAI_…`` environment variables win over them.
+            **settings: See :func:`~eval_plugins.vlmevalkit.settings.load_evaluation`.
 
         Raises:
             SettingsError: A setting is wrong; it is named.
+            UnknownNameError: The agent's environment is not registered.
             InfrastructureError: A server does not answer, or its model is not clear.
         """
-        agent = for_evaluation(load_settings(agent_config))
-        prompt = PromptSettings(
-            **_given(system_prompt=system_prompt, system_prompt_file=system_prompt_file)
-        )
+        evaluation = load_evaluation(agent_config, attempts=retry, **settings)
+        agent = evaluation.agent
         super().__init__(
-            retry=retry,
-            wait=wait,
-            system_prompt=prompt.resolve(agent),  # Wrong settings are told here, not at a sample.
+            retry=1,
+            wait=0,
+            system_prompt=evaluation.prompt.resolve(agent),  # Wrong ones are told here.
             verbose=verbose,
             fail_msg=fail_msg,
         )
         self._log = TrajectoryLog(agent.trajectories) if agent.trajectories is not None else None
-        self._prompt_of = cache(partial(prompt.resolve, agent))
-        self._runner = EpisodeRunner(agent, load_openai_settings(**openai))
+        self._prompt_of = cache(partial(evaluation.prompt.resolve, agent))
+        self._datasets: dict[str, Any] = {}
+        self._runner = EpisodeRunner.shared(agent, evaluation.server)
+
+    def set_dump_image(self, dump_image_func: Callable[..., Any]) -> None:
+        """Take the function that writes a dataset's images, and with it the dataset."""
+        super().set_dump_image(dump_image_func)
+        dataset = getattr(dump_image_func, "__self__", None)
+        if dataset is not None:
+            self._datasets[dataset.dataset_name] = dataset
+
+    def use_custom_prompt(self, dataset: str) -> bool:
+        """Whether :meth:`build_prompt` can make the prompts of this dataset."""
+        return dataset in self._datasets
+
+    def build_prompt(self, line: Mapping[str, Any], dataset: str) -> Any:
+        """The dataset's own prompt, with what VLMEvalKit keeps from models: the sample's index."""
+        return note(self._datasets[dataset].build_prompt(line), line)
+
+    def generate(self, message: Any, dataset: str | None = None, **_: Any) -> str:
+        """Answer a sample.
+
+        Args:
+            message: Text, an image's path, a part, or a list of those; parts may have roles.
+            dataset: Name of the dataset.
+
+        Returns:
+            The prediction; for a failed sample the failure message and the reason.
+        """
+        return self._answer(lambda: self._items(message), dataset)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **keywords: Any) -> str:
+        """Answer the last message of a conversation, with the earlier ones before its eyes.
+
+        Args:
+            messages: ``{"role": …, "content": …}`` in order; contents as for :meth:`generate`.
+            **keywords: ``dataset`` is its name.
+
+        Returns:
+            As :meth:`generate`.
+        """
+        return self._answer(
+            lambda: [
+                {**item, "role": message["role"]}
+                for message in messages
+                for item in self._items(message["content"])
+            ],
+            keywords.get("dataset"),
+        )
 
     def generate_inner(
-        self, inputs: Sequence[Mapping[str, str]], dataset: str | None = None, **_: Any
+        self, inputs: Sequence[Item], dataset: str | None = None, **_: Any
     ) -> tuple[int, str, str]:
         """Play one episode.
 
         Args:
-            inputs: The question's parts in order, ``{"type": "text" | "image", "value": …}``.
+            inputs: The sample's parts in order.
             dataset: Name of the dataset.
 
         Returns:
             VLMEvalKit's triple: code, prediction, log line. The code is not 0 where our
             infrastructure failed; the prediction then is the failure message and the reason.
+
+        Raises:
+            OSError: An image of the sample cannot be read.
+            ValueError: The sample is in a form that is not known.
         """
         benchmark = dataset or ""
         task = make_task(inputs, benchmark, self._prompt_of(benchmark))
         trajectory, images = self._runner.run(task)
         if self._log is not None:
-            self._log.append(trajectory, images)
+            self._label(trajectory, task)
+            self._log.append(trajectory, [*task.images, *images])
         if trajectory.end_reason is EndReason.INFRASTRUCTURE:
             logger.warning("%s failed: %s", task.id, trajectory.error)
             return -1, f"{self.fail_msg} {trajectory.error}", f"{task.id}: {trajectory.error}"
         summary = f"{task.id}: {trajectory.end_reason} after {len(trajectory.turns)} turns"
         return 0, prediction(trajectory), summary
 
+    # A conversation goes through `chat`; harnesses ask whether a model has this.
+    chat_inner = generate_inner
+
     def close(self) -> None:
         """Close the connections; also done when the interpreter exits."""
         self._runner.close()
 
+    def _answer(self, items: Callable[[], list[Item]], dataset: str | None) -> str:
+        """Play an episode of a sample; whatever it stumbles over is this sample's own failure."""
+        try:
+            code, text, log = self.generate_inner(items(), dataset)
+        except Exception as error:
+            logger.warning("a sample of %s failed", dataset, exc_info=True)
+            code, text, log = -1, f"{self.fail_msg} {error!r}", repr(error)
+        if self.verbose:
+            print(text if code == 0 else f"{text}\n{log}", flush=True)
+        return text
 
-def make_task(inputs: Sequence[Mapping[str, str]], dataset: str, system_prompt: str | None) -> Task:
-    """Make a task of a sample; images keep the bytes of their files.
+    def _items(self, message: Any) -> list[Item]:
+        """The parts of a message, in their original form: BaseAPI's way would drop their roles."""
+        kind = self.check_content(message)
+        if kind not in ("str", "dict", "liststr", "listdict"):
+            raise ValueError(f"a sample in a form that is not known: {message!r:.200}")
+        if kind == "liststr":
+            return list(self.preproc_content(message))
+        items = self.preproc_content(message) if kind == "str" else message
+        return [self._fetched(item) for item in ([items] if kind == "dict" else items)]
 
-    VLMEvalKit does not tell a model the sample's index, so the id is made of what it gives: the
-    dataset, the first image's file name (the index, usually) and a hash of the whole question.
-    """
-    parts: list[Part] = []
-    name = ""
-    digest = hashlib.sha256()
-    for item in inputs:
-        if item["type"] == "image":
-            path = Path(item["value"])
-            image = EncodedImage(path.read_bytes())
-            name = name or f"{path.stem}-"
-            digest.update(image.sha256.encode())
-            parts.append(image)
-        else:
-            digest.update(item["value"].encode("utf-8", "replace"))
-            parts.append(item["value"])
-    messages = [Message("user", tuple(parts))]
-    if system_prompt:
-        messages.insert(0, Message("system", (system_prompt,)))
-    return Task(
-        id=f"{dataset}/{name}{digest.hexdigest()[:12]}",
-        messages=tuple(messages),
-        data_source=dataset,
-    )
+    def _fetched(self, item: Item) -> Item:
+        """The part, with the path of a file where it names an image by its URL or its content."""
+        if item["type"] != "image" or Path(item["value"][:4096]).is_file():
+            return item
+        return {**item, **self.preproc_content([dict(item)])[0]}
+
+    def _label(self, trajectory: Trajectory, task: Task) -> None:
+        trajectory.prompt = [MessageRecord.of(message) for message in task.messages]
+        trajectory.labels = {"benchmark": task.data_source, "model": self._runner.model}
+        if "index" in task.metadata:
+            trajectory.labels["index"] = task.metadata["index"]
 
 
 def prediction(trajectory: Trajectory) -> str:
@@ -142,8 +194,6 @@ def prediction(trajectory: Trajectory) -> str:
     if text is None and trajectory.turns:
         text = trajectory.turns[-1].text.rpartition("</think>")[2]
     text = (text or "").strip().encode("utf-8", "replace").decode("utf-8")
-    return text[-LONGEST_PREDICTION:] or UNANSWERED
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+    text = text[-LONGEST_PREDICTION:] or UNANSWERED
+    # VLMEvalKit's spreadsheet would take it for a formula, and read 0 where it wrote =5.
+    return f" {text}" if text.startswith("=") else text

@@ -22,10 +22,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
-COLUMNS = ("index", "image_file", "question", "answer", "candidates", "category")
-"""Columns of a table. ``image_file``: JSON list of paths relative to the table's folder, empty for
-a question without image. ``candidates``: JSON list of further answers that are right, texts or
-``{"range": [low, high]}``."""
+from eval_plugins.vlmevalkit.wording import SEARCH_COLUMNS
 
 Candidate = str | dict[str, list[float]]
 
@@ -186,7 +183,7 @@ def write_table(name: str, questions: Iterable[Question], folder: Path) -> tuple
     try:
         with partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, "excel-tab", lineterminator="\n")
-            writer.writerow(COLUMNS)
+            writer.writerow(SEARCH_COLUMNS)
             for question in questions:
                 if question.index in seen:
                     raise SourceError(f"two samples are named {question.index!r}")

@@ -1,4 +1,8 @@
-"""Question-answer tables in the folder of VLMEvalKit's data, and how their answers are scored."""
+"""Question-answer tables in the folder of VLMEvalKit's data, and how their answers are scored.
+
+VLMEvalKit's registry holds these classes in every process, so that what only scoring needs is
+imported when something is scored.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +11,22 @@ import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 from vlmeval.dataset.image_base import ImageBaseDataset
 from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path, load
 
-from deepeyes_plugins.judge.contracts import Comparison
-from deepeyes_plugins.rewards.accuracy import rule_accuracy, rule_verdict
-from eval_plugins.vlmevalkit.adapter import UNANSWERED
-from eval_plugins.vlmevalkit.benchmarks import COLUMNS as SEARCH_COLUMNS
-from eval_plugins.vlmevalkit.benchmarks import Candidate
-from eval_plugins.vlmevalkit.scoring import (
+from eval_plugins.vlmevalkit.wording import (
     NO_VERDICT,
     RULES_ONLY,
-    Sample,
-    Score,
-    check_command_line,
-    score_samples,
+    SEARCH_COLUMNS,
+    UNANSWERED,
 )
+
+if TYPE_CHECKING:
+    from eval_plugins.vlmevalkit.benchmarks import Candidate
+    from eval_plugins.vlmevalkit.scoring import Sample, Score
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,9 @@ class DeepEyesQuickstart(AnswerTable):
         self, table: pd.DataFrame, failed: Sequence[bool], eval_file: str, arguments: dict[str, Any]
     ) -> list[Score]:
         """Score by rules, whatever judge VLMEvalKit has in mind."""
+        from deepeyes_plugins.rewards.accuracy import rule_accuracy
+        from eval_plugins.vlmevalkit.scoring import Score
+
         del eval_file, arguments
         answers = self.rows(table)["answer"]
         return [
@@ -148,6 +152,8 @@ class DeepEyesSearchQA(AnswerTable):
             raise ValueError(f"scoring is {scoring!r}; it must be 'judge' or 'rules'")
         self._arguments = {"model": RULES_ONLY} if scoring == "rules" else {}
         if scoring == "judge":
+            from eval_plugins.vlmevalkit.scoring import check_command_line
+
             check_command_line()
         super().__init__(dataset, skip_noimg)
 
@@ -178,6 +184,8 @@ class DeepEyesSearchQA(AnswerTable):
         self, table: pd.DataFrame, failed: Sequence[bool], eval_file: str, arguments: dict[str, Any]
     ) -> list[Score]:
         """Score by rules, then by the judge; how is written to ``…_scoring.json``."""
+        from eval_plugins.vlmevalkit.scoring import score_samples
+
         samples = [
             _sample(row, str(text), lost)
             for (_, row), text, lost in zip(
@@ -243,6 +251,9 @@ def write_scores(
 
 
 def _sample(row: pd.Series, prediction: str, failed: bool) -> Sample:
+    from deepeyes_plugins.judge.contracts import Comparison
+    from eval_plugins.vlmevalkit.scoring import Sample
+
     candidates: list[Candidate] = json.loads(row["candidates"])
     names = [text for text in candidates if isinstance(text, str) and text != row["answer"]]
     ranges = [entry["range"] for entry in candidates if isinstance(entry, dict)]
@@ -257,6 +268,8 @@ def _sample(row: pd.Series, prediction: str, failed: bool) -> Sample:
 
 def _sure(prediction: str, answers: Sequence[str], ranges: Sequence[list[float]]) -> bool | None:
     """What rules know: right if any reference is met, wrong if it is surely none of them."""
+    from deepeyes_plugins.rewards.accuracy import rule_verdict
+
     if not prediction.strip() or prediction == UNANSWERED:
         return False
     verdicts = {rule_verdict(prediction, answer) for answer in answers}

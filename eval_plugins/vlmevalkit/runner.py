@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import threading
 from concurrent.futures import Future
+from typing import Self
 
 from deepeyes_plugins import plugins
 from deepeyes_plugins.hosts.openai import ChatClient, OpenAIPolicy, OpenAISettings
@@ -22,7 +23,14 @@ class EpisodeRunner:
     """A thread with an event loop, whose connections all episodes share.
 
     Constructing it asks the model's servers whether they are there.
+
+    Attributes:
+        model: The model that is asked, as its server names it.
     """
+
+    model: str
+    _shared: dict[str, Self] = {}
+    _sharing = threading.Lock()
 
     def __init__(self, agent: AgentSettings, openai: OpenAISettings) -> None:
         """Start the thread.
@@ -46,6 +54,23 @@ class EpisodeRunner:
         started.result()
         atexit.register(self.close)
 
+    @classmethod
+    def shared(cls, agent: AgentSettings, openai: OpenAISettings) -> Self:
+        """The one runner of the process for these settings; made on first use.
+
+        VLMEvalKit's API mode makes a model for each dataset and runs them all at once.
+
+        Raises:
+            UnknownNameError: The agent's environment is not registered.
+            InfrastructureError: A server does not answer, or its model is not clear.
+        """
+        key = agent.model_dump_json() + openai.model_dump_json()
+        with cls._sharing:
+            runner = cls._shared.get(key)
+            if runner is None or not runner._thread.is_alive():
+                runner = cls._shared[key] = cls(agent, openai)
+            return runner
+
     def run(self, task: Task) -> tuple[Trajectory, list[EncodedImage]]:
         """Play one episode; callable from any thread.
 
@@ -68,6 +93,7 @@ class EpisodeRunner:
         async with ChatClient(self._openai) as self._client:
             try:
                 await self._client.check()
+                self.model = await self._client.model()
             except Exception as error:
                 started.set_exception(error)
                 return

@@ -24,11 +24,8 @@ from deepeyes_plugins.judge.judge import LLMJudge
 from deepeyes_plugins.judge.settings import BASE_VARIABLE, JudgeEndpoint, JudgeSettings
 from deepeyes_plugins.remote.errors import RemoteError
 from deepeyes_plugins.settings import SettingsError, load_settings
+from eval_plugins.vlmevalkit.wording import NO_VERDICT, RULES_ONLY
 
-NO_VERDICT = "No verdict of the judge: "
-"""How the log of a sample begins that the judge could not score."""
-RULES_ONLY = "exact_matching"
-"""VLMEvalKit's name, as a judge, for scoring without one."""
 CACHE_FOLDER = "verdicts"
 """Folder of the verdicts, in the folder of a model's results; judge.cache_folder wins over it."""
 

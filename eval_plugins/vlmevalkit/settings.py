@@ -1,24 +1,38 @@
-"""Settings of the evaluation that belong neither to the agent nor to the model's server."""
+"""Settings of an evaluation: those of the agent, of the model's server and of the prompt.
+
+One vocabulary for all places. What stands further down wins:
+
+1. the limits of the published evaluation,
+2. agent.yaml,
+3. its section ``evaluation``,
+4. the keywords of the model class, which a ``--config`` file holds,
+5. environment variables (``DEEPEYES_…``, ``DEEPEYES_OPENAI_…``, ``DEEPEYES_EVAL_…``).
+"""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import SettingsConfigDict
 
+from deepeyes_plugins.hosts.openai import OpenAISettings, load_openai_settings
 from deepeyes_plugins.protocol.prompts import deepeyes_v2_prompt
 from deepeyes_plugins.search.policy import EVALUATION, SEARCH_TOOLS, search_is_on
-from deepeyes_plugins.settings import AgentSettings, LayeredSettings, SettingsError
+from deepeyes_plugins.settings import AgentSettings, LayeredSettings, SettingsError, load_settings
 
+PUBLISHED: Mapping[str, Any] = {"limits": {"turns": 10}, "sandbox": {"cell_timeout": 60.0}}
+"""The agent of the published evaluation: 10 turns, 60 s per cell (Visual-Agent/DeepEyesV2, the
+model class of its evaluation)."""
+PUBLISHED_SERVER: Mapping[str, Any] = {"temperature": 0.0, "max_tokens": 20_480}
+"""How the published evaluation samples (there too, and issue 30)."""
 
-def for_evaluation(agent: AgentSettings) -> AgentSettings:
-    """Add the published search policy of evaluations behind the settings' own rules."""
-    policy = agent.search.policy | {
-        pattern: on for pattern, on in EVALUATION.items() if pattern not in agent.search.policy
-    }
-    search = agent.search.model_copy(update={"policy": policy})
-    return agent.model_copy(update={"search": search})
+_NOT_HERE = ("evaluation", "failures", "rewards", "plugins")
+"""Sections of agent.yaml that an evaluation has no other values of."""
 
 
 class PromptSettings(LayeredSettings):
@@ -65,3 +79,99 @@ class PromptSettings(LayeredSettings):
             return deepeyes_v2_prompt(tools, agent.coordinates)
         except ValueError as error:
             raise SettingsError(f"{error} (system_prompt_file)") from error
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Everything that an evaluation can be told.
+
+    Attributes:
+        agent: The agent, search policy of the benchmarks included.
+        server: The model's servers.
+        prompt: The system prompt.
+    """
+
+    agent: AgentSettings
+    server: OpenAISettings
+    prompt: PromptSettings
+
+
+def load_evaluation(
+    agent_config: str | None = None, attempts: int | None = None, **keywords: Any
+) -> EvaluationSettings:
+    """Read the settings of an evaluation.
+
+    Args:
+        agent_config: Path of agent.yaml; by default what ``DEEPEYES_AGENT_CONFIG`` names.
+        attempts: Times that a request is sent at most, where no setting gives ``retries``.
+        **keywords: Keys of agent.yaml (sections may be given in part), of
+            :class:`OpenAISettings` and of :class:`PromptSettings`.
+
+    Raises:
+        SettingsError: A setting is wrong; it is named.
+    """
+    # None is how a caller says that a keyword is not given.
+    keywords = {key: value for key, value in keywords.items() if value is not None}
+    _check(keywords, "the model's keywords")
+
+    def arrange(values: dict[str, Any]) -> dict[str, Any]:
+        section = values.get("evaluation") or {}
+        if not isinstance(section, dict):
+            raise SettingsError("evaluation: expected keys and values")
+        merged = _merged(PUBLISHED, values)
+        for layer in (section, keywords):
+            merged = _merged(merged, _only(layer, AgentSettings.model_fields))
+        return merged
+
+    agent = load_settings(agent_config, arrange)
+    _check(agent.evaluation, "evaluation in agent.yaml")
+    given = {**agent.evaluation, **keywords}
+    sampling: dict[str, Any] = {**PUBLISHED_SERVER}
+    if attempts is not None:
+        sampling["retries"] = max(0, attempts - 1)
+    server = load_openai_settings(**sampling | _only(given, OpenAISettings.model_fields))
+    try:
+        prompt = PromptSettings(**_only(given, PromptSettings.model_fields))
+    except ValidationError as error:
+        raise SettingsError(f"system prompt: {error}") from error
+    return EvaluationSettings(_with_search_policy(agent), server, prompt)
+
+
+def _with_search_policy(agent: AgentSettings) -> AgentSettings:
+    """Add the published search policy of evaluations behind the settings' own rules."""
+    policy = agent.search.policy | {
+        pattern: on for pattern, on in EVALUATION.items() if pattern not in agent.search.policy
+    }
+    search = agent.search.model_copy(update={"policy": policy})
+    return agent.model_copy(update={"search": search})
+
+
+def _check(values: Mapping[str, Any], where: str) -> None:
+    """Refuse unknown keys: nobody else looks at them."""
+    known = {
+        *(set(AgentSettings.model_fields) - set(_NOT_HERE)),
+        *OpenAISettings.model_fields,
+        *PromptSettings.model_fields,
+    }
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise SettingsError(
+                f"{where}: unknown key {key!r}.{hint} Known: {', '.join(sorted(known))}."
+            )
+
+
+def _only(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: values[key] for key in keys if key in values}
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``above`` over ``below``; sections that both have are merged in the same way."""
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _merged(merged[key], value)
+        else:
+            merged[key] = value
+    return merged

@@ -54,8 +54,25 @@ class ChatClient:
             await endpoint.aclose()
 
     def next_server(self) -> ChatEndpoint:
-        """The server for a new conversation, in turn; it should stay there for the prefix cache."""
-        return self._endpoints[next(self._turn) % len(self._endpoints)]
+        """The server for a new conversation, in turn; it should stay there for the prefix cache.
+
+        Servers that keep failing get one only if all do.
+        """
+        start = next(self._turn)
+        in_turn = [
+            self._endpoints[(start + offset) % len(self._endpoints)]
+            for offset in range(len(self._endpoints))
+        ]
+        return next((server for server in in_turn if not server.circuit.wait), in_turn[0])
+
+    async def model(self) -> str:
+        """The model that is asked, as the first server names it.
+
+        Raises:
+            InfrastructureError: The server does not answer, or its model is not clear.
+        """
+        with _failures_of_ours():
+            return await self._endpoints[0].model()
 
     async def check(self) -> None:
         """Ask every server for its models.

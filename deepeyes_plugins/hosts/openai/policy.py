@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+
+from PIL import Image
 
 from deepeyes_plugins.hosts.openai.client import ChatClient
 from deepeyes_plugins.protocol.actions import complete_at_tag
@@ -45,7 +49,7 @@ class OpenAIPolicy:
         Raises:
             ImageError: An image of the prompt is unreadable.
         """
-        self._messages = [_serialise(message) for message in task.messages]
+        self._messages = await self._prepared(task.messages)
 
     async def act(self) -> AssistantTurn | None:
         """Generate the next turn; ``None`` if the token budget or the context is used up.
@@ -73,8 +77,17 @@ class OpenAIPolicy:
 
     async def observe(self, observation: Observation) -> bool:
         """Append an observation. What it costs shows at the next turn; only servers can count."""
-        self._messages.append(_serialise(observation.message))
+        self._messages += await self._prepared([observation.message])
         return True
+
+    async def _prepared(self, messages: Sequence[Message]) -> list[bytes]:
+        """The messages as JSON; large images take their time, which is not the event loop's."""
+        limit = self._settings.max_pixels
+        if not any(message.images for message in messages):
+            return [_serialise(message) for message in messages]
+        return await asyncio.to_thread(
+            lambda: [_serialise(_scaled(message, limit)) for message in messages]
+        )
 
     async def _complete(self, limit: int | None) -> Completion:
         messages = list(self._messages)
@@ -151,6 +164,32 @@ def _swallowed_tag(text: str, stop: tuple[str, ...]) -> str:
     opened = {tag: body.rfind(tag.replace("</", "<", 1)) for tag in stop}
     last = max(opened, key=lambda tag: opened[tag], default="")
     return last if opened.get(last, -1) >= 0 else ""
+
+
+def _scaled(message: Message, limit: int | None) -> Message:
+    """``message`` with its images scaled down to ``limit`` pixels."""
+    if limit is None:
+        return message
+    parts = (
+        scaled_down(part, limit) if isinstance(part, EncodedImage) else part
+        for part in message.parts
+    )
+    return Message(message.role, tuple(parts))
+
+
+def scaled_down(image: EncodedImage, limit: int) -> EncodedImage:
+    """Return ``image``, or where it has more pixels than ``limit`` a smaller one of its shape.
+
+    Raises:
+        ImageError: The bytes are no readable image.
+    """
+    width, height = image.size
+    if width * height <= limit:
+        return image
+    scale = math.sqrt(limit / (width * height))
+    size = max(1, int(width * scale)), max(1, int(height * scale))
+    # Bicubic, as the processors of Qwen-VL resize.
+    return EncodedImage.from_pil(image.pil().resize(size, Image.Resampling.BICUBIC))
 
 
 def _serialise(message: Message) -> bytes:

@@ -64,6 +64,12 @@ class OpenAISettings(LayeredSettings, RemoteSettings):
         description="Tokens of a whole conversation at most (prompt, turns and observations, as "
         "the server counts them). Unset: the server's context length is the limit.",
     )
+    max_pixels: int | None = Field(
+        None,
+        ge=1024,
+        description="Pixels of an image that is sent at most; larger ones are scaled down for the "
+        "model, never for its tools. Unset: as they are; most servers scale them themselves.",
+    )
     extra_body: dict[str, Any] = Field(
         default_factory=dict,
         description="Further fields for every request, for instance top_k for vLLM.",

@@ -1,0 +1,110 @@
+"""``deepeyes eval run``: VLMEvalKit on our model, and an exit code that tells how it went."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from deepeyes_plugins.settings import SETTINGS_VARIABLE, SettingsError, load_settings
+from eval_plugins.vlmevalkit.launch import (
+    LaunchError,
+    Outcome,
+    command,
+    expected,
+    outcomes,
+    set_broken_checkpoints_aside,
+    work_dir,
+)
+
+
+def run(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            help="VLMEvalKit's own arguments: --config or --data, --work-dir, --api-nproc, "
+            "--reuse, --judge … [default model: DeepEyesV2]",
+            show_default=False,
+        ),
+    ],
+    checkout: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="DEEPEYES_VLMEVALKIT",
+            help="Folder of an upstream VLMEvalKit checkout. Without it the installed package "
+            "(ms-vlmeval) runs.",
+        ),
+    ] = None,
+    agent: Annotated[
+        Path | None, typer.Option(help="agent.yaml. [default: $DEEPEYES_AGENT_CONFIG]")
+    ] = None,
+    trajectories: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the trajectories. [default: $DEEPEYES_TRAJECTORIES, the one in "
+            "agent.yaml, or `trajectories` in the work dir]"
+        ),
+    ] = None,
+) -> None:
+    """Evaluate DeepEyesV2 with VLMEvalKit, whose arguments are passed on as they are.
+
+    The exit code is 1 if a dataset failed or was not evaluated, which VLMEvalKit's own does not
+    tell; otherwise it is VLMEvalKit's. The same command with --reuse repairs failed samples.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        started = command(checkout, arguments)
+        names = expected(arguments)
+        logged = trajectories or load_settings(agent).trajectories
+    except (LaunchError, SettingsError) as error:
+        console.print(f"[red]error:[/] {error}")
+        raise typer.Exit(2) from error
+    folder = work_dir(arguments, os.environ)
+    chosen = {SETTINGS_VARIABLE: agent, "DEEPEYES_TRAJECTORIES": logged or folder / "trajectories"}
+    environment = dict(os.environ) | {
+        name: str(path.resolve()) for name, path in chosen.items() if path is not None
+    }
+    for path in set_broken_checkpoints_aside(folder):
+        console.print(f"A killed run has left {path} half written: its samples are asked again.")
+
+    since = datetime.now().astimezone()
+    code = _wait(started, environment)
+    results = outcomes(folder, names, since)
+    failed = [result for result in results if result.failure is not None]
+    _show(console, results, folder)
+    raise typer.Exit(code or int(bool(failed)))
+
+
+def _wait(started: list[str], environment: dict[str, str]) -> int:
+    """Run a command to its end; Ctrl-C and SIGTERM reach it, and it has the last word."""
+    process = subprocess.Popen(started, env=environment)
+    earlier = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        while True:
+            try:
+                code = process.wait()
+                break
+            except KeyboardInterrupt:
+                continue  # The terminal has told the other one, too.
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+    return code if code >= 0 else 128 - code
+
+
+def _show(console: Console, results: list[Outcome], folder: Path) -> None:
+    for result in results:
+        name = f"{result.model} on {result.dataset}" if result.model else result.dataset
+        if result.failure is not None:
+            console.print(f"failed: {name}: {result.failure}", markup=False)
+    came_through = sum(result.failure is None for result in results)
+    console.print(
+        f"{came_through} of {len(results)} datasets came through. "
+        f"Report: deepeyes eval report {folder}",
+        markup=False,
+    )

@@ -1,0 +1,194 @@
+"""Runs VLMEvalKit, from a checkout or installed, and tells whether every dataset came through."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import pickletools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+STATUS_FILE = "status.json"
+MODEL = "DeepEyesV2"
+DEFAULT_WORK_DIR = "outputs"
+
+WORK_DIR_VARIABLE = "MMEVAL_ROOT"
+"""VLMEvalKit's own variable; it wins over ``--work-dir``, outside of its API mode."""
+
+NOT_SCORED = frozenset(
+    {
+        "invalid_dataset",
+        "Incomplete infer result",
+        "No infer result found",
+        "evaluate_returned_none",
+        "no_inference_tasks_generated",
+    }
+)
+"""Reasons for a skipped evaluation with which a dataset has failed. With the others (``--mode
+infer``, answers that only an official server scores) it was meant to be skipped."""
+
+
+class LaunchError(Exception):
+    """VLMEvalKit cannot be started as asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a dataset.
+
+    Attributes:
+        model: Name of the model.
+        dataset: Name of the dataset.
+        failure: Why it failed; ``None`` if it did not.
+    """
+
+    model: str
+    dataset: str
+    failure: str | None = None
+
+
+def command(checkout: Path | None, arguments: Sequence[str]) -> list[str]:
+    """The command that runs VLMEvalKit with the interpreter of this process.
+
+    Args:
+        checkout: Folder of an upstream checkout, whose run.py is started; ``None``: the installed
+            package, as ``python -m vlmeval`` (ms-vlmeval).
+        arguments: VLMEvalKit's own. ``--model DeepEyesV2`` is added where they choose no model.
+
+    Raises:
+        LaunchError: The checkout has no run.py, or the arguments choose no dataset.
+    """
+    given = list(arguments)
+    names = {argument.partition("=")[0] for argument in given}
+    if not names & {"--config", "--data"}:
+        raise LaunchError(
+            "say what to evaluate: --config recipes/eval_math.json, or --data VStarBench …"
+        )
+    if not names & {"--config", "--model"}:
+        given += ["--model", MODEL]
+    if checkout is None:
+        return [sys.executable, "-m", "vlmeval", *given]
+    script = checkout / "run.py"
+    if not script.is_file():
+        raise LaunchError(f"{checkout} is no VLMEvalKit checkout: there is no {script}")
+    return [sys.executable, str(script), *given]
+
+
+def work_dir(arguments: Sequence[str], environment: Mapping[str, str]) -> Path:
+    """The folder that VLMEvalKit writes to."""
+    chosen = _values(arguments, "--work-dir")
+    folder = chosen[-1] if chosen else DEFAULT_WORK_DIR
+    if "--api-mode" not in arguments:
+        folder = environment.get(WORK_DIR_VARIABLE, folder)
+    return Path(folder)
+
+
+def expected(arguments: Sequence[str]) -> list[str]:
+    """Names of the datasets that were asked for.
+
+    Raises:
+        LaunchError: The ``--config`` file cannot be read, or names no data.
+    """
+    configs = _values(arguments, "--config")
+    if not configs:
+        return _values(arguments, "--data")
+    try:
+        recipe: Any = json.loads(Path(configs[-1]).read_text(encoding="utf-8"))
+        return list(recipe["data"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise LaunchError(f"--config {configs[-1]} names no datasets: {error!r}") from error
+
+
+def outcomes(folder: Path, names: Sequence[str], since: datetime) -> list[Outcome]:
+    """Tell what became of the datasets; VLMEvalKit itself exits with 0 whatever happened.
+
+    Args:
+        folder: VLMEvalKit's work dir.
+        names: Datasets that were asked for; one without a trace has failed.
+        since: When it was started; what was written before is another run's.
+    """
+    found: list[Outcome] = []
+    for status in _statuses(folder):
+        for name, entry in status.get("datasets", {}).items():
+            if name in names and _is_new(entry, since):
+                found.append(Outcome(status.get("model_name", ""), name, _failure(entry)))
+    seen = {outcome.dataset for outcome in found}
+    missing = (Outcome("", name, "it was not evaluated: see the log") for name in names)
+    return [*found, *(outcome for outcome in missing if outcome.dataset not in seen)]
+
+
+def set_broken_checkpoints_aside(folder: Path) -> list[Path]:
+    """Rename pickle files that a killed run has left half written.
+
+    VLMEvalKit writes all results anew after each sample, in place. A file that is cut short makes
+    ``--reuse`` fail for the whole dataset; without it the samples are asked again.
+
+    Returns:
+        The new names.
+    """
+    renamed = []
+    for path in sorted(folder.rglob("*.pkl")):
+        if not _is_whole(path):
+            renamed.append(path.rename(path.with_name(f"{path.name}.broken")))
+            logger.warning("%s is cut short: its samples are asked again", path)
+    return renamed
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a pickle has its end; it is read through, never loaded."""
+    try:
+        with path.open("rb") as file:
+            for _ in pickletools.genops(file):
+                pass
+    except Exception:  # It says what is wrong by whatever it stumbles on.
+        return False
+    return True
+
+
+def _statuses(folder: Path) -> Iterator[dict[str, Any]]:
+    """Each status file once: runs are linked from the folder of their model."""
+    for path in sorted({path.resolve() for path in folder.rglob(STATUS_FILE)}):
+        with contextlib.suppress(OSError, ValueError):
+            status = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(status, dict):
+                yield status
+
+
+def _is_new(entry: Mapping[str, Any], since: datetime) -> bool:
+    try:
+        return datetime.fromisoformat(entry["updated_at"]) >= since
+    except (LookupError, ValueError, TypeError):
+        return False
+
+
+def _failure(entry: Mapping[str, Any]) -> str | None:
+    if error := entry.get("error_message"):
+        return str(error)
+    if entry.get("skip_reason") in NOT_SCORED:
+        return str(entry["skip_reason"])
+    if entry.get("status") != "done":
+        return f"it was left at the stage {entry.get('status')!r}"
+    return None
+
+
+def _values(arguments: Sequence[str], option: str) -> list[str]:
+    """The values of an option, written as argparse takes them."""
+    values: list[str] = []
+    collecting = False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--"):
+            collecting = name == option
+            if collecting:
+                values = [value] if equals else []
+                collecting = not equals
+        elif collecting:
+            values.append(argument)
+    return values
