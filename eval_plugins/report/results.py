@@ -42,6 +42,7 @@ _OPTION_COLUMNS = tuple("ABCDEFGH")
 _SCORES = ("hit", "score", "correct", "eval_score", "verifier_score", "verifier_match")
 # Columns that tell how it was found.
 _NOTES = ("scored_by", "judge_log", "log", "log_score", "log_extract", "extract_answer", "res")
+_MADE_BY_SCORING = {*_SCORES, *_NOTES, "extract"}
 _METRIC_FILES = ("_acc", "_score", "_rating", "_metrics", "_scores")
 _IGNORED_FOLDERS = {"images", "logs"}
 
@@ -104,6 +105,7 @@ class DatasetResults:
         scoring: How it was scored.
         verdicts: The table that the samples' scores come from.
         reconstructed: The scores are made here by the benchmark's rule, since no table has them.
+        longer: Stems of other datasets there, whose names begin with this one's.
         problems: What could not be read, in words.
     """
 
@@ -119,6 +121,7 @@ class DatasetResults:
     scoring: Scoring = field(default_factory=Scoring)
     verdicts: Path | None = None
     reconstructed: bool = False
+    longer: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -177,8 +180,10 @@ def _candidates(folder: Path) -> Iterable[DatasetResults]:
         known = status.get("datasets", {})
         if not known and not any(file.startswith(f"{model}_") for file in files):
             continue
-        for name in sorted({*known, *_dataset_names(here, model, files, known)}):
+        names = sorted({*known, *_dataset_names(here, model, files, known)})
+        for name in names:
             result = DatasetResults(model, name, here, status=known.get(name, {}))
+            result.longer = [f"{model}_{other}" for other in names if other.startswith(f"{name}_")]
             result.predictions = _table_of(here, result.stem)
             if result.predictions is not None:
                 result.updated = result.predictions.stat().st_mtime
@@ -217,14 +222,17 @@ def _dataset_names(
     names = list(known)
     for stem in stems:
         # Verdicts and figures are named after their predictions, with something behind.
-        if stem in names or any(stem.startswith(f"{name}_") for name in names):
-            continue
+        derived = any(stem.startswith(f"{name}_") for name in names)
         path = _table_of(folder, f"{model}_{stem}")
+        if stem in names or path is None or (derived and known):
+            continue
         try:
-            if path is not None and {"index", "prediction"} <= set(read_table(path)):
-                names.append(stem)
+            columns = set(read_table(path))
         except (UnreadableTable, OSError) as error:
-            logger.warning("%s", error)
+            logger.info("%s", error)
+            continue
+        if {"index", "prediction"} <= columns and not (derived and columns & _MADE_BY_SCORING):
+            names.append(stem)
     return names
 
 
@@ -291,6 +299,11 @@ def _sidecars(result: DatasetResults) -> list[Path]:
         if path.name.startswith(f"{result.stem}_") and path.suffix in TABLE_SUFFIXES
     }
     others -= {f"{result.stem}_scoring"}
+    others = {
+        stem
+        for stem in others
+        if not any(f"{stem}_".startswith(f"{longer}_") for longer in result.longer)
+    }
     published = f"{result.stem}_published_"
     paths = [
         path

@@ -54,6 +54,8 @@ def mean_interval(scores: Sequence[float], clusters: Sequence[Hashable]) -> Inte
         clusters: What each sample belongs to, in the same order.
     """
     sums, counts = _by_cluster(scores, clusters)
+    if len(sums) == 1 and 0 < sums[0] < counts[0]:
+        return Interval(low=0.0, high=1.0)  # One question tells nothing about others.
     if sums.sum() in (0, counts.sum()):
         bound = ((1 - LEVEL) / 2) ** (1 / len(sums))
         return Interval(low=bound, high=1.0) if sums.sum() else Interval(low=0.0, high=1 - bound)

@@ -75,9 +75,10 @@ def check_results(result: DatasetResults) -> Iterator[Finding]:
     if failed:
         yield finding(
             _level(failed / len(samples)),
-            f"{_of(failed, len(samples), 'samples')} failed on our side; VLMEvalKit's own figure "
-            "counts them as wrong, the accuracy here leaves them out",
-            "Run again with --reuse: it asks only those.",
+            f"{_of(failed, len(samples), 'samples')} failed on our side: they are no wrong "
+            "answers, and the accuracy here leaves them out",
+            "VLMEvalKit's own figure may count them as wrong. Run again with --reuse: it asks only "
+            "those.",
         )
     official = _OFFICIAL_SIZES.get(result.name)
     if official and len(samples) != official:

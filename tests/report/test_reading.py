@@ -141,13 +141,20 @@ def test_the_published_scoring_is_taken_where_it_was_used(tmp_path: Path) -> Non
     assert "the judge failed for 1 of 4 answers" in said(report, "distrust")
 
 
-def test_passes_with_shuffled_options(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [True, False])
+def test_passes_with_shuffled_options(tmp_path: Path, status: bool) -> None:
     work = RunFolder(tmp_path)
-    for seed, right in ((0, 6), (1, 8)):
-        rows = [choice(index, right=index < right) for index in range(10)]
-        work.multiple_choice(f"VStarBench_shuffled_{seed}", rows)
+    for name, right in (("VStarBench", 9), ("VStarBench_shuffled_0", 6)):
+        work.multiple_choice(name, [choice(index, right=index < right) for index in range(10)])
+    other = [choice(index, right=index < 8) for index in range(10)]
+    work.multiple_choice("VStarBench_shuffled_1", other)
+    if not status:
+        (work.folder / "status.json").unlink()
 
-    (passes,) = report_on(tmp_path).passes
+    report = report_on(tmp_path)
+
+    assert [one.value for one in report.benchmarks] == [pytest.approx(90), 60, 80]
+    (passes,) = report.passes
 
     assert (passes.name, passes.mean, passes.low, passes.high) == ("VStarBench", 70, 60, 80)
     assert passes.spread == pytest.approx(14.1, abs=0.1)
