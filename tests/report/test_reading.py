@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,7 @@ def test_the_published_scoring_is_taken_where_it_was_used(tmp_path: Path) -> Non
     scoring = {"scoring": "published", "judge": "qwen", "judge_calls": 4, "judge_failures": 1}
     path = work.folder / f"{MODEL}_VStarBench_scoring.json"
     path.write_text(json.dumps(scoring | {"fallback_used": 3}))
+    work.multiple_choice("VStarBench", rows)  # Upstream's files are the newer ones.
 
     report = report_on(tmp_path)
 
@@ -139,6 +142,17 @@ def test_the_published_scoring_is_taken_where_it_was_used(tmp_path: Path) -> Non
     assert only(report).value == 100
     assert only(report).scored == 3
     assert "the judge failed for 1 of 4 answers" in said(report, "distrust")
+
+
+def test_of_two_scorings_the_newer_one_counts(tmp_path: Path) -> None:
+    work = RunFolder(tmp_path)
+    for judge, right, age in (("a", 0, 0), ("b", 4, 60), ("c", 2, 120)):
+        rows = [choice(index, right=True) | {"hit": int(index < right)} for index in range(4)]
+        work.multiple_choice("VStarBench", rows, judge=judge)
+        when = time.time() - age
+        os.utime(work.folder / f"{MODEL}_VStarBench_{judge}_result.xlsx", (when, when))
+
+    assert only(report_on(tmp_path)).accuracy == 0
 
 
 @pytest.mark.parametrize("status", [True, False])
@@ -202,12 +216,15 @@ def test_a_sample_that_was_played_again_has_its_last_trajectory(tmp_path: Path) 
     work.multiple_choice("VStarBench", [row])
     play(log, "VStarBench", row, end=EndReason.INFRASTRUCTURE)
     play(log, "VStarBench", row)
+    play(log, "VStarBench", row, tool="search")
+    play(log, "VStarBench", row, answer="B")
 
     report = report_on(tmp_path)
 
     agent = only(report).agent
     assert agent is not None and agent.end_reasons == {"answer": 1}
-    assert "1 earlier trajectories" in said(report, "note")
+    assert agent.calls == {"search": 1}  # The last one that gave the recorded answer.
+    assert "3 earlier trajectories" in said(report, "note")
 
 
 class TestDistrust:
