@@ -155,6 +155,9 @@ def find_results(folders: Iterable[Path]) -> tuple[list[DatasetResults], list[st
             notes.append(
                 f"{newer.name}: older results in {older.folder} are not read; those in "
                 f"{newer.folder} are newer"
+                if older.predictions is not None
+                else f"{newer.name}: a run in {older.folder} left no results of it; those in "
+                f"{newer.folder} are taken"
             )
     results = [newest[key] for key in sorted(newest)]
     for result in results:
@@ -180,11 +183,17 @@ def _candidates(folder: Path) -> Iterable[DatasetResults]:
         known = status.get("datasets", {})
         if not known and not any(file.startswith(f"{model}_") for file in files):
             continue
-        names = sorted({*known, *_dataset_names(here, model, files, known)})
+        there = {*known, *_dataset_names(here, model, files, known)}
+        names = sorted(there | _asked_for(status))
         for name in names:
             result = DatasetResults(model, name, here, status=known.get(name, {}))
             result.longer = [f"{model}_{other}" for other in names if other.startswith(f"{name}_")]
             result.predictions = _table_of(here, result.stem)
+            if name not in there:
+                result.problems.append(
+                    "it was asked for on the command line, and the run left nothing of it: "
+                    "VLMEvalKit goes on without a dataset that it cannot prepare"
+                )
             if result.predictions is not None:
                 result.updated = result.predictions.stat().st_mtime
             elif (here / f"{result.stem}.pkl").exists():
@@ -194,6 +203,19 @@ def _candidates(folder: Path) -> Iterable[DatasetResults]:
                     "run with --reuse"
                 )
             yield result
+
+
+def _asked_for(status: Mapping[str, Any]) -> set[str]:
+    """The datasets that the run's command line names behind ``--data``."""
+    names: set[str] = set()
+    reading = False
+    arguments = status.get("argv")
+    for argument in arguments if isinstance(arguments, list) else ():
+        if str(argument).startswith("-"):
+            reading = argument == "--data"
+        elif reading:
+            names.add(str(argument))
+    return names
 
 
 def _status(path: Path) -> dict[str, Any]:

@@ -234,6 +234,16 @@ class TestDistrust:
         RunFolder(tmp_path).done("ChartQA_TEST", error_message="no such file")
         assert "the dataset failed: no such file" in said(report_on(tmp_path), "distrust")
 
+    def test_a_dataset_of_which_nothing_is_left(self, tmp_path: Path) -> None:
+        work = RunFolder(tmp_path)
+        work.multiple_choice("VStarBench", [choice(0, right=True)])
+        path = work.folder / "status.json"
+        argv = ["run.py", "--data", "VStarBench", "ChartQA_TEST", "--model", MODEL]
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"argv": argv}))
+        report = report_on(tmp_path)
+        assert [one.name for one in report.benchmarks] == ["VStarBench", "ChartQA_TEST"]
+        assert "the run left nothing of it" in said(report, "distrust")
+
     def test_a_run_that_was_not_finished(self, tmp_path: Path) -> None:
         RunFolder(tmp_path).done("ChartQA_TEST", status="infer")
         assert "not finished" in said(report_on(tmp_path), "distrust")
