@@ -41,8 +41,9 @@ quickstart-fast: install ## The same in its shortest form: every step runs, litt
 	$(BIN)/deepeyes quickstart --fast --restart
 
 test: install ## Run the tests, then the short quickstart
-	@command -v redis-server >/dev/null || { echo "The tests need Redis and a Chinese font:" \
-	  "apt-get install redis-server fonts-wqy-microhei" >&2; exit 1; }
+	@{ command -v redis-server && command -v chromium chromium-browser google-chrome; } >/dev/null || \
+	  { echo "The tests need Redis, a Chinese font and a browser:" \
+	  "apt-get install redis-server fonts-wqy-microhei chromium" >&2; exit 1; }
 	$(BIN)/python -m pytest $(PYTEST)
 	$(BIN)/deepeyes quickstart --fast --restart
 

@@ -160,3 +160,9 @@ _mount(
 )
 _mount(evaluation, "shuffle", "Make passes with options in another order.", "benchmarks:shuffle")
 _mount(evaluation, "rescore", "Score results as published, by a judge.", "benchmarks:rescore")
+_mount(
+    evaluation,
+    "report",
+    "Report on a run: scores, what to distrust, every trajectory; compare two runs.",
+    "eval_report:report",
+)

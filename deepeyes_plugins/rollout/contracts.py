@@ -107,11 +107,13 @@ class AssistantTurn:
         text: The whole turn, prefilled ``<think>`` included, closing tag kept.
         finish_reason: ``stop`` (ended by itself or at a stop string) or ``length`` (cut).
         tokens: Generated tokens, prefill not counted.
+        prompt_tokens: Tokens that the engine read for it; 0 where it does not tell.
     """
 
     text: str
     finish_reason: Literal["stop", "length"] = "stop"
     tokens: int = 0
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,7 @@ async def _play(
             text=turn.text,
             finish_reason=turn.finish_reason,
             tokens=turn.tokens,
+            prompt_tokens=turn.prompt_tokens,
             action=_KINDS[type(action)] if action is not None else None,
             generate_seconds=time.monotonic() - started,
         )

@@ -64,6 +64,9 @@ class TurnRecord(BaseModel):
     text: Text = Field(description="The assistant turn, prefill included.")
     finish_reason: Literal["stop", "length"] = "stop"
     tokens: int = Field(0, description="Generated tokens.")
+    prompt_tokens: int = Field(
+        0, description="Tokens that the engine read for this turn; 0 where it does not tell."
+    )
     action: ActionKind | None = None
     tool: Text | None = Field(None, description="Tool that was called.")
     observation: list[PartRecord] | None = None

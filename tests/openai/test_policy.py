@@ -306,6 +306,8 @@ async def test_the_token_budget_is_shared_by_the_turns() -> None:
 
     assert trajectory.end_reason is EndReason.TOKENS
     assert [request["max_tokens"] for request in server.requests] == [100, 50]
+    written = trajectory.turns[0]
+    assert written.tokens + written.prompt_tokens == 150
 
 
 async def test_conversations_are_shared_out_and_stay_on_their_server() -> None:

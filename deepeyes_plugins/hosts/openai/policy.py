@@ -154,7 +154,8 @@ def as_turn(completion: Completion, dialect: Dialect, *, swallows_stop: bool) ->
     if dialect.prefill:
         opened = text.lstrip()
         text = opened if opened.startswith(dialect.prefill) else dialect.prefill + text
-    return AssistantTurn(text, finish_reason, completion.tokens)
+    read = max(0, completion.total_tokens - completion.tokens)
+    return AssistantTurn(text, finish_reason, completion.tokens, read)
 
 
 def _swallowed_tag(text: str, stop: tuple[str, ...]) -> str:

@@ -1,0 +1,167 @@
+"""``deepeyes eval report``: what came out of an evaluation, and whether to believe it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from eval_plugins.report.contents import Comparison, Report
+
+_WIDE = 118
+"""Columns of a terminal that has room for what the agent did."""
+STYLES = {"distrust": "bold red", "caution": "yellow", "note": "dim"}
+
+
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Work folders of VLMEvalKit and folders of trajectories; all of them one run."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the report. [default: `report` in the first folder]"),
+    ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of an older run, to compare with sample by sample. May be repeated."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="VLMEvalKit's name of the model, where there are several.")
+    ] = None,
+    against_model: Annotated[
+        str | None, typer.Option(help="The same for the older run. [default: as --model]")
+    ] = None,
+    title: Annotated[str, typer.Option(help="Heading of the report.")] = "Evaluation",
+    input_price: Annotated[
+        float | None,
+        typer.Option(min=0, help="Price of a million tokens that the model reads."),
+    ] = None,
+    output_price: Annotated[
+        float | None,
+        typer.Option(min=0, help="Price of a million tokens that the model generates."),
+    ] = None,
+    image_side: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Longest side, in pixels, of the images' copies in the page; 0: no images.",
+        ),
+    ] = 1280,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON instead of tables.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if the run cannot be trusted.")
+    ] = False,
+) -> None:
+    """Report on an evaluation: scores beside published ones, the agent, every trajectory.
+
+    Writes index.html (open it in a browser), report.md and report.json. What spoils the figures, a
+    dataset that failed, a sandbox or a judge that was down, is said first.
+    """
+    console = Console(stderr=True)
+    try:
+        from eval_plugins.report.building import NothingFound, build, read_run
+        from eval_plugins.report.contents import Prices
+        from eval_plugins.report.writing import write
+    except ImportError as error:
+        typer.echo(f"error: {error}: pip install 'deepeyes-plugins[eval]'", err=True)
+        raise typer.Exit(1) from error
+    try:
+        run = read_run(folders, model)
+        old = read_run(against, against_model or model) if against else None
+        prices = Prices(input=input_price, output=output_price)
+        contents = build(run, old, title=title, prices=prices)
+        folder = output or folders[0] / "report"
+        write(contents, run, folder, image_side=image_side)
+    except (NothingFound, OSError) as error:
+        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+    if as_json:
+        typer.echo(contents.model_dump_json(indent=2))
+    else:
+        show(contents, Console())
+        console.print(f"Report: {folder / 'index.html'}", highlight=False, soft_wrap=True)
+    if strict and not contents.trusted:
+        raise typer.Exit(1)
+
+
+def show(contents: Report, console: Console) -> None:
+    """Print a report for the terminal: what spoils it first, then scores and comparison."""
+    from eval_plugins.report.markdown import LEVELS, passes_cells, score_cells
+
+    for finding in contents.findings:
+        line = Text(f"{LEVELS[finding.level]}: ", style=STYLES[finding.level])
+        where = f"{finding.benchmark}: " if finding.benchmark else ""
+        line.append(f"{where}{finding.message}. {finding.advice}".strip(), style="default")
+        console.print(line, soft_wrap=True)
+    if contents.findings:
+        console.print()
+
+    table = Table(box=None, header_style="bold")
+    table.add_column("benchmark")
+    for name in ("samples", "failed", "score", "95 %", "DeepEyesV2", "Qwen2.5-VL"):
+        table.add_column(name, justify="right", no_wrap=name not in ("95 %", "Qwen2.5-VL"))
+    if wide := console.width >= _WIDE:
+        for name in ("calls", "turns"):
+            table.add_column(name, justify="right")
+        table.add_column("scoring")
+    for one in contents.benchmarks:
+        cells = score_cells(one)
+        agent = one.agent
+        more = (
+            f"{sum(agent.calls.values()):.2f}" if agent else "–",
+            f"{agent.turns:.1f}" if agent else "–",
+            cells[-1],
+        )
+        table.add_row(*map(Text, (*cells[:-1], *(more if wide else ()))))
+    for passes in contents.passes:
+        table.add_row(*map(Text, passes_cells(passes)[:-1]))
+    console.print(table)
+    if contents.comparison is not None:
+        console.print()
+        console.print(_comparison(contents.comparison))
+
+
+def _comparison(comparison: Comparison) -> Table:
+    table = Table(
+        "benchmark",
+        "in both",
+        "old",
+        "new",
+        "difference (95 %)",
+        "gained",
+        "lost",
+        "p",
+        box=None,
+        header_style="bold",
+        title="against the old run",
+        title_justify="left",
+    )
+    for one in comparison.benchmarks:
+        interval = one.paired.interval.scaled(100)
+        table.add_row(
+            Text(one.title),
+            f"{one.paired.samples:,}",
+            f"{one.old:.1f}",
+            f"{one.new:.1f}",
+            f"{100 * one.paired.difference:+.1f} ({interval.low:+.1f} – {interval.high:+.1f})",
+            f"{one.paired.gained:,}",
+            f"{one.paired.lost:,}",
+            f"{one.p_corrected:.2g}{' *' if one.moved else ''}",
+            style="bold" if one.moved else "",
+        )
+    table.caption = "* beyond noise; p corrected by Holm for the number of benchmarks"
+    table.caption_justify = "left"
+    return table

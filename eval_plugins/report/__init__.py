@@ -1,0 +1,1 @@
+"""Reports on evaluations: what VLMEvalKit wrote, beside our trajectories and published figures."""

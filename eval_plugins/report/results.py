@@ -1,0 +1,462 @@
+"""What VLMEvalKit wrote for each dataset: predictions, verdicts and figures.
+
+Both builds are read: results right in ``work-dir/MODEL/`` and in ``work-dir/MODEL/T…/``.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from deepeyes_plugins.rewards.accuracy import rule_accuracy
+from eval_plugins.report.tables import (
+    TABLE_SUFFIXES,
+    Metrics,
+    UnreadableTable,
+    as_number,
+    headline,
+    read_metrics,
+    read_table,
+)
+
+logger = logging.getLogger(__name__)
+
+FAILED = "Failed to obtain answer"
+"""VLMEvalKit's mark of a prediction, or a judge's answer, that could not be had."""
+NO_LETTER = "Failed in Prefetch"
+"""Its mark of an answer in which no option was found and about which no judge was asked."""
+
+_RUN_FOLDER = re.compile(r"T\d{8}([-_].*)?")
+_OPTION_COLUMNS = tuple("ABCDEFGH")
+# Columns that hold a sample's score, 0 to 1, in the order of preference.
+_SCORES = ("hit", "score", "correct", "eval_score", "verifier_score", "verifier_match")
+# Columns that tell how it was found.
+_NOTES = ("scored_by", "judge_log", "log", "log_score", "log_extract", "extract_answer", "res")
+_MADE_BY_SCORING = {*_SCORES, *_NOTES, "extract"}
+_METRIC_FILES = ("_acc", "_score", "_rating", "_metrics", "_scores")
+_IGNORED_FOLDERS = {"images", "logs"}
+
+
+class Scoring(BaseModel):
+    """How a dataset was scored; ``*_scoring.json`` beside the results."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    scoring: Literal["upstream", "published"] = "upstream"
+    judge: str | None = None
+    judge_calls: int | None = None
+    judge_failures: int | None = None
+    fallback_used: int | None = None
+
+
+@dataclass(slots=True)
+class Sample:
+    """One row of a dataset.
+
+    Attributes:
+        index: VLMEvalKit's name of it within the dataset.
+        question: As it stands in the table, without options and prompt.
+        options: The options of a multiple choice by letter.
+        reference: The right answer.
+        prediction: What VLMEvalKit scored.
+        failed: Our infrastructure failed; the prediction says so.
+        score: 0 to 1; ``None`` if it was not scored, or failed.
+        note: What the scorer or the judge said.
+        category: Its kind within the dataset.
+        cluster: Samples of one cluster are variants of one question.
+    """
+
+    index: str
+    question: str
+    options: dict[str, str]
+    reference: str
+    prediction: str
+    failed: bool
+    score: float | None = None
+    note: str = ""
+    category: str = ""
+    cluster: str = ""
+
+
+@dataclass(slots=True)
+class DatasetResults:
+    """One dataset, answered by one model.
+
+    Attributes:
+        model: VLMEvalKit's name of the model.
+        name: VLMEvalKit's name of the dataset.
+        folder: Where the results are.
+        predictions: The table of predictions, if there is one that can be read.
+        updated: When it was written, for choosing the newest of several; seconds since the epoch.
+        samples: Its rows.
+        metrics: VLMEvalKit's figures.
+        headline: Name of the figure that stands for the benchmark.
+        status: What ``status.json`` says of it.
+        scoring: How it was scored.
+        verdicts: The table that the samples' scores come from.
+        reconstructed: The scores are made here by the benchmark's rule, since no table has them.
+        longer: Stems of other datasets there, whose names begin with this one's.
+        problems: What could not be read, in words.
+    """
+
+    model: str
+    name: str
+    folder: Path
+    predictions: Path | None = None
+    updated: float = 0.0
+    samples: list[Sample] = field(default_factory=list)
+    metrics: Metrics = field(default_factory=dict)
+    headline: str | None = None
+    status: dict[str, Any] = field(default_factory=dict)
+    scoring: Scoring = field(default_factory=Scoring)
+    verdicts: Path | None = None
+    reconstructed: bool = False
+    longer: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def stem(self) -> str:
+        """What the names of all its files begin with."""
+        return f"{self.model}_{self.name}"
+
+
+def find_results(folders: Iterable[Path]) -> tuple[list[DatasetResults], list[str]]:
+    """Find and read the results under some folders.
+
+    Where a dataset was run several times by one model, the newest results are taken.
+
+    Returns:
+        The results by model and dataset, and notes about what was passed over.
+    """
+    newest: dict[tuple[str, str], DatasetResults] = {}
+    notes: list[str] = []
+    for folder in folders:
+        for candidate in _candidates(folder):
+            key = (candidate.model, candidate.name)
+            known = newest.get(key)
+            if known is None:
+                newest[key] = candidate
+                continue
+            older, newer = sorted((known, candidate), key=lambda result: result.updated)
+            if _same_file(known.predictions, candidate.predictions):  # One links to the other.
+                newest[key] = known if known.status or not candidate.status else candidate
+                continue
+            newest[key] = newer
+            notes.append(
+                f"{newer.name}: older results in {older.folder} are not read; those in "
+                f"{newer.folder} are newer"
+                if older.predictions is not None
+                else f"{newer.name}: a run in {older.folder} left no results of it; those in "
+                f"{newer.folder} are taken"
+            )
+    results = [newest[key] for key in sorted(newest)]
+    for result in results:
+        _read(result)
+    return results, notes
+
+
+def _same_file(one: Path | None, other: Path | None) -> bool:
+    return one is not None and other is not None and one.resolve() == other.resolve()
+
+
+def _candidates(folder: Path) -> Iterable[DatasetResults]:
+    for parent, folders, files in os.walk(folder):
+        if "report.json" in files and "index.html" in files:
+            folders.clear()  # A report of ours.
+            continue
+        folders[:] = sorted(set(folders) - _IGNORED_FOLDERS)
+        here = Path(parent)
+        status = _status(here / "status.json") if "status.json" in files else {}
+        model = status.get("model_name") or (
+            here.parent.name if _RUN_FOLDER.fullmatch(here.name) else here.name
+        )
+        known = status.get("datasets", {})
+        if not known and not any(file.startswith(f"{model}_") for file in files):
+            continue
+        there = {*known, *_dataset_names(here, model, files, known)}
+        names = sorted(there | _asked_for(status))
+        for name in names:
+            result = DatasetResults(model, name, here, status=known.get(name, {}))
+            result.longer = [f"{model}_{other}" for other in names if other.startswith(f"{name}_")]
+            result.predictions = _table_of(here, result.stem)
+            if name not in there:
+                result.problems.append(
+                    "it was asked for on the command line, and the run left nothing of it: "
+                    "VLMEvalKit goes on without a dataset that it cannot prepare"
+                )
+            if result.predictions is not None:
+                result.updated = result.predictions.stat().st_mtime
+            elif (here / f"{result.stem}.pkl").exists():
+                result.problems.append(
+                    "its predictions exist only as a pickle, which is not read because reading one "
+                    "can run code: install openpyxl and xlsxwriter, or set PRED_FORMAT=tsv, and "
+                    "run with --reuse"
+                )
+            yield result
+
+
+def _asked_for(status: Mapping[str, Any]) -> set[str]:
+    """The datasets that the run's command line names behind ``--data``."""
+    names: set[str] = set()
+    reading = False
+    arguments = status.get("argv")
+    for argument in arguments if isinstance(arguments, list) else ():
+        if str(argument).startswith("-"):
+            reading = argument == "--data"
+        elif reading:
+            names.add(str(argument))
+    return names
+
+
+def _status(path: Path) -> dict[str, Any]:
+    try:
+        status = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be read: %s", path, error)
+        return {}
+    if not isinstance(status, dict) or not isinstance(status.get("datasets", {}), dict):
+        return {}
+    return status
+
+
+def _dataset_names(
+    folder: Path, model: str, files: Iterable[str], known: Mapping[str, Any]
+) -> list[str]:
+    """Names of the datasets whose predictions are there, beyond those that the status knows."""
+    stems = sorted(
+        {
+            Path(file).stem[len(model) + 1 :]
+            for file in files
+            if file.startswith(f"{model}_") and Path(file).suffix in TABLE_SUFFIXES
+        },
+        key=len,
+    )
+    names = list(known)
+    for stem in stems:
+        # Verdicts and figures are named after their predictions, with something behind.
+        derived = any(stem.startswith(f"{name}_") for name in names)
+        path = _table_of(folder, f"{model}_{stem}")
+        if stem in names or path is None or (derived and known):
+            continue
+        try:
+            columns = set(read_table(path))
+        except (UnreadableTable, OSError) as error:
+            logger.info("%s", error)
+            continue
+        if {"index", "prediction"} <= columns and not (derived and columns & _MADE_BY_SCORING):
+            names.append(stem)
+    return names
+
+
+def _table_of(folder: Path, stem: str) -> Path | None:
+    paths = [folder / f"{stem}{suffix}" for suffix in TABLE_SUFFIXES]
+    found = [path for path in paths if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime) if found else None
+
+
+def _read(result: DatasetResults) -> None:
+    """Read predictions, verdicts and figures; what cannot be read becomes a problem."""
+    scoring = result.folder / f"{result.stem}_scoring.json"
+    if scoring.is_file():
+        try:
+            result.scoring = Scoring.model_validate_json(scoring.read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            result.problems.append(f"{scoring.name} cannot be read: {error}")
+    _read_metrics(result)
+    if result.predictions is None:
+        return
+    try:
+        table = read_table(result.predictions)
+    except (UnreadableTable, OSError) as error:
+        result.problems.append(str(error))
+        return
+    missing = {"index", "prediction"} - set(table)
+    if missing:
+        result.problems.append(
+            f"{result.predictions.name} lacks the columns {', '.join(sorted(missing))}"
+        )
+        return
+    result.samples = [_sample(row) for row in table.to_dict("records")]
+    _score(result, table)
+
+
+def _sample(row: Mapping[str, str]) -> Sample:
+    prediction = row["prediction"]
+    options = {letter: row[letter] for letter in _OPTION_COLUMNS if row.get(letter)}
+    question = row.get("question", "")
+    cluster = row["index"]
+    if row.get("qid"):  # DynaMath: variants of one question
+        cluster = row["qid"]
+    elif row.get("problem_index"):  # MathVerse: one problem with more and less text
+        cluster = row["problem_index"]
+    elif row.get("cycle_category") and options:  # HRBench: the same options in another order
+        cluster = json.dumps([question, sorted(options.values())])
+    return Sample(
+        index=row["index"],
+        question=question,
+        options=options,
+        reference=row.get("answer", ""),
+        prediction=prediction,
+        failed=FAILED in prediction,
+        category=row.get("category") or row.get("task") or row.get("subject") or "",
+        cluster=cluster,
+    )
+
+
+def _sidecars(result: DatasetResults) -> list[Path]:
+    """Files written after the predictions and named after them; the newest first."""
+    others = {
+        path.name.removesuffix(path.suffix)
+        for path in result.folder.iterdir()
+        if path.name.startswith(f"{result.stem}_") and path.suffix in TABLE_SUFFIXES
+    }
+    others -= {f"{result.stem}_scoring"}
+    others = {
+        stem
+        for stem in others
+        if not any(f"{stem}_".startswith(f"{longer}_") for longer in result.longer)
+    }
+    published = f"{result.stem}_published_"
+    paths = [
+        path
+        for stem in others
+        if (result.scoring.scoring == "published") == stem.startswith(published)
+        and (path := _table_of(result.folder, stem)) is not None
+    ]
+    return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _score(result: DatasetResults, predictions: pd.DataFrame) -> None:
+    by_index = {sample.index: sample for sample in result.samples}
+    for path in _sidecars(result):
+        if path.stem.endswith(("_acc", "_extract")):
+            continue
+        try:
+            table = read_table(path)
+        except (UnreadableTable, OSError):
+            continue
+        if "index" not in table or not set(table["index"]) & by_index.keys():
+            continue
+        scores = _scores(table)
+        if scores is None:
+            continue
+        result.verdicts = path
+        result.reconstructed = not any(column in table for column in _SCORES)
+        notes = [column for column in _NOTES if column in table]
+        rows = table.to_dict("records")
+        for row, score in zip(rows, scores, strict=True):
+            sample = by_index.get(row["index"])
+            if sample is not None and not sample.failed:
+                sample.score = score
+                sample.note = "\n".join(f"{name}: {row[name]}" for name in notes if row[name])
+        return
+    if _score_simple_vqa(result):
+        return
+    if result.name.startswith("OCRBench") and "v2" not in result.name:
+        result.reconstructed = True
+        for sample in result.samples:
+            if not sample.failed:
+                sample.score = _ocrbench(sample)
+
+
+def _scores(table: pd.DataFrame) -> list[float | None] | None:
+    for column in _SCORES:
+        if column in table:
+            scores = [as_number(cell) for cell in table[column]]
+            if any(score is not None for score in scores) and all(
+                score is None or -1 <= score <= 1 for score in scores
+            ):
+                return [None if score is None or score < 0 else score for score in scores]
+    if {"res", "answer"} <= set(table):  # MathVista and MathVision keep only what was extracted.
+        return [_same_answer(row) for row in table.to_dict("records")]
+    return None
+
+
+def _same_answer(row: Mapping[str, str]) -> float | None:
+    if FAILED in row["res"]:
+        return None
+    return max(
+        rule_accuracy(row["res"], reference)
+        for reference in {row["answer"], row.get("answer_option") or row["answer"]}
+    )
+
+
+def _ocrbench(sample: Sample) -> float:
+    """OCRBench's own rule: one of the right texts occurs in the answer."""
+    try:
+        references = [str(reference) for reference in ast.literal_eval(sample.reference)]
+    except (ValueError, SyntaxError, TypeError):
+        references = [sample.reference]
+    if sample.category == "Handwritten Mathematical Expression Recognition":
+        given = re.sub(r"\s+", "", sample.prediction)
+        return float(any(re.sub(r"\s+", "", reference) in given for reference in references))
+    given = sample.prediction.lower().strip().replace("\n", " ")
+    return float(
+        any(reference.lower().strip().replace("\n", " ") in given for reference in references)
+    )
+
+
+_SIMPLE_VQA_VERDICTS = {"正确": 1.0, "错误": 0.0, "未尝试": 0.0}
+
+
+def _score_simple_vqa(result: DatasetResults) -> bool:
+    """SimpleVQA's verdicts are in a file of a fixed name, in the order of the predictions."""
+    path = result.folder / "gpt_eval.json"
+    if result.name != "SimpleVQA" or not path.is_file():
+        return False
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        verdicts = [next(iter(row["judge_res"].values())) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        result.problems.append(f"{path.name} cannot be read: {error}")
+        return False
+    if len(verdicts) != len(result.samples):
+        result.problems.append(f"{path.name} has {len(verdicts)} verdicts, which is another number")
+        return False
+    result.verdicts = path
+    for sample, verdict in zip(result.samples, verdicts, strict=True):
+        text = str(verdict.get("conclusion") if isinstance(verdict, dict) else verdict)
+        if not sample.failed:
+            sample.score = _SIMPLE_VQA_VERDICTS.get(text.replace("*", "").strip())
+        sample.note = f"judge: {text}"
+    return True
+
+
+def _read_metrics(result: DatasetResults) -> None:
+    found: Metrics = {}
+    for path in _sidecars(result):
+        if not path.stem.endswith(_METRIC_FILES) and not _is_score_csv(path):
+            continue
+        try:
+            if path.suffix == ".xlsx" and not path.stem.endswith("_acc"):
+                continue  # Those have one row for each sample.
+            for name, value in read_metrics(path).items():
+                found.setdefault(name, value)
+        except (UnreadableTable, OSError) as error:
+            logger.info("%s", error)
+    if result.scoring.scoring == "upstream":
+        status = result.status.get("metrics")
+        for name, value in status.items() if isinstance(status, dict) else ():
+            if (number := as_number(value)) is not None:
+                found.setdefault(str(name), number)
+    result.metrics = found
+    result.headline = headline(found)
+
+
+def _is_score_csv(path: Path) -> bool:
+    return path.suffix == ".csv" and "_score" in path.stem
+
+
+def models_of(results: Sequence[DatasetResults]) -> list[str]:
+    """Names of the models, sorted."""
+    return sorted({result.model for result in results})

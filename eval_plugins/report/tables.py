@@ -1,0 +1,155 @@
+"""VLMEvalKit's tables and score files, whatever format they were written in; never its pickles."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+TABLE_SUFFIXES = (".xlsx", ".tsv", ".csv", ".json")
+"""In the order of preference. Pickles run code when they are read, so they are not."""
+
+Metrics = dict[str, float]
+"""Figures by name, such as ``split=none|Overall``."""
+
+
+class UnreadableTable(ValueError):
+    """A file is no table; the message names it."""
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a table; every cell is text, and an empty one is the empty text.
+
+    Raises:
+        UnreadableTable: It is no table.
+        OSError: It cannot be read.
+    """
+    try:
+        if path.suffix == ".xlsx":
+            return pd.read_excel(path, dtype=str, na_filter=False)
+        if path.suffix in (".tsv", ".csv"):
+            separator = "\t" if path.suffix == ".tsv" else ","
+            return pd.read_csv(path, sep=separator, dtype=str, na_filter=False)
+        if path.suffix == ".json":
+            return _from_json(json.loads(path.read_text(encoding="utf-8")))
+    except OSError:
+        raise
+    except Exception as error:  # Each of the readers has kinds of its own.
+        raise UnreadableTable(f"{path} cannot be read as a table: {error}") from error
+    raise UnreadableTable(f"{path}: tables of this kind are not read")
+
+
+def _from_json(data: Any) -> pd.DataFrame:
+    if isinstance(data, dict) and {"columns", "data"} <= data.keys():
+        frame = pd.DataFrame(data["data"], columns=data["columns"])
+    elif _has_rows(data) or _has_columns(data):
+        frame = pd.DataFrame(data)
+    else:
+        raise ValueError("neither rows nor columns")
+    return frame.map(as_text)
+
+
+def _has_rows(data: Any) -> bool:
+    return isinstance(data, list) and all(isinstance(row, dict) for row in data)
+
+
+def _has_columns(data: Any) -> bool:
+    return isinstance(data, dict) and all(isinstance(column, list) for column in data.values())
+
+
+def as_text(value: Any) -> str:
+    """A cell as text: the empty one where there is nothing, whole numbers without a point."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def as_number(value: Any) -> float | None:
+    """A cell as a finite number; percent signs and truth values are understood."""
+    if isinstance(value, bool):
+        return float(value)
+    text = str(value).strip().lower()
+    if text in ("true", "false"):
+        return float(text == "true")
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read a file of figures.
+
+    The names follow VLMEvalKit's ``status.json``: ``column``, or ``dimension=value|column`` where a
+    row is named by columns that hold no numbers; levels of JSON are joined by ``|``.
+
+    Raises:
+        UnreadableTable: It holds no figures in a form that is known.
+        OSError: It cannot be read.
+    """
+    if path.suffix == ".json":
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UnreadableTable(f"{path} is no JSON: {error}") from error
+        return dict(_flat(data))
+    table = read_table(path)
+    numeric = [
+        column for column in table if any(as_number(cell) is not None for cell in table[column])
+    ]
+    found: Metrics = {}
+    for row in table.to_dict("records"):
+        dimensions = "|".join(
+            f"{column}={row[column].strip()}"
+            for column in table
+            if column not in numeric and row[column].strip()
+        )
+        for column in numeric:
+            if (number := as_number(row[column])) is not None:
+                found.setdefault(f"{dimensions}|{column}" if dimensions else str(column), number)
+    return found
+
+
+def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _flat(value, f"{prefix}|{key}" if prefix else str(key))
+    elif isinstance(data, list):
+        for position, value in enumerate(data):
+            yield from _flat(value, f"{prefix}|{position}" if prefix else str(position))
+    elif (number := as_number(data)) is not None:
+        yield prefix, number
+
+
+# The figure that a benchmark is known by; the first pattern that matches one name only.
+_HEADLINES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"Final Score",  # OCRBench
+        r"Setting=Average\|Overall",  # DynaMath
+        r"cycle=Average\|type=all\|accuracy",  # HRBench
+        r"Score \(Strict\)(\|0)?|.*\|Score \(Strict\)",  # WeMath
+        r"[^|]*=Overall\|acc",  # MathVista, MathVision
+        r"0=is_correct\|1",  # SimpleVQA
+        r"Overall",
+        r"split=none\|Overall",
+        r".*\|Overall",
+    )
+)
+
+
+def headline(metrics: Mapping[str, float]) -> str | None:
+    """Return the name of the figure that stands for a benchmark, if it is clear which one."""
+    for pattern in _HEADLINES:
+        names = [name for name in metrics if pattern.fullmatch(name)]
+        if len(names) == 1:
+            return names[0]
+    return None

@@ -1,0 +1,220 @@
+"""Our trajectory logs: found, summarised line by line, and matched to VLMEvalKit's samples."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from deepeyes_plugins.rollout.figures import SampleRecord
+from deepeyes_plugins.rollout.log import FILE_NAME, IMAGE_FOLDER
+from deepeyes_plugins.rollout.trajectory import Trajectory
+from eval_plugins.report.results import Sample
+
+logger = logging.getLogger(__name__)
+
+_ID = re.compile(r"(?P<stem>.*)-[0-9a-f]{12}", re.DOTALL)
+_INDEX_LABEL = "index"
+_BLANK = re.compile(r"[\s\W_]+")
+
+
+@dataclass(slots=True, eq=False)
+class Played:
+    """One line of a log: where it is, and the little that figures and matching need.
+
+    Attributes:
+        path: The log.
+        offset: Position of the line in it, bytes.
+        length: Of the line, bytes.
+        dataset: VLMEvalKit's name of the dataset.
+        index: VLMEvalKit's name of the sample, where the id or a label tells it.
+        question: What was asked, compared without white space and punctuation.
+        answered: What VLMEvalKit should have got, compared in the same way.
+        record: Turns, tokens, calls, times.
+        cut: A turn was cut at the length limit.
+        prompt_tokens: Tokens that the server read for all turns; ``None`` where one does not tell.
+    """
+
+    path: Path
+    offset: int
+    length: int
+    dataset: str
+    index: str
+    question: str
+    answered: str
+    record: SampleRecord
+    cut: bool
+    prompt_tokens: int | None
+
+    def load(self) -> Trajectory:
+        """Read the whole trajectory.
+
+        Raises:
+            OSError: The log is gone.
+            ValueError: The line has changed.
+        """
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return Trajectory.model_validate_json(file.read(self.length))
+
+    @property
+    def images(self) -> Path:
+        """The folder of the images that it names."""
+        return self.path.parent / IMAGE_FOLDER
+
+
+@dataclass(slots=True)
+class Matched:
+    """Trajectories beside the samples of one dataset.
+
+    Attributes:
+        by_index: The trajectory of each sample that has one.
+        strangers: Trajectories of the dataset that belong to no sample.
+        repeated: Trajectories of a sample that was played again later.
+        different: Samples whose prediction is not the answer of their trajectory.
+    """
+
+    by_index: dict[str, Played] = field(default_factory=dict)
+    strangers: list[Played] = field(default_factory=list)
+    repeated: int = 0
+    different: list[str] = field(default_factory=list)
+
+
+def find_logs(folders: Iterable[Path]) -> list[Path]:
+    """Every trajectory log under some folders."""
+    found: dict[Path, None] = {}
+    for folder in folders:
+        for parent, below, files in os.walk(folder):
+            below[:] = sorted(set(below) - {IMAGE_FOLDER})
+            if FILE_NAME in files:
+                found[(Path(parent) / FILE_NAME).resolve()] = None
+    return list(found)
+
+
+def read_logs(paths: Iterable[Path]) -> tuple[list[Played], list[str]]:
+    """Summarise every trajectory.
+
+    Returns:
+        Them in the order of their writing, and notes on lines that are none.
+    """
+    played: list[Played] = []
+    notes: list[str] = []
+    for path in paths:
+        bad = 0
+        for number, offset, line in _lines(path):
+            try:
+                played.append(_summary(path, offset, line))
+            except ValidationError as error:
+                bad += 1
+                if bad == 1:
+                    notes.append(f"{path}:{number} is no trajectory: {error.errors()[0]['msg']}")
+        if bad > 1:
+            notes.append(f"{path}: {bad} lines are no trajectories")
+    return played, notes
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, offset, line
+            offset += len(line)
+
+
+def _summary(path: Path, offset: int, line: bytes) -> Played:
+    trajectory = Trajectory.model_validate_json(line)
+    dataset = str(trajectory.labels.get("benchmark") or trajectory.data_source)
+    index = str(trajectory.labels.get(_INDEX_LABEL, ""))
+    if not index:
+        match = _ID.fullmatch(trajectory.task_id.removeprefix(f"{dataset}/"))
+        index = match["stem"] if match else ""
+    text = trajectory.answer
+    if text is None and trajectory.turns:
+        text = trajectory.turns[-1].text.rpartition("</think>")[2]
+    return Played(
+        path=path,
+        offset=offset,
+        length=len(line),
+        dataset=dataset,
+        index=index,
+        question=comparable(trajectory.question),
+        answered=comparable(text or ""),
+        record=SampleRecord.of(trajectory, 0, {}),
+        cut=any(turn.finish_reason == "length" for turn in trajectory.turns),
+        prompt_tokens=sum(turn.prompt_tokens for turn in trajectory.turns)
+        if all(turn.prompt_tokens for turn in trajectory.turns)
+        else None,
+    )
+
+
+def comparable(text: str) -> str:
+    """``text`` without what a spreadsheet or a prompt may change."""
+    return (_BLANK.sub("", text) or "".join(text.split())).casefold()
+
+
+def match(samples: Sequence[Sample], played: Sequence[Played]) -> Matched:
+    """Find the trajectory of each sample.
+
+    A sample is known by its index, which the task id carries where the sample has an image of that
+    name; else by its question and answer. Of several trajectories of one sample the last one that
+    gave the recorded answer is taken.
+    """
+    matched = Matched()
+    predictions = {sample.index: comparable(sample.prediction) for sample in samples}
+    questions = {sample.index: comparable(sample.question) for sample in samples}
+    by_question: defaultdict[str, list[str]] = defaultdict(list)
+    for sample in samples:
+        by_question[questions[sample.index]].append(sample.index)
+
+    candidates: defaultdict[str, list[Played]] = defaultdict(list)
+    loose: list[Played] = []
+    for one in played:
+        if one.index in questions and questions[one.index] in one.question:
+            candidates[one.index].append(one)
+        else:
+            loose.append(one)
+    texts = sorted((text for text in by_question if text), key=len, reverse=True)
+    for one in loose:
+        asked = one.question if one.question in by_question else None
+        if asked is None:
+            asked = next((text for text in texts if text in one.question), None)
+        free = [
+            index
+            for index in by_question.get(asked or "", ())
+            if predictions[index] == one.answered
+        ]
+        if free:
+            candidates[next((index for index in free if index not in candidates), free[0])].append(
+                one
+            )
+        else:
+            matched.strangers.append(one)
+
+    for sample in samples:
+        own = candidates.get(sample.index)
+        if not own:
+            continue
+        agreeing = [one for one in own if _agrees(sample, predictions[sample.index], one)]
+        matched.by_index[sample.index] = (agreeing or own)[-1]
+        matched.repeated += len(own) - 1
+        if not agreeing:
+            matched.different.append(sample.index)
+    return matched
+
+
+def _agrees(sample: Sample, prediction: str, played: Played) -> bool:
+    if sample.failed:
+        return played.record.end_reason == "infrastructure"
+    if not played.answered:
+        return prediction == comparable("Unanswered.")
+    # VLMEvalKit keeps the end of a very long answer.
+    return played.answered == prediction or (
+        len(prediction) > 1000 and played.answered.endswith(prediction)
+    )
