@@ -7,6 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -93,7 +95,9 @@ def read_run(folders: Sequence[Path], model: str | None = None) -> Run:
     for one in played:
         by_dataset[one.dataset].append(one)
     for result in run.results:
-        own = by_dataset.pop(result.name, [])
+        # Of several runs of a dataset, the log nearest to the results is most likely theirs: the
+        # last one of a sample counts.
+        own = sorted(by_dataset.pop(result.name, []), key=partial(_nearness, result.folder))
         run.matched[result.name] = match(result.samples, own)
         run.findings += check_results(result)
         run.findings += check_trajectories(result, run.matched[result.name], own)
@@ -107,6 +111,12 @@ def read_run(folders: Sequence[Path], model: str | None = None) -> Run:
             )
         )
     return run
+
+
+def _nearness(folder: Path, one: Played) -> int:
+    """How many folders the results and a log have in common, from the root."""
+    pairs = zip(folder.resolve().parts, one.path.parts, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def build(

@@ -239,8 +239,9 @@ def _check_agent(name: str, own: Sequence[Played]) -> Iterator[Finding]:
         )
     refused = sum(one.record.refused_actions > 0 for one in own)
     if refused:
+        # A mistake of the model is part of its score, not a fault of the run.
         yield finding(
-            _level(refused / total),
+            "caution" if refused / total > TOLERATED else "note",
             f"in {_of(refused, total, 'trajectories')} the model called a tool in a wrong form, or "
             "one that it does not have",
         )

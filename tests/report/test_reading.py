@@ -305,6 +305,23 @@ class TestDistrust:
         assert "there are no trajectories" in said(report_on(tmp_path), "caution")
 
 
+def test_of_several_runs_in_one_folder_each_keeps_its_own_trajectories(tmp_path: Path) -> None:
+    rows = [choice(at, right=True) for at in range(4)]
+    for name in ("new", "without_tools"):  # Written in this order: the other log is the later one.
+        for row in rows:
+            tool = "python" if name == "new" else None
+            play(TrajectoryLog(tmp_path / name / "log"), "VStarBench", row, tool=tool)
+    for name, age in (("without_tools", 60), ("new", 0)):
+        work = RunFolder(tmp_path / name / "work")
+        work.multiple_choice("VStarBench", rows)
+        for path in work.folder.iterdir():
+            os.utime(path, (time.time() - age, time.time() - age))
+
+    agent = only(report_on(tmp_path)).agent
+
+    assert agent is not None and agent.calls == {"python": 1.0}
+
+
 def test_an_empty_folder_is_refused_with_advice(tmp_path: Path) -> None:
     with pytest.raises(NothingFound, match="give its --work-dir"):
         read_run([tmp_path])
