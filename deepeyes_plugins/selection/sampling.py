@@ -21,7 +21,11 @@ from deepeyes_plugins.rewards.stored import (
     score_line,
 )
 from deepeyes_plugins.rollout import EndReason, Trajectory, rollout
+from deepeyes_plugins.rollout.contracts import InfrastructureError
 from deepeyes_plugins.rollout.log import FILE_NAME, RecordingEnvironment, TrajectoryLog
+from deepeyes_plugins.sandbox.contracts import SandboxUnavailable
+from deepeyes_plugins.sandbox.embedded import ensure_server
+from deepeyes_plugins.sandbox.settings import SandboxSettings
 from deepeyes_plugins.selection.questions import BadRow, Question, with_system_prompt
 from deepeyes_plugins.settings import AgentSettings
 from deepeyes_plugins.tools.resources import Resources
@@ -114,7 +118,8 @@ class Sampling:
         async with ChatClient(self.openai) as client:
             await client.check()
             model = await client.next_server().model()
-            resources, scorer = Resources(self.agent), Scorer(self.agent)
+            resources = Resources(self.agent, _sandbox_that_starts())
+            scorer = Scorer(self.agent)
             try:
                 return await self._run(
                     questions, total, advance, _Player(self, client, model, resources, scorer)
@@ -230,6 +235,26 @@ class _Player:
         images = environment.images if self._sampling.keep_images else []
         await asyncio.to_thread(self._log.write, trajectory, images)
         return Line(self._log.path, 0, trajectory.model_dump_json())
+
+
+def _sandbox_that_starts() -> Callable[[SandboxSettings], str]:
+    """Return what finds the sandbox, or starts it: one that cannot be started is not waited for.
+
+    Tools are patient with a sandbox that is down, since it may be on its way up elsewhere. What
+    fails to start here fails again, once for each trajectory, for minutes.
+    """
+    failure = ""
+
+    def find(settings: SandboxSettings) -> str:
+        nonlocal failure
+        if not failure:
+            try:
+                return ensure_server(settings)
+            except SandboxUnavailable as error:
+                failure = str(error)
+        raise InfrastructureError(failure)
+
+    return find
 
 
 def _name(labels: dict[str, int | float | str]) -> tuple[str, str, int]:
