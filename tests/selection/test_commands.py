@@ -83,6 +83,8 @@ def test_a_teachers_right_trajectories_become_rows_and_nothing_is_played_twice(
         assert json.loads(answer.stdout)["rows"] == COUNT - 1
         asked = len(server.requests)
         first = (output / "synthesized.json").read_bytes()
+        strict = deepeyes(*command, "--least-format", "2", "--json")
+        assert json.loads(strict.stdout)["rows"] == 0
         assert deepeyes(*command).returncode == 0
         assert len(server.requests) == asked
     assert (output / "synthesized.json").read_bytes() == first
