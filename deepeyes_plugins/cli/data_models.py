@@ -208,7 +208,7 @@ def from_trajectories(
             records = _judged_elsewhere(results, logs)
             left["without a verdict"] = sum(1 for _ in lines_of(logs)) - len(records)
         else:
-            references = read_references(data)
+            references = read_references(data, skip_bad=True)  # Named below.
             with progress("scoring", console, show=not as_json) as advance:
                 outcomes, records = asyncio.run(
                     score_log(

@@ -87,10 +87,10 @@ def test_answers_may_come_from_a_data_set_and_what_has_none_is_named(
         {
             "data_source": BENCHMARK,
             "prompt": [{"role": "user", "content": "Only the answer counts."}],
-            "reward_model": {"ground_truth": "A"},
+            "reward_model": {"ground_truth": truth},
             "extra_info": {"index": f"{BENCHMARK}/{index}"},
         }
-        for index in (0, 1)
+        for index, truth in ((0, "A"), (1, "A"), (2, ""))
     ]
     answers = tmp_path / "answers.parquet"
     pq.write_table(pa.Table.from_pylist(rows), answers)
@@ -102,6 +102,8 @@ def test_answers_may_come_from_a_data_set_and_what_has_none_is_named(
     assert answer.returncode == 0, answer.stderr
     summary = json.loads(answer.stdout)
     assert (summary["rows"], summary["left_out"]["bad"]) == (1, 1)
+    assert summary["bad_rows"] == 1
+    assert "row 3: no ground truth" in answer.stderr
     assert f"no reference answer for task '{BENCHMARK}/2'" in answer.stderr
     (row,) = json.loads((output / "rejection_sampled.json").read_text())
     assert "shelf 0" in row["messages"][1]["content"]  # As played, not as in the data set.
