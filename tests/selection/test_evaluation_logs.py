@@ -30,7 +30,7 @@ def say(letter: str) -> str:
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Three samples: right after zooming in, wrong, and one that nobody has scored."""
+    """Three samples: right after zooming in, wrong, and right at once."""
     monkeypatch.delenv("DEEPEYES_OPENAI_URL", raising=False)
     config = tmp_path / "agent.yaml"
     config.write_text(
@@ -53,7 +53,8 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_verdicts_of_vlmevalkit_decide(log: Path, tmp_path: Path) -> None:
-    scored = [choice(0, right=True), choice(1, right=False)]
+    other = choice(2, right=True, prediction="It is A.")  # Not what the log has: played again.
+    scored = [choice(0, right=True), choice(1, right=False), other]
     RunFolder(tmp_path / "results").multiple_choice(BENCHMARK, scored)
     output = tmp_path / "out"
     answer = deepeyes(
