@@ -119,8 +119,14 @@ def score(
         raise typer.Exit(1)
 
 
-def read_references(files: Iterable[Path]) -> dict[tuple[str, str], Reference]:
+def read_references(
+    files: Iterable[Path], *, skip_bad: bool = False
+) -> dict[tuple[str, str], Reference]:
     """Read the reference answers of parquet files, a few rows at a time.
+
+    Args:
+        files: The files.
+        skip_bad: Pass over rows that cannot be read.
 
     Raises:
         RowError: A row cannot be read, or two rows of one name differ in their reference.
@@ -136,6 +142,8 @@ def read_references(files: Iterable[Path]) -> dict[tuple[str, str], Reference]:
                     try:
                         task = task_from_row(row)
                     except RowError as error:
+                        if skip_bad:
+                            continue
                         raise RowError(f"{path}, row {number}: {error}") from error
                     key = (task.data_source, task.id)
                     known = Reference(task.ground_truth, task.question)

@@ -23,8 +23,14 @@ _PAGE_ROWS = 16
 """Rows between two looks at the size of a page; pyarrow's 1,024 make pages of a gigabyte."""
 
 
-def register_dataset(info: Path, name: str, file: str) -> None:
+def register_dataset(info: Path, name: str, file: str, *, formatting: str = "deepeyes") -> None:
     """Enter a data set into a ``dataset_info.json``; its other entries stay.
+
+    Args:
+        info: The ``dataset_info.json``.
+        name: Of the data set.
+        file: Its file, relative to the folder.
+        formatting: The converter that LLaMA-Factory applies.
 
     Raises:
         DataError: What is there is no such file, or it cannot be written.
@@ -39,7 +45,7 @@ def register_dataset(info: Path, name: str, file: str) -> None:
             raise DataError(f"{info}: no table of data sets; move it away")
     entry = {
         "file_name": file,
-        "formatting": "deepeyes",
+        "formatting": formatting,
         "columns": {"messages": "messages", "images": "images"},
         "tags": {
             "role_tag": "role",

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from deepeyes_plugins.data.writers import DATASET_INFO, register_dataset
 from deepeyes_plugins.quickstart.task import Example, demonstration, prompt
 
 _RL_SCHEMA = pa.schema(
@@ -64,23 +65,7 @@ def write_sft(
             }
         )
     _write_json(rows, folder / f"{name}.json")
-    _write_json(
-        {
-            name: {
-                "file_name": f"{name}.json",
-                "formatting": formatting,
-                "columns": {"messages": "messages", "images": "images"},
-                "tags": {
-                    "role_tag": "role",
-                    "content_tag": "content",
-                    "user_tag": "user",
-                    "assistant_tag": "assistant",
-                    "system_tag": "system",
-                },
-            }
-        },
-        folder / "dataset_info.json",
-    )
+    register_dataset(folder / DATASET_INFO, name, f"{name}.json", formatting=formatting)
 
 
 def write_rl(examples: Iterable[Example], path: Path, split: str) -> None:

@@ -22,7 +22,7 @@ from deepeyes_plugins.data.files import open_parquet, row_batches
 from deepeyes_plugins.protocol.content import ImageError
 from deepeyes_plugins.protocol.prompts import deepeyes_v2_prompt
 from deepeyes_plugins.rewards.stored import ScoreRecord
-from deepeyes_plugins.selection.questions import question_of
+from deepeyes_plugins.selection.questions import BadRow, question_of
 from deepeyes_plugins.selection.sampling import Variant
 
 TOOLS = Variant("tools")
@@ -106,7 +106,7 @@ def write_kept(
                         try:
                             question = question_of(row, environment)
                         except (RowError, ImageError) as error:
-                            yield {**facts, "verdict": "bad", "reason": str(error)}
+                            yield BadRow(path, number, str(error)).facts
                             continue
                         found = judged.get(question.key, {"verdict": "incomplete"})
                         if found["verdict"] == verdict:

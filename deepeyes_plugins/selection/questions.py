@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,14 @@ from typing import Any
 
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.files import open_parquet, row_batches
-from deepeyes_plugins.data.rl_rows import environment_name, task_from_row
+from deepeyes_plugins.data.rl_rows import (
+    data_source,
+    environment_name,
+    ground_truth,
+    task_from_row,
+)
 from deepeyes_plugins.protocol.content import ImageError, Message
 from deepeyes_plugins.rollout.contracts import Task
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,32 @@ class Question:
         return f"{self.task.data_source}/{self.task.id}"
 
 
-def read_questions(files: Iterable[Path], environment: str) -> Iterator[Question]:
-    """Yield the usable questions of some files; a row that cannot be used costs a warning.
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used.
+
+    Attributes:
+        file: Where it stands.
+        row: Its number, counted from 1.
+        reason: What is wrong with it.
+    """
+
+    file: Path
+    row: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, row {self.row}: {self.reason}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For a report."""
+        where = {"file": str(self.file), "row": self.row}
+        return {**where, "verdict": "bad", "reason": self.reason}
+
+
+def read_questions(files: Iterable[Path], environment: str) -> Iterator[Question | BadRow]:
+    """Yield the questions of some files, and what is wrong with the rows that are none.
 
     Args:
         files: RL parquet.
@@ -57,7 +83,23 @@ def read_questions(files: Iterable[Path], environment: str) -> Iterator[Question
                     try:
                         yield question_of(row, environment)
                     except (RowError, ImageError) as error:
-                        logger.warning("%s, row %d is left out: %s", path, number, error)
+                        yield BadRow(path, number, str(error))
+
+
+def references_of(files: Iterable[Path]) -> Iterator[tuple[str, str]]:
+    """Yield data source and reference answer of the rows that have both; images stay unread.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    for path in files:
+        with open_parquet(path) as file:
+            for batch in row_batches(file, None, ["data_source", "reward_model"]):
+                for row in batch.to_pylist():
+                    try:
+                        yield data_source(row), ground_truth(row)
+                    except RowError:
+                        continue  # It is not played either.
 
 
 def question_of(row: dict[str, Any], environment: str) -> Question:

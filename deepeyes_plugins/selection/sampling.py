@@ -21,12 +21,29 @@ from deepeyes_plugins.rewards.stored import (
     score_line,
 )
 from deepeyes_plugins.rollout import EndReason, Trajectory, rollout
+from deepeyes_plugins.rollout.contracts import InfrastructureError
 from deepeyes_plugins.rollout.log import FILE_NAME, RecordingEnvironment, TrajectoryLog
-from deepeyes_plugins.selection.questions import Question, with_system_prompt
+from deepeyes_plugins.sandbox.contracts import SandboxUnavailable
+from deepeyes_plugins.sandbox.embedded import ensure_server
+from deepeyes_plugins.sandbox.settings import SandboxSettings
+from deepeyes_plugins.selection.questions import BadRow, Question, with_system_prompt
 from deepeyes_plugins.settings import AgentSettings
 from deepeyes_plugins.tools.resources import Resources
 
 SCORES = "scores.jsonl"
+
+_ASKING = {
+    *("temperature", "top_p", "max_tokens", "max_total_tokens", "max_pixels"),
+    *("extra_body", "profile", "prefill", "send_stop"),
+}
+"""Settings of the model's server that change what it says."""
+
+_OPERATION_OF_SANDBOX = {
+    *("url", "token_env", "redis_url", "redis_password_env", "idle_timeout", "max_lifetime"),
+    *("max_sessions", "room_timeout", "min_free_memory_mb", "spare_sessions", "startup_timeout"),
+    *("snapshot_store_mb", "image_cache_mb", "patience", "circuit_failures", "circuit_seconds"),
+}
+_OPERATION_OF_SEARCH = {"url", "token_env", "cache", "budgets", "run"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +96,7 @@ class Sampling:
 
     async def run(
         self,
-        questions: Callable[[], Iterable[Question]],
+        questions: Callable[[], Iterable[Question | BadRow]],
         total: int,
         advance: Advance | None = None,
     ) -> tuple[list[ScoreRecord], list[str]]:
@@ -87,8 +104,8 @@ class Sampling:
 
         Args:
             questions: Reads the questions, anew at each call.
-            total: How many there are.
-            advance: Is told of progress.
+            total: How many rows there are.
+            advance: Is told of progress; the total shrinks by rows that are bad or repeated.
 
         Returns:
             All scores, and what failed because of our side: the next run plays that.
@@ -101,7 +118,8 @@ class Sampling:
         async with ChatClient(self.openai) as client:
             await client.check()
             model = await client.next_server().model()
-            resources, scorer = Resources(self.agent), Scorer(self.agent)
+            resources = Resources(self.agent, _sandbox_that_starts())
+            scorer = Scorer(self.agent)
             try:
                 return await self._run(
                     questions, total, advance, _Player(self, client, model, resources, scorer)
@@ -112,17 +130,19 @@ class Sampling:
 
     async def _run(
         self,
-        questions: Callable[[], Iterable[Question]],
+        questions: Callable[[], Iterable[Question | BadRow]],
         total: int,
         advance: Advance | None,
         player: _Player,
     ) -> tuple[list[ScoreRecord], list[str]]:
-        count = total * len(self.variants) * self.samples
+        plays_of_one = len(self.variants) * self.samples
+        count = total * plays_of_one
         mark, tell = fingerprint(self.agent), advance or (lambda done, total: None)
         ledger = Ledger(self.folder / SCORES, ScoreRecord)
-        records = ledger.resume(
+        known = ledger.resume(
             lambda record: record.settings == mark and player.is_own(record.labels)
         )
+        records = [record for record in known if int(record.labels["sample"]) < self.samples]
         scored = {record.trajectory for record in records}
         log = self.folder / FILE_NAME
         played: dict[tuple[str, str, int], Line] = {}
@@ -136,16 +156,19 @@ class Sampling:
         tell(len(records), count)
 
         def plays() -> Iterator[_Play]:
-            begun = set(done)
+            nonlocal count
+            begun: set[str] = set()
             for question in questions():
+                if isinstance(question, BadRow) or question.key in begun:
+                    count -= plays_of_one
+                    continue
+                begun.add(question.key)
                 for variant in self.variants:
                     for sample in range(self.samples):
                         name = (question.key, variant.name, sample)
-                        if name in begun:
-                            continue
-                        begun.add(name)
-                        seed = _seed(self.seed, *name)
-                        yield _Play(question, variant, sample, seed, played.get(name))
+                        if name not in done:
+                            seed = _seed(self.seed, *name)
+                            yield _Play(question, variant, sample, seed, played.get(name))
 
         async for result in work_through(plays(), player.play, concurrency=self.concurrency):
             if isinstance(result, str):
@@ -156,6 +179,7 @@ class Sampling:
                 ledger.append(result)
                 records.append(result)
             tell(len(records) + len(failures), count)
+        tell(len(records) + len(failures), count)
         return records, failures
 
 
@@ -213,6 +237,26 @@ class _Player:
         return Line(self._log.path, 0, trajectory.model_dump_json())
 
 
+def _sandbox_that_starts() -> Callable[[SandboxSettings], str]:
+    """Return what finds the sandbox, or starts it: one that cannot be started is not waited for.
+
+    Tools are patient with a sandbox that is down, since it may be on its way up elsewhere. What
+    fails to start here fails again, once for each trajectory, for minutes.
+    """
+    failure = ""
+
+    def find(settings: SandboxSettings) -> str:
+        nonlocal failure
+        if not failure:
+            try:
+                return ensure_server(settings)
+            except SandboxUnavailable as error:
+                failure = str(error)
+        raise InfrastructureError(failure)
+
+    return find
+
+
 def _name(labels: dict[str, int | float | str]) -> tuple[str, str, int]:
     return str(labels["question"]), str(labels["variant"]), int(labels["sample"])
 
@@ -222,10 +266,15 @@ def _seed(*parts: object) -> int:
 
 
 def _fingerprint(sampling: Sampling, model: str) -> str:
-    """Name what a play depends on; not where servers stand."""
-    agent = sampling.agent.model_dump(include={"tools", "coordinates", "limits"}, mode="json")
-    fields = {"temperature", "top_p", "max_tokens", "max_total_tokens", "extra_body", "prefill"}
-    openai = sampling.openai.model_dump(include=fields, mode="json")
+    """Name what a play depends on; not where servers stand, and not how long we wait for them."""
+    agent = sampling.agent.model_dump(
+        include={
+            *("environment", "tools", "coordinates", "limits", "sandbox", "search", "plugins")
+        },
+        exclude={"sandbox": _OPERATION_OF_SANDBOX, "search": _OPERATION_OF_SEARCH},
+        mode="json",
+    )
+    openai = sampling.openai.model_dump(include=_ASKING, mode="json")
     variants = [(one.name, one.environment, one.system_prompt) for one in sampling.variants]
     facts = [model, agent, openai, sampling.seed, variants]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import logging
 import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.formatter import format_row, format_sharegpt
+from deepeyes_plugins.data.writers import DATASET_INFO, register_dataset
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
 from deepeyes_plugins.rewards.stored import Line, ScoreRecord, lines_of
 from deepeyes_plugins.rollout.contracts import Task
 from deepeyes_plugins.rollout.log import IMAGE_FOLDER
-from deepeyes_plugins.rollout.trajectory import EndReason, Trajectory
-from deepeyes_plugins.selection.questions import Question
-
-logger = logging.getLogger(__name__)
+from deepeyes_plugins.rollout.trajectory import EndReason, PartRecord, Trajectory
+from deepeyes_plugins.selection.questions import BadRow, Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +49,33 @@ class Choice:
         )
 
 
+@dataclass(slots=True)
+class Made:
+    """What became of the trajectories.
+
+    Attributes:
+        rows: Rows that were written.
+        left: Reasons why trajectories were left out, with their number.
+        bad: Rows of the questions' files that cannot be used.
+    """
+
+    rows: int = 0
+    left: Counter[str] = field(default_factory=Counter)
+    bad: list[BadRow] = field(default_factory=list)
+
+
 def write_rows(
     logs: Iterable[Path],
     records: Iterable[ScoreRecord],
-    questions: Iterable[Question],
+    questions: Iterable[Question | BadRow],
     folder: Path,
     name: str,
     choice: Choice,
-) -> tuple[int, Counter[str]]:
-    """Write ``folder/name.json``, its images and its entry in ``dataset_info.json``.
+) -> Made:
+    """Write ``folder/name.json``, its images, a report and its entry in ``dataset_info.json``.
+
+    ``folder/name.report.jsonl`` tells of each question how many rows it gave, and of each bad row
+    what is wrong with it.
 
     Args:
         logs: Trajectory logs; images are beside each.
@@ -68,19 +85,17 @@ def write_rows(
         name: Of the data set.
         choice: What is kept.
 
-    Returns:
-        The number of rows, and the reasons why others were left out.
-
     Raises:
         OSError: Something cannot be read or written; an earlier file of that name stays.
+        DataError: ``dataset_info.json`` is none, or cannot be written.
     """
-    left: Counter[str] = Counter()
+    made = Made()
     good: dict[str, ScoreRecord] = {}
     for record in records:
         if choice.accepts(record):
             good[record.trajectory] = record
         else:
-            left["not right or not well formed"] += 1
+            made.left["not right or not well formed"] += 1
     found: defaultdict[str, list[tuple[ScoreRecord, Line]]] = defaultdict(list)
     for line in lines_of(logs):
         if line.key in good:
@@ -88,26 +103,61 @@ def write_rows(
             name_in_log = f"{record.data_source}/{record.task_id}"
             found[str(record.labels.get("question") or name_in_log)].append((record, line))
     folder.mkdir(parents=True, exist_ok=True)
-    partial, count = folder / f"{name}.json.partial", 0
-    with partial.open("w", encoding="utf-8") as file:
-        file.write("[")
-        for question in questions:
-            candidates = found.pop(question.key, []) + found.pop(question.name, [])
-            for row in _best(candidates, question.task, folder, choice.best, left):
-                file.write(",\n" if count else "\n")
-                file.write(json.dumps(row, ensure_ascii=False))
-                count += 1
-        file.write("\n]\n")
-    partial.replace(folder / f"{name}.json")
-    _describe(folder, name)
-    if lost := sum(map(len, found.values())):
-        left["its question is not in the data"] += lost
-    return count, left
+    partial = folder / f"{name}.json.partial"
+    try:
+        with (
+            partial.open("w", encoding="utf-8") as file,
+            (folder / f"{name}.report.jsonl").open("w", encoding="utf-8") as report,
+        ):
+            file.write("[")
+            for one in itertools.chain(questions, _left_in(found)):
+                if isinstance(one, BadRow):
+                    made.bad.append(one)
+                    facts = one.facts
+                else:
+                    facts = _write_question(one, found, file, folder, choice.best, made)
+                report.write(json.dumps(facts, ensure_ascii=False) + "\n")
+            file.write("\n]\n")
+        partial.replace(folder / f"{name}.json")
+    finally:
+        partial.unlink(missing_ok=True)
+    register_dataset(folder / DATASET_INFO, name, f"{name}.json")
+    return made
+
+
+def _left_in(found: dict[str, Any]) -> Iterator[str]:
+    """Yield the names of those that no question of the data has taken: to be asked for last."""
+    yield from list(found)
+
+
+def _write_question(
+    question: Question | str,
+    found: dict[str, list[tuple[ScoreRecord, Line]]],
+    file: TextIO,
+    folder: Path,
+    best: int,
+    made: Made,
+) -> dict[str, Any]:
+    """Write the rows of a question, one of the data or a name in the log; return its facts."""
+    task: Task | None = None
+    if isinstance(question, str):
+        name, candidates = question, found.pop(question)
+    else:
+        name, task = question.name, question.task
+        candidates = found.pop(question.key, []) + found.pop(name, [])
+    left: Counter[str] = Counter()
+    before = made.rows
+    for row in _best(candidates, task, folder, best, left):
+        file.write(",\n" if made.rows else "\n")
+        file.write(json.dumps(row, ensure_ascii=False))
+        made.rows += 1
+    made.left += left
+    return {"name": name, "rows": made.rows - before, "left_out": dict(left)}
 
 
 def _best(
     candidates: list[tuple[ScoreRecord, Line]],
-    task: Task,
+    task: Task | None,
     folder: Path,
     count: int,
     left: Counter[str],
@@ -130,7 +180,7 @@ def _best(
 
 
 def _row(
-    task: Task, trajectory: Trajectory, record: ScoreRecord, log: Path, folder: Path
+    task: Task | None, trajectory: Trajectory, record: ScoreRecord, log: Path, folder: Path
 ) -> dict[str, Any]:
     """Make a row that the formatter accepts.
 
@@ -139,23 +189,29 @@ def _row(
     """
     if trajectory.end_reason is not EndReason.ANSWER:
         raise RowError(f"it ended without an answer ({trajectory.end_reason})")
-    images: list[EncodedImage | Path] = [*task.images]
-    messages = [
-        {
-            "role": message.role,
-            "content": "".join(
-                part if isinstance(part, str) else IMAGE_PLACEHOLDER for part in message.parts
-            ),
-        }
-        for message in task.messages
-    ]
+    messages: list[dict[str, str]] = []
+    images: list[EncodedImage | Path] = []
+
+    def add(role: str, parts: Iterable[PartRecord]) -> None:
+        parts = list(parts)
+        images.extend(_logged(log, part.image) for part in parts if part.image is not None)
+        texts = (part.text or "" if part.image is None else IMAGE_PLACEHOLDER for part in parts)
+        messages.append({"role": role, "content": "".join(texts)})
+
+    if trajectory.prompt:  # What the model was really given.
+        for message in trajectory.prompt:
+            add(message.role, message.parts)
+    elif task is None:
+        raise RowError("the log does not hold its prompt, and the data not its question")
+    else:
+        images += task.images
+        for asked in task.messages:
+            texts = (part if isinstance(part, str) else IMAGE_PLACEHOLDER for part in asked.parts)
+            messages.append({"role": asked.role, "content": "".join(texts)})
     for turn in trajectory.turns:
         messages.append({"role": "assistant", "content": turn.text})
-        if turn.observation is None:
-            continue
-        images += (_logged(log, part.image) for part in turn.observation if part.image is not None)
-        content = "".join(part.text or IMAGE_PLACEHOLDER for part in turn.observation)
-        messages.append({"role": "user", "content": content})
+        if turn.observation is not None:
+            add("user", turn.observation)
     labels = trajectory.labels
     row = {
         "messages": messages,
@@ -181,7 +237,7 @@ def _row(
 def _logged(log: Path, sha256: str) -> Path:
     path = next((log / IMAGE_FOLDER).glob(f"{sha256}.*"), None)
     if path is None:
-        raise RowError("an image of an observation is missing beside the log")
+        raise RowError("an image is missing beside the log")
     return path
 
 
@@ -205,14 +261,3 @@ def _store(image: EncodedImage | Path, path: Path) -> None:
         except OSError:  # Another file system.
             shutil.copyfile(image, partial)
     partial.replace(path)
-
-
-def _describe(folder: Path, name: str) -> None:
-    path = folder / "dataset_info.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known[name] = {
-        "file_name": f"{name}.json",
-        "formatting": "deepeyes",
-        "columns": {"messages": "messages", "images": "images"},
-    }
-    path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")

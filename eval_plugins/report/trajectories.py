@@ -59,9 +59,17 @@ class Played:
             OSError: The log is gone.
             ValueError: The line has changed.
         """
+        return Trajectory.model_validate_json(self.read())
+
+    def read(self) -> bytes:
+        """Read the line.
+
+        Raises:
+            OSError: The log is gone.
+        """
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            return Trajectory.model_validate_json(file.read(self.length))
+            return file.read(self.length)
 
     @property
     def images(self) -> Path:

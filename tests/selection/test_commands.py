@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,7 +18,9 @@ from deepeyes_plugins.data.sft_checks import check_sft_file
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.task import Example, crop_turn, split_examples
 from deepeyes_plugins.rollout.log import FILE_NAME
+from deepeyes_plugins.sandbox.embedded import URL_VARIABLE, start_server
 from tests.cli.test_cli import DEEPEYES, deepeyes
+from tests.data.test_prepare import full_disk
 from tests.openai.server import Body, ChatServer, Reply, text_of
 
 COUNT = 3
@@ -80,6 +83,8 @@ def test_a_teachers_right_trajectories_become_rows_and_nothing_is_played_twice(
         assert json.loads(answer.stdout)["rows"] == COUNT - 1
         asked = len(server.requests)
         first = (output / "synthesized.json").read_bytes()
+        strict = deepeyes(*command, "--least-format", "2", "--json")
+        assert json.loads(strict.stdout)["rows"] == 0
         assert deepeyes(*command).returncode == 0
         assert len(server.requests) == asked
     assert (output / "synthesized.json").read_bytes() == first
@@ -174,3 +179,50 @@ def test_a_server_that_goes_away_ends_the_run_and_what_was_played_is_kept(
     assert "8 failures in a row" in answer.stderr
     assert "goes on from here" in answer.stderr
     assert len((output / "work" / FILE_NAME).read_text().splitlines()) == 1
+
+
+def test_a_missing_judge_is_told_before_anything_is_played(data: Path, tmp_path: Path) -> None:
+    table = pq.read_table(data)
+    rows = table.to_pylist()
+    for row in rows:
+        row["reward_model"]["ground_truth"] = "Because the light comes from the left. " * 9
+    wordy = tmp_path / "wordy.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), wordy)
+    with ChatServer(teacher(data)) as server:
+        answer = deepeyes(
+            *("data", "synthesize", str(wordy), "-o", str(tmp_path / "made")),
+            *("--url", server.url),
+        )
+        assert not server.requests
+    assert answer.returncode == 1
+    assert "name a judge" in answer.stderr
+
+
+def test_a_sandbox_that_cannot_be_started_is_not_waited_for(data: Path, tmp_path: Path) -> None:
+    with ChatServer(teacher(data)) as server:
+        answer = deepeyes(
+            *("data", "synthesize", str(data), "-o", str(tmp_path), "--url", server.url),
+            DEEPEYES_SANDBOX='{"kernel": "no_such_module:factory"}',
+        )
+    assert answer.returncode == 1
+    assert "the embedded sandbox did not start" in answer.stderr
+    assert "run the command again" in answer.stderr
+
+
+def test_a_full_disk_ends_the_run_and_what_is_finished_is_kept(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "made"
+    with ChatServer(teacher(data)) as server, start_server() as sandbox:
+        variables = {URL_VARIABLE: sandbox.url, "DEEPEYES_TOKEN_SANDBOX": sandbox.token}
+        command = ("data", "synthesize", str(data), "-o", str(output), "--url", server.url)
+        command = (*command, "--samples", "4", "--concurrency", "1", "--json")
+        with full_disk(output, 32 << 10):
+            answer = deepeyes(*command, **variables)
+            assert answer.returncode == 1
+            assert "What is finished is kept" in answer.stderr
+        played = len((output / "work" / FILE_NAME).read_text().splitlines())
+        asked = len(server.requests)
+        assert 0 < played < 4 * COUNT
+        answer = deepeyes(*command, **variables)
+        assert answer.returncode == 0, answer.stderr
+        assert json.loads(answer.stdout)["rows"] == COUNT
+        assert len(server.requests) - asked == 2 * (4 * COUNT - played)
