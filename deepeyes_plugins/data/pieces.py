@@ -18,8 +18,9 @@ import numpy.typing as npt
 from pydantic import TypeAdapter
 
 from deepeyes_plugins.data.findings import DataError, Finding
+from deepeyes_plugins.data.identity import image_hash, pair_hash, question_hash
 from deepeyes_plugins.data.looks import TOO_LONG, Look
-from deepeyes_plugins.data.statistics import Statistics, hash_of
+from deepeyes_plugins.data.statistics import Statistics
 from deepeyes_plugins.data.tally import Tally
 
 PIECE_ROWS = 1000
@@ -91,11 +92,9 @@ class PieceWriter:
             self.problem(row, finding)
         if look.facts is not None and row is not None:
             piece.statistics.add(look.facts)
-            images = look.facts.image_hashes()
-            question = look.facts.question_hash()
-            pair = hash_of(number.to_bytes(8, "big") for number in (question, *images))
+            images = [image_hash(seen.image.data) for seen in look.facts.images]
             self._rows.append(row)
-            self._pairs.append(pair)
+            self._pairs.append(pair_hash(question_hash(look.facts.question), images))
             self._counts.append(len(images))
             self._images += images
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from deepeyes_plugins import __version__, plugins
 from deepeyes_plugins.data.files import (
+    ROWS_AT_A_TIME,
     Row,
     cache_rows,
     json_rows,
@@ -47,7 +48,7 @@ from deepeyes_plugins.data.workers import Progress, Workers, alone, processes_wo
 
 Role = Literal["train", "validation"]
 
-_LAYOUT = 1
+_LAYOUT = 2
 _ALL_DONE = "done"
 
 logger = logging.getLogger(__name__)
@@ -182,6 +183,7 @@ def survey_part(
     rows = (row for row in _rows(part) if row.number is None or row.number > last)
     number = len(whole)
     writer = PieceWriter(part.folder, number)
+    untold = 0
     for row, seen in in_threads(rows, play, threads):
         # A second finding about a row stays with it.
         if writer.piece.rows >= PIECE_ROWS and row.number != writer.piece.last_row:
@@ -189,7 +191,11 @@ def survey_part(
             number += 1
             writer = PieceWriter(part.folder, number)
         writer.add(row.number, seen, counts=row.finding is None)
-        progress(int(row.finding is None))
+        untold += row.finding is None
+        if untold == ROWS_AT_A_TIME:  # To tell of each row costs as much as to look at its columns.
+            progress(untold)
+            untold = 0
+    progress(untold)
     writer.write()
     (part.folder / _ALL_DONE).touch()
 
