@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ class PieceWriter:
             DataError: It cannot be written.
         """
         path = self._folder / f"{self._number:09d}"
-        try:
+        with writing(self._folder):
             np.savez(
                 path.with_suffix(".npz"),
                 rows=np.array(self._rows, np.uint32),
@@ -125,11 +126,21 @@ class PieceWriter:
             partial = path.with_suffix(".partial")
             partial.write_bytes(_PIECE.dump_json(self.piece))
             os.replace(partial, path.with_suffix(".json"))
-        except OSError as error:
-            raise DataError(
-                f"{self._folder} cannot be written: {error.strerror or error}; --state chooses "
-                "another place"
-            ) from error
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Tell what to do where pieces cannot be written.
+
+    Raises:
+        DataError: They cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written: {error.strerror or error}; --state chooses another place"
+        ) from error
 
 
 def pieces_in(folder: Path) -> list[Path]:

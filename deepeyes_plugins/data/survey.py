@@ -31,7 +31,7 @@ from deepeyes_plugins.data.files import (
     refuse_late_images,
     runs_of_row_groups,
 )
-from deepeyes_plugins.data.findings import DataError, Finding
+from deepeyes_plugins.data.findings import Finding
 from deepeyes_plugins.data.likeness import Hashes, duplicates, leaks
 from deepeyes_plugins.data.looks import Kind, Look, LookRules, look_for
 from deepeyes_plugins.data.pieces import (
@@ -41,6 +41,7 @@ from deepeyes_plugins.data.pieces import (
     pieces_in,
     problems_of,
     read_piece,
+    writing,
 )
 from deepeyes_plugins.data.rl_checks import COLUMNS
 from deepeyes_plugins.data.row_checks import form_findings, in_threads
@@ -117,10 +118,8 @@ def survey(
     with ExitStack() as stack:
         folders = [state / _fingerprint(source, rules) for source in sources]
         for folder in sorted(set(folders)):
-            try:
+            with writing(folder):
                 stack.enter_context(alone(folder))
-            except OSError as error:
-                raise DataError(f"{folder} cannot be written: {error}") from error
         parts = {
             folder: list(_parts(source, folder))
             for source, folder in zip(sources, folders, strict=True)
@@ -167,7 +166,8 @@ def survey_part(
     Raises:
         DataError: A piece cannot be written, or what is looked at is gone.
     """
-    part.folder.mkdir(parents=True, exist_ok=True)
+    with writing(part.folder):
+        part.folder.mkdir(parents=True, exist_ok=True)
     whole = pieces_in(part.folder)
     done = [read_piece(path) for path in whole]
     progress(sum(piece.rows for piece in done))
@@ -197,7 +197,8 @@ def survey_part(
             untold = 0
     progress(untold)
     writer.write()
-    (part.folder / _ALL_DONE).touch()
+    with writing(part.folder):
+        (part.folder / _ALL_DONE).touch()
 
 
 def rows_of(source: Source) -> int | None:
