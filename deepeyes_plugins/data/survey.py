@@ -201,6 +201,14 @@ def survey_part(
         (part.folder / _ALL_DONE).touch()
 
 
+def together(surveys: Sequence[FileSurvey]) -> Piece:
+    """Return the counts over all files."""
+    total = Piece()
+    for one in surveys:
+        total.merge(one.seen)
+    return total
+
+
 def rows_of(source: Source) -> int | None:
     """Return how many rows a file says that it has; ``None`` where it says nothing."""
     if source.kind != "rl":

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -312,3 +313,47 @@ def test_no_space_left_for_what_is_done(tmp_path: Path) -> None:
     assert kept
     (found,) = facts(run("check", file, "--json", state=state))
     assert (found["rows"], found["bad_rows"]) == (3000, 0)
+
+
+class Elements(HTMLParser):
+    """Names of all elements of a page, with its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names, self.text = set[str](), ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.names.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_shows_what_was_found_and_runs_nothing_that_stands_in_the_data(
+    tmp_path: Path,
+) -> None:
+    hostile = "</style><script>alert(1)</script><img src=x>"
+    rows = [rl_row(f"{at}?", picture()) for at in range(30)]
+    rows[4]["data_source"] = hostile
+    file, page = parquet(tmp_path / "x.parquet", rows), tmp_path / "new" / "page.html"
+
+    result = run("check", file, "--html", page, state=tmp_path / "state")
+
+    assert result.exit_code == 1
+    elements = Elements(page.read_text(encoding="utf-8"))
+    assert not elements.names & {"script", "img", "link", "iframe", "object"}
+    assert {"svg", "rect"} <= elements.names
+    assert "1 error" in elements.text and "row 5" in elements.text
+    assert elements.text.count(hostile) >= 2  # In its reason and among the sources.
+    assert "Pixels of an image" in elements.text and "Tokens" not in elements.text
+
+
+def test_results_are_not_written_over_what_is_checked(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps([SFT_ROW]))
+
+    for option in ("--html", "--problems"):
+        refused = run("check", file, option, file, state=tmp_path / "state")
+        assert refused.exit_code == 2 and "must stay as it is" in refused.stderr
+    assert json.loads(file.read_text()) == [SFT_ROW]
