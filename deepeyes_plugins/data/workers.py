@@ -25,9 +25,6 @@ from typing import Any, Self, TypeVar
 from deepeyes_plugins.data.findings import DataError
 
 _SMALL_BYTES = 64 << 20
-_KEPT_BLOCKS = "4"
-"""Blocks of 16 MiB at most in which a process keeps the memory of images for the next ones: what
-Pillow gives back otherwise is fetched from the kernel anew, page by page, for every image."""
 
 T = TypeVar("T")
 
@@ -129,7 +126,6 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env={"PILLOW_BLOCKS_MAX": _KEPT_BLOCKS, **os.environ},
         )
 
     @property
