@@ -19,9 +19,10 @@ from rich.table import Table
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.kinds import files_in, kind_of_file
 from deepeyes_plugins.data.looks import Kind, LookRules
+from deepeyes_plugins.data.output import refuse_inputs, write_text
 from deepeyes_plugins.data.pieces import Piece
 from deepeyes_plugins.data.rl_checks import RowRules
-from deepeyes_plugins.data.survey import FileSurvey, Role, Source, rows_of, survey
+from deepeyes_plugins.data.survey import FileSurvey, Role, Source, rows_of, survey, together
 from deepeyes_plugins.settings import SettingsError, load_settings
 
 CANNOT_BE_CHECKED = 2
@@ -76,6 +77,9 @@ def check(
     problems: Annotated[
         Path | None, typer.Option(help="File for every problem, one JSON line each.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="File for the result as a page for browsers.")
+    ] = None,
     processes: ProcessesOption = None,
     state: StateOption = None,
     as_json: JsonOption = False,
@@ -88,6 +92,7 @@ def check(
     try:
         rules = _rules(config, media_root, tokenizer, max_prompt_length, cutoff_len, opening)
         sources = _sources(paths, kind, "train") + _sources(validation or [], kind, "validation")
+        refuse_inputs(filter(None, (problems, html)), (source.path for source in sources))
         with ExitStack() as stack:
             write: Callable[[Source, dict[str, Any]], None] | None = None
             if problems is not None:
@@ -105,7 +110,14 @@ def check(
         console = Console()
         for one in surveys:
             _show_problems(console, one)
-        _show_statistics(console, _all(surveys))
+        _show_statistics(console, together(surveys))
+    if html is not None:
+        from deepeyes_plugins.data.page import render
+
+        try:
+            write_text(html, render(surveys))
+        except DataError as error:
+            _complain(str(error))
     raise typer.Exit(0 if all(one.ok for one in surveys) else 1)
 
 
@@ -129,7 +141,7 @@ def stats(
         surveys = _survey(sources, rules, state, processes, as_json, None, compare=False)
     except (DataError, SettingsError, OSError) as error:
         _complain(str(error))
-    total = _all(surveys)
+    total = together(surveys)
     if as_json:
         facts = {"rows": total.rows, "bad_rows": total.bad_rows, **total.statistics.summary()}
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
@@ -211,13 +223,6 @@ def _survey(
                 soft_wrap=True,
             )
             raise typer.Exit(INTERRUPTED) from None
-
-
-def _all(surveys: Sequence[FileSurvey]) -> Piece:
-    total = Piece()
-    for one in surveys:
-        total.merge(one.seen)
-    return total
 
 
 def _facts(one: FileSurvey) -> dict[str, Any]:

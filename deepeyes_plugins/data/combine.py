@@ -21,6 +21,7 @@ from typing import Any
 from deepeyes_plugins.data.changes import Outcome
 from deepeyes_plugins.data.files import Row, json_rows, parquet_rows
 from deepeyes_plugins.data.findings import DataError, Problem
+from deepeyes_plugins.data.identity import question_words
 from deepeyes_plugins.data.media import MediaRoot, is_archived, read_media
 from deepeyes_plugins.data.output import refuse_inputs
 from deepeyes_plugins.data.prepare import (
@@ -344,8 +345,7 @@ class _Rows:
                 texts.append(str(message["content"]))
         question = " ".join(texts)
         shown = row["images"][: question.count(IMAGE_PLACEHOLDER)]
-        words = question.replace(IMAGE_PLACEHOLDER, " ").casefold().split()
-        digest = hashlib.blake2b(" ".join(words).encode("utf-8", "replace"), digest_size=16)
+        digest = hashlib.blake2b(question_words(question), digest_size=16)
         files = ((image["bytes"] if self.is_rl else read_media(image)) or b"" for image in shown)
         for image in sorted(hashlib.blake2b(data).digest() for data in files):
             digest.update(image)

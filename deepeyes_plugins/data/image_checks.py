@@ -16,6 +16,7 @@ from deepeyes_plugins.protocol.content import (
     EncodedImage,
     ImageError,
     exif_orientation,
+    upright_size,
 )
 
 _UPRIGHT = (None, 1)
@@ -63,14 +64,14 @@ def see_image(
                 image = read_media(media_root.locate(image))
             media_root = None
         file = image_from(image, media_root)
-        size = file.size
         with file.open() as opened:
+            orientation = exif_orientation(opened)
             seen = SeenImage(
                 file,
-                size,
+                upright_size(opened, orientation),
                 str(opened.format),
                 opened.mode,
-                exif_orientation(opened),
+                orientation,
                 bool(getattr(opened, "is_animated", False)) and opened.format != "MPO",
             )
             if decode:

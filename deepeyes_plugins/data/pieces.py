@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import numpy.typing as npt
 from pydantic import TypeAdapter
 
 from deepeyes_plugins.data.findings import DataError, Finding
+from deepeyes_plugins.data.identity import image_hash, pair_hash, question_hash
 from deepeyes_plugins.data.looks import TOO_LONG, Look
-from deepeyes_plugins.data.statistics import Statistics, hash_of
+from deepeyes_plugins.data.statistics import Statistics
 from deepeyes_plugins.data.tally import Tally
 
 PIECE_ROWS = 1000
@@ -91,11 +93,9 @@ class PieceWriter:
             self.problem(row, finding)
         if look.facts is not None and row is not None:
             piece.statistics.add(look.facts)
-            images = look.facts.image_hashes()
-            question = look.facts.question_hash()
-            pair = hash_of(number.to_bytes(8, "big") for number in (question, *images))
+            images = [image_hash(seen.image.data) for seen in look.facts.images]
             self._rows.append(row)
-            self._pairs.append(pair)
+            self._pairs.append(pair_hash(question_hash(look.facts.question), images))
             self._counts.append(len(images))
             self._images += images
 
@@ -113,7 +113,7 @@ class PieceWriter:
             DataError: It cannot be written.
         """
         path = self._folder / f"{self._number:09d}"
-        try:
+        with writing(self._folder):
             np.savez(
                 path.with_suffix(".npz"),
                 rows=np.array(self._rows, np.uint32),
@@ -126,11 +126,21 @@ class PieceWriter:
             partial = path.with_suffix(".partial")
             partial.write_bytes(_PIECE.dump_json(self.piece))
             os.replace(partial, path.with_suffix(".json"))
-        except OSError as error:
-            raise DataError(
-                f"{self._folder} cannot be written: {error.strerror or error}; --state chooses "
-                "another place"
-            ) from error
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Tell what to do where pieces cannot be written.
+
+    Raises:
+        DataError: They cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written: {error.strerror or error}; --state chooses another place"
+        ) from error
 
 
 def pieces_in(folder: Path) -> list[Path]:

@@ -23,8 +23,11 @@ def in_threads(
     Args:
         rows: Of a file.
         look: Played in threads.
-        threads: By default one per processor, eight at most.
+        threads: By default one per processor, eight at most; a single one is the caller's.
     """
+    if threads == 1:
+        yield from ((row, look(row)) for row in rows)
+        return
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         while chunk := list(islice(rows, ROWS_AT_A_TIME)):
             yield from zip(chunk, pool.map(look, chunk), strict=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from deepeyes_plugins.data.distribution import Distribution
 from deepeyes_plugins.data.image_checks import SeenImage
-from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
 
 _MOST_NAMES = 1000
 _OTHER = "(others)"
@@ -49,23 +47,6 @@ class RowFacts:
     answer: str | None = None
     actions: tuple[str, ...] = ()
     tokens: int | None = None
-
-    def question_hash(self) -> int:
-        """64 bits of the question's text; case, white space and placeholders do not count."""
-        words = self.question.replace(IMAGE_PLACEHOLDER, " ").casefold().split()
-        return hash_of([" ".join(words).encode("utf-8", "replace")])
-
-    def image_hashes(self) -> list[int]:
-        """64 bits of each image file."""
-        return [int(seen.image.sha256[:16], 16) for seen in self.images]
-
-
-def hash_of(parts: Iterable[bytes]) -> int:
-    """Return 64 bits of some bytes, never 0, which stands for a row without a hash."""
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(part)
-    return int.from_bytes(digest.digest(), "big") or 1
 
 
 @dataclass(slots=True)

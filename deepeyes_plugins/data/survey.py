@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from deepeyes_plugins import __version__, plugins
 from deepeyes_plugins.data.files import (
+    ROWS_AT_A_TIME,
     Row,
     cache_rows,
     json_rows,
@@ -30,7 +31,7 @@ from deepeyes_plugins.data.files import (
     refuse_late_images,
     runs_of_row_groups,
 )
-from deepeyes_plugins.data.findings import DataError, Finding
+from deepeyes_plugins.data.findings import Finding
 from deepeyes_plugins.data.likeness import Hashes, duplicates, leaks
 from deepeyes_plugins.data.looks import Kind, Look, LookRules, look_for
 from deepeyes_plugins.data.pieces import (
@@ -40,6 +41,7 @@ from deepeyes_plugins.data.pieces import (
     pieces_in,
     problems_of,
     read_piece,
+    writing,
 )
 from deepeyes_plugins.data.rl_checks import COLUMNS
 from deepeyes_plugins.data.row_checks import form_findings, in_threads
@@ -47,7 +49,7 @@ from deepeyes_plugins.data.workers import Progress, Workers, alone, processes_wo
 
 Role = Literal["train", "validation"]
 
-_LAYOUT = 1
+_LAYOUT = 2
 _ALL_DONE = "done"
 
 logger = logging.getLogger(__name__)
@@ -116,10 +118,8 @@ def survey(
     with ExitStack() as stack:
         folders = [state / _fingerprint(source, rules) for source in sources]
         for folder in sorted(set(folders)):
-            try:
+            with writing(folder):
                 stack.enter_context(alone(folder))
-            except OSError as error:
-                raise DataError(f"{folder} cannot be written: {error}") from error
         parts = {
             folder: list(_parts(source, folder))
             for source, folder in zip(sources, folders, strict=True)
@@ -166,7 +166,8 @@ def survey_part(
     Raises:
         DataError: A piece cannot be written, or what is looked at is gone.
     """
-    part.folder.mkdir(parents=True, exist_ok=True)
+    with writing(part.folder):
+        part.folder.mkdir(parents=True, exist_ok=True)
     whole = pieces_in(part.folder)
     done = [read_piece(path) for path in whole]
     progress(sum(piece.rows for piece in done))
@@ -182,6 +183,7 @@ def survey_part(
     rows = (row for row in _rows(part) if row.number is None or row.number > last)
     number = len(whole)
     writer = PieceWriter(part.folder, number)
+    untold = 0
     for row, seen in in_threads(rows, play, threads):
         # A second finding about a row stays with it.
         if writer.piece.rows >= PIECE_ROWS and row.number != writer.piece.last_row:
@@ -189,9 +191,22 @@ def survey_part(
             number += 1
             writer = PieceWriter(part.folder, number)
         writer.add(row.number, seen, counts=row.finding is None)
-        progress(int(row.finding is None))
+        untold += row.finding is None
+        if untold == ROWS_AT_A_TIME:  # To tell of each row costs as much as to look at its columns.
+            progress(untold)
+            untold = 0
+    progress(untold)
     writer.write()
-    (part.folder / _ALL_DONE).touch()
+    with writing(part.folder):
+        (part.folder / _ALL_DONE).touch()
+
+
+def together(surveys: Sequence[FileSurvey]) -> Piece:
+    """Return the counts over all files."""
+    total = Piece()
+    for one in surveys:
+        total.merge(one.seen)
+    return total
 
 
 def rows_of(source: Source) -> int | None:

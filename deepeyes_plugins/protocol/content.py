@@ -62,8 +62,7 @@ class EncodedImage:
             ImageError: The bytes are no image.
         """
         image = self.open()
-        width, height = image.size
-        return (height, width) if exif_orientation(image) in _ON_THEIR_SIDE else (width, height)
+        return upright_size(image, exif_orientation(image))
 
     @cached_property
     def media_type(self) -> str:
@@ -138,6 +137,12 @@ def exif_orientation(image: Image.Image) -> int | None:
     except Exception:
         return None
     return value if isinstance(value, int) and 1 <= value <= 8 else None
+
+
+def upright_size(image: Image.Image, orientation: int | None) -> tuple[int, int]:
+    """Return width and height in pixels once the EXIF orientation (1 to 8) is applied."""
+    width, height = image.size
+    return (height, width) if orientation in _ON_THEIR_SIDE else (width, height)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

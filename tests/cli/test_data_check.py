@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from typer.testing import CliRunner, Result
 from deepeyes_plugins.cli.main import app
 from deepeyes_plugins.data import pieces
 from deepeyes_plugins.hosts.transformers.tiny_model import make_tiny_qwen2_5_vl
+from tests.data.test_media import zipped
+from tests.full_disk import full_disk
 
 SFT_ROW = {
     "messages": [
@@ -51,6 +54,11 @@ def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
     table = table.set_column(at, "images", pa.array([row["images"] for row in rows], images))
     pq.write_table(table, path, row_group_size=100)
     return path
+
+
+def sft_row(image: str) -> dict[str, Any]:
+    turn = {"role": "user", "content": f"<image>What does {image} show?"}
+    return {"messages": [turn, SFT_ROW["messages"][1]], "images": [image]}
 
 
 def run(*arguments: object, state: Path) -> Result:
@@ -172,10 +180,8 @@ def test_an_interrupted_check_goes_on(tmp_path: Path) -> None:
     noise = io.BytesIO()
     Image.effect_noise((700, 700), 50).convert("RGB").save(noise, "PNG")
     (tmp_path / "a.png").write_bytes(noise.getvalue())
-    turn = {"role": "user", "content": "<image>What?"}
-    row = {"messages": [turn, SFT_ROW["messages"][1]], "images": ["a.png"]}
     file, state = tmp_path / "x.json", tmp_path / "state"
-    file.write_text(json.dumps([SFT_ROW] * pieces.PIECE_ROWS + [row] * 400))
+    file.write_text(json.dumps([SFT_ROW] * pieces.PIECE_ROWS + [sft_row("a.png")] * 400))
     command = [sys.executable, "-m", "deepeyes_plugins.cli", "data", "check", str(file)]
     command += ["--json", "--state", str(state)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
@@ -208,3 +214,146 @@ def test_prompts_that_training_leaves_out_are_told(tmp_path: Path) -> None:
     (problem,) = found["problems"]
     assert problem["examples"][0]["row"] == 2
     assert "training leaves the row out" in problem["kind"]
+
+
+def test_an_array_in_a_file_named_for_lines_is_read_as_what_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text(json.dumps([SFT_ROW, {"messages": []}, SFT_ROW], indent=1))
+
+    (found,) = facts(run("check", file, "--json", state=tmp_path / "state"))
+
+    assert (found["rows"], found["bad_rows"]) == (3, 1)
+    assert found["problems"][0]["examples"][0]["row"] == 2
+
+
+def test_links_that_lead_nowhere_are_named_and_ways_out_of_the_folder_told(tmp_path: Path) -> None:
+    media = tmp_path / "media"
+    media.mkdir()
+    (tmp_path / "outside.png").write_bytes(picture())
+    (media / "link.png").symlink_to("../outside.png")
+    (media / "dangling.png").symlink_to("gone.png")
+    names = ["link.png", "dangling.png", "../outside.png", "../gone.png"]
+    file, problems = tmp_path / "x.json", tmp_path / "problems.jsonl"
+    file.write_text(json.dumps(list(map(sft_row, names))))
+
+    result = run(
+        "check", file, "--media-root", media, "--problems", problems, state=tmp_path / "state"
+    )
+
+    assert result.exit_code == 1
+    named = [json.loads(line) for line in problems.read_text().splitlines()]
+    assert [(each["row"], each["level"]) for each in named] == [
+        (2, "error"),
+        (3, "warning"),
+        (4, "error"),
+        (4, "warning"),
+    ]
+    assert "dangling.png" in named[0]["reason"] and ".. in its path" in named[1]["reason"]
+
+
+def test_a_zip_file_cut_or_damaged_in_the_middle(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(20)]
+    whole = zipped(tmp_path / "whole.zip", dict.fromkeys(names, picture()))
+    data = whole.read_bytes()
+    cut = tmp_path / "cut.zip"
+    cut.write_bytes(data[: len(data) // 2])
+    start = data.index(b"7.png") + len(b"7.png") + 20
+    damaged = tmp_path / "damaged.zip"
+    damaged.write_bytes(data[:start] + b"\0" * 20 + data[start + 20 :])
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(list(map(sft_row, names))))
+    state = tmp_path / "state"
+
+    refused = run("check", file, "--media-root", cut, state=state)
+    result = run("check", file, "--media-root", damaged, "--json", state=state)
+
+    assert refused.exit_code == 2
+    assert "cut.zip" in refused.stderr and "perhaps cut short" in refused.stderr
+    (found,) = facts(result)
+    assert (result.exit_code, found["rows"], found["bad_rows"]) == (1, 20, 1)
+    assert found["problems"][0]["examples"][0]["row"] == 8
+
+
+def test_interrupted_processes_go_on_where_they_were(tmp_path: Path) -> None:
+    """One process hangs in reading an image, so that Ctrl-C comes in the middle for sure."""
+    images = [{"bytes": picture(), "path": None}] * 4 + [{"bytes": None, "path": "slow.png"}]
+    rows = [{**rl_row(f"{at}?", picture()), "images": [one]} for at, one in enumerate(images)]
+    file, state = tmp_path / "x.parquet", tmp_path / "state"
+    pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=2)
+    os.mkfifo(tmp_path / "slow.png")
+    command = [sys.executable, "-m", "deepeyes_plugins.cli", "data", "check", str(file)]
+    command += ["--json", "--processes", "2", "--state", str(state)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    while len(list(state.glob("x-*/*/done"))) < 2:
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)  # As a terminal does.
+    errors = process.communicate(timeout=30)[1]
+
+    assert process.returncode == 130, errors
+    assert "goes on" in errors and "Traceback" not in errors
+    for kept in state.glob("x-*/*/*.json"):
+        kept.write_bytes(kept.read_bytes().replace(b'"rows":2', b'"rows":7'))
+    (tmp_path / "slow.png").unlink()
+    (tmp_path / "slow.png").write_bytes(picture())
+    again = subprocess.run(command, capture_output=True, check=True)
+    assert json.loads(again.stdout)[0]["rows"] == 7 + 7 + 1
+
+
+def test_no_space_left_for_what_is_done(tmp_path: Path) -> None:
+    file, state = tmp_path / "x.json", tmp_path / "state"
+    file.write_text(json.dumps([SFT_ROW] * 3000))
+
+    with full_disk(state, 48 << 10):
+        full = run("check", file, state=state)
+        kept = list(state.glob("x-*/1/*.json"))
+
+    assert full.exit_code == 2
+    assert "cannot be written" in full.stderr and "--state chooses another" in full.stderr
+    assert kept
+    (found,) = facts(run("check", file, "--json", state=state))
+    assert (found["rows"], found["bad_rows"]) == (3000, 0)
+
+
+class Elements(HTMLParser):
+    """Names of all elements of a page, with its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names, self.text = set[str](), ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.names.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_shows_what_was_found_and_runs_nothing_that_stands_in_the_data(
+    tmp_path: Path,
+) -> None:
+    hostile = "</style><script>alert(1)</script><img src=x>"
+    rows = [rl_row(f"{at}?", picture()) for at in range(30)]
+    rows[4]["data_source"] = hostile
+    file, page = parquet(tmp_path / "x.parquet", rows), tmp_path / "new" / "page.html"
+
+    result = run("check", file, "--html", page, state=tmp_path / "state")
+
+    assert result.exit_code == 1
+    elements = Elements(page.read_text(encoding="utf-8"))
+    assert not elements.names & {"script", "img", "link", "iframe", "object"}
+    assert {"svg", "rect"} <= elements.names
+    assert "1 error" in elements.text and "row 5" in elements.text
+    assert elements.text.count(hostile) >= 2  # In its reason and among the sources.
+    assert "Pixels of an image" in elements.text and "Tokens" not in elements.text
+
+
+def test_results_are_not_written_over_what_is_checked(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps([SFT_ROW]))
+
+    for option in ("--html", "--problems"):
+        refused = run("check", file, option, file, state=tmp_path / "state")
+        assert refused.exit_code == 2 and "must stay as it is" in refused.stderr
+    assert json.loads(file.read_text()) == [SFT_ROW]

@@ -6,13 +6,9 @@ import copy
 import json
 import os
 import re
-import resource
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -33,6 +29,7 @@ from deepeyes_plugins.quickstart.task import split_examples
 from deepeyes_plugins.search.image_cache import ImageCache
 from tests.data.test_checks import PLAIN, image_bytes, with_image, write
 from tests.data.test_media import zipped
+from tests.full_disk import full_disk
 
 PREPARE = (sys.executable, "-m", "deepeyes_plugins.cli", "data", "prepare")
 
@@ -337,27 +334,6 @@ def test_finished_parts_are_not_done_again(source: Path, tmp_path: Path) -> None
     assert fresh.report.read_bytes() == resumed.report.read_bytes()
     part.write_text(json.dumps([PLAIN]))
     assert prepare_sft([source], out).summary.written == 3
-
-
-@contextmanager
-def full_disk(folder: Path, size: int) -> Iterator[None]:
-    """Let ``folder`` be a disk of ``size`` bytes; where nobody may mount, let no file be longer."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True).returncode == 0:
-        try:
-            yield
-            shutil.copytree(folder, kept := folder.with_name("kept"))
-        finally:
-            subprocess.run(["umount", str(folder)], check=True)
-        shutil.copytree(kept, folder, dirs_exist_ok=True)
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 3, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_no_space_left_is_told_and_what_was_finished_is_kept(tmp_path: Path) -> None:

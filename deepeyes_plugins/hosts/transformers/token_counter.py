@@ -10,8 +10,11 @@ from typing import Any
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
 from deepeyes_plugins.data.findings import DataError
-from deepeyes_plugins.hosts.transformers.images import ImageBounds, image_bounds, image_tokens
+from deepeyes_plugins.hosts.transformers.images import image_bounds, image_tokens
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, IMAGE_PLACEHOLDER
+
+Chat = tuple[Sequence[tuple[str, str]], Sequence[tuple[int, int]]]
+"""Role and text of turns, images as ``<image>``; width and height of these images in pixels."""
 
 
 @dataclass
@@ -45,7 +48,7 @@ class ModelTokenCounter:
         Raises:
             DataError: The model cannot be loaded, or takes no images and there are some.
         """
-        return self._count(turns, sizes, self.prompt_pixels, opens=True)
+        return self._count((turns, sizes), self.prompt_pixels, self.prefill)
 
     def conversation(
         self, turns: Sequence[tuple[str, str]], sizes: Sequence[tuple[int, int]]
@@ -55,7 +58,7 @@ class ModelTokenCounter:
         Raises:
             DataError: As in :meth:`prompt`.
         """
-        return self._count(turns, sizes, self.conversation_pixels, opens=False)
+        return self._count((turns, sizes), self.conversation_pixels, None)
 
     def load(self) -> None:
         """Load the tokenizer and, if there is one, the processor.
@@ -75,39 +78,66 @@ class ModelTokenCounter:
             ) from error
         self._lock = threading.Lock()
 
-    def _count(
-        self,
-        turns: Sequence[tuple[str, str]],
-        sizes: Sequence[tuple[int, int]],
-        pixels: int | None,
-        *,
-        opens: bool,
-    ) -> int:
+    def _count(self, chat: Chat, pixels: int | None, prefill: str | None) -> int:
         self.load()
-        template = self._processor or self._tokenizer
+        overrides = {} if pixels is None else {"max_pixels": pixels}
         # A tokenizer of the tokenizers library is not to be used by several threads at once.
         with self._lock:
-            text = template.apply_chat_template(
-                [chat_outline(role, text) for role, text in turns],
-                add_generation_prompt=opens,
-                tokenize=False,
+            (length,) = chat_lengths(
+                [chat], self._tokenizer, self._processor, prefill=prefill, bounds=overrides
             )
-            ids = self._tokenizer(text + (self.prefill if opens else ""), add_special_tokens=False)
-        # Of an image's tokens the template writes one.
-        more = sum(image_tokens(size, self._bounds(pixels)) - 1 for size in sizes)
-        return len(ids["input_ids"]) + more
-
-    def _bounds(self, pixels: int | None) -> ImageBounds:
-        if self._processor is None:
-            raise DataError(f"rows have images, but {self.model} has no image processor")
-        overrides = {} if pixels is None else {"max_pixels": pixels}
-        return image_bounds(self._processor.image_processor, overrides)
+        return length
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tokenizer": None, "_processor": None, "_lock": None}
 
 
-def chat_outline(role: str, text: str) -> Mapping[str, Any]:
+def chat_lengths(
+    chats: Sequence[Chat],
+    tokenizer: Any,
+    processor: Any,
+    *,
+    prefill: str | None,
+    bounds: Mapping[str, Any],
+    options: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Count the tokens of chats as training does.
+
+    Args:
+        chats: Turns and image sizes of each.
+        tokenizer: Of the model.
+        processor: Of the model; ``None`` for one without images.
+        prefill: What stands ahead of the answer that is asked for; ``None`` if none is.
+        bounds: Overrides of :func:`~deepeyes_plugins.hosts.transformers.images.image_bounds`.
+        options: Of the chat template.
+
+    Raises:
+        DataError: The model takes no images and there are some.
+    """
+    template = tokenizer if processor is None else processor
+    texts = [
+        template.apply_chat_template(
+            [_chat_outline(role, text) for role, text in turns],
+            add_generation_prompt=prefill is not None,
+            tokenize=False,
+            **(options or {}),
+        )
+        for turns, _ in chats
+    ]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    # The rollout appends its tokens to those of the prompt.
+    opening = len(tokenizer.encode(prefill or "", add_special_tokens=False))
+    pictures = [0] * len(chats)
+    if any(sizes for _, sizes in chats):
+        if processor is None:
+            raise DataError("rows have images, but the model has no image processor")
+        limits = image_bounds(processor.image_processor, bounds)
+        # Of an image's tokens the template writes one.
+        pictures = [sum(image_tokens(size, limits) - 1 for size in sizes) for _, sizes in chats]
+    return [len(ids) + opening + more for ids, more in zip(encoded, pictures, strict=True)]
+
+
+def _chat_outline(role: str, text: str) -> Mapping[str, Any]:
     """Translate a message to the chat form, its images as entries without pixels."""
     pieces = text.split(IMAGE_PLACEHOLDER)
     if len(pieces) == 1:

@@ -16,8 +16,7 @@ from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.rl_checks import RowRules
 from deepeyes_plugins.data.rl_rows import data_source, ground_truth, prompt_messages
 from deepeyes_plugins.data.row_store import IMAGE_SIZES, Rows, store_files
-from deepeyes_plugins.hosts.transformers.images import image_bounds, image_tokens
-from deepeyes_plugins.hosts.transformers.token_counter import chat_outline
+from deepeyes_plugins.hosts.transformers.token_counter import Chat, chat_lengths
 from deepeyes_plugins.hosts.verl.register import AGENT_LOOP
 from deepeyes_plugins.protocol.content import EncodedImage, Message
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
@@ -156,36 +155,20 @@ class DeepEyesDataset(RLHFDataset):
 
     def _prompt_lengths(self, rows: Rows) -> Iterator[int]:
         """Yield how many tokens each prompt has, from its text and the sizes of its images."""
-        extra = len(self.tokenizer.encode(DEEPEYES_V2.prefill, add_special_tokens=False))
-        template = self.tokenizer if self.processor is None else self.processor
         for start in range(0, len(rows), _PROMPTS_AT_A_TIME):
-            texts, pictures = [], []
+            chats: list[Chat] = []
             for at in range(start, min(start + _PROMPTS_AT_A_TIME, len(rows))):
                 row = rows.read(at, (self.prompt_key, IMAGE_SIZES))
-                sizes = row[IMAGE_SIZES]
-                texts.append(
-                    template.apply_chat_template(
-                        [
-                            chat_outline(message["role"], message["content"])
-                            for message in row[self.prompt_key]
-                        ],
-                        add_generation_prompt=True,
-                        tokenize=False,
-                        **self.apply_chat_template_kwargs,
-                    )
-                )
-                # Of an image's tokens the template writes one.
-                pictures.append(sum(self._image_tokens(size) - 1 for size in sizes))
-            encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-            yield from (
-                len(ids) + more + extra for ids, more in zip(encoded, pictures, strict=True)
+                turns = [(each["role"], each["content"]) for each in row[self.prompt_key]]
+                chats.append((turns, [(width, height) for width, height in row[IMAGE_SIZES]]))
+            yield from chat_lengths(
+                chats,
+                self.tokenizer,
+                self.processor,
+                prefill=DEEPEYES_V2.prefill,
+                bounds=self.mm_processor_kwargs or {},
+                options=self.apply_chat_template_kwargs,
             )
-
-    def _image_tokens(self, size: Sequence[int]) -> int:
-        if self.processor is None:
-            raise DataError("rows have images but the model has no image processor")
-        bounds = image_bounds(self.processor.image_processor, self.mm_processor_kwargs or {})
-        return image_tokens((size[0], size[1]), bounds)
 
 
 def _chat_message(message: Message) -> dict[str, Any]:

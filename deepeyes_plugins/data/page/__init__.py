@@ -1,0 +1,138 @@
+"""The page of a check: one HTML file that needs nothing beside it, and no script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from deepeyes_plugins.data.distribution import Distribution
+from deepeyes_plugins.data.statistics import Statistics, by_count
+from deepeyes_plugins.data.survey import FileSurvey, together
+from deepeyes_plugins.data.tally import KindOfProblem
+
+_BARS = 40
+_MOST_NAMES = 12
+_COUNTS = {
+    "sources": "Rows by data source",
+    "environments": "Rows by environment",
+    "turns": "Rows by number of messages",
+    "images": "Rows by number of images",
+    "actions": "Assistant turns by what they do",
+    "answers": "Rows by kind of answer",
+    "formats": "Images by file format",
+    "modes": "Images by pixel mode",
+}
+_DISTRIBUTIONS = {
+    "tokens": "Tokens of a row, images included",
+    "characters": "Characters of a row",
+    "answer_characters": "Characters of an answer",
+    "pixels": "Pixels of an image",
+    "widths": "Width of an image, pixels",
+    "heights": "Height of an image, pixels",
+    "image_bytes": "Bytes of an image file",
+}
+
+
+def render(surveys: Sequence[FileSurvey]) -> str:
+    """Make the page.
+
+    Names and reasons come out of the data: all of them are escaped, and the policy that the page
+    carries lets a browser use the style that is written here and load or run nothing at all.
+    """
+    folder = files("deepeyes_plugins.data.page")
+    style = (folder / "page.css").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string((folder / "index.html.j2").read_text(encoding="utf-8"))
+    total = together(surveys)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return template.render(
+        policy=f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; "
+        "form-action 'none'",
+        style=style,
+        created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        files=[(one, _in_order(one.seen.tally.kinds)) for one in surveys],
+        total=total,
+        verdict=_verdict(surveys),
+        counts=_counts(total.statistics),
+        histograms=_histograms(total.statistics),
+    )
+
+
+def _in_order(kinds: Sequence[KindOfProblem]) -> list[KindOfProblem]:
+    return sorted(kinds, key=lambda kind: (kind.level, -kind.count))
+
+
+def _verdict(surveys: Sequence[FileSurvey]) -> dict[str, str]:
+    errors, warnings = (
+        sum(one.seen.tally.count(level) for one in surveys) for level in ("error", "warning")
+    )
+    said = " and ".join(
+        f"{count:,} {name}{'' if count == 1 else 's'}"
+        for count, name in ((errors, "error"), (warnings, "warning"))
+        if count
+    )
+    if errors:
+        return {"class": "error", "title": f"These data have errors: {said}"}
+    if warnings:
+        return {"class": "warning", "title": f"These data can be used: {said}"}
+    return {"class": "fine", "title": "Nothing is wrong with these data"}
+
+
+def _counts(statistics: Statistics) -> list[dict[str, Any]]:
+    charts = []
+    for name, title in _COUNTS.items():
+        counts = by_count(getattr(statistics, name))
+        if not counts:
+            continue
+        most, total = max(counts.values()), sum(counts.values())
+        shown = list(counts.items())[:_MOST_NAMES]
+        bars = [
+            {
+                "name": key,
+                "count": count,
+                "width": max(0.5, round(100 * count / most, 2)),
+                "share": f"{100 * count / total:.1f} %",
+            }
+            for key, count in shown
+        ]
+        charts.append({"title": title, "bars": bars, "more": len(counts) - len(shown)})
+    return charts
+
+
+def _histograms(statistics: Statistics) -> list[dict[str, Any]]:
+    histograms = []
+    for name, title in _DISTRIBUTIONS.items():
+        distribution: Distribution = getattr(statistics, name)
+        bins = distribution.bins(_BARS)
+        if not bins:
+            continue
+        most = max(count for *_, count in bins)
+        widths = [high - low for low, high, _ in bins]
+        histograms.append(
+            {
+                "title": title,
+                "summary": distribution.summary(),
+                "bars": [
+                    {
+                        "x": at,
+                        # A bin that holds anything at all is to be seen.
+                        "height": max(1.5, round(100 * count / most, 2)) if count else 0,
+                        "title": f"{low:,} to {high - 1:,}: {count:,}",
+                    }
+                    for at, (low, high, count) in enumerate(bins)
+                ],
+                "low": bins[0][0],
+                "middle": bins[len(bins) // 2][0] if len(bins) > 2 else None,
+                "high": bins[-1][1] - 1,
+                "grows": len(widths) > 2 and widths[-1] > 2 * widths[len(widths) // 2],
+            }
+        )
+    return histograms
