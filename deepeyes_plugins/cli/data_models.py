@@ -20,6 +20,7 @@ from rich.console import Console
 from deepeyes_plugins.cli.progress import progress
 from deepeyes_plugins.cli.reward import read_references
 from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.environments.preflight import check_tools
 from deepeyes_plugins.hosts.openai import load_openai_settings
 from deepeyes_plugins.jobs import ServiceLostError
 from deepeyes_plugins.plugins import PluginError
@@ -32,7 +33,7 @@ from deepeyes_plugins.selection.filtering import (
     judge_questions,
     write_kept,
 )
-from deepeyes_plugins.selection.questions import read_questions
+from deepeyes_plugins.selection.questions import places, read_questions
 from deepeyes_plugins.selection.sampling import Sampling, Variant
 from deepeyes_plugins.selection.sft import Choice, write_rows
 from deepeyes_plugins.settings import AgentSettings, SettingsError, load_settings
@@ -208,6 +209,9 @@ def _sample(
     console: Console,
     as_json: bool,
 ) -> tuple[list[ScoreRecord], list[str]]:
+    played = places(data, agent.environment)
+    ways = sampling.variants
+    check_tools(agent, ((way.environment or own, source) for own, source in played for way in ways))
     total = sum(pq.read_metadata(path).num_rows for path in data)
     questions = partial(read_questions, data, agent.environment)
     with progress("playing", console, show=not as_json) as advance:

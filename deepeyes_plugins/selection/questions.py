@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.files import open_parquet, row_batches
-from deepeyes_plugins.data.rl_rows import environment_name, task_from_row
+from deepeyes_plugins.data.rl_rows import data_source, environment_name, task_from_row
 from deepeyes_plugins.protocol.content import ImageError, Message
 from deepeyes_plugins.rollout.contracts import Task
 
@@ -58,6 +59,25 @@ def read_questions(files: Iterable[Path], environment: str) -> Iterator[Question
                         yield question_of(row, environment)
                     except (RowError, ImageError) as error:
                         logger.warning("%s, row %d is left out: %s", path, number, error)
+
+
+def places(files: Iterable[Path], environment: str) -> Iterator[tuple[str, str]]:
+    """Yield environment and data source of every row that names one; no image is read.
+
+    Args:
+        files: RL parquet.
+        environment: Of rows that name none.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    for path in files:
+        with open_parquet(path) as file:
+            named = {"env_name", "data_source"} & set(file.schema_arrow.names)
+            for batch in row_batches(file, None, sorted(named)):
+                for row in batch.to_pylist():
+                    with contextlib.suppress(RowError):  # Such a row is left out.
+                        yield environment_name(row, environment), data_source(row)
 
 
 def question_of(row: dict[str, Any], environment: str) -> Question:
