@@ -25,7 +25,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -36,6 +35,7 @@ from deepeyes_plugins.search.client import Search
 from deepeyes_plugins.search.contracts import (
     MAXIMUM_RESULTS,
     ImageSearchProvider,
+    QueryRefusedError,
     SearchError,
     SearchQuery,
     Text,
@@ -202,9 +202,11 @@ def _state(reason: SearchError | None) -> str:
 async def _body(request: Request) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_BODY_BYTES:
-            raise HTTPException(413, f"a request has at most {_MAX_BODY_BYTES} bytes")
+        # Read to its end, since nobody takes an answer while still sending; but not kept.
+        if len(body) <= _MAX_BODY_BYTES:
+            body += chunk
+    if len(body) > _MAX_BODY_BYTES:
+        raise QueryRefusedError(f"a request has at most {_MAX_BODY_BYTES} bytes")
     return bytes(body)
 
 
