@@ -3,7 +3,7 @@
 | request | body | answer |
 | --- | --- | --- |
 | ``POST /search`` | the fields of :class:`~deepeyes_plugins.search.contracts.SearchQuery` | those of ``SearchResults`` |
-| ``POST /image_search`` | ``{"image": base64, "data_id": str, "count": int}`` | ``{"results": [{"title", "link", "thumbnail": base64 or null}], "partial": str}`` |
+| ``POST /image_search`` | ``{"image": base64, "data_id": str, "count": int}`` | ``{"results": [{"title", "link", "thumbnail": base64 or null}], "partial": str, "kept": bool}`` |
 | ``POST /retrieve`` | Search-R1's ``{"queries": [str], "topk": int, "return_scores": bool}`` | ``{"result": [[{"document": {"contents", …}, "score"}]]}`` |
 | ``GET /health`` | | how it is, and what it has counted |
 | ``GET /metrics`` | | the same for Prometheus |
