@@ -20,6 +20,8 @@ LENS = {
     "image_providers": {"serpapi_lens": {"key_env": KEY_VARIABLE}},
 }
 
+PLAYED = (("none", "x"), ("deepeyes_v2", "perception"))
+
 LACKING: dict[str, tuple[dict[str, Any], str]] = {
     "key": (EXA, rf"the tool search cannot work: exa: .* {KEY_VARIABLE} is not set"),
     "key of a fallback": (
@@ -68,7 +70,7 @@ NOT_NEEDED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_a_chosen_provider_lacks_is_named(lack: str) -> None:
     search, told = LACKING[lack]
     with pytest.raises(SettingsError, match=told):
-        check_tools(AgentSettings(search=search), [("none", "x"), ("deepeyes_v2", "perception")])
+        check_tools(AgentSettings(search=search), PLAYED)
 
 
 @pytest.mark.parametrize("case", NOT_NEEDED)
@@ -87,13 +89,18 @@ def test_who_has_what_it_needs_passes_and_is_not_asked(
     with ImageCacheWriter(tmp_path / "images.sqlite") as writer:
         writer.answer("q1", [])
     engine = {"key_env": KEY_VARIABLE, "url": "http://127.0.0.1:9"}
+    index = {"index": tmp_path / "index"}
     search = {
         "fallbacks": ["exa"],
-        "providers": {"local": {"index": tmp_path / "index"}, "exa": engine},
+        "providers": {"local": index, "exa": engine},
         "image_fallbacks": ["serpapi_lens"],
         "image_providers": {
             "cache": {"path": tmp_path / "images.sqlite"},
             "serpapi_lens": engine,
         },
     }
-    check_tools(AgentSettings(search=search), [("deepeyes_v2", "perception")])  # type: ignore[arg-type]
+    check_tools(AgentSettings(search=search), PLAYED)  # type: ignore[arg-type]
+
+    search["providers"] = {"local": {**index, "method": "dense"}, "exa": engine}
+    with pytest.raises(SettingsError, match="an index without vectors"):
+        check_tools(AgentSettings(search=search), PLAYED)  # type: ignore[arg-type]

@@ -124,6 +124,9 @@ class Local(TextSearchProvider):
                 f"local: {error}; pip install 'deepeyes-plugins[search]'"
             ) from error
         try:
-            return Index(path.expanduser())
+            index = Index(path.expanduser())
+            if self.options.method == "dense":
+                index.expect_vectors()
         except LocalIndexError as error:
             raise SearchNotConfiguredError(f"local: {error}") from error
+        return index
