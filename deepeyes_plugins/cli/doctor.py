@@ -451,15 +451,14 @@ def check_search() -> Iterator[Finding]:
         finally:
             await search.aclose()
 
-    service = f"the service {settings.url}"
-    places: list[tuple[str, Kind, str, Callable[[Search], Provider]]] = [
-        ("text", "text", settings.provider, lambda search: search.text),
-        ("images", "image", settings.image_provider, lambda search: search.images),
+    places: list[tuple[str, Kind, Callable[[Search], Provider]]] = [
+        ("text", "text", lambda search: search.text),
+        ("images", "image", lambda search: search.images),
     ]
-    for name, kind, provider, find in places:
-        who = service if settings.url else provider
+    who = f"the service {settings.url}: " if settings.url else ""
+    for name, kind, find in places:
         try:
-            yield Finding("search", name, "ok", f"{who}: {asyncio.run(look(find))}")
+            yield Finding("search", name, "ok", f"{who}{asyncio.run(look(find))}")
         except SearchNotConfiguredError as error:
             # Nobody asked for what is there by default.
             asked_for = settings.url or settings.chooses(kind)

@@ -217,8 +217,9 @@ class _Brokered:
             source.provider.preflight()
 
     async def check(self) -> str:
-        """Look at all providers."""
-        return "; ".join([await source.provider.check() for source in self._broker.sources])
+        """Look at all providers; each is named with what was found."""
+        providers = [source.provider for source in self._broker.sources]
+        return "; ".join([f"{one.name}: {await one.check()}" for one in providers])
 
     async def aclose(self) -> None:
         """Close the providers."""
