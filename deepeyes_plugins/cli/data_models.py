@@ -21,6 +21,7 @@ from deepeyes_plugins.cli.progress import progress
 from deepeyes_plugins.cli.reward import read_references
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import DataError
+from deepeyes_plugins.environments.preflight import check_tools
 from deepeyes_plugins.hosts.openai import load_openai_settings
 from deepeyes_plugins.jobs import ServiceLostError
 from deepeyes_plugins.plugins import PluginError
@@ -35,7 +36,7 @@ from deepeyes_plugins.selection.filtering import (
     judge_questions,
     write_kept,
 )
-from deepeyes_plugins.selection.questions import BadRow, read_questions, references_of
+from deepeyes_plugins.selection.questions import BadRow, places, read_questions, references_of
 from deepeyes_plugins.selection.sampling import Sampling, Variant
 from deepeyes_plugins.selection.sft import Choice, Made, write_rows
 from deepeyes_plugins.settings import AgentSettings, SettingsError, load_settings
@@ -267,6 +268,9 @@ def _sample(
     as_json: bool,
 ) -> tuple[list[ScoreRecord], list[str]]:
     Scorer(agent).check(references_of(data))
+    played = places(data, agent.environment)
+    ways = sampling.variants
+    check_tools(agent, ((way.environment or own, source) for own, source in played for way in ways))
     total = sum(pq.read_metadata(path).num_rows for path in data)
     questions = partial(read_questions, data, agent.environment)
     with progress("playing", console, show=not as_json) as advance:

@@ -47,10 +47,6 @@ _CHECKS = (
     "search",
     *_PURPOSES,
 )
-_SEARCH_FIELDS = {
-    "text": ("provider", "fallbacks", "providers"),
-    "images": ("image_provider", "image_fallbacks", "image_providers"),
-}
 _SANDBOX_MODULES = ("IPython", "matplotlib", "starlette", "uvicorn")
 _COMPARED = (
     "torch",
@@ -441,6 +437,7 @@ def check_search() -> Iterator[Finding]:
         SearchError,
         SearchNotConfiguredError,
     )
+    from deepeyes_plugins.search.settings import Kind
 
     try:
         settings = load_settings().search
@@ -454,21 +451,17 @@ def check_search() -> Iterator[Finding]:
         finally:
             await search.aclose()
 
-    service = f"the service {settings.url}"
-    places: list[tuple[str, str, Callable[[Search], Provider]]] = [
-        ("text", service if settings.url else settings.provider, lambda search: search.text),
-        (
-            "images",
-            service if settings.url else settings.image_provider,
-            lambda search: search.images,
-        ),
+    places: list[tuple[str, Kind, Callable[[Search], Provider]]] = [
+        ("text", "text", lambda search: search.text),
+        ("images", "image", lambda search: search.images),
     ]
-    for name, provider, find in places:
-        # Nobody asked for what is there by default.
-        asked_for = settings.model_fields_set & {"url", *_SEARCH_FIELDS[name]}
+    who = f"the service {settings.url}: " if settings.url else ""
+    for name, kind, find in places:
         try:
-            yield Finding("search", name, "ok", f"{provider}: {asyncio.run(look(find))}")
+            yield Finding("search", name, "ok", f"{who}{asyncio.run(look(find))}")
         except SearchNotConfiguredError as error:
+            # Nobody asked for what is there by default.
+            asked_for = settings.url or settings.chooses(kind)
             status: Status = "problem" if asked_for else "absent"
             yield Finding("search", name, status, str(error), "See docs/search.md.")
         except SearchError as error:

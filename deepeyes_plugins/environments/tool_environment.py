@@ -45,6 +45,15 @@ class ToolEnvironment(Environment):
         self.limits = limits
         self._tools: Mapping[str, Tool] = {tool.name: tool for tool in tools}
 
+    def preflight(self, data_source: str) -> None:
+        """Ask every tool.
+
+        Raises:
+            ValueError: One lacks something; the message names it.
+        """
+        for tool in self._tools.values():
+            tool.preflight(data_source)
+
     async def open(self, task: Task) -> None:
         """Open all tools at once; none is still opening when this returns or raises.
 

@@ -14,13 +14,13 @@ import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from filelock import AsyncFileLock, Timeout
 
 from deepeyes_plugins.judge.contracts import Verdict
+from deepeyes_plugins.sqlite_file import SqliteFile
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,13 @@ _POLL_SECONDS = 0.05
 _TRIM_EVERY = 1000
 """Verdicts that are added between two looks at the size of the file."""
 
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS verdicts (
+    key TEXT PRIMARY KEY, correct INTEGER NOT NULL, at REAL NOT NULL
+) WITHOUT ROWID
+"""
+
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -125,9 +132,7 @@ class _SharedVerdicts:
         self._size = size
         self._added = 0
         self._warned = False
-        # SQLite blocks; one thread is enough, and keeps its connection to itself.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="deepeyes-verdicts")
-        self._connection: sqlite3.Connection | None = None
+        self._file = SqliteFile(folder / "verdicts.sqlite", _SCHEMA)
 
     async def get(self, key: str) -> bool | None:
         return await self._run(self._get, key)
@@ -136,8 +141,7 @@ class _SharedVerdicts:
         await self._run(self._put, key, correct)
 
     async def aclose(self) -> None:
-        await self._run(self._close)
-        self._thread.shutdown(wait=False)
+        await self._file.aclose()
 
     @contextlib.asynccontextmanager
     async def claim(self, key: str, patience: float) -> AsyncIterator[None]:
@@ -157,10 +161,14 @@ class _SharedVerdicts:
         finally:
             await lock.release()
 
-    async def _run(self, function: Callable[..., T], *arguments: object) -> T | None:
-        loop = asyncio.get_running_loop()
+    async def _run(
+        self,
+        function: Callable[Concatenate[sqlite3.Connection, P], T],
+        *arguments: P.args,
+        **keywords: P.kwargs,
+    ) -> T | None:
         try:
-            return await loop.run_in_executor(self._thread, function, *arguments)
+            return await self._file.run(function, *arguments, **keywords)
         except (sqlite3.Error, OSError) as error:
             self._warn(error)
             return None
@@ -170,27 +178,11 @@ class _SharedVerdicts:
         logger.log(level, "verdicts are not shared in %s: %s", self._folder, error)
         self._warned = True
 
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            (self._folder / "claims").mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(
-                self._folder / "verdicts.sqlite", timeout=10, isolation_level=None
-            )
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS verdicts"
-                " (key TEXT PRIMARY KEY, correct INTEGER NOT NULL, at REAL NOT NULL) WITHOUT ROWID"
-            )
-            self._connection = connection
-        return self._connection
-
-    def _get(self, key: str) -> bool | None:
-        row = self._open().execute("SELECT correct FROM verdicts WHERE key = ?", (key,)).fetchone()
+    def _get(self, connection: sqlite3.Connection, key: str) -> bool | None:
+        row = connection.execute("SELECT correct FROM verdicts WHERE key = ?", (key,)).fetchone()
         return None if row is None else bool(row[0])
 
-    def _put(self, key: str, correct: bool) -> None:
-        connection = self._open()
+    def _put(self, connection: sqlite3.Connection, key: str, correct: bool) -> None:
         connection.execute(
             "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", (key, int(correct), time.time())
         )
@@ -201,8 +193,3 @@ class _SharedVerdicts:
                 (self._size,),
             )
         self._added += 1
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None

@@ -184,6 +184,15 @@ class Environment(ABC):
         """Return the action of ``turn``; override it for another grammar."""
         return parse_action(turn.text)
 
+    def preflight(self, data_source: str) -> None:  # noqa: B027 - not every one needs something
+        """Look whether it has what tasks of ``data_source`` need, before a run begins.
+
+        Nothing is sent; it may block for as long as it takes to open a file.
+
+        Raises:
+            ValueError: A setting, key or file is missing or wrong; the message names it.
+        """
+
     @abstractmethod
     async def open(self, task: Task) -> None:
         """Prepare for ``task``. Runs while the policy takes in the prompt."""
@@ -207,6 +216,13 @@ class Tool(ABC):
 
     name: str
     schema: Mapping[str, Any] = {"type": "object", "properties": {}}
+
+    def preflight(self, data_source: str) -> None:  # noqa: B027 - most tools need nothing
+        """Look whether it has what it needs, as :meth:`Environment.preflight`.
+
+        Raises:
+            ValueError: A setting, key or file is missing or wrong; the message names it.
+        """
 
     async def open(self, task: Task) -> None:  # noqa: B027 - most tools need no preparation
         """Prepare for ``task``; may run while the first turn is generated."""

@@ -54,6 +54,9 @@ class Asked(Protocol[Query_contra, Answer_co]):
     async def search(self, query: Query_contra) -> Answer_co:
         """Answer one query."""
 
+    def preflight(self) -> None:
+        """Look whether it has what it needs."""
+
     async def check(self) -> str:
         """Look whether it could answer."""
 

@@ -5,8 +5,6 @@ What goes wrong with them costs searches and a warning, never an answer.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import os
 import sqlite3
@@ -14,12 +12,12 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from deepeyes_plugins.search.contracts import SearchNotConfiguredError
 from deepeyes_plugins.search.settings import CacheSettings
+from deepeyes_plugins.sqlite_file import SqliteFile
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -30,6 +28,15 @@ _TRIMS_PER_SIZE = 16
 """The file is trimmed whenever a sixteenth of its size was added, to leave room for the next."""
 _MEMORY_BYTES = 64 << 20
 """Most that is kept in memory, whatever the settings allow a file."""
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, until REAL NOT NULL, size INTEGER NOT NULL,
+    value BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS counts (
+    key TEXT PRIMARY KEY, until REAL NOT NULL, value INTEGER NOT NULL
+);
+"""
 _REDIS_SECONDS = 2.0
 _PREFIX = "deepeyes:search:"
 
@@ -90,10 +97,7 @@ class AnswerStore(ABC):
 
 
 class SqliteStore(AnswerStore):
-    """A file that processes of one machine may share, or memory.
-
-    A killed process leaves it as it was after the last whole answer.
-    """
+    """A file that processes of one machine may share, or memory."""
 
     _failures = (sqlite3.Error, OSError)
 
@@ -105,61 +109,33 @@ class SqliteStore(AnswerStore):
             size: Bytes of answers that are kept at most.
         """
         super().__init__()
-        self._path = path
+        self._file = SqliteFile(path, _SCHEMA)
         self._size = size
         self._added = 0
-        # SQLite blocks; one thread is enough, and keeps its connection to itself.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="deepeyes-answers")
-        self._connection: sqlite3.Connection | None = None
 
     async def aclose(self) -> None:
         """Close the file."""
-        with contextlib.suppress(RuntimeError):  # It was closed before.
-            await self._run(self._close)
-        self._thread.shutdown(wait=False)
-
-    async def _run(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        await self._file.aclose()
 
     async def _get(self, key: str) -> bytes | None:
-        return await self._run(self._read, key)
+        return await self._file.run(self._read, key)
 
     async def _put(self, key: str, value: bytes, seconds: float) -> None:
-        await self._run(self._write, key, value, time.time() + seconds)
+        await self._file.run(self._write, key, value, time.time() + seconds)
 
     async def _add(self, counter: str, number: int, seconds: float) -> int:
-        return await self._run(self._count, counter, number, time.time() + seconds)
+        return await self._file.run(self._count, counter, number, time.time() + seconds)
 
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            if self._path is None:
-                self._connection = _connect(":memory:")
-            else:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    self._connection = _connect(str(self._path))
-                except sqlite3.OperationalError:
-                    raise  # Locked, or a full disk: the file may be good.
-                except sqlite3.DatabaseError as error:
-                    aside = self._path.with_suffix(f".broken-{int(time.time())}")
-                    self._path.rename(aside)
-                    logger.warning(
-                        "%s is no usable cache (%s): moved to %s", self._path, error, aside
-                    )
-                    self._connection = _connect(str(self._path))
-        return self._connection
-
-    def _read(self, key: str) -> bytes | None:
-        row = self._open().execute(
+    def _read(self, connection: sqlite3.Connection, key: str) -> bytes | None:
+        row = connection.execute(
             "SELECT value FROM answers WHERE key = ? AND until > ?", (key, time.time())
         )
         found = row.fetchone()
         return None if found is None else found[0]
 
-    def _write(self, key: str, value: bytes, until: float) -> None:
+    def _write(self, connection: sqlite3.Connection, key: str, value: bytes, until: float) -> None:
         if len(value) > self._size // _TRIMS_PER_SIZE:
             return
-        connection = self._open()
         connection.execute(
             "INSERT OR REPLACE INTO answers (key, until, size, value) VALUES (?, ?, ?, ?)",
             (key, until, len(value), value),
@@ -175,38 +151,15 @@ class SqliteStore(AnswerStore):
                 (self._size - 2 * (self._size // _TRIMS_PER_SIZE),),
             )
 
-    def _count(self, counter: str, number: int, until: float) -> int:
-        row = self._open().execute(
+    def _count(
+        self, connection: sqlite3.Connection, counter: str, number: int, until: float
+    ) -> int:
+        row = connection.execute(
             "INSERT INTO counts (key, until, value) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE"
             " SET value = value + excluded.value RETURNING value",
             (counter, until, number),
         )
         return int(row.fetchone()[0])
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-
-def _connect(place: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(place, timeout=10, isolation_level=None, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-        # Safe against a killed process; a lost power supply may cost the last answers.
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS answers (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE,"
-            " until REAL NOT NULL, size INTEGER NOT NULL, value BLOB NOT NULL)"
-        )
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS counts"
-            " (key TEXT PRIMARY KEY, until REAL NOT NULL, value INTEGER NOT NULL)"
-        )
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
 
 
 class RedisStore(AnswerStore):

@@ -30,7 +30,7 @@ from deepeyes_plugins.search.contracts import (
     TextSearchProvider,
 )
 from deepeyes_plugins.search.pages import PageReader
-from deepeyes_plugins.search.settings import Budget, SearchSettings
+from deepeyes_plugins.search.settings import Budget, Kind, SearchSettings
 from deepeyes_plugins.search.wire import (
     ErrorMessage,
     ImageQueryMessage,
@@ -118,6 +118,17 @@ class Search:
             return self._made_one(ImageService(self.settings))
         return self._made_one(BrokeredImages(self.image_broker))
 
+    def preflight(self, kind: Kind) -> None:
+        """Look whether the providers have their keys and files; nothing is sent.
+
+        A service looks after its own providers.
+
+        Raises:
+            SearchNotConfiguredError: One lacks something; the message names it.
+        """
+        provider: Provider = self.text if kind == "text" else self.images
+        provider.preflight()
+
     @cached_property
     def text_broker(self) -> Broker[SearchQuery, SearchResults]:
         """The providers of text search, where they are not a service's."""
@@ -193,11 +204,30 @@ def _sources(
     return sources
 
 
-class BrokeredText(TextSearchProvider):
-    """A broker as a provider; it honours the filters that all of its providers do."""
+class _Brokered:
+    """What text and images have in common where a broker is the provider."""
 
     name = "broker"
     cacheable = False
+    _broker: Broker[Any, Any]
+
+    def preflight(self) -> None:
+        """Look whether the providers have what they need."""
+        for source in self._broker.sources:
+            source.provider.preflight()
+
+    async def check(self) -> str:
+        """Look at all providers; each is named with what was found."""
+        providers = [source.provider for source in self._broker.sources]
+        return "; ".join([f"{one.name}: {await one.check()}" for one in providers])
+
+    async def aclose(self) -> None:
+        """Close the providers."""
+        await self._broker.aclose()
+
+
+class BrokeredText(_Brokered, TextSearchProvider):
+    """A broker as a provider; it honours the filters that all of its providers do."""
 
     def __init__(
         self, broker: Broker[SearchQuery, SearchResults], settings: SearchSettings
@@ -217,14 +247,6 @@ class BrokeredText(TextSearchProvider):
         self._expect(query)
         return await self._broker.search(tidy(query))
 
-    async def check(self) -> str:
-        """Look at the first provider."""
-        return await self._broker.sources[0].provider.check()
-
-    async def aclose(self) -> None:
-        """Close the providers."""
-        await self._broker.aclose()
-
     def _expect(self, query: SearchQuery) -> None:
         for provider in self._providers:
             if missing := sorted(query.filters - provider.filters):
@@ -235,11 +257,8 @@ class BrokeredText(TextSearchProvider):
                 )
 
 
-class BrokeredImages(ImageSearchProvider):
+class BrokeredImages(_Brokered, ImageSearchProvider):
     """The same for searches by image."""
-
-    name = "broker"
-    cacheable = False
 
     def __init__(self, broker: Broker[ImageQuery, ImageResults]) -> None:
         """Answer from ``broker``, which is closed with this."""
@@ -248,14 +267,6 @@ class BrokeredImages(ImageSearchProvider):
     async def search(self, query: ImageQuery) -> ImageResults:
         """Ask the broker."""
         return await self._broker.search(query)
-
-    async def check(self) -> str:
-        """Look at the first provider."""
-        return await self._broker.sources[0].provider.check()
-
-    async def aclose(self) -> None:
-        """Close the providers."""
-        await self._broker.aclose()
 
 
 class _Service:

@@ -195,6 +195,15 @@ class Provider(ABC):
     name: str
     cacheable: bool = True
 
+    def preflight(self) -> None:  # noqa: B027 - not every provider needs something
+        """Look whether it has what it needs here, key or file, before a run begins.
+
+        Nothing is sent; it may block for as long as it takes to open a file.
+
+        Raises:
+            SearchNotConfiguredError: It lacks something; the message names it.
+        """
+
     async def check(self) -> str:
         """Look whether it could answer, without using up quota; for ``deepeyes doctor``.
 

@@ -161,12 +161,20 @@ class Index:
         nearest = self._opened_vectors().nearest(text[:LONGEST_QUERY], count)
         return [Hit(self._passage(number), score, number) for score, number in nearest]
 
-    def _opened_vectors(self) -> Vectors:
-        manifest = self.manifest
-        if not manifest.model:
+    def expect_vectors(self) -> None:
+        """Look whether it can be searched by meaning.
+
+        Raises:
+            LocalIndexError: It has no vectors.
+        """
+        if not self.manifest.model:
             raise LocalIndexError(
                 f"{self.path}: an index without vectors; build it with `--dense MODEL`"
             )
+
+    def _opened_vectors(self) -> Vectors:
+        self.expect_vectors()
+        manifest = self.manifest
         with self._lock:
             if self._vectors is None:
                 self._vectors = Vectors(

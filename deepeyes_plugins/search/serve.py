@@ -15,7 +15,7 @@ from deepeyes_plugins.search.client import Search
 from deepeyes_plugins.search.contracts import SearchNotConfiguredError
 from deepeyes_plugins.search.recording import Recording
 from deepeyes_plugins.search.server import SearchServer
-from deepeyes_plugins.search.settings import SearchSettings
+from deepeyes_plugins.search.settings import KINDS, SearchSettings
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,9 @@ def serve(settings: SearchSettings, options: ServerOptions) -> None:
     # Whoever serves does not ask another service, whatever the agents' settings say.
     search = Search(settings.model_copy(update={"url": None}), user_cache_file())
     try:
+        # A service that has been told nothing is to say so, and not to every agent.
+        for kind in [kind for kind in KINDS if settings.chooses(kind)] or KINDS[:1]:
+            search.preflight(kind)
         recording = Recording(options.record, writable=True) if options.record else None
         app = SearchServer(search, token, recording).app()
     except SearchNotConfiguredError as error:

@@ -3,7 +3,7 @@
 | request | body | answer |
 | --- | --- | --- |
 | ``POST /search`` | the fields of :class:`~deepeyes_plugins.search.contracts.SearchQuery` | those of ``SearchResults`` |
-| ``POST /image_search`` | ``{"image": base64, "data_id": str, "count": int}`` | ``{"results": [{"title", "link", "thumbnail": base64 or null}], "partial": str}`` |
+| ``POST /image_search`` | ``{"image": base64, "data_id": str, "count": int}`` | ``{"results": [{"title", "link", "thumbnail": base64 or null}], "partial": str, "kept": bool}`` |
 | ``POST /retrieve`` | Search-R1's ``{"queries": [str], "topk": int, "return_scores": bool}`` | ``{"result": [[{"document": {"contents", …}, "score"}]]}`` |
 | ``GET /health`` | | how it is, and what it has counted |
 | ``GET /metrics`` | | the same for Prometheus |
@@ -25,7 +25,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -36,8 +35,8 @@ from deepeyes_plugins.search.client import Search
 from deepeyes_plugins.search.contracts import (
     MAXIMUM_RESULTS,
     ImageSearchProvider,
+    QueryRefusedError,
     SearchError,
-    SearchNotConfiguredError,
     SearchQuery,
     Text,
     TextSearchProvider,
@@ -84,21 +83,16 @@ class SearchServer:
             recording: Where every answer is written, and taken from if it is there.
 
         Raises:
-            SearchNotConfiguredError: The text provider cannot be made.
+            SearchNotConfiguredError: A provider cannot be made.
         """
         self._search = search
         self._token = token
         self._recording = recording
         self._text: TextSearchProvider = search.text
-        self._images: ImageSearchProvider | SearchNotConfiguredError
-        try:
-            self._images = search.images
-        except SearchNotConfiguredError as error:
-            self._images = error  # Text search goes without; whoever asks is told.
+        self._images: ImageSearchProvider = search.images
         if recording is not None:
             self._text = Recorder(self._text, recording)
-            if not isinstance(self._images, SearchNotConfiguredError):
-                self._images = ImageRecorder(self._images, recording)
+            self._images = ImageRecorder(self._images, recording)
         self._registry = CollectorRegistry()
         self._registry.register(_Counts(self._brokers))
 
@@ -131,8 +125,6 @@ class SearchServer:
     async def image(self, request: Request) -> Response:
         """Answer a search by image."""
         query = ImageQueryMessage.model_validate_json(await _body(request)).query()
-        if isinstance(self._images, SearchNotConfiguredError):
-            raise self._images
         found = ImageResultsMessage.of(await self._images.search(query))
         return Response(found.model_dump_json(exclude_defaults=True), media_type="application/json")
 
@@ -175,10 +167,7 @@ class SearchServer:
     def _brokers(self) -> dict[str, Broker]:  # type: ignore[type-arg]
         if self._search.settings.url is not None:
             return {}
-        brokers: dict[str, Broker] = {"text": self._search.text_broker}  # type: ignore[type-arg]
-        if not isinstance(self._images, SearchNotConfiguredError):
-            brokers["image"] = self._search.image_broker
-        return brokers
+        return {"text": self._search.text_broker, "image": self._search.image_broker}
 
     def _guarded(self, handler: Handler) -> Handler:
         """Check the token and turn errors of the contract into answers."""
@@ -213,9 +202,11 @@ def _state(reason: SearchError | None) -> str:
 async def _body(request: Request) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_BODY_BYTES:
-            raise HTTPException(413, f"a request has at most {_MAX_BODY_BYTES} bytes")
+        # Read to its end, since nobody takes an answer while still sending; but not kept.
+        if len(body) <= _MAX_BODY_BYTES:
+            body += chunk
+    if len(body) > _MAX_BODY_BYTES:
+        raise QueryRefusedError(f"a request has at most {_MAX_BODY_BYTES} bytes")
     return bytes(body)
 
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationError
 
 from deepeyes_plugins.search.contracts import MAXIMUM_RESULTS, SearchNotConfiguredError
 
 Options = TypeVar("Options", bound=BaseModel)
+
+Kind = Literal["text", "image"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_CHOICES: Mapping[Kind, frozenset[str]] = {
+    "text": frozenset({"provider", "fallbacks", "providers"}),
+    "image": frozenset({"image_provider", "image_fallbacks", "image_providers"}),
+}
+"""Settings that say who answers."""
 
 
 class CacheSettings(BaseModel):
@@ -171,6 +179,10 @@ class SearchSettings(BaseModel):
         "any case; the first that fits decides). Without a rule they work in training; in "
         "evaluation the published policy follows.",
     )
+
+    def chooses(self, kind: Kind) -> bool:
+        """Whether somebody has said who answers; else it is who is there by default."""
+        return bool(self.model_fields_set & _CHOICES[kind])
 
 
 def read_options(provider: str, model: type[Options], options: Mapping[str, Any]) -> Options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -100,6 +101,25 @@ def references_of(files: Iterable[Path]) -> Iterator[tuple[str, str]]:
                         yield data_source(row), ground_truth(row)
                     except RowError:
                         continue  # It is not played either.
+
+
+def places(files: Iterable[Path], environment: str) -> Iterator[tuple[str, str]]:
+    """Yield environment and data source of every row that names one; no image is read.
+
+    Args:
+        files: RL parquet.
+        environment: Of rows that name none.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    for path in files:
+        with open_parquet(path) as file:
+            named = {"env_name", "data_source"} & set(file.schema_arrow.names)
+            for batch in row_batches(file, None, sorted(named)):
+                for row in batch.to_pylist():
+                    with contextlib.suppress(RowError):  # Such a row is left out.
+                        yield environment_name(row, environment), data_source(row)
 
 
 def question_of(row: dict[str, Any], environment: str) -> Question:

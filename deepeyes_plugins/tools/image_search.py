@@ -18,7 +18,14 @@ from deepeyes_plugins.search.contracts import (
 )
 from deepeyes_plugins.tools.image_tools import BoxError, clamp_box
 from deepeyes_plugins.tools.resources import Resources
-from deepeyes_plugins.tools.search import SearchPolicy, answer_figures, cut, refusal, switched_off
+from deepeyes_plugins.tools.search import (
+    SearchPolicy,
+    answer_figures,
+    cut,
+    preflight,
+    refusal,
+    switched_off,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +58,10 @@ class ImageSearchTool(Tool):
                 f"{self._coordinates.description}.",
             }
             self.schema = {"type": "object", "properties": {"region": region}}
+
+    def preflight(self, data_source: str) -> None:
+        """Look for key or file of the image providers, where search is on."""
+        preflight(self.name, self._search, "image", data_source)
 
     async def open(self, task: Task) -> None:
         """Keep the question's first image, and look whether search is on for the task."""

@@ -14,6 +14,7 @@ from deepeyes_plugins.protocol.observations import (
     tool_response,
 )
 from deepeyes_plugins.rollout.contracts import InfrastructureError, Observation, Task, Tool
+from deepeyes_plugins.search.client import Search
 from deepeyes_plugins.search.contracts import (
     ImageResults,
     QueryRefusedError,
@@ -22,7 +23,8 @@ from deepeyes_plugins.search.contracts import (
     SearchResults,
 )
 from deepeyes_plugins.search.policy import search_is_on
-from deepeyes_plugins.search.settings import SearchSettings
+from deepeyes_plugins.search.settings import Kind, SearchSettings
+from deepeyes_plugins.settings import SettingsError
 from deepeyes_plugins.tools.resources import Resources
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,29 @@ class SearchPolicy:
         self.is_on = search_is_on(task.data_source, self._rules)
         if not self.is_on:
             logger.debug("search is off for the data source %r (search.policy)", task.data_source)
+
+
+def preflight(tool: str, search: Search, kind: Kind, data_source: str) -> None:
+    """Look whether a search tool has what it needs.
+
+    Who answers where the settings choose nobody may lack it: then the model is told so.
+
+    Args:
+        tool: Its name.
+        search: What it searches with.
+        kind: What it searches for.
+        data_source: Whose tasks are to be played; where search is off, nothing is needed.
+
+    Raises:
+        SettingsError: A provider lacks something; the message names it.
+    """
+    settings = search.settings
+    if not settings.chooses(kind) or not search_is_on(data_source, settings.policy):
+        return
+    try:
+        search.preflight(kind)
+    except SearchNotConfiguredError as error:
+        raise SettingsError(f"the tool {tool} cannot work: {error}") from error
 
 
 def refusal(reason: str) -> Observation:
@@ -81,6 +106,10 @@ class SearchTool(Tool):
         """Search with what ``resources`` has."""
         self._search = resources.search
         self._policy = SearchPolicy(resources.settings.search)
+
+    def preflight(self, data_source: str) -> None:
+        """Look for key or index of the text providers, where search is on."""
+        preflight(self.name, self._search, "text", data_source)
 
     async def open(self, task: Task) -> None:
         """Look whether search is on for the task."""

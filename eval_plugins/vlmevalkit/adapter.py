@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from vlmeval.api.base import BaseAPI
 
+from deepeyes_plugins.environments.preflight import check_tools
 from deepeyes_plugins.rollout import EndReason, Task, Trajectory
 from deepeyes_plugins.rollout.log import TrajectoryLog
 from deepeyes_plugins.rollout.trajectory import MessageRecord
@@ -59,7 +60,7 @@ class DeepEyesV2(BaseAPI):
             InfrastructureError: A server does not answer, or its model is not clear.
         """
         evaluation = load_evaluation(agent_config, attempts=retry, **settings)
-        agent = evaluation.agent
+        agent = self._agent = evaluation.agent
         super().__init__(
             retry=1,
             wait=0,
@@ -73,10 +74,17 @@ class DeepEyesV2(BaseAPI):
         self._runner = EpisodeRunner.shared(agent, evaluation.server)
 
     def set_dump_image(self, dump_image_func: Callable[..., Any]) -> None:
-        """Take the function that writes a dataset's images, and with it the dataset."""
+        """Take the function that writes a dataset's images, and with it the dataset.
+
+        VLMEvalKit calls it before the first sample; what it raises is the dataset's failure.
+
+        Raises:
+            SettingsError: A tool that the dataset needs lacks its key or files.
+        """
         super().set_dump_image(dump_image_func)
         dataset = getattr(dump_image_func, "__self__", None)
         if dataset is not None:
+            check_tools(self._agent, [(self._agent.environment, dataset.dataset_name)])
             self._datasets[dataset.dataset_name] = dataset
 
     def use_custom_prompt(self, dataset: str) -> bool:

@@ -214,5 +214,10 @@ def test_the_doctor_reaches_the_search_provider() -> None:
         }
         found = findings(deepeyes("doctor", "--only", "search", "--json", **variables))[0]
         assert (found["status"], found["text"]) == ("ok", f"retriever: {server.root} answers")
+        variables["DEEPEYES_SEARCH_FALLBACKS"] = '["serper"]'
+        variables["SERPER_API_KEY"] = ""
+        lacking = findings(deepeyes("doctor", "--only", "search", "--json", **variables))[0]
+        assert lacking["status"] == "problem" and "SERPER_API_KEY is not set" in lacking["text"]
+    del variables["DEEPEYES_SEARCH_FALLBACKS"]
     gone = findings(deepeyes("doctor", "--only", "search", "--json", **variables))[0]
     assert gone["status"] == "problem" and "retriever: HEAD" in gone["text"]

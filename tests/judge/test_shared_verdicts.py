@@ -91,24 +91,29 @@ async def never() -> Verdict:
     raise AssertionError("asked for what is known")
 
 
-async def test_a_broken_file_costs_calls_and_a_warning(
+async def test_a_broken_file_is_moved_aside(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "verdicts.sqlite").write_bytes(b"rubbish" * 1000)
-    cache = VerdictCache(10, tmp_path, 1)
+    for ask in (right, never):
+        cache = VerdictCache(10, tmp_path, 1)
+        assert (await cache.verdict("aaaa", ask)).correct
+        await cache.aclose()
+    assert len(caplog.records) == 1
+    assert len(list(tmp_path.glob("verdicts.broken-*"))) == 1
+
+
+async def test_a_folder_that_cannot_be_made_costs_calls_and_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    cache = VerdictCache(10, tmp_path / "file" / "folder", 1)
     with caplog.at_level(logging.WARNING):
         for key in ("aaaa", "bbbb"):
             assert (await cache.verdict(key, right)).correct
     await cache.aclose()
     assert len(caplog.records) == 1
-    assert f"not shared in {tmp_path}" in caplog.text
-
-
-async def test_a_folder_that_cannot_be_made_costs_calls(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    cache = VerdictCache(10, tmp_path / "file" / "folder", 1)
-    assert (await cache.verdict("aaaa", right)).correct
-    await cache.aclose()
+    assert f"not shared in {tmp_path / 'file' / 'folder'}" in caplog.text
 
 
 async def test_the_file_and_the_memory_have_a_size(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from deepeyes_plugins.search.client import Search
 from deepeyes_plugins.search.contracts import (
-    KeyMissingError,
+    KeyRefusedError,
     NotRecordedError,
     QueryRefusedError,
     SearchNotConfiguredError,
@@ -252,14 +252,15 @@ async def test_a_recorded_run_is_repeated_exactly(
     assert not script.requests
 
 
-async def test_a_missing_key_reaches_the_agents(
-    engines: tuple[Engines, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_refused_key_reaches_the_agents(
+    engines: tuple[Engines, str], tmp_path: Path
 ) -> None:
-    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    engines[0].scripts["serper"] = Script(next(one for one in ENGINES if one.name == "serper"))
     serper = {"url": f"{engines[1]}/serper", "key_env": KEY_VARIABLE}
-    with Service(tmp_path, {"provider": "serper", "providers": {"serper": serper}}) as service:
+    settings = {"provider": "serper", "providers": {"serper": serper}}
+    with Service(tmp_path, settings, environment={KEY_VARIABLE: "wrong"}) as service:
         search = Search(SearchSettings(url=service.url))
-        with pytest.raises(KeyMissingError, match=KEY_VARIABLE) as caught:
+        with pytest.raises(KeyRefusedError, match=KEY_VARIABLE) as caught:
             await search.text.search(search.query("x"))
         assert caught.value.variable == KEY_VARIABLE
         await search.aclose()
@@ -279,6 +280,27 @@ def test_beyond_loopback_it_wants_a_token(tmp_path: Path) -> None:
     answer = run("serve", "--host", "0.0.0.0", "--port", "0", "--provider", "serper")
     assert answer.returncode == 1
     assert "DEEPEYES_TOKEN_SEARCH" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("search", "told"),
+    [
+        ({"provider": "exa", "providers": {"exa": {"key_env": KEY_VARIABLE}}}, KEY_VARIABLE),
+        ({"image_provider": "serpapi_lens"}, "SERPAPI_API_KEY is not set"),
+        ({}, "deepeyes search index build"),
+    ],
+)
+def test_what_a_provider_lacks_ends_the_service_at_its_start(
+    search: dict[str, Any], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in (KEY_VARIABLE, "SERPAPI_API_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+    config = tmp_path / "agent.yaml"
+    config.write_text(json.dumps({"search": search}))
+    answer = run("serve", "--port", "0", "--config", str(config))
+    assert answer.returncode == 1
+    assert told in answer.stderr
+    assert "Traceback" not in answer.stderr
 
 
 def test_an_unknown_provider_is_refused_with_the_known_ones() -> None:

@@ -161,6 +161,20 @@ def test_a_server_that_is_away_is_named(data: Path, tmp_path: Path) -> None:
     assert "127.0.0.1:9" in answer.stderr
 
 
+def test_a_missing_search_key_is_named_before_the_first_question(
+    data: Path, tmp_path: Path
+) -> None:
+    with ChatServer(teacher(data)) as server:
+        command = ("data", "synthesize", str(data), "-o", str(tmp_path), "--url", server.url)
+        search = {"DEEPEYES_SEARCH_PROVIDER": "serper", "SERPER_API_KEY": ""}
+        answer = deepeyes(*command, **search)
+        assert answer.returncode == 1
+        assert "SERPER_API_KEY is not set" in answer.stderr
+        assert not server.requests
+        without = {"DEEPEYES_TOOLS": '{"deepeyes_v2": ["python"]}'}
+        assert deepeyes(*command, **search, **without).returncode == 0
+
+
 def test_a_server_that_goes_away_ends_the_run_and_what_was_played_is_kept(
     data: Path, tmp_path: Path
 ) -> None:

@@ -80,6 +80,18 @@ def test_answers_that_rules_cannot_compare_need_a_judge_before_training(
         open_dataset(rows, tmp_path / "good.parquet", tmp_path, processor)
 
 
+def test_a_search_key_that_rows_need_is_missed_before_training(
+    rows: list[dict[str, Any]], tmp_path: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPEYES_SEARCH_PROVIDER", "serper")
+    monkeypatch.delenv("SERPER_API_KEY", raising=False)
+    with pytest.raises(SettingsError, match=r"tool search cannot work: .* SERPER_API_KEY is not"):
+        open_dataset(rows, tmp_path / "good.parquet", tmp_path, processor)
+    # Rows without tools need none, whatever the settings' own environment is.
+    plain = [{**row, "env_name": "none"} for row in rows]
+    assert len(open_dataset(plain, tmp_path / "good.parquet", tmp_path, processor)) == 3
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_bad_rows_can_be_dropped(
     fault: str, rows: list[dict[str, Any]], tmp_path: Path, processor: Any

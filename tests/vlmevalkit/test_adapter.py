@@ -6,6 +6,7 @@ import base64
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,27 @@ def test_a_wrong_setting_fails_before_the_first_sample(
         make_model(gone, "deepeyes_v3")
     with pytest.raises(SettingsError, match="system_prompt_file cannot be read"):
         make_model(gone, system_prompt_file=str(tmp_path / "missing"))
+
+
+def test_a_search_key_is_missed_before_the_first_sample_of_a_benchmark_that_searches(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SERPER_API_KEY", raising=False)
+
+    @dataclass
+    class Dataset:
+        dataset_name: str
+
+        def dump_image(self, line: Any) -> list[str]:
+            return []
+
+    with ChatServer.saying() as server:
+        model = make_model(server.url, "deepeyes_v2", search={"provider": "serper"})
+        model.set_dump_image(Dataset("VStarBench").dump_image)
+        with pytest.raises(SettingsError, match="SERPER_API_KEY is not set"):
+            model.set_dump_image(Dataset("MMSearch").dump_image)
+        plain = make_model(server.url, "none", search={"provider": "serper"})
+        plain.set_dump_image(Dataset("MMSearch").dump_image)
 
 
 @pytest.mark.parametrize(

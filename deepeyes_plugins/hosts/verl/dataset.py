@@ -14,8 +14,14 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.rl_checks import RowRules
-from deepeyes_plugins.data.rl_rows import data_source, ground_truth, prompt_messages
+from deepeyes_plugins.data.rl_rows import (
+    data_source,
+    environment_name,
+    ground_truth,
+    prompt_messages,
+)
 from deepeyes_plugins.data.row_store import IMAGE_SIZES, Rows, store_files
+from deepeyes_plugins.environments.preflight import check_tools
 from deepeyes_plugins.hosts.transformers.token_counter import Chat, chat_lengths
 from deepeyes_plugins.hosts.verl.register import AGENT_LOOP
 from deepeyes_plugins.protocol.content import EncodedImage, Message
@@ -53,7 +59,8 @@ class DeepEyesDataset(RLHFDataset):
         Raises:
             DataError: Rows cannot be used and ``data.bad_rows`` is ``stop``, or a whole file
                 cannot; they are named.
-            SettingsError: The answers cannot be scored as the settings say, for want of a judge.
+            SettingsError: The answers cannot be scored as the settings say, for want of a judge, or
+                a tool that rows need lacks its key or files.
             ValueError: ``data.bad_rows`` is neither ``stop`` nor ``drop``.
         """
         policy = self.config.get("bad_rows", "stop")
@@ -94,11 +101,17 @@ class DeepEyesDataset(RLHFDataset):
         self.dataframe = self.maybe_filter_out_long_prompts(self._sample(rows))
         logger.info("%d of %d rows are used", len(self.dataframe), len(rows))
         Scorer(settings).check(self._references())
+        check_tools(settings, self._places())
 
     def _references(self) -> Iterator[tuple[str, str]]:
         for at in range(len(self.dataframe)):
             row = self.dataframe.read(at, ("data_source", "reward_model"))
             yield data_source(row), ground_truth(row)
+
+    def _places(self) -> Iterator[tuple[str, str]]:
+        for at in range(len(self.dataframe)):
+            row = self.dataframe.read(at, ("data_source", "env_name"))
+            yield environment_name(row, self._rules.environment), data_source(row)
 
     def _sample(self, rows: Rows) -> Rows:
         """Take ``train_max_samples`` rows; the same ones after a restart, seed or not."""

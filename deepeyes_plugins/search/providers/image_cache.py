@@ -58,6 +58,10 @@ class CachedImages(ImageSearchProvider):
         """Look it up, in a thread."""
         return await asyncio.to_thread(self._search, query)
 
+    def preflight(self) -> None:
+        """Open the file."""
+        self._opened()
+
     async def check(self) -> str:
         """Open the file."""
         cache = await asyncio.to_thread(self._opened)

@@ -81,6 +81,10 @@ class Local(TextSearchProvider):
             )
         )
 
+    def preflight(self) -> None:
+        """Open the index, and let go of it."""
+        self._read()
+
     async def check(self) -> str:
         """Open the index."""
         index = await self._opened()
@@ -100,6 +104,13 @@ class Local(TextSearchProvider):
         return await asyncio.shield(self._index)
 
     async def _open(self) -> Index:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(
+                self.options.threads, thread_name_prefix="deepeyes-index"
+            )
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._read)
+
+    def _read(self) -> Index:
         path = self.options.index
         if path is None:
             raise SearchNotConfiguredError(
@@ -112,12 +123,10 @@ class Local(TextSearchProvider):
             raise SearchNotConfiguredError(
                 f"local: {error}; pip install 'deepeyes-plugins[search]'"
             ) from error
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(
-                self.options.threads, thread_name_prefix="deepeyes-index"
-            )
-        loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._threads, Index, path.expanduser())
+            index = Index(path.expanduser())
+            if self.options.method == "dense":
+                index.expect_vectors()
         except LocalIndexError as error:
             raise SearchNotConfiguredError(f"local: {error}") from error
+        return index

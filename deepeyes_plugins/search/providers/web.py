@@ -185,6 +185,16 @@ class WebEngine(Provider, Generic[Options]):
         except RemoteUnavailableError as error:
             raise self._unavailable(error) from error
 
+    def preflight(self) -> None:
+        """Look whether the key is there."""
+        variable = self.options.key_env
+        if variable and not os.environ.get(variable, "").strip():
+            raise KeyMissingError(
+                f"{self.name}: the environment variable {variable} is not set; put the API key "
+                f"into it, or name another one in search.{self.section}.{self.name}.key_env",
+                variable=variable,
+            )
+
     async def check(self) -> str:
         """Look whether the key is there and the engine's server answers."""
         service = self._connected()
@@ -204,18 +214,12 @@ class WebEngine(Provider, Generic[Options]):
 
     def _connected(self) -> RemoteService:
         """The service, made when the first search looks for the key."""
-        variable = self.options.key_env
-        if variable and not os.environ.get(variable, "").strip():
-            raise KeyMissingError(
-                f"{self.name}: the environment variable {variable} is not set; put the API key "
-                f"into it, or name another one in search.{self.section}.{self.name}.key_env",
-                variable=variable,
-            )
+        self.preflight()
         if self._service is None:
             self._service = RemoteService(
                 self.options.url,
                 self.options,
-                key_env=variable,
+                key_env=self.options.key_env,
                 key_header=self.key_header,
                 key_parameter=self.key_parameter,
                 headers=self.headers,
