@@ -1,68 +1,27 @@
-"""Measures what our activation costs an `import vlmeval`: median CPU milliseconds of the hook.
+"""Measures running evaluations beside their goals: a table, and a JSON file.
 
-Two imports of many seconds differ by more noise than the hook costs. So fresh interpreters import
-`vlmeval` with the hook on, and count the thread time of what it does: the finder's searches and
-the registration, with every module that it imports.
+The measures are the modules of `eval_measures`; `--only NAME` takes one of them.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from statistics import median
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from eval_measures import MEASURES
+from reporting.measures import measure
 
-GOAL = 5.0
-PROGRAM = """
-import gc, json, time
-from deepeyes_plugins import _activation as hook
-spent = [0.0]
-def timed(function):
-    def call(*arguments):
-        started = time.thread_time()
-        try:
-            return function(*arguments)
-        finally:
-            spent[0] += time.thread_time() - started
-    return call
-hook._register = timed(hook._register)
-find = hook.RegistryFinder.find_spec
-watched = set(hook.HOOKS)
-started = time.thread_time()
-for _ in range(10_000):
-    find(hook._finder, "nobody.watches.this")
-search = (time.thread_time() - started) / 10_000
-import sys
-before = len(sys.modules)
-gc.disable()
-import vlmeval.config
-print(json.dumps([spent[0] + search * (len(sys.modules) - before), hook.state["vlmeval.config"]]))
-"""
+DEFAULT_FILE = Path(__file__).parents[1] / "runs" / "benchmarks" / "eval.json"
 
 
-def main(rounds: Annotated[int, typer.Option(min=1, help="Fresh interpreters.")] = 5) -> None:
-    """Measure and print the median."""
-    costs = []
-    for _ in range(rounds):
-        answer = subprocess.run(
-            [sys.executable, "-c", PROGRAM],
-            env={**os.environ, "DEEPEYES_ACTIVATION": "1"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        seconds, state = json.loads(answer.stdout.splitlines()[-1])
-        if state != "registered":
-            raise typer.BadParameter(f"the hook did not register: {state}")
-        costs.append(1000 * seconds)
-    typer.echo(
-        f"activation on import vlmeval: median {median(costs):.2f} ms of CPU "
-        f"({', '.join(f'{cost:.2f}' for cost in costs)}), goal at most {GOAL:g} ms"
-    )
+def main(
+    only: Annotated[list[str] | None, typer.Option(help="Measure only this; repeatable.")] = None,
+    quick: Annotated[bool, typer.Option(help="Few samples: does it run at all?")] = False,
+    file: Annotated[Path, typer.Option(help="JSON file to write.")] = DEFAULT_FILE,
+) -> None:
+    """Measure, show and write the figures."""
+    measure(MEASURES, only, quick, file)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from reporting.measures import Figure
 
 from deepeyes_plugins.data.files import row_batches
-
-from . import Figure
 
 PROCESSES = 2
 SIZES = ((640, 480), (1024, 768), (1280, 853), (1600, 1200))

@@ -18,12 +18,11 @@ from llamafactory.data.converter import get_dataset_converter
 from llamafactory.data.parser import DatasetAttr
 from llamafactory.hparams import DataArguments
 from PIL import Image
+from reporting.measures import Figure
 
 from deepeyes_plugins.data.media import MediaRoot
 from deepeyes_plugins.hosts.llamafactory.converter import FormatterConverter
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
-
-from . import Figure
 
 SENTENCE = "Let me look at the curve again: f(x) = 3x² − 5, so the minimum lies at x = 0. "
 CROP = "plt.imshow(image_1.crop((0, 0, 9, 9)))\nplt.show()"

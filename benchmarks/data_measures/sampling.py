@@ -10,13 +10,14 @@ stub is a process of its own on the same machine.
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+
+from reporting.measures import Figure
+from stubs import chat_stub
 
 from deepeyes_plugins.hosts.openai import OpenAISettings
 from deepeyes_plugins.quickstart.datasets import write_rl
@@ -26,10 +27,8 @@ from deepeyes_plugins.selection.questions import read_questions
 from deepeyes_plugins.selection.sampling import Sampling, Variant
 from deepeyes_plugins.settings import AgentSettings
 
-from . import Figure
-from .sampling_stub import LATENCY
-
 IN_FLIGHT = 64
+LATENCY = 1.0
 
 
 def synthesize(quick: bool) -> Figure:
@@ -43,38 +42,27 @@ def filter_questions(quick: bool) -> Figure:
 
 
 def _measure(name: str, variants: Sequence[Variant], turns: int, questions: int) -> Figure:
-    stub = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("sampling_stub.py"))],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert stub.stdout is not None
-        url = f"http://127.0.0.1:{int(stub.stdout.readline())}/v1"
-        with tempfile.TemporaryDirectory() as folder:
-            data = Path(folder) / "data.parquet"
-            write_rl(split_examples("train", questions), data, "train")
-            sampling = Sampling(
-                AgentSettings(),
-                OpenAISettings(url=url),
-                Path(folder) / "work",
-                variants,
-                1,
-                concurrency=IN_FLIGHT,
+    with chat_stub(LATENCY, tool_turns=1) as url, tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data.parquet"
+        write_rl(split_examples("train", questions), data, "train")
+        sampling = Sampling(
+            AgentSettings(),
+            OpenAISettings(url=url),
+            Path(folder) / "work",
+            variants,
+            1,
+            concurrency=IN_FLIGHT,
+        )
+        scored: list[float] = []
+        started = time.perf_counter()
+        records, failures = asyncio.run(
+            sampling.run(
+                partial(read_questions, [data], "deepeyes_v2"),
+                questions,
+                lambda done, total: scored.append(time.perf_counter()),
             )
-            scored: list[float] = []
-            started = time.perf_counter()
-            records, failures = asyncio.run(
-                sampling.run(
-                    partial(read_questions, [data], "deepeyes_v2"),
-                    questions,
-                    lambda done, total: scored.append(time.perf_counter()),
-                )
-            )
-            seconds = time.perf_counter() - started
-    finally:
-        stub.terminate()
-        stub.wait()
+        )
+        seconds = time.perf_counter() - started
     if failures:
         raise RuntimeError(failures[0])
     ideal = questions * turns * LATENCY / IN_FLIGHT

@@ -19,8 +19,12 @@ from eval_plugins.vlmevalkit.launch import (
     command,
     expected,
     outcomes,
-    set_broken_checkpoints_aside,
+    scores_anew_in_place,
     work_dir,
+)
+from eval_plugins.vlmevalkit.leftovers import (
+    set_broken_checkpoints_aside,
+    set_outdated_scores_aside,
 )
 
 
@@ -51,16 +55,20 @@ def run(
             "agent.yaml, or `trajectories` in the work dir]"
         ),
     ] = None,
+    allow_failed_samples: Annotated[
+        bool, typer.Option(help="Exit with 0 although samples are left that failed.")
+    ] = False,
 ) -> None:
     """Evaluate DeepEyesV2 with VLMEvalKit, whose arguments are passed on as they are.
 
-    The exit code is 1 if a dataset failed or was not evaluated, which VLMEvalKit's own does not
-    tell; otherwise it is VLMEvalKit's. The same command with --reuse repairs failed samples.
+    The exit code is 1 if a dataset failed or was not evaluated, or samples failed, which
+    VLMEvalKit's own does not tell; otherwise it is VLMEvalKit's. The same command with --reuse
+    repairs failed samples; what was scored before is then set aside and scored anew.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         started = command(checkout, arguments)
-        names = expected(arguments)
+        asked = expected(arguments)
         logged = trajectories or load_settings(agent).trajectories
     except (LaunchError, SettingsError) as error:
         console.print(f"[red]error:[/] {error}")
@@ -72,13 +80,17 @@ def run(
     }
     for path in set_broken_checkpoints_aside(folder):
         console.print(f"A killed run has left {path} half written: its samples are asked again.")
+    if scores_anew_in_place(arguments):
+        for path in set_outdated_scores_aside(folder, asked):
+            console.print(f"Some of its samples are asked again: set aside as {path}")
 
     since = datetime.now().astimezone()
     code = _wait(started, environment)
-    results = outcomes(folder, names, since)
-    failed = [result for result in results if result.failure is not None]
+    results = outcomes(folder, asked, since)
     _show(console, results, folder)
-    raise typer.Exit(code or int(bool(failed)))
+    failed = any(result.failure is not None for result in results)
+    lost = any(result.failed_samples for result in results) and not allow_failed_samples
+    raise typer.Exit(code or int(failed or lost))
 
 
 def _wait(started: list[str], environment: dict[str, str]) -> int:
@@ -102,6 +114,11 @@ def _show(console: Console, results: list[Outcome], folder: Path) -> None:
         name = f"{result.model} on {result.dataset}" if result.model else result.dataset
         if result.failure is not None:
             console.print(f"failed: {name}: {result.failure}", markup=False)
+        if count := result.failed_samples:
+            console.print(
+                f"{count} failed sample{'s' * (count > 1)}: {name}; run again with --reuse",
+                markup=False,
+            )
     came_through = sum(result.failure is None for result in results)
     console.print(
         f"{came_through} of {len(results)} datasets came through. "

@@ -20,10 +20,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deepeyes_plugins.rewards.accuracy import rule_accuracy
 from eval_plugins.report.tables import (
+    FAILED,
     TABLE_SUFFIXES,
     Metrics,
     UnreadableTable,
     as_number,
+    find_table,
     headline,
     read_metrics,
     read_table,
@@ -31,10 +33,8 @@ from eval_plugins.report.tables import (
 
 logger = logging.getLogger(__name__)
 
-FAILED = "Failed to obtain answer"
-"""VLMEvalKit's mark of a prediction, or a judge's answer, that could not be had."""
 NO_LETTER = "Failed in Prefetch"
-"""Its mark of an answer in which no option was found and about which no judge was asked."""
+"""VLMEvalKit's mark of an answer in which no option was found, where no judge was asked."""
 
 _RUN_FOLDER = re.compile(r"T\d{8}([-_].*)?")
 _OPTION_COLUMNS = tuple("ABCDEFGH")
@@ -188,7 +188,7 @@ def _candidates(folder: Path) -> Iterable[DatasetResults]:
         for name in names:
             result = DatasetResults(model, name, here, status=known.get(name, {}))
             result.longer = [f"{model}_{other}" for other in names if other.startswith(f"{name}_")]
-            result.predictions = _table_of(here, result.stem)
+            result.predictions = find_table(here, result.stem)
             if name not in there:
                 result.problems.append(
                     "it was asked for on the command line, and the run left nothing of it: "
@@ -245,7 +245,7 @@ def _dataset_names(
     for stem in stems:
         # Verdicts and figures are named after their predictions, with something behind.
         derived = any(stem.startswith(f"{name}_") for name in names)
-        path = _table_of(folder, f"{model}_{stem}")
+        path = find_table(folder, f"{model}_{stem}")
         if stem in names or path is None or (derived and known):
             continue
         try:
@@ -256,12 +256,6 @@ def _dataset_names(
         if {"index", "prediction"} <= columns and not (derived and columns & _MADE_BY_SCORING):
             names.append(stem)
     return names
-
-
-def _table_of(folder: Path, stem: str) -> Path | None:
-    paths = [folder / f"{stem}{suffix}" for suffix in TABLE_SUFFIXES]
-    found = [path for path in paths if path.is_file()]
-    return max(found, key=lambda path: path.stat().st_mtime) if found else None
 
 
 def _read(result: DatasetResults) -> None:
@@ -331,7 +325,7 @@ def _sidecars(result: DatasetResults) -> list[Path]:
         path
         for stem in others
         if (result.scoring.scoring == "published") == stem.startswith(published)
-        and (path := _table_of(result.folder, stem)) is not None
+        and (path := find_table(result.folder, stem)) is not None
     ]
     return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
 

@@ -14,12 +14,22 @@ import pandas as pd
 TABLE_SUFFIXES = (".xlsx", ".tsv", ".csv", ".json")
 """In the order of preference. Pickles run code when they are read, so they are not."""
 
+FAILED = "Failed to obtain answer"
+"""VLMEvalKit's mark of a prediction, or a judge's answer, that could not be had."""
+
 Metrics = dict[str, float]
 """Figures by name, such as ``split=none|Overall``."""
 
 
 class UnreadableTable(ValueError):
     """A file is no table; the message names it."""
+
+
+def find_table(folder: Path, stem: str) -> Path | None:
+    """The newest table of that name, whatever its format."""
+    paths = [folder / f"{stem}{suffix}" for suffix in TABLE_SUFFIXES]
+    found = [path for path in paths if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime) if found else None
 
 
 def read_table(path: Path) -> pd.DataFrame:

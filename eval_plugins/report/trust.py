@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from deepeyes_plugins.rollout.trajectory import EndReason
 from eval_plugins.report.contents import Finding, Level
-from eval_plugins.report.results import FAILED, NO_LETTER, DatasetResults, Sample
+from eval_plugins.report.results import NO_LETTER, DatasetResults, Sample
+from eval_plugins.report.tables import FAILED
 from eval_plugins.report.trajectories import Matched, Played
 
 TOLERATED = 0.01

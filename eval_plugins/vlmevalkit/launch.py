@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import pickletools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from eval_plugins.report.tables import UnreadableTable
+from eval_plugins.vlmevalkit.leftovers import STATUS_FILE, Combination, failed_samples
 
-STATUS_FILE = "status.json"
 MODEL = "DeepEyesV2"
 DEFAULT_WORK_DIR = "outputs"
 
@@ -47,11 +45,13 @@ class Outcome:
         model: Name of the model.
         dataset: Name of the dataset.
         failure: Why it failed; ``None`` if it did not.
+        failed_samples: Predictions that could not be had; ``--reuse`` asks for them again.
     """
 
     model: str
     dataset: str
     failure: str | None = None
+    failed_samples: int = 0
 
 
 def command(checkout: Path | None, arguments: Sequence[str]) -> list[str]:
@@ -90,75 +90,70 @@ def work_dir(arguments: Sequence[str], environment: Mapping[str, str]) -> Path:
     return Path(folder)
 
 
-def expected(arguments: Sequence[str]) -> list[str]:
-    """Names of the datasets that were asked for.
+def expected(arguments: Sequence[str]) -> list[Combination]:
+    """The models and datasets that were asked for.
 
     Raises:
-        LaunchError: The ``--config`` file cannot be read, or names no data.
+        LaunchError: The ``--config`` file cannot be read, or names no models or no data.
     """
     configs = _values(arguments, "--config")
-    if not configs:
-        return _values(arguments, "--data")
-    try:
-        recipe: Any = json.loads(Path(configs[-1]).read_text(encoding="utf-8"))
-        return list(recipe["data"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise LaunchError(f"--config {configs[-1]} names no datasets: {error!r}") from error
+    models, names = _values(arguments, "--model") or [MODEL], _values(arguments, "--data")
+    if configs:
+        try:
+            recipe: Any = json.loads(Path(configs[-1]).read_text(encoding="utf-8"))
+            models, names = list(recipe["model"]), list(recipe["data"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise LaunchError(
+                f"--config {configs[-1]} names no models or no datasets: {error!r}"
+            ) from error
+    return [Combination(model, name) for model in models for name in names]
 
 
-def outcomes(folder: Path, names: Sequence[str], since: datetime) -> list[Outcome]:
+def scores_anew_in_place(arguments: Sequence[str]) -> bool:
+    """Whether failed samples are asked again, in the folder where their scores already are.
+
+    Not so in VLMEvalKit's API mode, where each run has a folder of its own.
+    """
+    keeps = {"--api-mode", "--keep-failed"} & set(arguments)
+    return not keeps and "eval" not in _values(arguments, "--mode")
+
+
+def outcomes(folder: Path, asked: Sequence[Combination], since: datetime) -> list[Outcome]:
     """Tell what became of the datasets; VLMEvalKit itself exits with 0 whatever happened.
 
     Args:
         folder: VLMEvalKit's work dir.
-        names: Datasets that were asked for; one without a trace has failed.
+        asked: Models and datasets that were asked for; a dataset without a trace has failed.
         since: When it was started; what was written before is another run's.
     """
+    names = list(dict.fromkeys(combination.dataset for combination in asked))
     found: list[Outcome] = []
-    for status in _statuses(folder):
+    for run, status in _statuses(folder):
+        model = status.get("model_name", "")
         for name, entry in status.get("datasets", {}).items():
             if name in names and _is_new(entry, since):
-                found.append(Outcome(status.get("model_name", ""), name, _failure(entry)))
+                found.append(_outcome(run, Combination(model, name), entry))
     seen = {outcome.dataset for outcome in found}
     missing = (Outcome("", name, "it was not evaluated: see the log") for name in names)
     return [*found, *(outcome for outcome in missing if outcome.dataset not in seen)]
 
 
-def set_broken_checkpoints_aside(folder: Path) -> list[Path]:
-    """Rename pickle files that a killed run has left half written.
-
-    VLMEvalKit writes all results anew after each sample, in place. A file that is cut short makes
-    ``--reuse`` fail for the whole dataset; without it the samples are asked again.
-
-    Returns:
-        The new names.
-    """
-    renamed = []
-    for path in sorted(folder.rglob("*.pkl")):
-        if not _is_whole(path):
-            renamed.append(path.rename(path.with_name(f"{path.name}.broken")))
-            logger.warning("%s is cut short: its samples are asked again", path)
-    return renamed
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a pickle has its end; it is read through, never loaded."""
+def _outcome(run: Path, combination: Combination, entry: Mapping[str, Any]) -> Outcome:
+    failure, failed = _failure(entry), 0
     try:
-        with path.open("rb") as file:
-            for _ in pickletools.genops(file):
-                pass
-    except Exception:  # It says what is wrong by whatever it stumbles on.
-        return False
-    return True
+        failed = failed_samples(run, combination) or 0
+    except (OSError, UnreadableTable) as error:
+        failure = failure or str(error)
+    return Outcome(combination.model, combination.dataset, failure, failed)
 
 
-def _statuses(folder: Path) -> Iterator[dict[str, Any]]:
-    """Each status file once: runs are linked from the folder of their model."""
+def _statuses(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Each status file once, with its folder: runs are linked from the folder of their model."""
     for path in sorted({path.resolve() for path in folder.rglob(STATUS_FILE)}):
         with contextlib.suppress(OSError, ValueError):
             status = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(status, dict):
-                yield status
+                yield path.parent, status
 
 
 def _is_new(entry: Mapping[str, Any], since: datetime) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import io
+import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.protocol.content import EncodedImage
@@ -18,7 +22,8 @@ from deepeyes_plugins.rollout import EndReason, InfrastructureError, Trajectory,
 from deepeyes_plugins.rollout.log import read_log
 from deepeyes_plugins.settings import SettingsError
 from eval_plugins.vlmevalkit.adapter import LONGEST_PREDICTION, UNANSWERED, DeepEyesV2, prediction
-from tests.openai.server import ChatServer, Reply, question
+from eval_plugins.vlmevalkit.dataset import DeepEyesQuickstart
+from tests.openai.server import ChatServer, Reply, question, text_of
 from tests.vlmevalkit.conftest import png
 
 ZOOM = (
@@ -46,6 +51,18 @@ def make_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make
         model.close()
 
 
+def noise_jpeg(seed: int) -> bytes:
+    """A picture that changes when it is encoded once more."""
+    picture = Image.frombytes("RGB", (32, 24), random.Random(seed).randbytes(32 * 24 * 3))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def pixels(data: bytes) -> str:
+    return hashlib.sha256(Image.open(io.BytesIO(data)).convert("RGB").tobytes()).hexdigest()
+
+
 def sample(folder: Path, text: str, *colours: str) -> list[dict[str, str]]:
     """A question as VLMEvalKit hands it over: images as files, then the text."""
     parts = []
@@ -70,6 +87,36 @@ def test_images_reach_the_model_unchanged_and_in_order(
     (trajectory,) = read_log(tmp_path / "log")
     assert trajectory.task_id.startswith("Pairs/7_0-")
     assert trajectory.data_source == "Pairs"
+
+
+def test_code_has_every_image_as_the_dataset_holds_it(
+    tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    originals = [noise_jpeg(seed) for seed in range(3)]
+    row = ["7", str([base64.b64encode(one).decode() for one in originals]), "Which?", "0"]
+    paths = ["a.jpg", "b.jpg", "c.jpg"]
+    (tmp_path / "DeepEyesQuickstart.tsv").write_text(
+        "index\timage\tquestion\tanswer\timage_path\n" + "\t".join([*row, str(paths)]) + "\n"
+    )
+    monkeypatch.setenv("LMUData", str(tmp_path))
+    dataset = DeepEyesQuickstart("DeepEyesQuickstart")
+    code = (
+        "import hashlib\n"
+        "for image in (image_1, image_2, image_3):\n"
+        "    print(hashlib.sha256(image.convert('RGB').tobytes()).hexdigest())"
+    )
+    replies = [f"<code>\n```python\n{code}\n```\n</code>", "<answer>0</answer>"]
+    with ChatServer.saying(*replies) as server:
+        model = make_model(server.url, "deepeyes_v2")
+        model.set_dump_image(dataset.dump_image)
+        prompt = model.build_prompt(dataset.data.iloc[0], dataset="DeepEyesQuickstart")
+        assert model.generate(prompt, dataset="DeepEyesQuickstart") == "0"
+
+    printed = text_of(server.requests[1]["messages"][-1]["content"]).split("```")[1].split()
+    assert printed == [pixels(one) for one in originals]
+    # VLMEvalKit's own files of them have lost some.
+    written = [Path(dataset.img_root, name).read_bytes() for name in paths]
+    assert not {pixels(one) for one in written} & set(printed)
 
 
 def test_a_question_without_images(make_model: MakeModel) -> None:
@@ -145,6 +192,17 @@ def test_a_request_that_fails_is_sent_again_within_its_trajectory(
     assert len(server.requests) == 4
     (trajectory,) = read_log(tmp_path / "log")
     assert len(trajectory.turns) == 2
+
+
+def test_new_conversations_pass_by_a_server_that_keeps_failing(make_model: MakeModel) -> None:
+    with (
+        ChatServer(lambda body: Reply(status=500, body="down")) as down,
+        ChatServer(lambda body: Reply("<answer>1</answer>")) as up,
+    ):
+        model = make_model(f"{down.url},{up.url}", circuit_failures=2, circuit_seconds=600)
+        answers = [model.generate("x") for _ in range(10)]
+    assert len(down.requests) == 2 and len(up.requests) == 8
+    assert answers[4:] == ["1"] * 6
 
 
 def test_a_sample_whose_image_is_gone_fails_alone(make_model: MakeModel) -> None:

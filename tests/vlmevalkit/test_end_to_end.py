@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from deepeyes_plugins.rollout import EndReason
 from deepeyes_plugins.rollout.log import read_log
 from tests.openai.server import Body, ChatServer, Reply, agent_script, question
 from tests.vlmevalkit.conftest import Vlmeval, write_table
+from tests.vlmevalkit.official import CHOICES, write_tables
 
 QUESTIONS = {
     "red": ("q-red: which colour?", "red"),
@@ -79,23 +81,40 @@ def test_a_run_that_fails_in_part_and_its_repair(tmp_path: Path, vlmeval: Vlmeva
             assert (tmp_path / "log" / "images" / f"{shown[0]}.png").exists()
 
 
-def test_api_mode_and_the_settings_file(tmp_path: Path, vlmeval: Vlmeval) -> None:
+def test_api_mode_with_two_datasets_and_the_settings_file(tmp_path: Path, vlmeval: Vlmeval) -> None:
+    write_tables(tmp_path / "data")
     write_table(tmp_path / "data", QUESTIONS)
     agent_config = tmp_path / "agent.yaml"
     agent_config.write_text("environment: none\n", encoding="utf-8")
-    with ChatServer(lambda body: Reply("<answer>red</answer>")) as server:
+    both = threading.Event()
+
+    def script(body: Body) -> Reply:
+        choices = any(choice in question(body) for choice in CHOICES)
+        names.add("VStarBench_small" if choices else "DeepEyesQuickstart")
+        if len(names) == 2:
+            both.set()
+        # Nobody is answered before both are asked: they run at once.
+        return Reply(f"<answer>{'B' if choices else 'red'}</answer>", until=both)
+
+    names: set[str] = set()
+    with ChatServer(script) as server:
         vlmeval(
-            *["--model", "DeepEyesV2", "--data", "DeepEyesQuickstart"],
-            *["--api-mode", "--api-nproc", "32"],
+            *["--model", "DeepEyesV2", "--data", "DeepEyesQuickstart", "VStarBench_small"],
+            *["--api-mode", "--api-nproc", "32", "--judge", "exact_matching"],
             DEEPEYES_AGENT_CONFIG=str(agent_config),
             DEEPEYES_OPENAI_URL=server.url,
         )
-        assert len(server.requests) == 4
+        assert len(server.requests) == len(QUESTIONS) + len(CHOICES)
         # Nothing but the question: this environment has no prompt of its own.
         assert [m["role"] for m in server.requests[0]["messages"]] == ["user"]
 
-    scores = next((tmp_path / "out" / "DeepEyesV2").rglob("*_acc.csv"))
-    assert pd.read_csv(scores).loc[0, "Overall"] == 25.0
+    def overall(name: str) -> float:
+        scores = next((tmp_path / "out" / "DeepEyesV2").rglob(f"*_{name}_acc.csv"))
+        return float(pd.read_csv(scores).loc[0, "Overall"])
+
+    assert (overall("DeepEyesQuickstart"), overall("VStarBench_small")) == (25.0, 1.0)
+    logged = {trajectory.data_source for trajectory in read_log(tmp_path / "log")}
+    assert logged == {"DeepEyesQuickstart", "VStarBench_small"}
 
 
 def test_the_tiny_recipe_names_the_classes(tmp_path: Path, vlmeval: Vlmeval) -> None:

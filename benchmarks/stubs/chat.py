@@ -1,10 +1,14 @@
-"""A chat server that takes a second for every turn: `python sampling_stub.py`, prints its port."""
+"""A chat server that takes its time for every turn: `python chat.py LATENCY TOOL_TURNS CALL`.
+
+It prints its port.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import socket
+import sys
 
 import uvicorn
 from starlette.applications import Starlette
@@ -12,17 +16,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-LATENCY = 1.0
-CODE = "<think>Look.</think>\n<code>\n```python\nimage_1.crop((0, 0, 64, 64))\n```\n</code>"
 ANSWER = "<think>Seen.</think>\n<answer>red</answer>"
 
 
 async def chat(request: Request) -> Response:
-    """Code at first where tools are there, then an answer."""
+    """Call a tool at first where tools are there, then answer."""
     body = json.loads(await request.body())
-    await asyncio.sleep(LATENCY)
+    await asyncio.sleep(float(sys.argv[1]))
     turns = sum(message["role"] == "assistant" for message in body["messages"])
-    text = CODE if body.get("stop") and not turns else ANSWER
+    calling = body.get("stop") and turns < int(sys.argv[2])
+    text = f"<think>Look.</think>\n{sys.argv[3]}" if calling else ANSWER
     message = {"role": "assistant", "content": text}
     return JSONResponse(
         {"choices": [{"index": 0, "finish_reason": "stop", "message": message}], "usage": {}}
