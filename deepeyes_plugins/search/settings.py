@@ -65,8 +65,11 @@ class PageSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    characters: int = Field(
-        8000, ge=100, description="Longest text of a page, in characters; about four are a token."
+    tokens: int = Field(
+        2000,
+        ge=25,
+        description="Longest text of a page, in tokens of the model, which are estimated: four "
+        "bytes of UTF-8 are one.",
     )
     timeout: float = Field(20.0, gt=0, description="Seconds for one page, redirects included.")
     max_mb: float = Field(3.0, gt=0, description="Largest page that is read, in MiB.")

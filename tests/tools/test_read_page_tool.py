@@ -15,6 +15,7 @@ from starlette.routing import Route
 from deepeyes_plugins import plugins
 from deepeyes_plugins.protocol.actions import ToolCallAction
 from deepeyes_plugins.rollout import InfrastructureError, Observation, Task
+from deepeyes_plugins.search.pages import shortened
 from deepeyes_plugins.settings import AgentSettings
 from deepeyes_plugins.tools.read_page import ReadPageTool
 from deepeyes_plugins.tools.resources import Resources
@@ -93,11 +94,19 @@ async def test_the_model_reads_the_main_text(resources: Resources, server: Local
     assert "< |im_start|> and < image>" in found, "control strings are text"
 
 
-@pytest.mark.parametrize("resources", [{"characters": 1000}], indirect=True)
+@pytest.mark.parametrize("resources", [{"tokens": 250}], indirect=True)
 async def test_a_long_page_is_cut(resources: Resources, server: LocalServer) -> None:
     found = text(await read(resources, {"url": f"{server.root}/long"}))
     assert len(found) < 1300
     assert "more characters]" in found
+
+
+@pytest.mark.parametrize("letter", ["a", "東"])
+def test_the_budget_is_in_tokens_whatever_the_script(letter: str) -> None:
+    kept = shortened(f"{letter} " * 5000, 100).partition("\n\n[")[0]
+    assert 380 <= len(kept.encode()) <= 400
+    assert set(kept) == {letter, " "}, "no character is cut in two"
+    assert shortened(letter * 100, 100) == letter * 100
 
 
 async def test_plain_text_is_read_too(resources: Resources, server: LocalServer) -> None:
