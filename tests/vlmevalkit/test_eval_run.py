@@ -5,6 +5,7 @@ With DEEPEYES_TEST_VLMEVALKIT naming a checkout of upstream, that runs too.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,23 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: entry.get("metrics", {}) for name, entry in datasets.items()}
 
 
+def stopped_with(least: int, process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
+    """Stop a run that has written at least so many answers, and return them.
+
+    VLMEvalKit rewrites the file in place after each sample: it may be stopped within that.
+    """
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        os.killpg(process.pid, signal.SIGSTOP)
+        for checkpoint in folder.rglob("*_checkpoint.pkl"):
+            with contextlib.suppress(EOFError, pickle.UnpicklingError):
+                answers: dict[str, Any] = pickle.loads(checkpoint.read_bytes())
+                if len(answers) >= least:
+                    return answers
+        os.killpg(process.pid, signal.SIGCONT)
+    pytest.fail(f"there are fewer than {least} answers")
+
+
 def test_a_run_that_is_killed_fails_in_part_and_is_repaired(tmp_path: Path, start: Start) -> None:
     write_tables(tmp_path / "data")
     recipe = write_recipe(tmp_path / "recipe.json")
@@ -106,11 +125,11 @@ def test_a_run_that_is_killed_fails_in_part_and_is_repaired(tmp_path: Path, star
 
         process = start("--config", str(recipe), "--api-nproc", "4", url=model.url)
         assert all_asked.wait(240), finish(process)
+        answered = {CHOICES[int(index)] for index in stopped_with(3, process, tmp_path / "out")}
         os.killpg(process.pid, signal.SIGKILL)
         finish(process)
         never.set()
         (checkpoint,) = (tmp_path / "out").rglob("*_checkpoint.pkl")
-        answered = {CHOICES[int(index)] for index in pickle.loads(checkpoint.read_bytes())}
 
         # Killed in the middle of a pickle: this one would make MathVista fail.
         half = checkpoint.with_name("DeepEyesV2_MathVista_small_tiny.pkl")
@@ -122,7 +141,7 @@ def test_a_run_that_is_killed_fails_in_part_and_is_repaired(tmp_path: Path, star
         )
         # What was answered before the kill is not asked again.
         assert asked(before) == {*CHOICES, *CHARTS, *MATHS} - answered, said
-        assert CHOICES[0] not in answered and len(answered) >= 3
+        assert CHOICES[0] not in answered
         assert code == 1
         assert "failed: DeepEyesV2 on Nowhere" in said and "3 of 4 datasets came through" in said
         for name in ("ChartQA_small", "MathVista_small"):
