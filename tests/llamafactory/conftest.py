@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
 from llamafactory.hparams import get_train_args
 from llamafactory.model import load_tokenizer
@@ -16,6 +21,11 @@ from deepeyes_plugins.quickstart.datasets import write_sft
 from deepeyes_plugins.quickstart.task import split_examples, task_texts
 
 Rows = list[dict[str, Any]]
+
+SECONDS = 600
+"""A run takes about twenty-five on an idle machine, nearly all of them imports."""
+
+SCRIPTS = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +83,26 @@ def train_arguments(model: Path, data: Path, media: Path, output: Path) -> dict[
         "bf16": False,
         "use_cpu": True,
     }
+
+
+def train(
+    arguments: Mapping[str, Any],
+    recipe: Path,
+    command: Sequence[str] = (str(SCRIPTS / "llamafactory-cli"), "train"),
+    variables: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Write ``arguments`` as ``recipe`` and train from it in a process of its own, as users do.
+
+    Never in this process: ``import vlmeval`` switches gradients off in the whole of one.
+    """
+    recipe.write_text(yaml.safe_dump(dict(arguments)))
+    return subprocess.run(
+        [*command, str(recipe)],
+        env={**os.environ, **(variables or {})},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
 
 
 def tokenized(arguments: dict[str, Any]) -> list[dict[str, Any]]:

@@ -14,14 +14,10 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
-import yaml
 from transformers import AutoProcessor
 
 from deepeyes_plugins.hosts.llamafactory.converter import BAD_ROWS_VARIABLE
-from tests.llamafactory.conftest import Rows, train_arguments, write_dataset
-
-SECONDS = 600
-"""A run takes about twenty-five on an idle machine, nearly all of them imports."""
+from tests.llamafactory.conftest import SCRIPTS, Rows, train, train_arguments, write_dataset
 
 RAY_WORKER = Path(__file__).with_name("ray_worker.py")
 Runs = Mapping[str, subprocess.CompletedProcess[str]]
@@ -42,48 +38,39 @@ def runs(
             opened.write(path, f"images/{path.name}")
     bad = copy.deepcopy(rows)
     bad[2]["messages"][1]["content"] += "<image>"
-    scripts = Path(sys.executable).parent
-    command = [str(scripts / "llamafactory-cli"), "train"]
     torchrun = {
         "FORCE_TORCHRUN": "1",
         "NPROC_PER_NODE": "2",
         "OMP_NUM_THREADS": "1",
-        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",  # LLaMA-Factory calls it by name.
+        "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",  # LLaMA-Factory calls it by name.
     }
     workers = {"preprocessing_num_workers": 2}
     # By itself Transformers would hand out parts of one batch, which images do not stand.
     streaming = {"streaming": True, "accelerator_config": {"dispatch_batches": False}}
     from_zip = {"media_dir": str(archive), "dataloader_num_workers": 1}
 
-    def train(
+    def start(
         name: str,
         rows: Rows,
         options: Mapping[str, Any],
         variables: Mapping[str, str],
-        command: Sequence[str] = command,
+        **how: Sequence[str],
     ) -> subprocess.CompletedProcess[str]:
         home = folder / name
         data = write_dataset(home, rows)
         arguments = train_arguments(tiny_model_path, data, demonstrations, home / "out")
-        recipe = home / "sft.yaml"
-        recipe.write_text(yaml.safe_dump({**arguments, **options}))
-        return subprocess.run(
-            [*command, str(recipe)],
-            env={**os.environ, **variables},
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-        )
+        return train({**arguments, **options}, home / "sft.yaml", variables=variables, **how)
 
     asked: dict[str, tuple[Any, ...]] = {
         "good": (rows, {**workers, **from_zip}, {}),
         "stop": (bad, workers, {BAD_ROWS_VARIABLE: "stop"}),
         "drop": (bad, {**workers, "cutoff_len": 120}, {BAD_ROWS_VARIABLE: "drop"}),
         "torchrun": (rows, {**from_zip, **streaming}, torchrun),
-        "ray": (rows, {"packing": True}, {}, [sys.executable, str(RAY_WORKER)]),
     }
+    worker = [sys.executable, str(RAY_WORKER)]
     with ThreadPoolExecutor() as pool:
-        started = {name: pool.submit(train, name, *how) for name, how in asked.items()}
+        started = {name: pool.submit(start, name, *how) for name, how in asked.items()}
+        started["ray"] = pool.submit(start, "ray", rows, {"packing": True}, {}, command=worker)
         return {name: run.result() for name, run in started.items()}
 
 

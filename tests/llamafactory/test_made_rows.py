@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from llamafactory.train.tuner import run_exp
 
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.task import answer_turn, crop_turn, split_examples
 from deepeyes_plugins.rollout.log import FILE_NAME
 from tests.cli.test_cli import deepeyes
-from tests.llamafactory.conftest import train_arguments
+from tests.llamafactory.conftest import train, train_arguments
 from tests.openai.server import Body, ChatServer, Reply, text_of
 
 COUNT = 4
@@ -65,7 +64,8 @@ def test_the_loss_falls_on_rows_of_a_teacher_and_of_a_training_log(
         "max_steps": 8,
         "learning_rate": 1e-2,
     }
-    run_exp(arguments)
+    run = train(arguments, tmp_path / "sft.yaml")
+    assert run.returncode == 0, run.stderr
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in history if "loss" in entry]
     assert losses[-1] < 0.8 * losses[0], losses
