@@ -26,6 +26,7 @@ from reporting.measures import Figure
 
 from deepeyes_plugins.data.files import row_batches
 
+BENCHMARKS = Path(__file__).parents[1]
 PROCESSES = 2
 SIZES = ((640, 480), (1024, 768), (1280, 853), (1600, 1200))
 ROWS_A_GROUP = 200
@@ -117,7 +118,9 @@ def bare(path: str, decoder: str, at: int) -> None:
 def timed(commands: list[list[str]]) -> tuple[float, float]:
     """Seconds of commands that run together, and their largest resident memory in MB."""
     started = time.perf_counter()
-    running = [psutil.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
+    running = [
+        psutil.Popen(command, stdout=subprocess.DEVNULL, cwd=BENCHMARKS) for command in commands
+    ]
     peak, stop = [0], threading.Event()
 
     def watch() -> None:
