@@ -18,7 +18,7 @@ DEFAULT_FILE = Path(__file__).parents[1] / "runs" / "benchmarks" / "eval.json"
 def main(
     only: Annotated[list[str] | None, typer.Option(help="Measure only this; repeatable.")] = None,
     quick: Annotated[bool, typer.Option(help="Few samples: does it run at all?")] = False,
-    file: Annotated[Path, typer.Option(help="JSON file to write.")] = DEFAULT_FILE,
+    file: Annotated[Path, typer.Option("--json", help="Where the figures go.")] = DEFAULT_FILE,
 ) -> None:
     """Measure, show and write the figures."""
     measure(MEASURES, only, quick, file)
