@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from deepeyes_plugins.cli.errors import complain
 from eval_plugins.vlmevalkit.benchmarks import (
     SourceError,
     read_fvqa,
@@ -67,7 +67,7 @@ def prepare(
     try:
         table, rows = write_table(name, questions, output or table_root())
     except (OSError, SourceError) as error:
-        raise _end(error) from error
+        complain(str(error))
     typer.echo(f"{table}: {rows} questions. Evaluate it with --data {name}")
 
 
@@ -83,7 +83,7 @@ def shuffle(
     """Make passes of multiple-choice benchmarks with their options in another order."""
     folder = output or table_root()
     if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
-        raise _end(f"--seeds {seeds!r}: give whole numbers, separated by commas")
+        complain(f"--seeds {seeds!r}: give whole numbers, separated by commas")
     try:
         for name in benchmarks:
             for number, seed in enumerate(map(int, seeds.split(","))):
@@ -94,7 +94,7 @@ def shuffle(
                     f"{done.path}: right: {_letters(done.after)}; {done.kept} rows kept their order"
                 )
     except (OSError, ValueError) as error:
-        raise _end(error) from error
+        complain(str(error))
 
 
 def rescore(
@@ -119,7 +119,7 @@ def rescore(
         from eval_plugins.vlmevalkit.published import prediction_files
         from eval_plugins.vlmevalkit.published import rescore as score_again
     except ImportError as error:
-        raise _end(f"VLMEvalKit cannot be imported: {error}") from error
+        complain(f"VLMEvalKit cannot be imported: {error}; `deepeyes doctor` says what to install")
     left = 0
     try:
         if not prediction_files(results):
@@ -132,16 +132,10 @@ def rescore(
                 f"without a verdict: {done.scoring.judge_failures}"
             )
     except (OSError, ValueError) as error:
-        raise _end(error) from error
+        complain(str(error))
     if left:
         raise typer.Exit(1)
 
 
 def _letters(counts: Counter[str]) -> str:
     return ", ".join(f"{letter} {count}" for letter, count in sorted(counts.items()))
-
-
-def _end(error: Exception | str) -> typer.Exit:
-    console = Console(stderr=True)
-    console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-    return typer.Exit(1)

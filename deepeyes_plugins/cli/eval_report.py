@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deepeyes_plugins.cli.errors import complain
+
 if TYPE_CHECKING:
     from eval_plugins.report.contents import Comparison, Report
 
@@ -69,14 +71,11 @@ def report(
     Writes index.html (open it in a browser), report.md and report.json. What spoils the figures, a
     dataset that failed, a sandbox or a judge that was down, is said first.
     """
-    console = Console(stderr=True)
-    try:
-        from eval_plugins.report.building import NothingFound, build, read_run
-        from eval_plugins.report.contents import Prices
-        from eval_plugins.report.writing import write
-    except ImportError as error:
-        typer.echo(f"error: {error}: pip install 'deepeyes-plugins[eval]'", err=True)
-        raise typer.Exit(1) from error
+    console = Console(stderr=True, highlight=False)
+    from eval_plugins.report.building import NothingFound, build, read_run
+    from eval_plugins.report.contents import Prices
+    from eval_plugins.report.writing import write
+
     try:
         run = read_run(folders, model)
         old = read_run(against, against_model or model) if against else None
@@ -85,14 +84,13 @@ def report(
         folder = output or folders[0] / "report"
         write(contents, run, folder, image_side=image_side)
     except (NothingFound, OSError) as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        complain(str(error))
 
     if as_json:
         typer.echo(contents.model_dump_json(indent=2))
     else:
         show(contents, Console())
-        console.print(f"Report: {folder / 'index.html'}", highlight=False, soft_wrap=True)
+        console.print(f"Report: {folder / 'index.html'}", markup=False, soft_wrap=True)
     if strict and not contents.trusted:
         raise typer.Exit(1)
 

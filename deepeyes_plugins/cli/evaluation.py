@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.settings import SETTINGS_VARIABLE, SettingsError, load_settings
 from eval_plugins.vlmevalkit.launch import (
     LaunchError,
@@ -56,7 +57,10 @@ def run(
         ),
     ] = None,
     allow_failed_samples: Annotated[
-        bool, typer.Option(help="Exit with 0 although samples are left that failed.")
+        bool,
+        typer.Option(
+            "--allow-failed-samples", help="Exit with 0 although samples are left that failed."
+        ),
     ] = False,
 ) -> None:
     """Evaluate DeepEyesV2 with VLMEvalKit, whose arguments are passed on as they are.
@@ -65,14 +69,13 @@ def run(
     VLMEvalKit's own does not tell; otherwise it is VLMEvalKit's. The same command with --reuse
     repairs failed samples; what was scored before is then set aside and scored anew.
     """
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     try:
         started = command(checkout, arguments)
         asked = expected(arguments)
         logged = trajectories or load_settings(agent).trajectories
     except (LaunchError, SettingsError) as error:
-        console.print(f"[red]error:[/] {error}")
-        raise typer.Exit(2) from error
+        complain(str(error), 2)
     folder = work_dir(arguments, os.environ)
     chosen = {SETTINGS_VARIABLE: agent, "DEEPEYES_TRAJECTORIES": logged or folder / "trajectories"}
     environment = dict(os.environ) | {
@@ -113,15 +116,13 @@ def _show(console: Console, results: list[Outcome], folder: Path) -> None:
     for result in results:
         name = f"{result.model} on {result.dataset}" if result.model else result.dataset
         if result.failure is not None:
-            console.print(f"failed: {name}: {result.failure}", markup=False)
+            console.print(f"failed: {name}: {result.failure}")
         if count := result.failed_samples:
             console.print(
-                f"{count} failed sample{'s' * (count > 1)}: {name}; run again with --reuse",
-                markup=False,
+                f"{count} failed sample{'s' * (count > 1)}: {name}; run again with --reuse"
             )
     came_through = sum(result.failure is None for result in results)
     console.print(
         f"{came_through} of {len(results)} datasets came through. "
-        f"Report: deepeyes eval report {folder}",
-        markup=False,
+        f"Report: deepeyes eval report {folder}"
     )

@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from deepeyes_plugins import plugins as registries
+from deepeyes_plugins.cli.errors import complain
 
 
 def plugins(
@@ -30,12 +32,13 @@ def plugins(
             for name in sorted(registry)
         ]
     except registries.PluginError as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False)
-        raise typer.Exit(1) from error
+        complain(str(error))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    table = Table("kind", "name", "provided by", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for column in ("kind", "name", "provided by"):
+        table.add_column(column, overflow="fold")
     for row in found:
-        table.add_row(row["kind"], row["name"], row["owner"])
+        table.add_row(*map(Text, (row["kind"], row["name"], row["owner"])))
     Console().print(table)

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.paths import recipes_folder
 from deepeyes_plugins.quickstart.plan import FAST, FULL, Plan, RunState
 from deepeyes_plugins.quickstart.process import StageError
@@ -46,8 +47,7 @@ def quickstart(
                 continue
             play(stage, number, plan, state, console)
     except StageError as error:
-        console.print(f"[bold red]The stage failed.[/]\n{error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        complain(f"the stage failed.\n{error}")
     except KeyboardInterrupt:
         console.print("Interrupted. The same command resumes at this stage.")
         raise typer.Exit(130) from None

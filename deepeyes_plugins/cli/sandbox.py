@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from deepeyes_plugins.cli.options import LogLevel, Port, redis_url
 from deepeyes_plugins.settings import SettingsError, load_settings
 
 
@@ -20,11 +21,14 @@ class LogFormat(StrEnum):
 
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8080,
+    port: Port = 8080,
     workers: Annotated[int, typer.Option(min=1, help="Server processes behind the port.")] = 1,
     redis: Annotated[
         str | None,
-        typer.Option(help="Redis for sessions, as redis://host:6379/0; servers can share it."),
+        typer.Option(
+            callback=redis_url,
+            help="Redis for sessions, as redis://host:6379/0; servers can share it.",
+        ),
     ] = None,
     token_env: Annotated[
         str | None,
@@ -40,7 +44,7 @@ def serve(
     config: Annotated[
         Path | None, typer.Option(help="An agent.yaml; its part `sandbox` sets the limits.")
     ] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: Annotated[LogLevel, typer.Option(help="How much it logs.")] = LogLevel.INFO,
     log_format: Annotated[LogFormat, typer.Option(help="Form of the log.")] = LogFormat.TEXT,
 ) -> None:
     """Run a sandbox server for other machines or jobs.
@@ -59,17 +63,14 @@ def serve(
     except SettingsError as error:
         raise typer.BadParameter(str(error), param_hint="--config") from error
     given = {name: value for name, value in chosen.items() if value is not None}
-    try:
-        from deepeyes_plugins.sandbox.options import ServerOptions
-        from deepeyes_plugins.sandbox.serve import serve as run
-    except ModuleNotFoundError as error:
-        typer.echo(f"error: {error}: pip install 'deepeyes-plugins[sandbox]'", err=True)
-        raise typer.Exit(1) from error
+    from deepeyes_plugins.sandbox.options import ServerOptions
+    from deepeyes_plugins.sandbox.serve import serve as run
+
     options = ServerOptions(
         host=host,
         port=port,
         workers=workers,
-        log_level=log_level,
+        log_level=log_level.value,
         log_format=log_format.value,
     )
     run(settings.model_copy(update=given), options)

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deepeyes_plugins.cli.errors import complain
+from deepeyes_plugins.cli.options import LARGEST_PORT, redis_url
 from deepeyes_plugins.sandbox.contracts import SandboxError
 from deepeyes_plugins.settings import SettingsError, load_settings
 
@@ -43,14 +45,19 @@ def up(
     ] = 0,
     port: Annotated[
         int,
-        typer.Option(help="Port on every node; 0 takes one of 20000 to 29999 that the node keeps."),
+        typer.Option(
+            min=0,
+            max=LARGEST_PORT,
+            help="Port on every node; 0 takes one of 20000 to 29999 that the node keeps.",
+        ),
     ] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Server processes on every node.")] = 1,
     redis: Annotated[
         str | None,
         typer.Option(
+            callback=redis_url,
             help="Redis for sessions, as redis://host:6379/0, which all nodes reach: sessions "
-            "then outlive their node."
+            "then outlive their node.",
         ),
     ] = None,
 ) -> None:
@@ -81,7 +88,7 @@ def up(
     Console().print(table)
     failed = sum(server.state != "alive" for server in servers)
     if failed:
-        _fail(
+        complain(
             f"{failed} of {len(servers)} nodes have no working server; the Ray logs of those nodes "
             "(worker-*.err) may tell more"
         )
@@ -128,17 +135,12 @@ def _cluster(address: str | None) -> Iterator[Any]:
     try:
         from deepeyes_plugins.hosts.ray import sandbox as deployment
     except ModuleNotFoundError as error:
-        _fail(f"{error}; on the machines of a Ray cluster: pip install 'deepeyes-plugins[rl]'")
+        complain(f"{error}; on the machines of a Ray cluster: pip install 'deepeyes-plugins[rl]'")
     try:
         with deployment.cluster(address):
             yield deployment
     except SandboxError as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(1)
+        complain(str(error))
 
 
 def _table(*columns: str) -> Table:

@@ -10,20 +10,23 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from deepeyes_plugins.cli.errors import complain
+from deepeyes_plugins.cli.options import LogLevel, Port, redis_url
 from deepeyes_plugins.search.client import Search
 from deepeyes_plugins.search.contracts import SearchError, SearchQuery, SearchResults
 from deepeyes_plugins.search.settings import SearchSettings
 from deepeyes_plugins.settings import SettingsError, load_settings
 
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
-Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.")]
 Provider = Annotated[
     str | None, typer.Option(help="Text-search provider, instead of the settings' own.")
 ]
 Config = Annotated[Path | None, typer.Option(help="An agent.yaml; its part `search` counts.")]
-LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
 Cache = Annotated[Path | None, typer.Option(help="SQLite file for answers that are kept.")]
-Redis = Annotated[str | None, typer.Option(help="Redis for them instead, as redis://host:6379/0.")]
+Redis = Annotated[
+    str | None,
+    typer.Option(callback=redis_url, help="Redis for them instead, as redis://host:6379/0."),
+]
 
 
 def serve(
@@ -33,7 +36,7 @@ def serve(
     cache: Cache = None,
     redis: Redis = None,
     config: Config = None,
-    log_level: LogLevel = "info",
+    log_level: LogLevel = LogLevel.INFO,
 ) -> None:
     """Run one search service for a whole cluster, in front of the settings' providers.
 
@@ -51,7 +54,7 @@ def record(
     cache: Cache = None,
     redis: Redis = None,
     config: Config = None,
-    log_level: LogLevel = "info",
+    log_level: LogLevel = LogLevel.INFO,
 ) -> None:
     """Run the service and write down every answer, for `deepeyes search replay`.
 
@@ -65,7 +68,7 @@ def replay(
     host: Host = "127.0.0.1",
     port: Port = 8090,
     config: Config = None,
-    log_level: LogLevel = "info",
+    log_level: LogLevel = LogLevel.INFO,
 ) -> None:
     """Run the service on recorded answers only; it says clearly what was not recorded."""
     options = {"replay": {"path": str(file)}}
@@ -105,8 +108,7 @@ def query(
     try:
         found = asyncio.run(ask())
     except SearchError as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False)
-        raise typer.Exit(1) from error
+        complain(str(error))
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
         return
@@ -119,7 +121,7 @@ def query(
     if not found.results:
         console.print("No results.")
     if found.partial:
-        console.print(f"[yellow]Results are missing:[/] {found.partial}", highlight=False)
+        console.print(Text.assemble(("Results are missing:", "yellow"), " ", found.partial))
 
 
 def _settings(
@@ -139,12 +141,9 @@ def _settings(
 
 
 def _serve(
-    settings: SearchSettings, host: str, port: int, log_level: str, record: Path | None = None
+    settings: SearchSettings, host: str, port: int, log_level: LogLevel, record: Path | None = None
 ) -> None:
-    try:
-        from deepeyes_plugins.search.serve import ServerOptions
-        from deepeyes_plugins.search.serve import serve as run
-    except ModuleNotFoundError as error:
-        typer.echo(f"error: {error}: pip install 'deepeyes-plugins[search]'", err=True)
-        raise typer.Exit(1) from error
+    from deepeyes_plugins.search.serve import ServerOptions
+    from deepeyes_plugins.search.serve import serve as run
+
     run(settings, ServerOptions(host=host, port=port, log_level=log_level, record=record))

@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from deepeyes_plugins.cli.errors import complain as complain
 from deepeyes_plugins.search.corpus import Corpus, LocalIndexError
 
 if TYPE_CHECKING:
@@ -186,13 +187,5 @@ def _complaints() -> Iterator[None]:
     """Turn what a user can mend into a message and exit status 1."""
     try:
         yield
-    except ModuleNotFoundError as error:
-        complain(f"{error}; pip install 'deepeyes-plugins[search]'")
     except LocalIndexError as error:
         complain(str(error))
-
-
-def complain(message: str) -> NoReturn:
-    """Print an error and end the command with status 1."""
-    Console(stderr=True).print(f"[red]error:[/] {escape(message)}", highlight=False)
-    raise typer.Exit(1)

@@ -80,6 +80,7 @@ class SandboxSettings(BaseModel):
     )
     redis_url: str | None = Field(
         None,
+        pattern="^(redis|rediss|unix)://",
         description="Redis in which sessions are saved, as redis://host:6379/0. Servers that share "
         "it take over each other's sessions. Unset: sessions are put away to memory.",
     )
