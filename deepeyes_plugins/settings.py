@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariableError
@@ -28,6 +29,15 @@ from deepeyes_plugins.search.settings import SearchSettings
 
 SETTINGS_VARIABLE = "DEEPEYES_AGENT_CONFIG"
 """Environment variable with the path of agent.yaml, for hosts that cannot pass one."""
+
+
+_REASONS = {
+    "dict_type": "expected keys and values",
+    "list_type": "expected a list",
+    "model_type": "expected keys and values",
+    "tuple_type": "expected a list",
+}
+"""Reasons in the words of YAML, by the type of a validation error."""
 
 
 class SettingsError(ValueError):
@@ -133,25 +143,48 @@ def _read(path: Path) -> dict[str, Any]:
     """Return the keys and values of a YAML file; a key without a value counts as absent."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"{path}: cannot be read as YAML: {error}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: expected keys and values, found {type(values).__name__}")
-    known = AgentSettings.model_fields
     for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise SettingsError(f"{path}: unknown key {key!r}.{hint} Known: {', '.join(known)}.")
+        if key not in AgentSettings.model_fields:
+            raise SettingsError(f"{path}: unknown key {key!r}.{_instead((key,))}")
     return {key: value for key, value in values.items() if value is not None}
 
 
 def _reason(error: ErrorDetails) -> str:
     """Say which setting is wrong and why, and which variable set it if one did."""
-    key = ".".join(map(str, error["loc"]))
-    variable = "_".join(["DEEPEYES", *map(str, error["loc"][:2])]).upper()
+    place = error["loc"]
+    variable = "_".join(["DEEPEYES", *map(str, place[:2])]).upper()
     source = f" (set by {variable})" if variable in os.environ else ""
-    unknown = error["type"] == "extra_forbidden"
-    return f"{key}{source}: {'unknown key' if unknown else error['msg']}"
+    if error["type"] == "extra_forbidden":
+        reason = f"unknown key.{_instead(place)}"
+    else:
+        reason = _REASONS.get(error["type"], error["msg"].removeprefix("Value error, "))
+    return f"{'.'.join(map(str, place))}{source}: {reason}"
+
+
+def _instead(place: Sequence[str | int]) -> str:
+    """Say which keys there are where one was given that there is not."""
+    known = list(_keys(AgentSettings, place[:-1]))
+    near = difflib.get_close_matches(str(place[-1]), known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{hint} Known: {', '.join(known)}." if known else ""
+
+
+def _keys(annotation: object, place: Sequence[str | int]) -> Iterable[str]:
+    """The keys of the model that stands at a place below a type; none where none does."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        fields = {field.alias or name: field for name, field in annotation.model_fields.items()}
+        if not place:
+            return fields
+        field = fields.get(str(place[0]))
+        return _keys(field.annotation, place[1:]) if field else ()
+    # A list's or dictionary's own place is an index or a key; a union has none.
+    below = place if get_origin(annotation) in (Union, UnionType) else place[1:]
+    return next(filter(None, (_keys(inner, below) for inner in get_args(annotation))), ())
