@@ -25,11 +25,8 @@ from rich.text import Text
 from deepeyes_plugins import _activation, plugins
 from deepeyes_plugins.cli.paths import constraints_file
 from deepeyes_plugins.cli.probes import MARK, Registration
-from deepeyes_plugins.settings import (
-    SETTINGS_VARIABLE,
-    SettingsError,
-    load_settings,
-)
+from deepeyes_plugins.settings import SETTINGS_VARIABLE, SettingsError, load_settings
+from eval_plugins.vlmevalkit.settings import load_evaluation
 
 Status = Literal["ok", "warning", "problem", "absent"]
 
@@ -94,10 +91,10 @@ Check = Callable[[], Iterable[Finding]]
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     require: Annotated[
-        str, typer.Option(help=f"What must not be absent, of: {','.join(_REQUIRABLE)}.")
+        str, typer.Option(help=f"What must not be absent, of: {', '.join(_REQUIRABLE)}.")
     ] = "",
     only: Annotated[
-        str, typer.Option(help=f"What to check, of: {','.join(_CHECKS)}. Everything by default.")
+        str, typer.Option(help=f"What to check, of: {', '.join(_CHECKS)}. By default all.")
     ] = "",
 ) -> None:
     """Check this installation: versions, registrations, sandbox, judge, search, settings, machine.
@@ -249,7 +246,8 @@ def check_settings() -> Iterator[Finding]:
     yield Finding("settings", "agent.yaml", "ok", source)
     try:
         environments, tools = plugins.environments(), plugins.tools()
-        counts = (len(tools), len(environments), len(plugins.rewards()), len(plugins.formatters()))
+        rewards = plugins.rewards()
+        counts = (len(tools), len(environments), len(rewards), len(plugins.formatters()))
     except plugins.PluginError as error:
         yield Finding("plugins", "registered", "problem", str(error), "See `deepeyes plugins`.")
         return
@@ -265,10 +263,19 @@ def check_settings() -> Iterator[Finding]:
             environments[name]
             for tool in chosen:
                 tools[tool]
+        for name in settings.rewards.sources.values():
+            rewards[name]
     except plugins.UnknownNameError as error:
         yield Finding(
             "settings", "names", "problem", str(error), "Correct the name, or install its plugin."
         )
+    if settings.evaluation:
+        # The server is what an evaluation adds, often by a variable: its lack is no mistake here.
+        server = {"url": "http://127.0.0.1", **settings.evaluation}["url"]
+        try:
+            load_evaluation(url=server)
+        except SettingsError as error:
+            yield Finding("settings", "evaluation", "problem", str(error), "Correct the file.")
 
 
 def check_activation() -> Iterator[Finding]:
@@ -488,7 +495,6 @@ def _show(console: Console, findings: list[Finding]) -> None:
     console.print(table)
     problems = sum(finding.status == "problem" for finding in findings)
     warnings = sum(finding.status == "warning" for finding in findings)
-    if problems:
-        console.print(f"\n[red]{problems} to mend[/], {warnings} to know of.")
-    else:
-        console.print(f"\n[green]Ready.[/] {warnings} to know of.")
+    absent = sum(finding.status == "absent" for finding in findings)
+    verdict = f"[red]{problems} to mend[/]" if problems else "[green]Nothing to mend[/]"
+    console.print(f"\n{verdict}, {warnings} to know of, {absent} absent.")

@@ -47,6 +47,41 @@ def test_the_help_names_every_command() -> None:
         assert re.search(rf"\b{command}\b", text)
 
 
+@pytest.mark.parametrize("group", ["", "data", "sandbox", "search", "search index", "eval"])
+def test_no_summary_is_cut_at_80_columns(group: str) -> None:
+    text = deepeyes(*group.split(), "--help", COLUMNS="80").stdout
+
+    assert "Commands:" in text
+    assert "..." not in text.partition("Commands:")[2]
+
+
+def test_defaults_that_stand_in_brackets_are_shown() -> None:
+    text = " ".join(deepeyes("data", "check", "--help").stdout.split())
+
+    assert "[default: told by the content]" in text
+
+
+def test_an_error_shows_brackets_as_they_are() -> None:
+    answer = deepeyes("eval", "report", "[/runs]/[eval]")
+
+    assert answer.returncode == 1
+    assert "[/runs]/[eval]" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--log-level", "loud"), ("--port", "99999"), ("--redis", "redis-host:6379")],
+)
+@pytest.mark.parametrize("service", ["sandbox", "search"])
+def test_a_wrong_option_of_a_server_is_named(service: str, option: str, value: str) -> None:
+    answer = deepeyes(service, "serve", option, value)
+
+    assert answer.returncode == 2
+    assert option in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
 def test_the_help_is_quick_because_no_command_is_imported() -> None:
     show = (
         "import sys\n"
@@ -153,6 +188,28 @@ def test_the_doctor_names_a_tool_that_nobody_registered(tmp_path: Path) -> None:
     assert "Did you mean 'python'?" in findings(answer)[-1]["text"]
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("rewards: {sources: {mine: perceptoin}}", "Did you mean 'perception'?"),
+        ("evaluation: {limit: {turns: 10}}", "Did you mean 'limits'?"),
+        ("evaluation: {sandbox: {cell_timeot: 60}}", "Did you mean 'cell_timeout'?"),
+    ],
+)
+def test_the_doctor_finds_what_only_training_or_evaluation_would_trip_over(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    agent_yaml = tmp_path / "agent.yaml"
+    agent_yaml.write_text(f"{text}\n")
+
+    answer = deepeyes(
+        "doctor", "--json", "--only", "settings", DEEPEYES_AGENT_CONFIG=str(agent_yaml)
+    )
+
+    assert answer.returncode == 1
+    assert told in findings(answer)[-1]["text"]
+
+
 def test_the_doctor_sees_that_a_named_sandbox_is_down() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -170,7 +227,7 @@ def test_the_doctor_reads_well_for_people() -> None:
 
     assert answer.returncode == 0
     assert re.search(r"versions +torch +ok", answer.stdout)
-    assert "Ready." in answer.stdout
+    assert re.search(r"Nothing to mend, \d+ to know of, \d+ absent\.", answer.stdout)
 
 
 def test_a_sandbox_is_served_until_it_is_told_to_stop(tmp_path: Path) -> None:

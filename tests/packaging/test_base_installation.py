@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -43,3 +45,29 @@ def test_what_is_required_must_not_be_absent(base: FreshEnvironment, area: str) 
     answer = base.run("deepeyes", "doctor", "--json", "--require", area, "--only", area, exits=1)
 
     assert [row["status"] for row in json.loads(answer)] == ["problem"]
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        ("quickstart --fast", "all"),
+        ("sandbox serve --port 0", "sandbox"),
+        ("search index info nowhere", "search"),
+        ("eval run --data VStarBench", "eval"),
+    ],
+)
+def test_a_command_says_which_extra_it_lacks(
+    base: FreshEnvironment, tmp_path: Path, command: str, extra: str
+) -> None:
+    answer = subprocess.run(
+        [base.folder / "bin" / "deepeyes", *command.split()],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert answer.returncode == 1
+    assert f"pip install 'deepeyes-plugins[{extra}]'" in answer.stderr
+    assert "Traceback" not in answer.stderr
