@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from deepeyes_plugins.settings import AgentSettings, SettingsError, load_settings
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 WriteYaml = Callable[[str], Path]
 
 
@@ -67,6 +69,24 @@ class TestFile:
     def test_settings_cannot_be_changed(self) -> None:
         with pytest.raises(ValueError, match="frozen"):
             load_settings().environment = "none"  # type: ignore[misc]
+
+
+class TestRecipe:
+    """recipes/agent.yaml, which users edit."""
+
+    def test_what_is_commented_out_works_as_soon_as_it_is_not(self, write: WriteYaml) -> None:
+        recipe = (RECIPES / "agent.yaml").read_text(encoding="utf-8")
+        settings = load_settings(
+            write(re.sub(r'^( *)# ( *(?:- )?[a-z_0-9"]+:(?: |$))', r"\1\2", recipe, flags=re.M))
+        )
+
+        assert settings.tools == {"deepeyes_v2": ["python"]}
+        assert settings.sandbox.url == "http://sandbox-host:8080"
+        assert settings.judge.endpoints[0].url == "http://judge-host:18901/v1"
+        assert settings.rewards.sources == {"my_source": "perception"}
+        assert settings.search.policy == {"perception": False}
+        assert settings.evaluation["url"] == "http://model-host:8000"
+        assert settings.trajectories == Path("runs/rl_7b/trajectories")
 
 
 class TestMistakes:
