@@ -79,6 +79,8 @@ def _mount(
         },
     )
     def command(context: typer.Context) -> None:
+        from deepeyes_plugins.cli.errors import complain
+
         module, _, function = home.partition(":")
         inner = _typer(add_completion=False)
         try:
@@ -90,9 +92,9 @@ def _mount(
             extra = _EXTRAS.get(context.command_path.split()[1])
             if extra is None or (error.name or "").startswith(("deepeyes_plugins", "eval_plugins")):
                 raise
-            from deepeyes_plugins.cli.errors import complain
-
             complain(f"{error}: pip install 'deepeyes-plugins[{extra}]'")
+        except OSError as error:  # A full disk, a folder for a file: for the user, not for us.
+            complain(str(error))
 
 
 _mount(app, "quickstart", "Train and evaluate a tiny agent, GPU or not.", "quickstart:quickstart")

@@ -14,8 +14,10 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from deepeyes_plugins import __version__
+from deepeyes_plugins.cli.main import app
 from tests.serving import LocalServer
 
 DEEPEYES = (sys.executable, "-m", "deepeyes_plugins.cli")
@@ -49,14 +51,14 @@ def test_the_help_names_every_command() -> None:
 
 @pytest.mark.parametrize("group", ["", "data", "sandbox", "search", "search index", "eval"])
 def test_no_summary_is_cut_at_80_columns(group: str) -> None:
-    text = deepeyes(*group.split(), "--help", COLUMNS="80").stdout
+    text = CliRunner().invoke(app, [*group.split(), "--help"], env={"COLUMNS": "80"}).stdout
 
     assert "Commands:" in text
     assert "..." not in text.partition("Commands:")[2]
 
 
 def test_defaults_that_stand_in_brackets_are_shown() -> None:
-    text = " ".join(deepeyes("data", "check", "--help").stdout.split())
+    text = " ".join(CliRunner().invoke(app, ["data", "check", "--help"]).stdout.split())
 
     assert "[default: told by the content]" in text
 
@@ -69,17 +71,24 @@ def test_an_error_shows_brackets_as_they_are() -> None:
     assert "Traceback" not in answer.stderr
 
 
+def test_a_folder_where_a_file_belongs_is_named(tmp_path: Path) -> None:
+    answer = deepeyes("search", "replay", "--port", "0", str(tmp_path))
+
+    assert answer.returncode == 1
+    assert re.search(rf"error: .*Is a directory: '{tmp_path}'", answer.stderr)
+    assert "Traceback" not in answer.stderr
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [("--log-level", "loud"), ("--port", "99999"), ("--redis", "redis-host:6379")],
 )
 @pytest.mark.parametrize("service", ["sandbox", "search"])
 def test_a_wrong_option_of_a_server_is_named(service: str, option: str, value: str) -> None:
-    answer = deepeyes(service, "serve", option, value)
+    answer = CliRunner().invoke(app, [service, "serve", option, value])
 
-    assert answer.returncode == 2
+    assert answer.exit_code == 2
     assert option in answer.stderr
-    assert "Traceback" not in answer.stderr
 
 
 def test_the_help_is_quick_because_no_command_is_imported() -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+from transformers.utils import logging
 
 VIEW_SIDE = 56
 """Side in pixels at which the model sees every square image: four image tokens."""
@@ -273,8 +275,21 @@ def _save(
         pad_token_id=end_of_text,
     )
     output_dir.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(output_dir)
+    with _no_progress_bar():
+        model.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keep transformers' bar, of which there is one per file, out of the caller's display."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _chat_template(*, system_message: bool = False, opening: str = "") -> str:
