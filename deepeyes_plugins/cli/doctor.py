@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from rich.text import Text
 from deepeyes_plugins import _activation, plugins
 from deepeyes_plugins.cli.paths import constraints_file
 from deepeyes_plugins.cli.probes import MARK, Registration
-from deepeyes_plugins.settings import SETTINGS_VARIABLE, SettingsError, load_settings
+from deepeyes_plugins.settings import SETTINGS_VARIABLE, AgentSettings, SettingsError, load_settings
 from eval_plugins.vlmevalkit.settings import load_evaluation
 
 Status = Literal["ok", "warning", "problem", "absent"]
@@ -242,6 +243,9 @@ def check_settings() -> Iterator[Finding]:
             "settings", "agent.yaml", "problem", str(error), "Correct the file or the variable."
         )
         return
+    for name, field in _misspelt_variables():
+        advice = f"Did you mean DEEPEYES_{field.upper()}…?"
+        yield Finding("settings", "variables", "warning", f"{name} sets nothing", advice)
     source = os.environ.get(SETTINGS_VARIABLE) or f"defaults; {SETTINGS_VARIABLE} names no file"
     yield Finding("settings", "agent.yaml", "ok", source)
     try:
@@ -276,6 +280,17 @@ def check_settings() -> Iterator[Finding]:
             load_evaluation(url=server)
         except SettingsError as error:
             yield Finding("settings", "evaluation", "problem", str(error), "Correct the file.")
+
+
+def _misspelt_variables() -> Iterator[tuple[str, str]]:
+    """Variables that nothing reads, each with the field of agent.yaml that its name resembles."""
+    fields = AgentSettings.model_fields
+    for name in sorted(os.environ):
+        if name.startswith("DEEPEYES_"):
+            word = name.split("_")[1].lower()
+            near = difflib.get_close_matches(word, fields, n=1, cutoff=0.8)
+            if near and word not in fields:
+                yield name, near[0]
 
 
 def check_activation() -> Iterator[Finding]:

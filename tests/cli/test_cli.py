@@ -219,6 +219,15 @@ def test_the_doctor_finds_what_only_training_or_evaluation_would_trip_over(
     assert told in findings(answer)[-1]["text"]
 
 
+def test_the_doctor_sees_a_variable_that_sets_nothing() -> None:
+    answer = deepeyes("doctor", "--json", "--only", "settings", DEEPEYES_LIMIT_TURNS="3")
+
+    warning = findings(answer)[0]
+    assert warning["status"] == "warning"
+    assert warning["text"] == "DEEPEYES_LIMIT_TURNS sets nothing"
+    assert "DEEPEYES_LIMITS" in warning["action"]
+
+
 def test_the_doctor_sees_that_a_named_sandbox_is_down() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
