@@ -108,7 +108,7 @@ def score(
         console.print(f"Scores: {path}", highlight=False, soft_wrap=True)
         for outcome in outcomes[:NAMED_LINES]:
             console.print(
-                f"{outcome.kind}: {outcome.line}: {outcome.reason}",
+                f"{outcome.kind}: {outcome.place}: {outcome.reason}",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,
@@ -179,7 +179,7 @@ def summarize(records: Iterable[ScoreRecord], left: Iterable[Outcome]) -> dict[s
         "unplayed": kinds["unplayed"],
         "failed": kinds["failed"],
         "lines_without_score": [
-            {"where": str(outcome.line), "kind": outcome.kind, "reason": outcome.reason}
+            {"where": str(outcome.place), "kind": outcome.kind, "reason": outcome.reason}
             for outcome in left
         ],
     }
