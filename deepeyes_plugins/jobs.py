@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -51,12 +51,15 @@ class Patience:
 
 async def work_through(
     items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], *, concurrency: int
-) -> AsyncIterator[Result]:
+) -> AsyncGenerator[Result]:
     """Do many pieces of work at a time and yield each result as it comes.
+
+    Close it (``contextlib.aclosing``) where the loop over it may end early: only then nothing is
+    in work any more.
 
     Args:
         items: Read as they are needed, in a thread: they may come from a large file.
-        work: Does one; what it raises ends everything.
+        work: Does one; what it raises ends everything. It never returns ``None``.
         concurrency: Pieces in work at a time.
     """
     source = iter(items)

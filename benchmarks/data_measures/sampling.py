@@ -55,7 +55,7 @@ def _measure(name: str, variants: Sequence[Variant], turns: int, questions: int)
         )
         scored: list[float] = []
         started = time.perf_counter()
-        records, failures = asyncio.run(
+        sampled = asyncio.run(
             sampling.run(
                 partial(read_questions, [data], "deepeyes_v2"),
                 questions,
@@ -63,11 +63,11 @@ def _measure(name: str, variants: Sequence[Variant], turns: int, questions: int)
             )
         )
         seconds = time.perf_counter() - started
-    if failures:
-        raise RuntimeError(failures[0])
+    if sampled.failures:
+        raise RuntimeError(sampled.failures[0])
     ideal = questions * turns * LATENCY / IN_FLIGHT
-    rest = len(records) - IN_FLIGHT
-    later = ideal * rest / len(records) / (scored[-1] - scored[IN_FLIGHT])
+    played = len(sampled.records)
+    later = ideal * (played - IN_FLIGHT) / played / (scored[-1] - scored[IN_FLIGHT])
     return Figure(
         f"{name}, share of the ideal throughput (stub of 1 s, 64 in flight, real sandbox)",
         ideal / seconds,
@@ -76,7 +76,7 @@ def _measure(name: str, variants: Sequence[Variant], turns: int, questions: int)
         {
             "seconds": seconds,
             "ideal [s]": ideal,
-            "trajectories": len(records),
+            "trajectories": played,
             "share from the 64th score on": later,
         },
     )

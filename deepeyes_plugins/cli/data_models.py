@@ -6,7 +6,7 @@ import asyncio
 import errno
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,28 +16,39 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from deepeyes_plugins.cli.progress import progress
 from deepeyes_plugins.cli.reward import read_references
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import DataError
+from deepeyes_plugins.data.output import refuse_inputs, whole_file
 from deepeyes_plugins.environments.preflight import check_tools
-from deepeyes_plugins.hosts.openai import load_openai_settings
+from deepeyes_plugins.hosts.openai import OpenAISettings, load_openai_settings
+from deepeyes_plugins.hosts.openai.settings import ENVIRONMENT_PREFIX
 from deepeyes_plugins.jobs import ServiceLostError
 from deepeyes_plugins.plugins import PluginError
 from deepeyes_plugins.rewards.scoring import Scorer
-from deepeyes_plugins.rewards.stored import Line, ScoreRecord, lines_of, log_files, score_log
+from deepeyes_plugins.rewards.stored import (
+    Line,
+    Place,
+    ScoreRecord,
+    lines_of,
+    log_files,
+    score_log,
+)
 from deepeyes_plugins.rollout.contracts import InfrastructureError
 from deepeyes_plugins.rollout.log import FILE_NAME
 from deepeyes_plugins.rollout.trajectory import Trajectory
 from deepeyes_plugins.selection.filtering import (
     VARIANTS,
     Thresholds,
+    common_columns,
     judge_questions,
     write_kept,
 )
 from deepeyes_plugins.selection.questions import BadRow, places, read_questions, references_of
-from deepeyes_plugins.selection.sampling import Sampling, Variant
+from deepeyes_plugins.selection.sampling import Sampled, Sampling, Variant
 from deepeyes_plugins.selection.sft import Choice, Made, write_rows
 from deepeyes_plugins.settings import AgentSettings, SettingsError, load_settings
 
@@ -48,14 +59,22 @@ Data = Annotated[list[Path], typer.Argument(help="RL parquet files.", show_defau
 Config = Annotated[Path | None, typer.Option(help="agent.yaml. [default: $DEEPEYES_AGENT_CONFIG]")]
 Url = Annotated[
     str | None,
-    typer.Option(help="The model's OpenAI-compatible server. [default: $DEEPEYES_OPENAI_URL]"),
+    typer.Option(help="The model's OpenAI-compatible server.", envvar=f"{ENVIRONMENT_PREFIX}URL"),
 ]
-Model = Annotated[str | None, typer.Option(help="Model to ask for, if there are several.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Model to ask for, if there are several.", envvar=f"{ENVIRONMENT_PREFIX}MODEL"
+    ),
+]
 Best = Annotated[int, typer.Option(min=1, help="Trajectories to keep per question.")]
 LeastFormat = Annotated[
     float, typer.Option(help="Lowest part `format`: DeepEyesV2 1, DeepEyes V1 0.")
 ]
-Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature.")]
+Temperature = Annotated[
+    float,
+    typer.Option(min=0, help="Sampling temperature.", envvar=f"{ENVIRONMENT_PREFIX}TEMPERATURE"),
+]
 Seed = Annotated[int, typer.Option(help="Of the sampling; every sample has its own, made of it.")]
 Concurrency = Annotated[
     int, typer.Option(min=1, help="Trajectories that are played at the same time.")
@@ -96,9 +115,12 @@ def filter_questions(
     console = Console(stderr=True)
     with _complaints(console):
         agent = load_settings(config)
+        report_file = output.with_suffix(".report.jsonl")
+        refuse_inputs([output, report_file], data)
+        columns = common_columns(data)
         sampling = Sampling(
             agent,
-            load_openai_settings(**_given(url=url, model=model, temperature=temperature)),
+            _server(url, model, temperature),
             output.with_suffix(".work"),
             VARIANTS,
             samples,
@@ -106,17 +128,19 @@ def filter_questions(
             keep_images=False,
             concurrency=concurrency,
         )
-        records, failures = _sample(sampling, data, agent, console, as_json)
-        judged = judge_questions(records, samples, Thresholds(most_plain, least_tools, least_gain))
+        sampled = _sample(sampling, data, agent, console, as_json)
+        thresholds = Thresholds(most_plain, least_tools, least_gain)
+        judged = judge_questions(sampled.records, samples, thresholds)
         counts: Counter[str] = Counter()
-        bad: list[str] = []
-        with output.with_suffix(".report.jsonl").open("w", encoding="utf-8") as report:
-            for row in write_kept(data, agent.environment, judged, output):
+        bad = list(sampled.torn)
+        with whole_file(report_file) as partial, partial.open("w", encoding="utf-8") as report:
+            for row in write_kept(data, agent.environment, judged, output, columns):
                 counts[row["verdict"]] += 1
                 if row["verdict"] == "bad":
                     bad.append("{file}, row {row}: {reason}".format(**row))
                 report.write(json.dumps(row) + "\n")
-        _finish({"verdicts": dict(counts)}, output, bad, failures, console, as_json)
+        summary = {"verdicts": dict(counts), "torn_lines": len(sampled.torn)}
+        _finish(summary, output, bad, sampled.failures, console, as_json)
 
 
 def synthesize(
@@ -147,23 +171,25 @@ def synthesize(
     console = Console(stderr=True)
     with _complaints(console):
         agent = load_settings(config)
-        prompt = teacher_prompt.read_text(encoding="utf-8") if teacher_prompt else None
+        prompt = _text_of(teacher_prompt) if teacher_prompt else None
         sampling = Sampling(
             agent,
-            load_openai_settings(**_given(url=url, model=model, temperature=temperature)),
+            _server(url, model, temperature),
             output / "work",
             [Variant("teacher", system_prompt=prompt)],
             samples,
             seed=seed,
             concurrency=concurrency,
         )
-        records, failures = _sample(sampling, data, agent, console, as_json)
+        sampled = _sample(sampling, data, agent, console, as_json)
         questions = read_questions(data, agent.environment)
         log = output / "work" / FILE_NAME
         logs = [log] if log.exists() else []
         choice = Choice(best, least_format=least_format)
-        made = write_rows(logs, records, questions, output, name, choice)
-        _finish(_summary(made), output, made.bad, failures, console, as_json)
+        made = write_rows(logs, sampled.records, questions, output, name, choice)
+        summary = {**_summary(made), "torn_lines": len(sampled.torn)}
+        bad: list[str | BadRow] = [*sampled.torn, *made.bad]
+        _finish(summary, output, bad, sampled.failures, console, as_json)
 
 
 def from_trajectories(
@@ -187,6 +213,13 @@ def from_trajectories(
             "Repeatable."
         ),
     ] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Split (`extra_info.split` of the data) whose trajectories are used; so are those "
+            "that name none, as in an evaluation. Repeatable. [default: train]"
+        ),
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the data set.")] = "rejection_sampled",
     best: Best = 1,
     least_score: Annotated[float, typer.Option(help="Lowest score.")] = 0.0,
@@ -202,12 +235,17 @@ def from_trajectories(
         agent = load_settings(config)
         logs = log_files(log)
         data = data or []
-        left: Counter[str] = Counter()
+        other, torn = _other_splits(logs, split or ["train"])
+        left = Counter(f"of split {name!r}" for name in other.values())
         bad: list[str] = []
         failures: list[str] = []
         if results:
-            records = _judged_elsewhere(results, logs)
-            left["without a verdict"] = sum(1 for _ in lines_of(logs)) - len(records)
+            lines = sum(line.key not in other for line in lines_of(logs))
+            judged = _judged_elsewhere(results, logs)
+            records = [record for record in judged if record.trajectory not in other]
+            left["without a verdict"] = lines - len(records) - len(torn)
+            left["bad"] = len(torn)
+            bad = torn
         else:
             references = read_references(data, skip_bad=True)  # Named below.
             with progress("scoring", console, show=not as_json) as advance:
@@ -218,11 +256,12 @@ def from_trajectories(
                         agent,
                         references,
                         concurrency=concurrency,
+                        leave_out=other,
                         advance=advance,
                     )
                 )
             left.update(outcome.kind for outcome in outcomes)
-            bad = [f"{one.line}: {one.reason}" for one in outcomes if one.kind == "bad"]
+            bad = [f"{one.place}: {one.reason}" for one in outcomes if one.kind == "bad"]
             failures = [str(one.reason) for one in outcomes if one.kind == "failed"]
         choice = Choice(best, least_score, least_accuracy, least_format)
         questions = read_questions(data, agent.environment)
@@ -231,8 +270,20 @@ def from_trajectories(
         _finish(_summary(made), output, [*bad, *made.bad], failures, console, as_json)
 
 
-def _judged_elsewhere(results: Sequence[Path], logs: Sequence[Path]) -> list[ScoreRecord]:
-    """Return VLMEvalKit's verdicts as scores.
+def _other_splits(logs: Iterable[Path], wanted: Container[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the splits of trajectories that are not wanted, by their keys, and what is none."""
+    other: dict[str, str] = {}
+    torn: list[str] = []
+    for line in lines_of(logs):
+        if (labels := line.labels) is None:
+            torn.append(f"{line.place}: no trajectory, perhaps cut short")
+        elif (split := labels.get("split")) and split not in wanted:
+            other[line.key] = str(split)
+    return other, torn
+
+
+def _judged_elsewhere(results: Sequence[Path], logs: Sequence[Path]) -> Iterator[ScoreRecord]:
+    """Yield VLMEvalKit's verdicts as scores.
 
     Raises:
         SettingsError: What reads them is not installed.
@@ -241,23 +292,19 @@ def _judged_elsewhere(results: Sequence[Path], logs: Sequence[Path]) -> list[Sco
         from eval_plugins.report.verdicts import judged_trajectories
     except ImportError as error:
         raise SettingsError(f"{error}: pip install 'deepeyes-plugins[eval]'") from error
-    records = []
     for judged in judged_trajectories(results, logs):
         trajectory = Trajectory.model_validate_json(judged.line)
-        line = Line(judged.log, 0, judged.line.decode(errors="replace").rstrip("\n"))
-        records.append(
-            ScoreRecord(
-                trajectory=line.key,
-                settings="",
-                where=str(judged.log),
-                task_id=trajectory.task_id,
-                data_source=trajectory.data_source,
-                labels=trajectory.labels,
-                score=judged.score,
-                parts={"acc": judged.score},
-            )
+        line = Line(Place(judged.log), judged.line.decode(errors="replace").rstrip("\r\n"))
+        yield ScoreRecord(
+            trajectory=line.key,
+            settings="",
+            where=str(line.place),
+            task_id=trajectory.task_id,
+            data_source=trajectory.data_source,
+            labels=trajectory.labels,
+            score=judged.score,
+            parts={"acc": judged.score},
         )
-    return records
 
 
 def _sample(
@@ -266,7 +313,7 @@ def _sample(
     agent: AgentSettings,
     console: Console,
     as_json: bool,
-) -> tuple[list[ScoreRecord], list[str]]:
+) -> Sampled:
     Scorer(agent).check(references_of(data))
     played = places(data, agent.environment)
     ways = sampling.variants
@@ -304,8 +351,17 @@ def _finish(
         raise typer.Exit(1)
 
 
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+def _server(url: str | None, model: str | None, temperature: float) -> OpenAISettings:
+    given = {"url": url, "model": model, "temperature": temperature}
+    given = {name: value for name, value in given.items() if value is not None}
+    return load_openai_settings(values_win=True, **given)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8: {error}") from error
 
 
 @contextmanager
@@ -318,10 +374,14 @@ def _complaints(console: Console) -> Iterator[None]:
         console.print(f"Interrupted. {kept}")
         raise typer.Exit(130) from None
     except (InfrastructureError, ServiceLostError) as error:
-        console.print(f"[red]error:[/] {error}\n{kept}", highlight=False, soft_wrap=True)
+        _complain(console, f"{error}\n{kept}")
         raise typer.Exit(1) from error
     except (OSError, DataError, RowError, SettingsError, PluginError, pa.ArrowException) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG)
         hint = f"\n{kept}" if full else ""
-        console.print(f"[red]error:[/] {error}{hint}", highlight=False, soft_wrap=True)
+        _complain(console, f"{error}{hint}")
         raise typer.Exit(1) from error
+
+
+def _complain(console: Console, message: str) -> None:
+    console.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)

@@ -10,14 +10,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from deepeyes_plugins.cli.progress import progress
 from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.rl_rows import task_from_row
 from deepeyes_plugins.plugins import PluginError
 from deepeyes_plugins.rewards.stored import (
@@ -27,12 +27,12 @@ from deepeyes_plugins.rewards.stored import (
     log_files,
     score_log,
 )
+from deepeyes_plugins.selection.questions import read_rows
 from deepeyes_plugins.settings import SettingsError, load_settings
 
 SHOWN_PARTS = ("acc", "format", "tool", "judged", "answered")
 NAMED_LINES = 20
 """Lines that could not be scored are named up to this many."""
-_ROWS_AT_A_TIME = 64
 
 
 def score(
@@ -93,8 +93,8 @@ def score(
                     advance=advance,
                 )
             )
-    except (OSError, RowError, SettingsError, PluginError, pa.ArrowException) as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+    except (OSError, DataError, RowError, SettingsError, PluginError) as error:
+        console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         console.print("Interrupted. The same command goes on from here.")
@@ -108,7 +108,7 @@ def score(
         console.print(f"Scores: {path}", highlight=False, soft_wrap=True)
         for outcome in outcomes[:NAMED_LINES]:
             console.print(
-                f"{outcome.kind}: {outcome.line}: {outcome.reason}",
+                f"{outcome.kind}: {outcome.place}: {outcome.reason}",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,
@@ -130,28 +130,23 @@ def read_references(
 
     Raises:
         RowError: A row cannot be read, or two rows of one name differ in their reference.
-        OSError: A file cannot be read.
+        DataError: A file cannot be read; it is named.
     """
     found: dict[tuple[str, str], Reference] = {}
-    for path in files:
-        with pq.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=_ROWS_AT_A_TIME):
-                for row in batch.to_pylist():
-                    number += 1
-                    try:
-                        task = task_from_row(row)
-                    except RowError as error:
-                        if skip_bad:
-                            continue
-                        raise RowError(f"{path}, row {number}: {error}") from error
-                    key = (task.data_source, task.id)
-                    known = Reference(task.ground_truth, task.question)
-                    if found.setdefault(key, known).ground_truth != known.ground_truth:
-                        raise RowError(
-                            f"{path}, row {number}: another row of data source {key[0]!r} has the "
-                            f"id {key[1]!r} and another answer. Give only the file that was played"
-                        )
+    for path, number, row in read_rows(files):
+        try:
+            task = task_from_row(row)
+        except RowError as error:
+            if skip_bad:
+                continue
+            raise RowError(f"{path}, row {number}: {error}") from error
+        key = (task.data_source, task.id)
+        known = Reference(task.ground_truth, task.question)
+        if found.setdefault(key, known).ground_truth != known.ground_truth:
+            raise RowError(
+                f"{path}, row {number}: another row of data source {key[0]!r} has the "
+                f"id {key[1]!r} and another answer. Give only the file that was played"
+            )
     return found
 
 
@@ -179,7 +174,7 @@ def summarize(records: Iterable[ScoreRecord], left: Iterable[Outcome]) -> dict[s
         "unplayed": kinds["unplayed"],
         "failed": kinds["failed"],
         "lines_without_score": [
-            {"where": str(outcome.line), "kind": outcome.kind, "reason": outcome.reason}
+            {"where": str(outcome.place), "kind": outcome.kind, "reason": outcome.reason}
             for outcome in left
         ],
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,13 +20,43 @@ from deepeyes_plugins.rollout.log import FILE_NAME
 from deepeyes_plugins.rollout.trajectory import EndReason, Trajectory
 from deepeyes_plugins.settings import AgentSettings, SettingsError
 
+Labels = dict[str, int | float | str]
+"""Where a trajectory was played; see :class:`Trajectory`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a line of a trajectory log stands: all that has to be held of it.
+
+    Attributes:
+        path: The log.
+        number: Of the line, counted from 1; 0 where it is not known.
+        offset: Where the line starts, in bytes.
+    """
+
+    path: Path
+    number: int = 0
+    offset: int = 0
+
+    def read(self) -> Line:
+        """Read the line, again.
+
+        Raises:
+            OSError: The log cannot be read.
+        """
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return Line(self, _text(file.readline()))
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.number}" if self.number else str(self.path)
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """One line of a trajectory log, and where it stands."""
 
-    path: Path
-    number: int
+    place: Place
     text: str
 
     @property
@@ -33,8 +64,19 @@ class Line:
         """Names the line by its content, wherever it stands."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
-    def __str__(self) -> str:
-        return f"{self.path}:{self.number}"
+    @property
+    def labels(self) -> Labels | None:
+        """The labels of the trajectory; ``None`` if the line is none, for instance cut short."""
+        try:
+            return _Labelled.model_validate_json(self.text).labels
+        except ValidationError:
+            return None
+
+
+class _Labelled(BaseModel):
+    """A trajectory, of which nothing but its labels is looked at."""
+
+    labels: Labels = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +100,7 @@ class ScoreRecord(BaseModel):
     where: str
     task_id: str
     data_source: str
-    labels: dict[str, int | float | str] = {}
+    labels: Labels = {}
     score: float
     parts: dict[str, float]
 
@@ -68,7 +110,7 @@ class Outcome:
     """What became of one line.
 
     Attributes:
-        line: Which one.
+        place: Of the line.
         kind: ``scored``; ``bad`` (no trajectory, or without what scoring needs); ``unplayed`` (a
             failure of ours ended the trajectory: there is nothing to score); ``failed`` (it could
             not be scored now, for instance without the judge: try again).
@@ -77,7 +119,7 @@ class Outcome:
         data_source: As far as it is known.
     """
 
-    line: Line
+    place: Place
     kind: Literal["scored", "bad", "unplayed", "failed"]
     record: ScoreRecord | None = None
     reason: str = ""
@@ -99,10 +141,16 @@ def log_files(path: Path) -> list[Path]:
 def lines_of(paths: Iterable[Path]) -> Iterator[Line]:
     """Yield the lines that are not empty; undecodable bytes make a bad line, not an error."""
     for path in paths:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for number, text in enumerate(file, 1):
-                if text.strip():
-                    yield Line(path, number, text.rstrip("\n"))
+        offset = 0
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield Line(Place(path, number, offset), _text(line))
+                offset += len(line)
+
+
+def _text(line: bytes) -> str:
+    return line.decode("utf-8", "replace").rstrip("\r\n")
 
 
 def fingerprint(settings: AgentSettings) -> str:
@@ -119,6 +167,7 @@ async def score_log(
     *,
     concurrency: int = 64,
     restart: bool = False,
+    leave_out: Container[str] = frozenset(),
     advance: Advance | None = None,
 ) -> tuple[list[Outcome], list[ScoreRecord]]:
     """Score the lines of some logs that an earlier run under the same settings has not scored.
@@ -130,6 +179,7 @@ async def score_log(
         references: Reference answers by data source and task id; they win over recorded ones.
         concurrency: Lines in work at a time.
         restart: Score everything anew.
+        leave_out: Keys of lines that are passed over.
         advance: Is told of progress.
 
     Returns:
@@ -140,29 +190,31 @@ async def score_log(
         OSError: A file cannot be read or written; what was scored before is kept.
     """
     mark = fingerprint(settings)
-    wanted = {line.key for line in lines_of(paths)}
+    wanted = {key for line in lines_of(paths) if (key := line.key) not in leave_out}
     ledger = Ledger(output, ScoreRecord)
     records = ledger.resume(
         lambda record: not restart and record.settings == mark and record.trajectory in wanted
     )
     done = {record.trajectory for record in records}
-    missing = (line for line in lines_of(paths) if line.key not in done)
+    missing = (line for line in lines_of(paths) if line.key in wanted and line.key not in done)
     scorer = Scorer(settings)
     left: list[Outcome] = []
     tell = advance or (lambda count, total: None)
     tell(len(done), len(wanted))
     try:
-        async for outcome in work_through(
+        outcomes = work_through(
             missing,
             lambda line: score_line(line, scorer, mark, references or {}),
             concurrency=concurrency,
-        ):
-            if outcome.record is None:
-                left.append(outcome)
-            else:
-                ledger.append(outcome.record)
-                records.append(outcome.record)
-            tell(len(records) + len(left), len(wanted))
+        )
+        async with aclosing(outcomes):
+            async for outcome in outcomes:
+                if outcome.record is None:
+                    left.append(outcome)
+                else:
+                    ledger.append(outcome.record)
+                    records.append(outcome.record)
+                tell(len(records) + len(left), len(wanted))
     finally:
         await scorer.aclose()
     return left, records
@@ -190,16 +242,18 @@ async def score_line(
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        return Outcome(line, "bad", reason=f"no trajectory: {where or 'line'}: {first['msg']}")
+        return Outcome(
+            line.place, "bad", reason=f"no trajectory: {where or 'line'}: {first['msg']}"
+        )
     source = trajectory.data_source
     known = references.get((source, trajectory.task_id))
     known = known or Reference(trajectory.ground_truth, trajectory.question)
     if not known.ground_truth:
         reason = f"no reference answer for task {trajectory.task_id!r}: give its data set (--data)"
-        return Outcome(line, "bad", reason=reason, data_source=source)
+        return Outcome(line.place, "bad", reason=reason, data_source=source)
     if trajectory.end_reason is EndReason.INFRASTRUCTURE:
         reason = f"a failure of ours ended it: {trajectory.error}"
-        return Outcome(line, "unplayed", reason=reason, data_source=source)
+        return Outcome(line.place, "unplayed", reason=reason, data_source=source)
     task = Task(
         trajectory.task_id,
         (Message("user", (known.question,)),),
@@ -209,23 +263,23 @@ async def score_line(
     try:
         result = await scorer.score(task, trajectory)
     except UnknownNameError as error:
-        return Outcome(line, "bad", reason=str(error), data_source=source)
+        return Outcome(line.place, "bad", reason=str(error), data_source=source)
     except InfrastructureError as error:
-        return Outcome(line, "failed", reason=str(error), data_source=source)
+        return Outcome(line.place, "failed", reason=str(error), data_source=source)
     except ValueError as error:
         if isinstance(error, SettingsError):
             raise
-        return Outcome(line, "bad", reason=str(error), data_source=source)
+        return Outcome(line.place, "bad", reason=str(error), data_source=source)
     if result.parts.get(INFRASTRUCTURE_FAILED):
-        return Outcome(line, "failed", reason="no judge could be reached", data_source=source)
+        return Outcome(line.place, "failed", reason="no judge could be reached", data_source=source)
     record = ScoreRecord(
         trajectory=line.key,
         settings=settings,
-        where=str(line),
+        where=str(line.place),
         task_id=trajectory.task_id,
         data_source=source,
         labels=trajectory.labels,
         score=result.score,
         parts=dict(result.parts),
     )
-    return Outcome(line, "scored", record, data_source=source)
+    return Outcome(line.place, "scored", record, data_source=source)

@@ -8,29 +8,27 @@ tools is for the cold start. The page names no numbers: samples and thresholds a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from deepeyes_plugins.data.contracts import RowError
-from deepeyes_plugins.data.files import open_parquet, row_batches
+from deepeyes_plugins.data.findings import DataError
+from deepeyes_plugins.data.prepare import parquet_schema
+from deepeyes_plugins.data.writers import row_writer
 from deepeyes_plugins.protocol.content import ImageError
 from deepeyes_plugins.protocol.prompts import deepeyes_v2_prompt
 from deepeyes_plugins.rewards.stored import ScoreRecord
-from deepeyes_plugins.selection.questions import BadRow, question_of
+from deepeyes_plugins.selection.questions import BadRow, question_of, read_rows
 from deepeyes_plugins.selection.sampling import Variant
 
 TOOLS = Variant("tools")
 PLAIN = Variant("plain", environment="none", system_prompt=deepeyes_v2_prompt(()))
 VARIANTS = (TOOLS, PLAIN)
-
-ROW_GROUP_BYTES = 64 << 20
-"""Size of a row group from which the next one begins. Our own bound."""
 
 Verdict = Literal["kept", "trivial", "hopeless", "no gain", "incomplete"]
 
@@ -77,48 +75,56 @@ def judge_questions(
     return judged
 
 
+def common_columns(files: Iterable[Path]) -> pa.Schema:
+    """Return the columns of a file that takes the rows of all of some files.
+
+    Raises:
+        DataError: A file cannot be read, or its columns do not go with those of the others.
+    """
+    schema: pa.Schema | None = None
+    for path in files:
+        columns = parquet_schema(path)
+        try:
+            schema = pa.unify_schemas([schema or columns, columns], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise DataError(
+                f"{path}: its columns are not those of the other files: {error}. "
+                "deepeyes data merge makes one file of several"
+            ) from error
+    return schema if schema is not None else pa.schema([])
+
+
 def write_kept(
     files: Iterable[Path],
     environment: str,
     judged: Mapping[str, Mapping[str, Any]],
     output: Path,
+    schema: pa.Schema,
     verdict: Verdict = "kept",
-) -> Iterable[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Write the rows of a verdict as they are, and yield what became of each row.
 
+    Args:
+        files: RL parquet.
+        environment: Of rows that name none.
+        judged: From :func:`judge_questions`.
+        output: The parquet file; it appears when all rows have been yielded.
+        schema: Its columns, from :func:`common_columns`.
+        verdict: Which rows.
+
     Raises:
-        OSError: The file cannot be written; an earlier one of that name stays.
+        DataError: A file cannot be read, or the output cannot be written; an earlier one of that
+            name stays.
     """
-    partial = output.with_name(output.name + ".partial")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    writer: pq.ParquetWriter | None = None
-    waiting: list[pa.RecordBatch] = []
-    try:
-        for path in files:
-            number = 0
-            with open_parquet(path) as file:
-                writer = writer or pq.ParquetWriter(partial, file.schema_arrow)
-                for batch in row_batches(file, None):
-                    taken = []
-                    for at, row in enumerate(batch.to_pylist()):
-                        number += 1
-                        facts: dict[str, Any] = {"file": str(path), "row": number}
-                        try:
-                            question = question_of(row, environment)
-                        except (RowError, ImageError) as error:
-                            yield BadRow(path, number, str(error)).facts
-                            continue
-                        found = judged.get(question.key, {"verdict": "incomplete"})
-                        if found["verdict"] == verdict:
-                            taken.append(at)
-                        yield {**facts, "question": question.key, "name": question.name, **found}
-                    waiting.append(batch.take(pa.array(taken, pa.int64())))
-                    if sum(one.nbytes for one in waiting) >= ROW_GROUP_BYTES:
-                        writer.write_table(pa.Table.from_batches(waiting))
-                        waiting = []
-        if writer is not None and waiting:
-            writer.write_table(pa.Table.from_batches(waiting))
-    finally:
-        if writer is not None:
-            writer.close()
-    partial.replace(output)
+    with row_writer(output, schema) as writer:
+        for path, number, row in read_rows(files):
+            try:
+                question = question_of(row, environment)
+            except (RowError, ImageError) as error:
+                yield BadRow(path, number, str(error)).facts
+                continue
+            found = judged.get(question.key, {"verdict": "incomplete"})
+            if found["verdict"] == verdict:
+                writer.write(row)
+            facts = {"file": str(path), "row": number}
+            yield {**facts, "question": question.key, "name": question.name, **found}

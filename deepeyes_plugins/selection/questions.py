@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.files import open_parquet, row_batches
+from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.rl_rows import (
     data_source,
     environment_name,
@@ -65,6 +68,34 @@ class BadRow:
         return {**where, "verdict": "bad", "reason": self.reason}
 
 
+def read_rows(
+    files: Iterable[Path], columns: Iterable[str] | None = None
+) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    """Yield file, number and content of each row, a few of which are held at a time.
+
+    Args:
+        files: RL parquet.
+        columns: Those that are read where a file has them; all by default.
+
+    Raises:
+        DataError: A file cannot be read; it is named.
+    """
+    for path in files:
+        number = 0
+        try:
+            with open_parquet(path) as file:
+                known = set(file.schema_arrow.names)
+                taken = None if columns is None else [one for one in columns if one in known]
+                for batch in row_batches(file, None, taken):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield path, number, row
+        except (pa.ArrowException, OSError) as error:
+            where = f" behind row {number}" if number else ""
+            reason = f"cannot be read as parquet{where}, perhaps cut short: {error}"
+            raise DataError(f"{path}: {reason}") from error
+
+
 def read_questions(files: Iterable[Path], environment: str) -> Iterator[Question | BadRow]:
     """Yield the questions of some files, and what is wrong with the rows that are none.
 
@@ -73,34 +104,24 @@ def read_questions(files: Iterable[Path], environment: str) -> Iterator[Question
         environment: Of rows that name none.
 
     Raises:
-        OSError: A file cannot be read.
+        DataError: A file cannot be read.
     """
-    for path in files:
-        number = 0
-        with open_parquet(path) as file:
-            for batch in row_batches(file, None):
-                for row in batch.to_pylist():
-                    number += 1
-                    try:
-                        yield question_of(row, environment)
-                    except (RowError, ImageError) as error:
-                        yield BadRow(path, number, str(error))
+    for path, number, row in read_rows(files):
+        try:
+            yield question_of(row, environment)
+        except (RowError, ImageError) as error:
+            yield BadRow(path, number, str(error))
 
 
 def references_of(files: Iterable[Path]) -> Iterator[tuple[str, str]]:
     """Yield data source and reference answer of the rows that have both; images stay unread.
 
     Raises:
-        OSError: A file cannot be read.
+        DataError: A file cannot be read.
     """
-    for path in files:
-        with open_parquet(path) as file:
-            for batch in row_batches(file, None, ["data_source", "reward_model"]):
-                for row in batch.to_pylist():
-                    try:
-                        yield data_source(row), ground_truth(row)
-                    except RowError:
-                        continue  # It is not played either.
+    for _, _, row in read_rows(files, ["data_source", "reward_model"]):
+        with contextlib.suppress(RowError):  # Such a row is not played either.
+            yield data_source(row), ground_truth(row)
 
 
 def places(files: Iterable[Path], environment: str) -> Iterator[tuple[str, str]]:
@@ -111,15 +132,11 @@ def places(files: Iterable[Path], environment: str) -> Iterator[tuple[str, str]]
         environment: Of rows that name none.
 
     Raises:
-        OSError: A file cannot be read.
+        DataError: A file cannot be read.
     """
-    for path in files:
-        with open_parquet(path) as file:
-            named = {"env_name", "data_source"} & set(file.schema_arrow.names)
-            for batch in row_batches(file, None, sorted(named)):
-                for row in batch.to_pylist():
-                    with contextlib.suppress(RowError):  # Such a row is left out.
-                        yield environment_name(row, environment), data_source(row)
+    for _, _, row in read_rows(files, ["env_name", "data_source"]):
+        with contextlib.suppress(RowError):  # Such a row is left out.
+            yield environment_name(row, environment), data_source(row)
 
 
 def question_of(row: dict[str, Any], environment: str) -> Question:

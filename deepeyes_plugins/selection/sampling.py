@@ -6,15 +6,19 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deepeyes_plugins import plugins
+from deepeyes_plugins.data.output import one_at_a_time
 from deepeyes_plugins.hosts.openai import ChatClient, OpenAIPolicy, OpenAISettings
 from deepeyes_plugins.jobs import Advance, Ledger, Patience, work_through
 from deepeyes_plugins.rewards.scoring import Scorer
 from deepeyes_plugins.rewards.stored import (
+    Labels,
     Line,
+    Place,
     ScoreRecord,
     fingerprint,
     lines_of,
@@ -67,7 +71,22 @@ class _Play:
     variant: Variant
     sample: int
     seed: int
-    line: Line | None = None
+    played: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What came of it.
+
+    Attributes:
+        records: All scores, those of earlier runs included.
+        failures: What failed because of our side: the next run plays that.
+        torn: Lines of the log that are no trajectory, as a killed run leaves them.
+    """
+
+    records: list[ScoreRecord]
+    failures: list[str] = field(default_factory=list)
+    torn: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +118,7 @@ class Sampling:
         questions: Callable[[], Iterable[Question | BadRow]],
         total: int,
         advance: Advance | None = None,
-    ) -> tuple[list[ScoreRecord], list[str]]:
+    ) -> Sampled:
         """Play what no earlier run with the same settings has.
 
         Args:
@@ -107,26 +126,24 @@ class Sampling:
             total: How many rows there are.
             advance: Is told of progress; the total shrinks by rows that are bad or repeated.
 
-        Returns:
-            All scores, and what failed because of our side: the next run plays that.
-
         Raises:
+            DataError: Another process is at work in the folder.
             InfrastructureError: The model's server does not answer at the start.
             ServiceLostError: It has gone; what was played is kept.
             OSError: The folder cannot be written; what was played is kept.
         """
-        async with ChatClient(self.openai) as client:
-            await client.check()
-            model = await client.next_server().model()
-            resources = Resources(self.agent, _sandbox_that_starts())
-            scorer = Scorer(self.agent)
-            try:
-                return await self._run(
-                    questions, total, advance, _Player(self, client, model, resources, scorer)
-                )
-            finally:
-                await scorer.aclose()
-                await resources.aclose()
+        with one_at_a_time(self.folder / "lock"):
+            async with ChatClient(self.openai) as client:
+                await client.check()
+                model = await client.model()
+                resources = Resources(self.agent, _sandbox_that_starts())
+                scorer = Scorer(self.agent)
+                try:
+                    player = _Player(self, client, model, resources, scorer)
+                    return await self._run(questions, total, advance, player)
+                finally:
+                    await scorer.aclose()
+                    await resources.aclose()
 
     async def _run(
         self,
@@ -134,7 +151,7 @@ class Sampling:
         total: int,
         advance: Advance | None,
         player: _Player,
-    ) -> tuple[list[ScoreRecord], list[str]]:
+    ) -> Sampled:
         plays_of_one = len(self.variants) * self.samples
         count = total * plays_of_one
         mark, tell = fingerprint(self.agent), advance or (lambda done, total: None)
@@ -142,16 +159,18 @@ class Sampling:
         known = ledger.resume(
             lambda record: record.settings == mark and player.is_own(record.labels)
         )
-        records = [record for record in known if int(record.labels["sample"]) < self.samples]
+        found = Sampled([one for one in known if int(one.labels["sample"]) < self.samples])
+        records, failures = found.records, found.failures
         scored = {record.trajectory for record in records}
         log = self.folder / FILE_NAME
-        played: dict[tuple[str, str, int], Line] = {}
+        played: dict[tuple[str, str, int], Place] = {}
         done = {_name(record.labels) for record in records}
         for line in lines_of([log] if log.exists() else []):
-            labels = json.loads(line.text).get("labels", {})
-            if player.is_own(labels) and line.key not in scored:
-                played[_name(labels)] = line
-        failures: list[str] = []
+            labels = line.labels
+            if labels is None:
+                found.torn.append(f"{line.place}: no trajectory, perhaps cut short")
+            elif player.is_own(labels) and line.key not in scored:
+                played[_name(labels)] = line.place
         patience = Patience(self.concurrency)
         tell(len(records), count)
 
@@ -170,17 +189,19 @@ class Sampling:
                             seed = _seed(self.seed, *name)
                             yield _Play(question, variant, sample, seed, played.get(name))
 
-        async for result in work_through(plays(), player.play, concurrency=self.concurrency):
-            if isinstance(result, str):
-                failures.append(result)
-                patience.fail(result)
-            else:
-                patience.succeed()
-                ledger.append(result)
-                records.append(result)
-            tell(len(records) + len(failures), count)
+        results = work_through(plays(), player.play, concurrency=self.concurrency)
+        async with aclosing(results):
+            async for result in results:
+                if isinstance(result, str):
+                    failures.append(result)
+                    patience.fail(result)
+                else:
+                    patience.succeed()
+                    ledger.append(result)
+                    records.append(result)
+                tell(len(records) + len(failures), count)
         tell(len(records) + len(failures), count)
-        return records, failures
+        return found
 
 
 class _Player:
@@ -203,12 +224,15 @@ class _Player:
         self._mark = fingerprint(sampling.agent)
         self._settings = _fingerprint(sampling, model)
 
-    def is_own(self, labels: dict[str, int | float | str]) -> bool:
+    def is_own(self, labels: Labels) -> bool:
         return labels.get("settings") == self._settings
 
     async def play(self, play: _Play) -> ScoreRecord | str:
         """Return the score, or why our side failed."""
-        line = play.line or await self._play(play)
+        if play.played is not None:
+            line: Line | str = await asyncio.to_thread(play.played.read)
+        else:
+            line = await self._play(play)
         if isinstance(line, str):
             return line
         outcome = await score_line(line, self._scorer, self._mark, {})
@@ -234,7 +258,7 @@ class _Player:
         }
         images = environment.images if self._sampling.keep_images else []
         await asyncio.to_thread(self._log.write, trajectory, images)
-        return Line(self._log.path, 0, trajectory.model_dump_json())
+        return Line(Place(self._log.path), trajectory.model_dump_json())
 
 
 def _sandbox_that_starts() -> Callable[[SandboxSettings], str]:
@@ -257,7 +281,7 @@ def _sandbox_that_starts() -> Callable[[SandboxSettings], str]:
     return find
 
 
-def _name(labels: dict[str, int | float | str]) -> tuple[str, str, int]:
+def _name(labels: Labels) -> tuple[str, str, int]:
     return str(labels["question"]), str(labels["variant"]), int(labels["sample"])
 
 

@@ -14,10 +14,11 @@ from typing import Any, TextIO
 
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.formatter import format_row, format_sharegpt
+from deepeyes_plugins.data.output import whole_file
 from deepeyes_plugins.data.writers import DATASET_INFO, register_dataset
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
-from deepeyes_plugins.rewards.stored import Line, ScoreRecord, lines_of
+from deepeyes_plugins.rewards.stored import Place, ScoreRecord, lines_of
 from deepeyes_plugins.rollout.contracts import Task
 from deepeyes_plugins.rollout.log import IMAGE_FOLDER
 from deepeyes_plugins.rollout.trajectory import EndReason, PartRecord, Trajectory
@@ -86,8 +87,9 @@ def write_rows(
         choice: What is kept.
 
     Raises:
-        OSError: Something cannot be read or written; an earlier file of that name stays.
-        DataError: ``dataset_info.json`` is none, or cannot be written.
+        OSError: A log cannot be read.
+        DataError: Something cannot be read or written, or ``dataset_info.json`` is none; an
+            earlier file of that name stays.
     """
     made = Made()
     good: dict[str, ScoreRecord] = {}
@@ -96,31 +98,27 @@ def write_rows(
             good[record.trajectory] = record
         else:
             made.left["not right or not well formed"] += 1
-    found: defaultdict[str, list[tuple[ScoreRecord, Line]]] = defaultdict(list)
+    found: defaultdict[str, list[tuple[ScoreRecord, Place]]] = defaultdict(list)
     for line in lines_of(logs):
-        if line.key in good:
-            record = good.pop(line.key)
+        if (key := line.key) in good:
+            record = good.pop(key)
             name_in_log = f"{record.data_source}/{record.task_id}"
-            found[str(record.labels.get("question") or name_in_log)].append((record, line))
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{name}.json.partial"
-    try:
-        with (
-            partial.open("w", encoding="utf-8") as file,
-            (folder / f"{name}.report.jsonl").open("w", encoding="utf-8") as report,
-        ):
-            file.write("[")
-            for one in itertools.chain(questions, _left_in(found)):
-                if isinstance(one, BadRow):
-                    made.bad.append(one)
-                    facts = one.facts
-                else:
-                    facts = _write_question(one, found, file, folder, choice.best, made)
-                report.write(json.dumps(facts, ensure_ascii=False) + "\n")
-            file.write("\n]\n")
-        partial.replace(folder / f"{name}.json")
-    finally:
-        partial.unlink(missing_ok=True)
+            found[str(record.labels.get("question") or name_in_log)].append((record, line.place))
+    with (
+        whole_file(folder / f"{name}.json") as rows,
+        whole_file(folder / f"{name}.report.jsonl") as told,
+        rows.open("w", encoding="utf-8") as file,
+        told.open("w", encoding="utf-8") as report,
+    ):
+        file.write("[")
+        for one in itertools.chain(questions, _left_in(found)):
+            if isinstance(one, BadRow):
+                made.bad.append(one)
+                facts = one.facts
+            else:
+                facts = _write_question(one, found, file, folder, choice.best, made)
+            report.write(json.dumps(facts, ensure_ascii=False) + "\n")
+        file.write("\n]\n")
     register_dataset(folder / DATASET_INFO, name, f"{name}.json")
     return made
 
@@ -132,7 +130,7 @@ def _left_in(found: dict[str, Any]) -> Iterator[str]:
 
 def _write_question(
     question: Question | str,
-    found: dict[str, list[tuple[ScoreRecord, Line]]],
+    found: dict[str, list[tuple[ScoreRecord, Place]]],
     file: TextIO,
     folder: Path,
     best: int,
@@ -156,15 +154,15 @@ def _write_question(
 
 
 def _best(
-    candidates: list[tuple[ScoreRecord, Line]],
+    candidates: list[tuple[ScoreRecord, Place]],
     task: Task | None,
     folder: Path,
     count: int,
     left: Counter[str],
 ) -> Iterator[dict[str, Any]]:
     seen: set[tuple[str, ...]] = set()
-    for record, line in sorted(candidates, key=lambda pair: -pair[0].score):
-        trajectory = Trajectory.model_validate_json(line.text)
+    for record, place in sorted(candidates, key=lambda pair: -pair[0].score):
+        trajectory = Trajectory.model_validate_json(place.read().text)
         turns = tuple(trajectory.assistant_turns)
         if len(seen) == count:
             left["enough others of the question"] += 1
@@ -172,7 +170,7 @@ def _best(
             left["the same as another one"] += 1
         else:
             try:
-                yield _row(task, trajectory, record, line.path.parent, folder)
+                yield _row(task, trajectory, record, place.path.parent, folder)
             except RowError as error:
                 left[str(error)] += 1
             else:
@@ -203,6 +201,8 @@ def _row(
             add(message.role, message.parts)
     elif task is None:
         raise RowError("the log does not hold its prompt, and the data not its question")
+    elif not _same_words(trajectory.question, task.question):
+        raise RowError("the data has another question under its data source and id")
     else:
         images += task.images
         for asked in task.messages:
@@ -234,11 +234,20 @@ def _row(
     return row
 
 
+def _same_words(logged: str, asked: str) -> bool:
+    """Whether a log speaks of the question; what stands about its words differs by the reader."""
+    return not logged or logged.split() == asked.split()
+
+
 def _logged(log: Path, sha256: str) -> Path:
-    path = next((log / IMAGE_FOLDER).glob(f"{sha256}.*"), None)
-    if path is None:
-        raise RowError("an image is missing beside the log")
-    return path
+    folder = log / IMAGE_FOLDER
+    for kind in ("png", "jpeg", "webp"):  # A look at the whole folder for each image takes hours.
+        if (path := folder / f"{sha256}.{kind}").exists():
+            return path
+    for path in folder.glob(f"{sha256}.*"):
+        if path.suffix != ".partial":  # Left by a process that was killed.
+            return path
+    raise RowError("an image is missing beside the log")
 
 
 def _file_name(image: EncodedImage | Path) -> str:

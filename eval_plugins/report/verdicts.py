@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +26,8 @@ class Judged:
     score: float
 
 
-def judged_trajectories(folders: Iterable[Path], logs: Iterable[Path]) -> list[Judged]:
-    """Find the trajectories behind the scored predictions of an evaluation.
+def judged_trajectories(folders: Iterable[Path], logs: Iterable[Path]) -> Iterator[Judged]:
+    """Yield the trajectories behind the scored predictions of an evaluation.
 
     A trajectory whose answer is not the prediction, for instance since the sample was played again
     later, has no verdict.
@@ -42,11 +42,9 @@ def judged_trajectories(folders: Iterable[Path], logs: Iterable[Path]) -> list[J
     by_dataset: defaultdict[str, list[Played]] = defaultdict(list)
     for one in read_logs(logs)[0]:
         by_dataset[one.dataset].append(one)
-    judged = []
     for results in find_results(folders)[0]:
         matched = match(results.samples, by_dataset[results.name])
         for sample in results.samples:
             played = matched.by_index.get(sample.index)
             if played and sample.score is not None and sample.index not in matched.different:
-                judged.append(Judged(played.path, played.read(), sample.score))
-    return judged
+                yield Judged(played.path, played.read(), sample.score)

@@ -23,6 +23,14 @@ def test_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.max_tokens, settings.temperature) == (12, 0.5)
 
 
+def test_options_of_a_command_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPEYES_OPENAI_URL", "http://there")
+    monkeypatch.setenv("DEEPEYES_OPENAI_MAX_TOKENS", "12")
+    settings = load_openai_settings(values_win=True, url="http://here")
+    assert settings.servers == ("http://here/v1",)
+    assert settings.max_tokens == 12
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

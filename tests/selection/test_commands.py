@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from deepeyes_plugins.data.rl_rows import task_from_row
 from deepeyes_plugins.data.sft_checks import check_sft_file
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.task import Example, crop_turn, split_examples
-from deepeyes_plugins.rollout.log import FILE_NAME
+from deepeyes_plugins.rollout import EndReason, Trajectory
+from deepeyes_plugins.rollout.log import FILE_NAME, TrajectoryLog
+from deepeyes_plugins.rollout.trajectory import TurnRecord
 from deepeyes_plugins.sandbox.embedded import URL_VARIABLE, start_server
+from deepeyes_plugins.sandbox.settings import SandboxSettings
 from tests.cli.test_cli import DEEPEYES, deepeyes
 from tests.data.test_prepare import full_disk
 from tests.openai.server import Body, ChatServer, Reply, text_of
 
 COUNT = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sandbox() -> Iterator[None]:
+    """One for all commands; those that start their own remove the variable."""
+    with start_server() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(URL_VARIABLE, server.url)
+        patch.setenv(SandboxSettings().token_env, server.token)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +129,7 @@ def test_questions_where_tools_help_are_kept(
         answer = deepeyes(
             *("data", "filter", str(data), "-o", str(output), "--url", server.url),
             *("--samples", "2", "--json"),
+            DEEPEYES_OPENAI_URL="http://127.0.0.1:9/v1",  # The option wins.
         )
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout)["verdicts"] == {"kept": COUNT - 1, "hopeless": 1}
@@ -124,7 +140,10 @@ def test_questions_where_tools_help_are_kept(
     assert [(row["tools"], row["plain"]) for row in report] == [(1, 0), (0, 0), (1, 0)]
 
 
-def test_an_interrupted_run_keeps_what_is_finished(data: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_keeps_what_is_finished(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(URL_VARIABLE)  # Its own sandbox ends with it.
     output, reached, release = tmp_path / "made", threading.Event(), threading.Event()
     play = teacher(data)
 
@@ -159,6 +178,45 @@ def test_a_server_that_is_away_is_named(data: Path, tmp_path: Path) -> None:
     )
     assert answer.returncode == 1
     assert "127.0.0.1:9" in answer.stderr
+
+
+def test_the_input_is_never_written_over_and_named_as_it_is(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows[old].parquet"
+    shutil.copy(data, file)
+    answer = deepeyes(
+        *("data", "filter", str(file), "-o", str(file), "--url", "http://127.0.0.1:9/v1")
+    )
+    assert answer.returncode == 1
+    assert f"{file} is or lies in {file}" in answer.stderr
+    assert file.read_bytes() == data.read_bytes()
+
+
+def test_trajectories_of_a_validation_make_no_rows(data: Path, tmp_path: Path) -> None:
+    rows = pq.read_table(data).to_pylist()
+    for row, split in zip(rows, ("train", "test", None), strict=True):
+        task = task_from_row(row)
+        truth = task.ground_truth
+        trajectory = Trajectory(
+            task_id=task.id,
+            data_source=task.data_source,
+            question=task.question,
+            turns=[TurnRecord(text=f"<think>So.</think><answer>{truth}</answer>")],
+            answer=truth,
+            end_reason=EndReason.ANSWER,
+            labels={"step": 1} | ({"split": split} if split else {}),
+        )
+        TrajectoryLog(tmp_path).write(trajectory, [])
+    with (tmp_path / FILE_NAME).open("a") as file:
+        file.write('{"task_id": "tor')
+    command = ("data", "from-trajectories", str(tmp_path), "--data", str(data), "--json")
+    answer = deepeyes(*command, "-o", str(tmp_path / "sft"))
+    assert answer.returncode == 0, answer.stderr
+    summary = json.loads(answer.stdout)
+    assert (summary["rows"], summary["left_out"]) == (2, {"of split 'test'": 1, "bad": 1})
+    assert f"bad: {tmp_path / FILE_NAME}:4: no trajectory" in answer.stderr
+    answer = deepeyes(*command, "-o", str(tmp_path / "other"), "--split", "test")
+    assert json.loads(answer.stdout)["rows"] == 2
+    assert json.loads(answer.stdout)["left_out"]["of split 'train'"] == 1
 
 
 def test_a_missing_search_key_is_named_before_the_first_question(
@@ -212,7 +270,10 @@ def test_a_missing_judge_is_told_before_anything_is_played(data: Path, tmp_path:
     assert "name a judge" in answer.stderr
 
 
-def test_a_sandbox_that_cannot_be_started_is_not_waited_for(data: Path, tmp_path: Path) -> None:
+def test_a_sandbox_that_cannot_be_started_is_not_waited_for(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(URL_VARIABLE)
     with ChatServer(teacher(data)) as server:
         answer = deepeyes(
             *("data", "synthesize", str(data), "-o", str(tmp_path), "--url", server.url),
@@ -225,18 +286,17 @@ def test_a_sandbox_that_cannot_be_started_is_not_waited_for(data: Path, tmp_path
 
 def test_a_full_disk_ends_the_run_and_what_is_finished_is_kept(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "made"
-    with ChatServer(teacher(data)) as server, start_server() as sandbox:
-        variables = {URL_VARIABLE: sandbox.url, "DEEPEYES_TOKEN_SANDBOX": sandbox.token}
+    with ChatServer(teacher(data)) as server:
         command = ("data", "synthesize", str(data), "-o", str(output), "--url", server.url)
         command = (*command, "--samples", "4", "--concurrency", "1", "--json")
         with full_disk(output, 32 << 10):
-            answer = deepeyes(*command, **variables)
+            answer = deepeyes(*command)
             assert answer.returncode == 1
             assert "What is finished is kept" in answer.stderr
         played = len((output / "work" / FILE_NAME).read_text().splitlines())
         asked = len(server.requests)
         assert 0 < played < 4 * COUNT
-        answer = deepeyes(*command, **variables)
+        answer = deepeyes(*command)
         assert answer.returncode == 0, answer.stderr
         assert json.loads(answer.stdout)["rows"] == COUNT
         assert len(server.requests) - asked == 2 * (4 * COUNT - played)

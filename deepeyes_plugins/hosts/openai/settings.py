@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import SettingsConfigDict
+from pydantic_settings import PydanticBaseSettingsSource, SettingsConfigDict
 
 from deepeyes_plugins.remote.settings import RemoteSettings
 from deepeyes_plugins.remote.urls import is_http_url, versioned
@@ -100,14 +100,29 @@ class OpenAISettings(LayeredSettings, RemoteSettings):
         return self.profile != "generic" if self.prefill is None else self.prefill
 
 
-def load_openai_settings(**values: Any) -> OpenAISettings:
+class _CommandedSettings(OpenAISettings):
+    """Settings from the options of a command, which win over the environment."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls, *arguments: Any, **sources: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the options win."""
+        return super().settings_customise_sources(*arguments, **sources)[::-1]
+
+
+def load_openai_settings(*, values_win: bool = False, **values: Any) -> OpenAISettings:
     """Make the settings from ``values`` and the environment.
+
+    Args:
+        values_win: Over the environment: they are options of a command, not those of a file.
+        **values: By the names of settings.
 
     Raises:
         SettingsError: A value is wrong or missing; the message names it and its variable.
     """
     try:
-        return OpenAISettings(**values)
+        return (_CommandedSettings if values_win else OpenAISettings)(**values)
     except ValidationError as error:
         reasons = "; ".join(_explain(item["loc"], item["msg"]) for item in error.errors())
         raise SettingsError(f"settings of the OpenAI-compatible server: {reasons}") from error
