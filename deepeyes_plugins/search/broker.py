@@ -259,14 +259,17 @@ class Broker(Generic[Query, Answer]):
         budget, name = source.budget, source.provider.name
         now = datetime.now(UTC)
         tomorrow = _DAY - (now.hour * 3600 + now.minute * 60 + now.second)
+        spent: list[tuple[str, float]] = []
         for what, limit, counter, seconds, wait in (
             ("per_day", budget.per_day, f"day:{now:%Y-%m-%d}:{name}", _DAY, tomorrow),
             ("per_run", budget.per_run, f"run:{self._run}:{name}", _RUN_SECONDS, 0.0),
         ):
             if limit is None:
                 continue
+            spent.append((counter, seconds))
             if await self._store.add(counter, 1, seconds) > limit:
-                await self._store.add(counter, -1, seconds)
+                for one, kept in spent:
+                    await self._store.add(one, -1, kept)
                 source.calls.hold_back()
                 raise QuotaExhaustedError(
                     f"{name}: our own budget of {limit} searches is used up "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,16 @@ async def test_a_budget_is_kept_to_the_last_search(store: AnswerStore, limit: st
     assert await asking.search(known) == kept(echo(known))
 
 
+async def test_what_one_budget_refuses_costs_the_other_nothing(store: AnswerStore) -> None:
+    fake = Fake()
+    for run, asked in (("a", 2), ("b", 3)):
+        asking = broker(store, fake, budget=Budget(per_day=3, per_run=2), run=run)
+        for number in range(9):
+            with contextlib.suppress(QuotaExhaustedError):
+                await asking.search(SearchQuery(text=f"{run} {number}"))
+        assert len(fake.asked) == asked
+
+
 async def test_a_named_runs_budget_outlives_the_process(tmp_path: Path) -> None:
     for name, asked in (("a", 2), ("a", 0), ("b", 2)):
         store = SqliteStore(tmp_path / "answers.sqlite", 1 << 20)
@@ -251,6 +262,15 @@ async def test_every_store_keeps_answers_and_counts(any_store: AnswerStore) -> N
     assert await any_store.add("count", -50, 60) == 0
     await any_store.aclose()
     await any_store.aclose()
+
+
+async def test_a_count_is_forgotten_some_time_after_it_last_changed(store: AnswerStore) -> None:
+    await store.add("in use", 1, 0.05)
+    await store.add("in use", 1, 60)
+    await store.add("forgotten", 1, 0.05)
+    await asyncio.sleep(0.06)
+    assert await store.add("in use", 1, 60) == 3
+    assert await store.add("forgotten", 1, 60) == 1
 
 
 async def test_the_oldest_answers_go_when_the_file_is_full(tmp_path: Path) -> None:
