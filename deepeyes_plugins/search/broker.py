@@ -51,6 +51,10 @@ class Asked(Protocol[Query_contra, Answer_co]):
     name: str
     cacheable: bool
 
+    @property
+    def pause(self) -> float:
+        """Seconds for which it is left alone, since it keeps failing."""
+
     async def search(self, query: Query_contra) -> Answer_co:
         """Answer one query."""
 
@@ -98,16 +102,33 @@ class Source(Generic[Query, Answer]):
         identity: What its answers depend on besides the query: its name and options.
         budget: How often it may be asked.
         calls: What came of asking it.
-        left_alone_until: Not asked before that time of ``time.monotonic``.
-        reason: Why not.
     """
 
     provider: Asked[Query, Answer]
     identity: str
     budget: Budget = field(default_factory=Budget)
     calls: CallStatistics = field(default_factory=CallStatistics)
-    left_alone_until: float = 0.0
-    reason: SearchError | None = None
+    _refusal: SearchError | None = None
+    _left_alone_until: float = 0.0
+
+    @property
+    def refusal(self) -> SearchError | None:
+        """Why it is left alone for want of a key or of quota; ``None`` if it is not."""
+        return self._refusal if time.monotonic() < self._left_alone_until else None
+
+    @property
+    def trouble(self) -> str:
+        """Why it is left alone, for whatever reason; empty if it is not."""
+        if self.refusal is not None:
+            return str(self.refusal)
+        pause = self.provider.pause
+        if pause > 0:
+            return f"{self.provider.name}: it keeps failing and is left alone for {pause:.1f} s"
+        return ""
+
+    def leave_alone(self, refusal: SearchError | None, seconds: float = 0.0) -> None:
+        """Do not ask it for some time; ``None``: do again."""
+        self._refusal, self._left_alone_until = refusal, time.monotonic() + seconds
 
 
 class Broker(Generic[Query, Answer]):
@@ -184,10 +205,6 @@ class Broker(Generic[Query, Answer]):
                 self.counts["not_recorded"] += 1
                 raise
             except SearchError as error:
-                if len(self.sources) > 1:
-                    logger.warning(
-                        "%s search goes on to the next provider: %s", self._form.kind, error
-                    )
                 refusals.append(error)
                 continue
             if not (self._form.past_empty and self._form.is_empty(answer)):
@@ -227,9 +244,13 @@ class Broker(Generic[Query, Answer]):
             await self._store.put(place, value, seconds)
 
     async def _ask(self, source: Source[Query, Answer], query: Query) -> Answer:
-        if source.reason is not None and time.monotonic() < source.left_alone_until:
+        if (refusal := source.refusal) is not None:
             source.calls.hold_back()
-            raise source.reason
+            # The same error many times over: it is not to collect where it was raised.
+            raise refusal.with_traceback(None)
+        if source is not self.sources[-1] and (trouble := source.trouble):
+            source.calls.hold_back()
+            raise SearchUnavailableError(trouble)
         await self._spend(source)
         self.counts["asked"] += 1
         started = time.monotonic()
@@ -238,16 +259,18 @@ class Broker(Generic[Query, Answer]):
         except (SearchNotConfiguredError, QuotaExhaustedError) as error:
             source.calls.record("refused", time.monotonic() - started)
             pause = getattr(error, "retry_after", 0) or _LEFT_ALONE
-            source.left_alone_until, source.reason = time.monotonic() + pause, error
+            source.leave_alone(error, pause)
+            logger.warning("%s search, left alone for %.0f s: %s", self._form.kind, pause, error)
             raise
         except QueryRefusedError:
             source.calls.record("refused", time.monotonic() - started)
             raise
-        except SearchError:
+        except SearchError as error:
             source.calls.record("unavailable", time.monotonic() - started)
+            logger.warning("%s search: %s", self._form.kind, error)
             raise
         source.calls.record("answered", time.monotonic() - started)
-        source.reason = None
+        source.leave_alone(None)
         return answer
 
     async def _spend(self, source: Source[Query, Answer]) -> None:

@@ -195,6 +195,14 @@ class Provider(ABC):
     name: str
     cacheable: bool = True
 
+    @property
+    def pause(self) -> float:
+        """Seconds for which it is left alone, since it kept failing just now; 0: it is asked.
+
+        While there is another one to ask, queries do not wait for it.
+        """
+        return 0.0
+
     def preflight(self) -> None:  # noqa: B027 - not every provider needs something
         """Look whether it has what it needs here, key or file, before a run begins.
 

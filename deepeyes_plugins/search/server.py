@@ -152,7 +152,8 @@ class SearchServer:
                     kind: {
                         "counts": dict(broker.counts),
                         "providers": {
-                            source.provider.name: _state(source.reason) for source in broker.sources
+                            source.provider.name: source.trouble or "ok"
+                            for source in broker.sources
                         },
                     }
                     for kind, broker in self._brokers().items()
@@ -195,10 +196,6 @@ class SearchServer:
         return guarded
 
 
-def _state(reason: SearchError | None) -> str:
-    return "ok" if reason is None else str(reason)
-
-
 async def _body(request: Request) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
@@ -234,7 +231,7 @@ class _Counts(Collector):
         )
         available = GaugeMetricFamily(
             "deepeyes_search_provider_available",
-            "1, or 0 for a provider that is left alone for want of a key or quota.",
+            "1, or 0 for a provider that is left alone: it has no key or quota, or keeps failing.",
             labels=["kind", "provider"],
         )
         for kind, broker in self._brokers().items():
@@ -246,5 +243,5 @@ class _Counts(Collector):
                     calls.add_metric([kind, name, outcome], getattr(counted, outcome))
                 for quantile, value in (("0.5", counted.p50), ("0.95", counted.p95)):
                     seconds.add_metric([kind, name, quantile], value)
-                available.add_metric([kind, name], float(source.reason is None))
+                available.add_metric([kind, name], float(not source.trouble))
         yield from (queries, calls, seconds, available)

@@ -45,6 +45,7 @@ class Fake(TextSearchProvider):
     """Says what it is told to and remembers what it was asked."""
 
     filters = FILTERS
+    pause = 0.0
 
     def __init__(self, name: str = "fake", says: Says | SearchError = echo) -> None:
         self.name = name
@@ -168,6 +169,44 @@ async def test_a_provider_without_quota_is_left_alone(store: AnswerStore) -> Non
             await asking.search(SearchQuery(text=str(number)))
     assert fake.asked == ["0"]
     assert asking.sources[0].calls.snapshot().held_back == 2
+
+
+async def test_one_that_keeps_failing_is_passed_over_while_there_is_another(
+    store: AnswerStore,
+) -> None:
+    first, second = Fake("first", SearchUnavailableError("down")), Fake("second")
+    asking = broker(store, first, second)
+    first.pause = 15.0
+    assert await asking.search(QUERY) == echo(QUERY)
+    assert first.asked == []
+    assert asking.sources[0].calls.snapshot().held_back == 1
+    assert "first: it keeps failing" in asking.sources[0].trouble
+    # The last one is asked: a provider waits itself until it may try again.
+    second.pause = 15.0
+    await asking.search(SearchQuery(text="another panda"))
+    assert second.asked == ["red panda", "another panda"]
+
+
+async def test_a_refusal_that_is_told_again_collects_nothing(store: AnswerStore) -> None:
+    asking = broker(store, Fake(says=QuotaExhaustedError("used up", retry_after=60)))
+    lengths = []
+    for number in range(5):
+        with pytest.raises(QuotaExhaustedError) as caught:
+            await asking.search(SearchQuery(text=str(number)))
+        lengths.append(len(caught.traceback))
+    assert lengths[-1] == lengths[1]
+
+
+async def test_a_provider_is_asked_again_after_its_pause(store: AnswerStore) -> None:
+    fake = Fake(says=QuotaExhaustedError("used up", retry_after=0.01))
+    asking = broker(store, fake)
+    with pytest.raises(QuotaExhaustedError):
+        await asking.search(QUERY)
+    assert asking.sources[0].trouble == "used up"
+    await asyncio.sleep(0.02)
+    assert asking.sources[0].trouble == ""
+    fake.says = echo
+    assert await asking.search(QUERY) == echo(QUERY)
 
 
 @pytest.mark.parametrize("limit", ["per_day", "per_run"])

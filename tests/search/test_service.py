@@ -8,7 +8,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from deepeyes_plugins.search.contracts import (
     KeyRefusedError,
     NotRecordedError,
     QueryRefusedError,
+    QuotaExhaustedError,
     SearchNotConfiguredError,
     SearchQuery,
     SearchUnavailableError,
@@ -207,6 +210,76 @@ async def test_sixty_four_clients_get_right_answers_before_and_after_a_kill(
     assert len(script.queries) == len(set(script.queries))
     assert not answered & set(script.queries)
     assert not list(tmp_path.rglob("*.broken*"))
+
+
+async def test_rate_and_budget_hold_for_all_clients_and_outlive_a_kill(
+    retriever: tuple[Retriever, dict[str, Any]], tmp_path: Path
+) -> None:
+    script, settings = retriever
+    settings["providers"]["retriever"] |= {"rate": 20}
+    settings["budgets"] = {"retriever": {"per_day": 30}}
+
+    async def ask(service: Service, word: str) -> list[str]:
+        """What 64 clients are told who ask for something different each."""
+
+        async def one(number: int) -> str:
+            async with aclosing(Search(SearchSettings(url=service.url))) as search:
+                try:
+                    found = await search.text.search(search.query(f"{word} panda {number}", 1))
+                except QuotaExhaustedError as error:
+                    return str(error)
+                return found.results[0].title
+
+        return await asyncio.gather(*map(one, range(64)))
+
+    used_up = "retriever: our own budget of 30 searches is used up"
+    with Service(tmp_path, settings) as service:
+        started = time.monotonic()
+        told = await ask(service, "red")
+        # Twenty at once, then one each twentieth of a second.
+        assert time.monotonic() - started >= 0.45
+        assert len(script.queries) == told.count("Red panda 0") == 30
+        assert all(answer.startswith(used_up) for answer in told if answer != "Red panda 0")
+        service.kill()
+    with Service(tmp_path, settings) as service:
+        assert all(answer.startswith(used_up) for answer in await ask(service, "blue"))
+        # What is known costs nothing.
+        assert (await ask(service, "red")).count("Red panda 0") == 30
+    assert len(script.queries) == 30
+
+
+async def test_an_engine_that_keeps_failing_is_left_alone_and_the_next_one_answers(
+    retriever: tuple[Retriever, dict[str, Any]], engines: tuple[Engines, str], tmp_path: Path
+) -> None:
+    script, settings = retriever
+    script.say(says("broken", 500), stuck=True)
+    http = next(one for one in ENGINES if one.name == "http")
+    engines[0].scripts["http"] = Script(http)
+    options = {**http.options, "url": f"{engines[1]}/http", "key_env": KEY_VARIABLE}
+    settings["fallbacks"] = ["http"]
+    settings["providers"]["http"] = options
+    settings["providers"]["retriever"] |= {"circuit_failures": 2, "circuit_seconds": 60}
+    with Service(tmp_path, settings, environment={KEY_VARIABLE: KEY}) as service:
+        async with aclosing(Search(SearchSettings(url=service.url))) as search:
+            started = time.monotonic()
+            for number in range(20):
+                found = await search.text.search(search.query(f"panda {number}", 1))
+                assert found.results[0].title == "Red panda 0"
+            assert time.monotonic() - started < 10, "a query waits for the one that is left alone"
+            providers = json.loads(await search.text.check())["searches"]["text"]["providers"]
+        async with httpx.AsyncClient() as client:
+            metrics = (await client.get(f"{service.url}/metrics")).text
+    assert len(script.requests) == 2
+    assert "retriever: it keeps failing" in providers["retriever"]
+    assert providers["http"] == "ok"
+    for line in (
+        'calls_total{kind="text",outcome="unavailable",provider="retriever"} 1.0',
+        'calls_total{kind="text",outcome="held_back",provider="retriever"} 19.0',
+        'provider_available{kind="text",provider="retriever"} 0.0',
+        'provider_available{kind="text",provider="http"} 1.0',
+    ):
+        assert f"deepeyes_search_{line}" in metrics
+    assert sum(line.startswith("WARNING") for line in service.log) == 1
 
 
 async def test_a_recorded_run_is_repeated_exactly(

@@ -185,6 +185,11 @@ class WebEngine(Provider, Generic[Options]):
         except RemoteUnavailableError as error:
             raise self._unavailable(error) from error
 
+    @property
+    def pause(self) -> float:
+        """What is left of the time for which the circuit breaker leaves the server alone."""
+        return 0.0 if self._service is None else self._service.circuit.wait
+
     def preflight(self) -> None:
         """Look whether the key is there."""
         variable = self.options.key_env
