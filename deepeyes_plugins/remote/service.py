@@ -78,7 +78,7 @@ class Reply:
         """
         try:
             return json.loads(self.body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self.unreadable(f"no JSON ({error})") from error
 
     def unreadable(self, reason: str) -> RemoteUnavailableError:
