@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import uuid4
 
+from deepeyes_plugins.remote.settings import RemoteSettings
 from deepeyes_plugins.remote.statistics import CallStatistics
 from deepeyes_plugins.search.cache import AnswerStore
 from deepeyes_plugins.search.contracts import (
@@ -38,6 +39,8 @@ _RUN_SECONDS = 90 * _DAY
 """How long the count of a run is remembered after its last search."""
 _LEFT_ALONE = 60.0
 """Seconds for which a provider without key or quota is not asked, where it does not say itself."""
+_NOT_TELLING = frozenset({*RemoteSettings.model_fields, "key_env"})
+"""Options that no answer depends on: whoever lowers a rate keeps the answers that were paid for."""
 
 Query = TypeVar("Query")
 Answer = TypeVar("Answer")
@@ -312,5 +315,6 @@ def _together(errors: Sequence[SearchError]) -> SearchError:
 
 
 def identity(name: str, options: Mapping[str, Any]) -> str:
-    """What a provider's answers depend on besides the query."""
-    return f"{name} {json.dumps(options, sort_keys=True, default=str)}"
+    """What a provider's answers depend on besides the query: not on how patiently it is asked."""
+    telling = {key: value for key, value in options.items() if key not in _NOT_TELLING}
+    return f"{name} {json.dumps(telling, sort_keys=True, default=str)}"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from deepeyes_plugins.protocol.content import EncodedImage
-from deepeyes_plugins.search.broker import Broker, Source
+from deepeyes_plugins.search.broker import Broker, Source, identity
 from deepeyes_plugins.search.cache import AnswerStore, RedisStore, SqliteStore
 from deepeyes_plugins.search.client import IMAGES, TEXT
 from deepeyes_plugins.search.contracts import (
@@ -113,6 +113,14 @@ async def test_an_answer_is_kept_and_a_different_query_is_asked(store: AnswerSto
     for other in others:
         await broker(store, fake).search(other)
     assert len(fake.asked) == 1 + len(others)
+
+
+def test_an_answer_does_not_depend_on_how_patiently_it_is_asked_for() -> None:
+    options = {"url": "https://example.org", "key_env": "ONE", "rate": 50, "retries": 9}
+    patient = {"url": "https://example.org", "key_env": "OTHER", "rate": 5, "timeout": 90}
+    assert identity("serper", options) == identity("serper", patient)
+    assert identity("serper", options) != identity("serper", options | {"url": "https://other"})
+    assert identity("serper", options) != identity("brave", options)
 
 
 async def test_an_empty_answer_is_kept_for_a_shorter_time(store: AnswerStore) -> None:

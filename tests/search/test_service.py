@@ -27,7 +27,7 @@ from deepeyes_plugins.search.contracts import (
     SearchQuery,
     SearchUnavailableError,
 )
-from deepeyes_plugins.search.settings import SearchSettings
+from deepeyes_plugins.search.settings import Kind, SearchSettings
 from tests.search.engines import ENGINES, KEY, KEY_VARIABLE, Engines, Script, says
 from tests.search.service import Service
 
@@ -380,6 +380,22 @@ def test_an_unknown_provider_is_refused_with_the_known_ones() -> None:
     answer = run("serve", "--port", "0", "--provider", "serpr")
     assert answer.returncode == 1
     assert "Did you mean 'serper'?" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "told"),
+    [
+        ("text", {"providers": {"serpr": {}}}, r"search\.providers: .* mean 'serper'\?"),
+        ("image", {"image_providers": {"cach": {}}}, r"search\.image_providers: .* 'cache'\?"),
+        ("text", {"budgets": {"serpr": {"per_day": 5}}}, r"search\.budgets: .* mean 'serper'\?"),
+    ],
+)
+def test_options_and_budgets_of_nobody_are_refused(
+    kind: Kind, settings: dict[str, Any], told: str
+) -> None:
+    search = Search(SearchSettings.model_validate(settings))
+    with pytest.raises(SearchNotConfiguredError, match=told):
+        search.preflight(kind)
 
 
 def test_a_provider_is_tried_from_the_command_line(
