@@ -8,10 +8,17 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
+from deepeyes_plugins.cli.search_index import complain
 from deepeyes_plugins.search.client import Search
-from deepeyes_plugins.search.contracts import SearchError, SearchQuery, SearchResults
+from deepeyes_plugins.search.contracts import (
+    MAXIMUM_RESULTS,
+    SearchError,
+    SearchQuery,
+    SearchResults,
+)
 from deepeyes_plugins.search.settings import SearchSettings
 from deepeyes_plugins.settings import SettingsError, load_settings
 
@@ -85,7 +92,9 @@ def replay(
 def query(
     text: Annotated[str, typer.Argument(help="What to search for.")],
     provider: Provider = None,
-    count: Annotated[int | None, typer.Option(min=1, help="Results at most.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, max=MAXIMUM_RESULTS, help="Results at most.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     config: Config = None,
 ) -> None:
@@ -105,8 +114,7 @@ def query(
     try:
         found = asyncio.run(ask())
     except SearchError as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False)
-        raise typer.Exit(1) from error
+        complain(str(error))
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
         return
@@ -119,7 +127,7 @@ def query(
     if not found.results:
         console.print("No results.")
     if found.partial:
-        console.print(f"[yellow]Results are missing:[/] {found.partial}", highlight=False)
+        console.print(f"[yellow]Results are missing:[/] {escape(found.partial)}", highlight=False)
 
 
 def _settings(
@@ -132,9 +140,11 @@ def _settings(
     update: dict[str, Any] = {}
     if provider is not None:
         update["provider"] = provider
-    kept = {"path": cache, "redis_url": redis}
-    if given := {name: value for name, value in kept.items() if value is not None}:
-        update["cache"] = settings.cache.model_copy(update=given)
+    if cache is not None and redis is not None:
+        raise typer.BadParameter("answers are kept in one place: --cache or --redis")
+    if cache is not None or redis is not None:
+        kept = {"path": cache, "redis_url": redis}
+        update["cache"] = settings.cache.model_copy(update=kept)
     return settings.model_copy(update=update)
 
 
@@ -145,6 +155,5 @@ def _serve(
         from deepeyes_plugins.search.serve import ServerOptions
         from deepeyes_plugins.search.serve import serve as run
     except ModuleNotFoundError as error:
-        typer.echo(f"error: {error}: pip install 'deepeyes-plugins[search]'", err=True)
-        raise typer.Exit(1) from error
+        complain(f"{error}; pip install 'deepeyes-plugins[search]'")
     run(settings, ServerOptions(host=host, port=port, log_level=log_level, record=record))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Annotated
 
@@ -70,7 +71,7 @@ def convert(
                     tasks[what], completed=done, total=total or None
                 ),
             )
-    except ImageCacheError as error:
+    except (ImageCacheError, OSError, sqlite3.Error) as error:
         complain(str(error))
     _show(output, dict(counts), as_json)
 

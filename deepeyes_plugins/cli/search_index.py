@@ -188,7 +188,7 @@ def _complaints() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         complain(f"{error}; pip install 'deepeyes-plugins[search]'")
-    except LocalIndexError as error:
+    except (LocalIndexError, OSError) as error:
         complain(str(error))
 
 

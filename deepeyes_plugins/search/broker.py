@@ -79,7 +79,7 @@ class Form(Generic[Query, Answer]):
         kind: ``text`` or ``image``.
         identify: Tells equal queries from different ones.
         dump: Turns an answer into bytes.
-        load: The same the other way round.
+        load: The same the other way round; ValueError where they are no answer.
         is_empty: Whether an answer has no results.
         is_partial: Whether results are missing; such an answer is not kept.
         as_kept: The answer, with the remark that it cost no search.
@@ -213,8 +213,8 @@ class Broker(Generic[Query, Answer]):
             if not (self._form.past_empty and self._form.is_empty(answer)):
                 return answer
             empty = answer
-        if empty is not None:
-            return empty
+        if empty is not None and all(isinstance(one, QueryRefusedError) for one in refusals):
+            return empty  # Else nobody knows whether there is nothing to be found.
         failure = _together(refusals)
         self.counts["refused" if isinstance(failure, QueryRefusedError) else "failed"] += 1
         raise failure
@@ -223,12 +223,18 @@ class Broker(Generic[Query, Answer]):
         """What one provider says, or has said before."""
         place = hashlib.sha256(f"{self._form.kind}\0{source.identity}\0{key}".encode()).hexdigest()
         kept = await self._store.get(place) if source.provider.cacheable else None
+        if kept is not None and kept.startswith(b"!"):
+            self.counts["kept_refusal"] += 1
+            raise QueryRefusedError(kept[1:].decode("utf-8", "replace"))
         if kept is not None:
-            if kept.startswith(b"!"):
-                self.counts["kept_refusal"] += 1
-                raise QueryRefusedError(kept[1:].decode())
-            self.counts["kept"] += 1
-            return self._form.as_kept(self._form.load(kept[1:]))
+            try:
+                answer = self._form.load(kept[1:])
+            except ValueError as error:
+                # Another version has written it.
+                logger.info("a kept answer cannot be read and is asked for again: %s", error)
+            else:
+                self.counts["kept"] += 1
+                return self._form.as_kept(answer)
         try:
             answer = await self._ask(source, query)
         except QueryRefusedError as error:

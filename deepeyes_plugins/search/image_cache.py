@@ -167,7 +167,14 @@ class ImageCacheWriter:
         self._draft = path.with_name(f".{path.name}.{os.getpid()}.part")
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Begin.
+
+        Raises:
+            ImageCacheError: A folder is where the file is to be.
+            OSError: The file cannot be made there.
+        """
+        if self._path.is_dir():
+            raise ImageCacheError(f"{self._path}: is a folder; name the file that is to be made")
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._draft.unlink(missing_ok=True)
         self._connection = sqlite3.connect(self._draft)

@@ -19,6 +19,7 @@ import contextlib
 import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -56,6 +57,7 @@ _MAX_BODY_BYTES = 64 << 20
 _MAX_QUERIES = 1024
 """Queries of one request of the retriever contract."""
 
+Asked = TypeVar("Asked", bound=BaseModel)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -118,19 +120,19 @@ class SearchServer:
 
     async def text(self, request: Request) -> Response:
         """Answer a text search."""
-        query = SearchQuery.model_validate_json(await _body(request))
+        query = await _read(request, SearchQuery)
         found = await self._text.search(query)
         return Response(found.model_dump_json(exclude_defaults=True), media_type="application/json")
 
     async def image(self, request: Request) -> Response:
         """Answer a search by image."""
-        query = ImageQueryMessage.model_validate_json(await _body(request)).query()
+        query = (await _read(request, ImageQueryMessage)).query()
         found = ImageResultsMessage.of(await self._images.search(query))
         return Response(found.model_dump_json(exclude_defaults=True), media_type="application/json")
 
     async def retrieve(self, request: Request) -> Response:
         """Answer as Search-R1's retrieval server does; all queries of a request or none."""
-        asked = RetrieveMessage.model_validate_json(await _body(request))
+        asked = await _read(request, RetrieveMessage)
         queries = [self._search.query(text, asked.topk) for text in asked.queries]
         answers = await asyncio.gather(*map(self._text.search, queries))
         found = [
@@ -166,8 +168,6 @@ class SearchServer:
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
     def _brokers(self) -> dict[str, Broker]:  # type: ignore[type-arg]
-        if self._search.settings.url is not None:
-            return {}
         return {"text": self._search.text_broker, "image": self._search.image_broker}
 
     def _guarded(self, handler: Handler) -> Handler:
@@ -182,18 +182,28 @@ class SearchServer:
                 return await handler(request)
             except SearchError as error:
                 message = ErrorMessage.of(error)
-            except ValidationError as error:
-                reasons = (
-                    f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}"
-                    for one in error.errors(include_input=False, include_context=False)
-                )
-                message = ErrorMessage(kind="query_refused", message="; ".join(reasons))
             except ClientDisconnect:
                 return Response(status_code=499)
             logger.info("%s: %s", message.kind, message.message)
             return JSONResponse(message.model_dump(), STATUSES[message.kind])
 
         return guarded
+
+
+async def _read(request: Request, model: type[Asked]) -> Asked:
+    """Read what is asked.
+
+    Raises:
+        QueryRefusedError: It is nothing of the kind.
+    """
+    try:
+        return model.model_validate_json(await _body(request))
+    except ValidationError as error:
+        reasons = (
+            f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}"
+            for one in error.errors(include_input=False, include_context=False)
+        )
+        raise QueryRefusedError("; ".join(reasons)) from error
 
 
 async def _body(request: Request) -> bytes:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from deepeyes_plugins.protocol.content import EncodedImage
-from deepeyes_plugins.search.broker import Broker, Source, identity
+from deepeyes_plugins.search.broker import Broker, Form, Source, identity
 from deepeyes_plugins.search.cache import AnswerStore, RedisStore, SqliteStore
 from deepeyes_plugins.search.client import IMAGES, TEXT
 from deepeyes_plugins.search.contracts import (
@@ -146,6 +146,15 @@ async def test_a_refusal_is_kept_and_a_failure_is_not(store: AnswerStore) -> Non
     assert len(broken.asked) == 2
 
 
+async def test_a_kept_answer_of_another_version_is_asked_for_again(store: AnswerStore) -> None:
+    fake = Fake()
+    newer = Form(**{**vars(TEXT), "dump": lambda answer: b'{"results": [{"rank": 1}]}'})
+    await Broker(newer, [Source(fake, fake.name)], store, CacheSettings()).search(QUERY)
+    assert await broker(store, fake).search(QUERY) == echo(QUERY)
+    assert await broker(store, fake).search(QUERY) == kept(echo(QUERY))
+    assert len(fake.asked) == 2
+
+
 async def test_a_partial_answer_is_not_kept(store: AnswerStore) -> None:
     fake = Fake(says=lambda query: echo(query).model_copy(update={"partial": "half of it"}))
     for _ in range(2):
@@ -257,13 +266,16 @@ async def test_a_named_runs_budget_outlives_the_process(tmp_path: Path) -> None:
 
 
 class Album(ImageSearchProvider):
-    def __init__(self, name: str, *titles: str) -> None:
+    def __init__(self, name: str, *titles: str, fails: SearchError | None = None) -> None:
         self.name = name
         self.asked = 0
         self._titles = titles
+        self._fails = fails
 
     async def search(self, query: ImageQuery) -> ImageResults:
         self.asked += 1
+        if self._fails is not None:
+            raise self._fails
         return ImageResults(tuple(ImageResult(title, query.image) for title in self._titles))
 
 
@@ -276,6 +288,19 @@ async def test_images_are_looked_for_further_where_nothing_is_found(store: Answe
         found = await asking.search(ImageQuery(image, "row-1"))
         assert found == ImageResults((ImageResult("A panda", image),), kept=again)
     assert (empty.asked, full.asked) == (1, 1)
+
+
+async def test_nothing_is_found_only_where_everybody_has_looked(store: AnswerStore) -> None:
+    image = EncodedImage.from_pil(Image.new("RGB", (40, 40)))
+    down = Album("lens", fails=SearchUnavailableError("lens: down"))
+    for albums in ([Album("cache"), down], [down, Album("cache")]):
+        asking = Broker(IMAGES, [Source(one, one.name) for one in albums], store, CacheSettings())
+        with pytest.raises(SearchUnavailableError, match="lens: down"):
+            await asking.search(ImageQuery(image))
+    refusing = Album("lens", fails=QueryRefusedError("lens: no such kind of image"))
+    sources = [Source(one, one.name) for one in (Album("cache"), refusing)]
+    asking = Broker(IMAGES, sources, store, CacheSettings())
+    assert await asking.search(ImageQuery(image)) == ImageResults(kept=True)
 
 
 @pytest.fixture(params=["file", "memory", "redis"])

@@ -295,6 +295,9 @@ class TestConversion:
         status, result = run("info", published.cache)
         assert status == 1
         assert "no image cache" in " ".join(result.stderr.split())
+        for place, told in ((tmp_path, "is a folder"), (path / "below", "File exists")):
+            status, result = run("convert", published.cache, "-o", place)
+            assert (status, told in " ".join(result.stderr.split())) == (1, True), result.stderr
 
 
 class TestThumbnails:

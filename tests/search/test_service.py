@@ -16,7 +16,9 @@ from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from deepeyes_plugins.cli.main import app
 from deepeyes_plugins.search.client import Search
 from deepeyes_plugins.search.contracts import (
     KeyRefusedError,
@@ -259,7 +261,10 @@ async def test_an_engine_that_keeps_failing_is_left_alone_and_the_next_one_answe
     settings["fallbacks"] = ["http"]
     settings["providers"]["http"] = options
     settings["providers"]["retriever"] |= {"circuit_failures": 2, "circuit_seconds": 60}
-    with Service(tmp_path, settings, environment={KEY_VARIABLE: KEY}) as service:
+    # What the command line says of the kept answers comes before agent.yaml.
+    settings["cache"] = {"redis_url": "redis://127.0.0.1:1/0"}
+    command = ("serve", "--cache", str(tmp_path / "kept.sqlite"))
+    with Service(tmp_path, settings, *command, environment={KEY_VARIABLE: KEY}) as service:
         async with aclosing(Search(SearchSettings(url=service.url))) as search:
             started = time.monotonic()
             for number in range(20):
@@ -280,6 +285,7 @@ async def test_an_engine_that_keeps_failing_is_left_alone_and_the_next_one_answe
     ):
         assert f"deepeyes_search_{line}" in metrics
     assert sum(line.startswith("WARNING") for line in service.log) == 1
+    assert (tmp_path / "kept.sqlite").exists()
 
 
 async def test_a_recorded_run_is_repeated_exactly(
@@ -337,6 +343,12 @@ async def test_a_refused_key_reaches_the_agents(
             await search.text.search(search.query("x"))
         assert caught.value.variable == KEY_VARIABLE
         await search.aclose()
+
+
+def test_answers_are_kept_in_one_place() -> None:
+    places = ("--cache", "file", "--redis", "redis://host")
+    answer = CliRunner().invoke(app, ["search", "serve", *places])
+    assert (answer.exit_code, "--cache or --redis" in answer.stderr) == (2, True), answer.stderr
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

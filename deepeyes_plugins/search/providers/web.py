@@ -41,8 +41,8 @@ _USED_UP = re.compile(
 )
 _ABOUT_THE_KEY = re.compile(r"api[ _-]?key", re.IGNORECASE)
 _ABOUT_THE_ACCOUNT = (400, 401, 403, 429)
-"""Statuses whose text is looked at for key and account. That of others is not: who finds a query too
-long repeats it (422), and a model may have written anything."""
+"""Statuses whose text is looked at for key and account. That of others is not: who finds a query
+too long repeats it (422), and a model may have written anything."""
 _ABOUT_THE_QUERY = (400, 413, 414, 422)
 _HALF_AN_EMOJI = re.compile(rb"\\u[dD][89a-fA-F]")
 _PAUSE_SECONDS = 5.0
