@@ -254,10 +254,12 @@ class RemoteService:
         is_final: Callable[[Reply], bool] | None,
     ) -> T:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._places)
-            if self._pace is not None:
-                await self._pace.acquire()
             try:
+                # Before it waits for its turn, which would cost others theirs, and after.
+                self.circuit.expect_closed()
+                await stack.enter_async_context(self._places)
+                if self._pace is not None:
+                    await self._pace.acquire()
                 stack.enter_context(self.circuit.attempt())
             except CircuitOpenError:
                 self.statistics.hold_back()

@@ -187,6 +187,19 @@ async def test_a_server_that_keeps_failing_is_left_alone(script: Script, url: st
     assert len(script.requests) == 2
 
 
+async def test_who_is_not_let_through_does_not_wait_for_a_turn(script: Script, url: str) -> None:
+    script.say("broken", 500)
+    settings = {"retries": 0, "circuit_failures": 1, "circuit_seconds": 60, "rate": 0.1}
+    async with service(url, **settings) as client:
+        with pytest.raises(RemoteUnavailableError, match="HTTP 500"):
+            await client.fetch("GET", "/search")
+        async with asyncio.timeout(5):
+            for _ in range(3):
+                with pytest.raises(CircuitOpenError):
+                    await client.fetch("GET", "/search")
+        assert client.statistics.snapshot().held_back == 3
+
+
 async def test_it_is_asked_again_when_it_is_back(script: Script, url: str) -> None:
     script.say("broken", 500)
     script.say("broken", 500)
