@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -89,7 +88,7 @@ class Reply:
 class RemoteService:
     """Sends requests to one base URL, as the settings allow. Nothing is opened until the first.
 
-    Use it as an async context manager, or call :meth:`aclose`. It belongs to one event loop.
+    It belongs to one event loop; :meth:`aclose` ends it, as ``contextlib.aclosing`` does.
 
     Attributes:
         url: The base URL, without a trailing slash.
@@ -134,19 +133,6 @@ class RemoteService:
         self._http: aiohttp.ClientSession | None = None
         self._places = asyncio.Semaphore(settings.concurrency)
         self._pace = _limiter(settings.rate) if settings.rate is not None else None
-
-    async def __aenter__(self) -> Self:
-        """Return the service itself."""
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the connections."""
-        await self.aclose()
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -66,10 +67,13 @@ def url(script: Script) -> Iterator[str]:
         script.release.set()
 
 
-def service(url: str, *, key_env: str | None = None, **settings: Any) -> RemoteService:
+def service(
+    url: str, *, key_env: str | None = None, **settings: Any
+) -> AbstractAsyncContextManager[RemoteService]:
     values = {"retry_wait": 0.01, "retry_wait_maximum": 0.05, "retries": 3, **settings}
     key_header = "X-API-KEY" if key_env else "Authorization"
-    return RemoteService(url, RemoteSettings(**values), key_env=key_env, key_header=key_header)
+    made = RemoteService(url, RemoteSettings(**values), key_env=key_env, key_header=key_header)
+    return aclosing(made)
 
 
 async def test_json_goes_there_and_comes_back(script: Script, url: str) -> None:
@@ -269,7 +273,8 @@ async def test_a_key_in_the_query_stays_out_of_the_log(
     script.say("here")
     caplog.set_level("DEBUG")
     settings = RemoteSettings(retry_wait=0.01)
-    async with RemoteService(url, settings, key_env="SOME_KEY", key_parameter="key") as client:
+    made = RemoteService(url, settings, key_env="SOME_KEY", key_parameter="key")
+    async with aclosing(made) as client:
         await client.fetch("GET", "/search", params={"q": "x"})
     assert dict(script.requests[0].query_params) == {"key": "secret-1", "q": "x"}
     assert "busy" in caplog.text and "secret-1" not in caplog.text
