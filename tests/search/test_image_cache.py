@@ -7,6 +7,7 @@ import json
 import pickle
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,20 @@ class TestFinding:
         cache = ImageCache(tmp_path / "c")
         assert cache.find(encoded(Image.new("RGB", (60, 60), "white")), distance=64) is None
         assert cache.find(encoded(Image.new("RGB", (50, 50), "white"))) is not None
+
+    def test_an_open_cache_goes_on_when_its_file_is_replaced(self, tmp_path: Path) -> None:
+        image = encoded(photo(1))
+        for name in ("old", "new"):
+            with ImageCacheWriter(tmp_path / "c") as writer:
+                writer.answer(name, [ImageResult(name)])
+                writer.question(name, image)
+            if name == "old":
+                cache = ImageCache(tmp_path / "c")
+        smaller = encoded(photo(1).resize((160, 120)))
+        with ThreadPoolExecutor() as threads:
+            for asked in (image, smaller):
+                found = threads.submit(cache.find, asked, distance=8).result()
+                assert found is not None and found.results == (ImageResult("old"),)
 
     def test_what_is_no_image_is_an_error(self, cache: ImageCache) -> None:
         with pytest.raises(ImageError):
