@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import zlib
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from deepeyes_plugins.search.contracts import (
     ImageQuery,
     ImageResult,
     SearchNotConfiguredError,
+    SearchUnavailableError,
 )
 from deepeyes_plugins.search.fetching import thumbnail_rules
 from deepeyes_plugins.search.fingerprints import nearest, perceptual_hash, pixel_hash
@@ -218,6 +220,17 @@ async def test_the_provider_without_a_cache_says_how_to_make_one(
     provider = CachedImages({} if path is None else {"path": str(tmp_path / path)})
     with pytest.raises(SearchNotConfiguredError, match="search image-cache convert"):
         await provider.search(ImageQuery(encoded(photo(1))))
+
+
+async def test_a_file_that_is_damaged_is_unavailable(tmp_path: Path) -> None:
+    with ImageCacheWriter(tmp_path / "c") as writer:
+        for number in range(200):
+            writer.answer(f"q{number}", [ImageResult("x" * 1000)])
+    provider = CachedImages({"path": str(tmp_path / "c")})
+    provider.preflight()
+    os.truncate(tmp_path / "c", 8192)
+    with pytest.raises(SearchUnavailableError, match="cannot be read"):
+        await provider.search(ImageQuery(EncodedImage(b""), "q150"))
 
 
 async def image(request: Request) -> Response:
