@@ -152,6 +152,7 @@ class RemoteService:
         params: Mapping[str, str] | None = None,
         retries: int | None = None,
         is_final: Callable[[Reply], bool] | None = None,
+        patient: bool = True,
     ) -> T:
         """Send a request until it succeeds, at most ``retries`` times more.
 
@@ -168,6 +169,7 @@ class RemoteService:
             retries: Instead of the settings' number.
             is_final: Tells of an answer whose status is usually worth a retry that it is not, for
                 instance HTTP 429 of an account that is used up; it is refused then.
+            patient: Wait while the service is left alone, instead of giving up.
 
         Raises:
             RemoteUnavailableError: Every attempt failed; the last reason is told.
@@ -180,11 +182,11 @@ class RemoteService:
         headers = {"Content-Type": content_type} if body is not None else {}
         source = f"{method} {self.url}{path}"
         try:
-            async for attempt in attempts(settings):
+            async for attempt in attempts(settings, final=() if patient else (CircuitOpenError,)):
                 with attempt:
                     return await self._try(method, path, read, body, params, headers, is_final)
         except RemoteUnavailableError as error:
-            number = settings.retries + 1
+            number = attempt.retry_state.attempt_number
             tries = "" if number == 1 else f" in {number} attempts, at last"
             raise type(error)(
                 f"{source} failed{tries}: {error}",

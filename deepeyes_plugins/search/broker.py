@@ -53,6 +53,7 @@ class Asked(Protocol[Query_contra, Answer_co]):
 
     name: str
     cacheable: bool
+    patient: bool
 
     @property
     def pause(self) -> float:
@@ -162,6 +163,8 @@ class Broker(Generic[Query, Answer]):
         """
         self.counts: Counter[str] = Counter()
         self.sources = list(sources)
+        for source in self.sources[:-1]:
+            source.provider.patient = False
         self._form = form
         self._store = store
         self._cache = cache
@@ -269,18 +272,23 @@ class Broker(Generic[Query, Answer]):
             source.calls.record("refused", time.monotonic() - started)
             pause = getattr(error, "retry_after", 0) or _LEFT_ALONE
             source.leave_alone(error, pause)
-            logger.warning("%s search, left alone for %.0f s: %s", self._form.kind, pause, error)
+            self._tell(error)
             raise
         except QueryRefusedError:
             source.calls.record("refused", time.monotonic() - started)
             raise
         except SearchError as error:
             source.calls.record("unavailable", time.monotonic() - started)
-            logger.warning("%s search: %s", self._form.kind, error)
+            self._tell(error)
             raise
         source.calls.record("answered", time.monotonic() - started)
         source.leave_alone(None)
         return answer
+
+    def _tell(self, error: SearchError) -> None:
+        """Say why a provider does not answer, where the next one's answer would hide it."""
+        if len(self.sources) > 1:
+            logger.warning("%s search goes on to the next provider: %s", self._form.kind, error)
 
     async def _spend(self, source: Source[Query, Answer]) -> None:
         """Count one search against the budgets.

@@ -190,10 +190,13 @@ class Provider(ABC):
         name: What settings call it.
         cacheable: Whether its answers may be kept for later. An index that is at hand, fast and may
             change says no.
+        patient: Whether a search may wait for a server that is left alone since it keeps failing;
+            no longer where somebody else can be asked.
     """
 
     name: str
     cacheable: bool = True
+    patient: bool = True
 
     @property
     def pause(self) -> float:

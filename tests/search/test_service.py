@@ -260,7 +260,9 @@ async def test_an_engine_that_keeps_failing_is_left_alone_and_the_next_one_answe
     options = {**http.options, "url": f"{engines[1]}/http", "key_env": KEY_VARIABLE}
     settings["fallbacks"] = ["http"]
     settings["providers"]["http"] = options
-    settings["providers"]["retriever"] |= {"circuit_failures": 2, "circuit_seconds": 60}
+    # It is left alone in the middle of the first query, which has tries left.
+    failing = {"circuit_failures": 2, "circuit_seconds": 60, "retries": 3}
+    settings["providers"]["retriever"] |= failing
     # What the command line says of the kept answers comes before agent.yaml.
     settings["cache"] = {"redis_url": "redis://127.0.0.1:1/0"}
     command = ("serve", "--cache", str(tmp_path / "kept.sqlite"))

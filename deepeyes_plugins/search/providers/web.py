@@ -189,6 +189,7 @@ class WebEngine(Provider, Generic[Options]):
                 content=request.content,
                 content_type=request.content_type,
                 is_final=lambda reply: _says_used_up(reply.status, reply.text),
+                patient=self.patient,
             )
         except RemoteRefusedError as error:
             raise self._refused(error) from error
