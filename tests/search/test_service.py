@@ -27,8 +27,11 @@ from deepeyes_plugins.search.contracts import (
     QuotaExhaustedError,
     SearchNotConfiguredError,
     SearchQuery,
+    SearchResults,
     SearchUnavailableError,
+    TextSearchProvider,
 )
+from deepeyes_plugins.search.server import SearchServer
 from deepeyes_plugins.search.settings import Kind, SearchSettings
 from tests.search.engines import ENGINES, KEY, KEY_VARIABLE, Engines, Script, says
 from tests.search.service import Service
@@ -60,7 +63,7 @@ def retriever(engines: tuple[Engines, str]) -> Iterator[tuple[Retriever, dict[st
 def service(
     retriever: tuple[Retriever, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Service]:
-    monkeypatch.setenv(TOKEN_VARIABLE, "token-1")
+    monkeypatch.setenv(TOKEN_VARIABLE, "token-1\n")  # As it comes out of a file.
     with Service(tmp_path, {**retriever[1], "token_env": TOKEN_VARIABLE}) as running:
         yield running
 
@@ -142,6 +145,24 @@ async def test_bad_requests_are_refused(service: Service) -> None:
         assert (await http.get("/nowhere")).status_code == 404
     async with httpx.AsyncClient(base_url=service.url) as http:
         assert (await http.post("/search", json={"text": "x"})).status_code == 401
+
+
+class Faulty(TextSearchProvider):
+    """A provider with a programming error."""
+
+    name = "faulty"
+
+    async def search(self, query: SearchQuery) -> SearchResults:
+        return SearchResults.model_validate({"results": [{"rank": 1}]})
+
+
+async def test_a_providers_own_fault_is_no_refusal_of_the_query() -> None:
+    async with aclosing(Search(SearchSettings())) as search:
+        search.text = Faulty()
+        app = httpx.ASGITransport(SearchServer(search).app(), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=app, base_url="http://service") as http:
+            assert (await http.post("/search", json={"text": "x"})).status_code == 500
+            assert (await http.post("/search", json={"text": 1})).status_code == 422
 
 
 async def test_a_wrong_token_is_told(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
