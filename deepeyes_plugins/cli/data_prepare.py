@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from deepeyes_plugins.cli.search_index import AsJson, complain
+from deepeyes_plugins.cli.errors import complain
+from deepeyes_plugins.cli.search_index import AsJson
 from deepeyes_plugins.data.changes import Fault, Outcome, report_lines
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import DataError, Finding

@@ -13,7 +13,12 @@ from rich.text import Text
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.options import LogLevel, Port, redis_url
 from deepeyes_plugins.search.client import Search
-from deepeyes_plugins.search.contracts import SearchError, SearchQuery, SearchResults
+from deepeyes_plugins.search.contracts import (
+    MAXIMUM_RESULTS,
+    SearchError,
+    SearchQuery,
+    SearchResults,
+)
 from deepeyes_plugins.search.settings import SearchSettings
 from deepeyes_plugins.settings import SettingsError, load_settings
 
@@ -88,7 +93,9 @@ def replay(
 def query(
     text: Annotated[str, typer.Argument(help="What to search for.")],
     provider: Provider = None,
-    count: Annotated[int | None, typer.Option(min=1, help="Results at most.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, max=MAXIMUM_RESULTS, help="Results at most.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     config: Config = None,
 ) -> None:
@@ -134,9 +141,11 @@ def _settings(
     update: dict[str, Any] = {}
     if provider is not None:
         update["provider"] = provider
-    kept = {"path": cache, "redis_url": redis}
-    if given := {name: value for name, value in kept.items() if value is not None}:
-        update["cache"] = settings.cache.model_copy(update=given)
+    if cache is not None and redis is not None:
+        raise typer.BadParameter("answers are kept in one place: --cache or --redis")
+    if cache is not None or redis is not None:
+        kept = {"path": cache, "redis_url": redis}
+        update["cache"] = settings.cache.model_copy(update=kept)
     return settings.model_copy(update=update)
 
 

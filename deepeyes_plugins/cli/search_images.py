@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from deepeyes_plugins.cli.search_index import AsJson, complain
+from deepeyes_plugins.cli.errors import complain
+from deepeyes_plugins.cli.search_index import AsJson
 from deepeyes_plugins.search.fetching import thumbnail_rules
 from deepeyes_plugins.search.image_cache import ImageCache, ImageCacheError
 from deepeyes_plugins.search.image_conversion import convert as convert_caches
@@ -70,7 +72,7 @@ def convert(
                     tasks[what], completed=done, total=total or None
                 ),
             )
-    except ImageCacheError as error:
+    except (ImageCacheError, OSError, sqlite3.Error) as error:
         complain(str(error))
     _show(output, dict(counts), as_json)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from deepeyes_plugins.cli.errors import complain as complain
+from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.search.corpus import Corpus, LocalIndexError
 
 if TYPE_CHECKING:

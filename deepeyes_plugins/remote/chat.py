@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -63,7 +62,6 @@ class ChatEndpoint(RemoteService):
         super().__init__(url, settings, key_env=key_env)
         self._model = model
         self._model_hint = model_hint
-        self._lock = asyncio.Lock()
 
     async def models(self, *, retries: int | None = None) -> list[str] | None:
         """Return the names of the server's models; ``None`` if it keeps no list.
@@ -87,9 +85,9 @@ class ChatEndpoint(RemoteService):
             RemoteUnavailableError: The server cannot be reached.
             RemoteRefusedError: The server lists none or several and none was chosen.
         """
-        async with self._lock:
-            if self._model is None:
-                self._model = self._only(await self.models(retries=retries))
+        if self._model is None:
+            # All of the first conversations ask: in turn, each would wait for a silent server.
+            self._model = self._only(await self.models(retries=retries))
         return self._model
 
     async def complete(

@@ -39,6 +39,18 @@ class Circuit:
         """Seconds until a request may pass; 0: now."""
         return 0.0 if self._open_until is None else max(0.0, self._open_until - self._clock())
 
+    def expect_closed(self) -> None:
+        """Look whether a request may pass.
+
+        Raises:
+            CircuitOpenError: It is not its time.
+        """
+        if (wait := self.wait) > 0:
+            raise CircuitOpenError(
+                f"it failed {self._failures} times in a row and is left alone for {wait:.1f} s",
+                retry_after=wait,
+            )
+
     @contextmanager
     def attempt(self) -> Iterator[None]:
         """Let one request pass and learn from how it ends.
@@ -46,11 +58,7 @@ class Circuit:
         Raises:
             CircuitOpenError: It is not its time; the body did not run.
         """
-        if (wait := self.wait) > 0:
-            raise CircuitOpenError(
-                f"it failed {self._failures} times in a row and is left alone for {wait:.1f} s",
-                retry_after=wait,
-            )
+        self.expect_closed()
         if self._open_until is not None:
             self._open_until = self._clock() + self._seconds  # The others wait for this trial.
         try:

@@ -14,7 +14,9 @@ logger = logging.getLogger(__name__)
 
 
 def attempts(
-    settings: RemoteSettings, stop: Callable[[tenacity.RetryCallState], bool] | None = None
+    settings: RemoteSettings,
+    stop: Callable[[tenacity.RetryCallState], bool] | None = None,
+    final: tuple[type[RemoteUnavailableError], ...] = (),
 ) -> tenacity.AsyncRetrying:
     """Return what makes the attempts of one call.
 
@@ -25,6 +27,7 @@ def attempts(
     Args:
         settings: How long to wait between attempts, and how many there are.
         stop: Whether to give up, if not after ``settings.retries`` further attempts.
+        final: Those that are not tried again.
     """
     backoff = tenacity.wait_exponential(
         settings.retry_wait, settings.retry_wait_maximum
@@ -40,6 +43,8 @@ def attempts(
     return tenacity.AsyncRetrying(
         stop=stop or tenacity.stop_after_attempt(settings.retries + 1),
         wait=wait,
-        retry=tenacity.retry_if_exception_type(RemoteUnavailableError),
+        retry=tenacity.retry_if_exception(
+            lambda error: isinstance(error, RemoteUnavailableError) and not isinstance(error, final)
+        ),
         reraise=True,
     )

@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -78,7 +77,7 @@ class Reply:
         """
         try:
             return json.loads(self.body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self.unreadable(f"no JSON ({error})") from error
 
     def unreadable(self, reason: str) -> RemoteUnavailableError:
@@ -89,7 +88,7 @@ class Reply:
 class RemoteService:
     """Sends requests to one base URL, as the settings allow. Nothing is opened until the first.
 
-    Use it as an async context manager, or call :meth:`aclose`. It belongs to one event loop.
+    It belongs to one event loop; :meth:`aclose` ends it, as ``contextlib.aclosing`` does.
 
     Attributes:
         url: The base URL, without a trailing slash.
@@ -135,19 +134,6 @@ class RemoteService:
         self._places = asyncio.Semaphore(settings.concurrency)
         self._pace = _limiter(settings.rate) if settings.rate is not None else None
 
-    async def __aenter__(self) -> Self:
-        """Return the service itself."""
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the connections."""
-        await self.aclose()
-
     async def aclose(self) -> None:
         """Close the connections."""
         if self._http is not None:
@@ -166,6 +152,7 @@ class RemoteService:
         params: Mapping[str, str] | None = None,
         retries: int | None = None,
         is_final: Callable[[Reply], bool] | None = None,
+        patient: bool = True,
     ) -> T:
         """Send a request until it succeeds, at most ``retries`` times more.
 
@@ -182,6 +169,7 @@ class RemoteService:
             retries: Instead of the settings' number.
             is_final: Tells of an answer whose status is usually worth a retry that it is not, for
                 instance HTTP 429 of an account that is used up; it is refused then.
+            patient: Wait while the service is left alone, instead of giving up.
 
         Raises:
             RemoteUnavailableError: Every attempt failed; the last reason is told.
@@ -194,11 +182,11 @@ class RemoteService:
         headers = {"Content-Type": content_type} if body is not None else {}
         source = f"{method} {self.url}{path}"
         try:
-            async for attempt in attempts(settings):
+            async for attempt in attempts(settings, final=() if patient else (CircuitOpenError,)):
                 with attempt:
                     return await self._try(method, path, read, body, params, headers, is_final)
         except RemoteUnavailableError as error:
-            number = settings.retries + 1
+            number = attempt.retry_state.attempt_number
             tries = "" if number == 1 else f" in {number} attempts, at last"
             raise type(error)(
                 f"{source} failed{tries}: {error}",
@@ -254,10 +242,12 @@ class RemoteService:
         is_final: Callable[[Reply], bool] | None,
     ) -> T:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._places)
-            if self._pace is not None:
-                await self._pace.acquire()
             try:
+                # Before it waits for its turn, which would cost others theirs, and after.
+                self.circuit.expect_closed()
+                await stack.enter_async_context(self._places)
+                if self._pace is not None:
+                    await self._pace.acquire()
                 stack.enter_context(self.circuit.attempt())
             except CircuitOpenError:
                 self.statistics.hold_back()

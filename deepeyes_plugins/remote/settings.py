@@ -30,7 +30,8 @@ class RemoteSettings(BaseModel):
     rate: float | None = Field(
         None,
         gt=0,
-        description="Requests per second to one server at most, per process. Unset: no limit.",
+        description="Requests per second to one server, per process; after a pause, those of one "
+        "second go at once. Unset: no limit.",
     )
     circuit_failures: int = Field(
         10,

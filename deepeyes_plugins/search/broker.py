@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import uuid4
 
+from deepeyes_plugins.remote.settings import RemoteSettings
 from deepeyes_plugins.remote.statistics import CallStatistics
 from deepeyes_plugins.search.cache import AnswerStore
 from deepeyes_plugins.search.contracts import (
@@ -38,6 +39,8 @@ _RUN_SECONDS = 90 * _DAY
 """How long the count of a run is remembered after its last search."""
 _LEFT_ALONE = 60.0
 """Seconds for which a provider without key or quota is not asked, where it does not say itself."""
+_NOT_TELLING = frozenset({*RemoteSettings.model_fields, "key_env"})
+"""Options that no answer depends on: whoever lowers a rate keeps the answers that were paid for."""
 
 Query = TypeVar("Query")
 Answer = TypeVar("Answer")
@@ -50,6 +53,11 @@ class Asked(Protocol[Query_contra, Answer_co]):
 
     name: str
     cacheable: bool
+    patient: bool
+
+    @property
+    def pause(self) -> float:
+        """Seconds for which it is left alone, since it keeps failing."""
 
     async def search(self, query: Query_contra) -> Answer_co:
         """Answer one query."""
@@ -72,7 +80,7 @@ class Form(Generic[Query, Answer]):
         kind: ``text`` or ``image``.
         identify: Tells equal queries from different ones.
         dump: Turns an answer into bytes.
-        load: The same the other way round.
+        load: The same the other way round; ValueError where they are no answer.
         is_empty: Whether an answer has no results.
         is_partial: Whether results are missing; such an answer is not kept.
         as_kept: The answer, with the remark that it cost no search.
@@ -98,16 +106,33 @@ class Source(Generic[Query, Answer]):
         identity: What its answers depend on besides the query: its name and options.
         budget: How often it may be asked.
         calls: What came of asking it.
-        left_alone_until: Not asked before that time of ``time.monotonic``.
-        reason: Why not.
     """
 
     provider: Asked[Query, Answer]
     identity: str
     budget: Budget = field(default_factory=Budget)
     calls: CallStatistics = field(default_factory=CallStatistics)
-    left_alone_until: float = 0.0
-    reason: SearchError | None = None
+    _refusal: SearchError | None = None
+    _left_alone_until: float = 0.0
+
+    @property
+    def refusal(self) -> SearchError | None:
+        """Why it is left alone for want of a key or of quota; ``None`` if it is not."""
+        return self._refusal if time.monotonic() < self._left_alone_until else None
+
+    @property
+    def trouble(self) -> str:
+        """Why it is left alone, for whatever reason; empty if it is not."""
+        if self.refusal is not None:
+            return str(self.refusal)
+        pause = self.provider.pause
+        if pause > 0:
+            return f"{self.provider.name}: it keeps failing and is left alone for {pause:.1f} s"
+        return ""
+
+    def leave_alone(self, refusal: SearchError | None, seconds: float = 0.0) -> None:
+        """Do not ask it for some time; ``None``: do again."""
+        self._refusal, self._left_alone_until = refusal, time.monotonic() + seconds
 
 
 class Broker(Generic[Query, Answer]):
@@ -138,6 +163,8 @@ class Broker(Generic[Query, Answer]):
         """
         self.counts: Counter[str] = Counter()
         self.sources = list(sources)
+        for source in self.sources[:-1]:
+            source.provider.patient = False
         self._form = form
         self._store = store
         self._cache = cache
@@ -184,17 +211,13 @@ class Broker(Generic[Query, Answer]):
                 self.counts["not_recorded"] += 1
                 raise
             except SearchError as error:
-                if len(self.sources) > 1:
-                    logger.warning(
-                        "%s search goes on to the next provider: %s", self._form.kind, error
-                    )
                 refusals.append(error)
                 continue
             if not (self._form.past_empty and self._form.is_empty(answer)):
                 return answer
             empty = answer
-        if empty is not None:
-            return empty
+        if empty is not None and all(isinstance(one, QueryRefusedError) for one in refusals):
+            return empty  # Else nobody knows whether there is nothing to be found.
         failure = _together(refusals)
         self.counts["refused" if isinstance(failure, QueryRefusedError) else "failed"] += 1
         raise failure
@@ -203,12 +226,18 @@ class Broker(Generic[Query, Answer]):
         """What one provider says, or has said before."""
         place = hashlib.sha256(f"{self._form.kind}\0{source.identity}\0{key}".encode()).hexdigest()
         kept = await self._store.get(place) if source.provider.cacheable else None
+        if kept is not None and kept.startswith(b"!"):
+            self.counts["kept_refusal"] += 1
+            raise QueryRefusedError(kept[1:].decode("utf-8", "replace"))
         if kept is not None:
-            if kept.startswith(b"!"):
-                self.counts["kept_refusal"] += 1
-                raise QueryRefusedError(kept[1:].decode())
-            self.counts["kept"] += 1
-            return self._form.as_kept(self._form.load(kept[1:]))
+            try:
+                answer = self._form.load(kept[1:])
+            except ValueError as error:
+                # Another version has written it.
+                logger.info("a kept answer cannot be read and is asked for again: %s", error)
+            else:
+                self.counts["kept"] += 1
+                return self._form.as_kept(answer)
         try:
             answer = await self._ask(source, query)
         except QueryRefusedError as error:
@@ -227,9 +256,13 @@ class Broker(Generic[Query, Answer]):
             await self._store.put(place, value, seconds)
 
     async def _ask(self, source: Source[Query, Answer], query: Query) -> Answer:
-        if source.reason is not None and time.monotonic() < source.left_alone_until:
+        if (refusal := source.refusal) is not None:
             source.calls.hold_back()
-            raise source.reason
+            # The same error many times over: it is not to collect where it was raised.
+            raise refusal.with_traceback(None)
+        if source is not self.sources[-1] and (trouble := source.trouble):
+            source.calls.hold_back()
+            raise SearchUnavailableError(trouble)
         await self._spend(source)
         self.counts["asked"] += 1
         started = time.monotonic()
@@ -238,17 +271,24 @@ class Broker(Generic[Query, Answer]):
         except (SearchNotConfiguredError, QuotaExhaustedError) as error:
             source.calls.record("refused", time.monotonic() - started)
             pause = getattr(error, "retry_after", 0) or _LEFT_ALONE
-            source.left_alone_until, source.reason = time.monotonic() + pause, error
+            source.leave_alone(error, pause)
+            self._tell(error)
             raise
         except QueryRefusedError:
             source.calls.record("refused", time.monotonic() - started)
             raise
-        except SearchError:
+        except SearchError as error:
             source.calls.record("unavailable", time.monotonic() - started)
+            self._tell(error)
             raise
         source.calls.record("answered", time.monotonic() - started)
-        source.reason = None
+        source.leave_alone(None)
         return answer
+
+    def _tell(self, error: SearchError) -> None:
+        """Say why a provider does not answer, where the next one's answer would hide it."""
+        if len(self.sources) > 1:
+            logger.warning("%s search goes on to the next provider: %s", self._form.kind, error)
 
     async def _spend(self, source: Source[Query, Answer]) -> None:
         """Count one search against the budgets.
@@ -259,14 +299,17 @@ class Broker(Generic[Query, Answer]):
         budget, name = source.budget, source.provider.name
         now = datetime.now(UTC)
         tomorrow = _DAY - (now.hour * 3600 + now.minute * 60 + now.second)
+        spent: list[tuple[str, float]] = []
         for what, limit, counter, seconds, wait in (
             ("per_day", budget.per_day, f"day:{now:%Y-%m-%d}:{name}", _DAY, tomorrow),
             ("per_run", budget.per_run, f"run:{self._run}:{name}", _RUN_SECONDS, 0.0),
         ):
             if limit is None:
                 continue
+            spent.append((counter, seconds))
             if await self._store.add(counter, 1, seconds) > limit:
-                await self._store.add(counter, -1, seconds)
+                for one, kept in spent:
+                    await self._store.add(one, -1, kept)
                 source.calls.hold_back()
                 raise QuotaExhaustedError(
                     f"{name}: our own budget of {limit} searches is used up "
@@ -286,5 +329,6 @@ def _together(errors: Sequence[SearchError]) -> SearchError:
 
 
 def identity(name: str, options: Mapping[str, Any]) -> str:
-    """What a provider's answers depend on besides the query."""
-    return f"{name} {json.dumps(options, sort_keys=True, default=str)}"
+    """What a provider's answers depend on besides the query: not on how patiently it is asked."""
+    telling = {key: value for key, value in options.items() if key not in _NOT_TELLING}
+    return f"{name} {json.dumps(telling, sort_keys=True, default=str)}"

@@ -155,9 +155,10 @@ class SqliteStore(AnswerStore):
         self, connection: sqlite3.Connection, counter: str, number: int, until: float
     ) -> int:
         row = connection.execute(
-            "INSERT INTO counts (key, until, value) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE"
-            " SET value = value + excluded.value RETURNING value",
-            (counter, until, number),
+            "INSERT INTO counts (key, until, value) VALUES (?1, ?2, ?3) ON CONFLICT (key) DO UPDATE"
+            " SET value = excluded.value + iif(until > ?4, value, 0), until = excluded.until"
+            " RETURNING value",
+            (counter, until, number, time.time()),
         )
         return int(row.fetchone()[0])
 

@@ -134,9 +134,7 @@ class Search:
         """The providers of text search, where they are not a service's."""
         settings = self.settings
         names = (settings.provider, *settings.fallbacks)
-        sources = _sources(
-            names, settings.providers, "providers", plugins.search_providers(), settings.budgets
-        )
+        sources = self._sources(names, "providers", plugins.search_providers())
         return Broker(TEXT, sources, self._store, settings.cache, settings.run)
 
     @cached_property
@@ -144,13 +142,7 @@ class Search:
         """The providers of search by image, where they are not a service's."""
         settings = self.settings
         names = (settings.image_provider, *settings.image_fallbacks)
-        sources = _sources(
-            names,
-            settings.image_providers,
-            "image_providers",
-            plugins.image_search_providers(),
-            settings.budgets,
-        )
+        sources = self._sources(names, "image_providers", plugins.image_search_providers())
         return Broker(IMAGES, sources, self._store, settings.cache, settings.run)
 
     @cached_property
@@ -168,6 +160,30 @@ class Search:
         if "_store" in self.__dict__:
             await self._store.aclose()
 
+    def _sources(
+        self, names: Sequence[str], section: str, registry: Registry[Any]
+    ) -> list[Source[Any, Any]]:
+        """Make the providers of those names; no other name in the settings is unknown either."""
+        options: Mapping[str, Mapping[str, Any]] = getattr(self.settings, section)
+        budgets = self.settings.budgets
+        others = {*plugins.search_providers(), *plugins.image_search_providers()}
+        for where, name in (
+            *((section, name) for name in (*names, *options)),
+            *(("budgets", name) for name in budgets if name not in others),
+        ):
+            try:
+                registry[name]
+            except UnknownNameError as error:
+                raise SearchNotConfiguredError(f"search.{where}: {error}") from error
+        sources = []
+        for name in names:
+            given = options.get(name, {})
+            provider: Asked[Any, Any] = registry[name](given)
+            sources.append(
+                Source(provider, identity(provider.name, given), budgets.get(name, Budget()))
+            )
+        return sources
+
     @cached_property
     def _store(self) -> AnswerStore:
         return make_store(self.settings.cache, self._store_file)
@@ -180,28 +196,6 @@ class Search:
 AnyProvider = TypeVar("AnyProvider", bound=Provider)
 Query = TypeVar("Query")
 Answer = TypeVar("Answer")
-
-
-def _sources(
-    names: Sequence[str],
-    options: Mapping[str, Mapping[str, Any]],
-    section: str,
-    registry: Registry[Any],
-    budgets: Mapping[str, Budget],
-) -> list[Source[Any, Any]]:
-    """Make the providers of those names."""
-    sources = []
-    for name in names:
-        try:
-            factory = registry[name]
-        except UnknownNameError as error:
-            raise SearchNotConfiguredError(f"search.{section}: {error}") from error
-        given = options.get(name, {})
-        provider: Asked[Any, Any] = factory(given)
-        sources.append(
-            Source(provider, identity(provider.name, given), budgets.get(name, Budget()))
-        )
-    return sources
 
 
 class _Brokered:

@@ -190,10 +190,21 @@ class Provider(ABC):
         name: What settings call it.
         cacheable: Whether its answers may be kept for later. An index that is at hand, fast and may
             change says no.
+        patient: Whether a search may wait for a server that is left alone since it keeps failing;
+            no longer where somebody else can be asked.
     """
 
     name: str
     cacheable: bool = True
+    patient: bool = True
+
+    @property
+    def pause(self) -> float:
+        """Seconds for which it is left alone, since it kept failing just now; 0: it is asked.
+
+        While there is another one to ask, queries do not wait for it.
+        """
+        return 0.0
 
     def preflight(self) -> None:  # noqa: B027 - not every provider needs something
         """Look whether it has what it needs here, key or file, before a run begins.

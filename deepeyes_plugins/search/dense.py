@@ -95,9 +95,19 @@ class Vectors:
     """The vectors of an index, mapped into memory."""
 
     def __init__(self, folder: Path, passages: int, encoder: Encoder, prompt: str) -> None:
-        """Open the vectors in ``folder``; ``prompt`` goes before each query."""
-        flat = np.memmap(folder / FILE, dtype=np.float16, mode="r")
-        self._vectors = flat.reshape(passages, -1)
+        """Open the vectors in ``folder``; ``prompt`` goes before each query.
+
+        Raises:
+            LocalIndexError: They are not there, or not whole.
+        """
+        try:
+            flat = np.memmap(folder / FILE, dtype=np.float16, mode="r")
+            self._vectors = flat.reshape(passages, -1)
+        except (OSError, ValueError) as error:
+            raise LocalIndexError(
+                f"{folder / FILE}: cannot be opened ({error}); if the index was built again, open "
+                "it again"
+            ) from error
         self._encoder = encoder
         self._prompt = prompt
 

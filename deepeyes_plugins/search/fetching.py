@@ -15,7 +15,9 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urljoin
 
 import httpcore
@@ -111,8 +113,9 @@ def _inside(address: ipaddress.IPv6Address) -> list[IPAddress]:
 class _CheckedBackend(httpcore.AsyncNetworkBackend):
     """Opens connections to addresses that were checked."""
 
-    def __init__(self, allowed: Iterable[IPNetwork]) -> None:
+    def __init__(self, allowed: Iterable[IPNetwork], threads: Executor) -> None:
         self._allowed = tuple(allowed)
+        self._threads = threads
         self._network = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -158,8 +161,9 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
 
     async def _look_up(self, host: str, port: int) -> list[IPAddress]:
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(
-                host, port, type=socket.SOCK_STREAM
+            # Not in the threads of the event loop: names that nobody answers for would occupy all.
+            found = await asyncio.get_running_loop().run_in_executor(
+                self._threads, partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
             )
         except (OSError, UnicodeError) as error:
             raise FetchError(f"{host} is not known ({error})") from error
@@ -211,6 +215,7 @@ class Fetcher:
         self._places = asyncio.Semaphore(rules.at_once)
         self._opening = asyncio.Lock()
         self._pool: httpcore.AsyncConnectionPool | None = None
+        self._threads: ThreadPoolExecutor | None = None
 
     async def fetch(self, url: str) -> Fetched:
         """Fetch what is at ``url``, following redirects.
@@ -240,6 +245,9 @@ class Fetcher:
         if self._pool is not None:
             await self._pool.aclose()
             self._pool = None
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads = None
 
     async def _connections(self) -> httpcore.AsyncConnectionPool:
         """The connections, made by the first of many simultaneous requests."""
@@ -247,10 +255,13 @@ class Fetcher:
             if self._pool is None:
                 # Reading all certificates takes its time.
                 context = await asyncio.to_thread(httpx.create_ssl_context, trust_env=False)
+                self._threads = ThreadPoolExecutor(
+                    self._rules.at_once, thread_name_prefix="deepeyes-names"
+                )
                 self._pool = httpcore.AsyncConnectionPool(
                     ssl_context=context,
                     max_connections=self._rules.at_once,
-                    network_backend=_CheckedBackend(self._rules.allowed),
+                    network_backend=_CheckedBackend(self._rules.allowed, self._threads),
                 )
         return self._pool
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 
@@ -73,11 +73,15 @@ class ImageCache:
             ImageCacheError: There is none, or it is none.
         """
         self.path = path
-        self._local = threading.local()
+        self._lock = threading.Lock()
         hint = "make one with `deepeyes search image-cache convert`"
         if not path.is_file():
             raise ImageCacheError(f"{path}: there is no such file; {hint}")
         try:
+            # One connection for all threads: another one might open a file that has replaced this.
+            self._connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
+            )
             self.facts = dict(self._connection.execute("SELECT name, value FROM facts"))
             if self.facts.get("format") != FORMAT:
                 raise ImageCacheError(
@@ -127,29 +131,24 @@ class ImageCache:
     def counts(self) -> dict[str, int]:
         """How many answers, results, thumbnails and questions' images there are."""
         return {
-            table: self._connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+            table: self._rows(f"SELECT COUNT(*) FROM {table}")[0][0]
             for table in ("answers", "results", "thumbnails", "questions")
         }
 
-    @property
-    def _connection(self) -> sqlite3.Connection:
-        """This thread's connection."""
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            address = self.path.absolute().as_uri()
-            connection = sqlite3.connect(f"{address}?mode=ro&immutable=1", uri=True)
-            self._local.connection = connection
-        return connection
+    def _rows(self, query: str, *values: str | int) -> list[Any]:
+        with self._lock:
+            return self._connection.execute(query, values).fetchall()
 
     def _one(self, query: str, value: str) -> str | None:
-        row = self._connection.execute(f"{query} ORDER BY data_id LIMIT 1", (value,)).fetchone()
-        return None if row is None else row[0]
+        rows = self._rows(f"{query} ORDER BY data_id LIMIT 1", value)
+        return rows[0][0] if rows else None
 
     def _found(self, data_id: str, way: Way, distance: int, count: int) -> Found:
-        rows = self._connection.execute(
+        rows = self._rows(
             "SELECT title, link, data FROM results LEFT JOIN thumbnails ON sha256 = thumbnail"
             " WHERE data_id = ? ORDER BY place LIMIT ?",
-            (data_id, count),
+            data_id,
+            count,
         )
         results = tuple(
             ImageResult(title, None if data is None else EncodedImage(data), link)
@@ -167,7 +166,14 @@ class ImageCacheWriter:
         self._draft = path.with_name(f".{path.name}.{os.getpid()}.part")
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Begin.
+
+        Raises:
+            ImageCacheError: A folder is where the file is to be.
+            OSError: The file cannot be made there.
+        """
+        if self._path.is_dir():
+            raise ImageCacheError(f"{self._path}: is a folder; name the file that is to be made")
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._draft.unlink(missing_ok=True)
         self._connection = sqlite3.connect(self._draft)

@@ -219,7 +219,9 @@ def _images_of(files: Iterable[Path]) -> Iterator[tuple[str, EncodedImage]]:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    extra = row.get("extra_info") or {}
+    extra = row.get("extra_info")
+    if not isinstance(extra, Mapping):
+        extra = {}
     for value in (row.get("data_id"), extra.get("data_id"), extra.get("index"), row.get("id")):
         if value is not None:
             return str(value)

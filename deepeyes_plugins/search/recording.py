@@ -9,6 +9,7 @@ so that equal queries of one run get equal answers.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import json
 import logging
@@ -30,6 +31,7 @@ from deepeyes_plugins.search.contracts import (
     SearchNotConfiguredError,
     SearchQuery,
     SearchResults,
+    SearchUnavailableError,
     TextSearchProvider,
 )
 from deepeyes_plugins.search.settings import read_options
@@ -54,7 +56,8 @@ class Recording:
             writable: Make it where it is missing, and add to it.
 
         Raises:
-            SearchNotConfiguredError: It cannot be read, or a line of it cannot.
+            SearchNotConfiguredError: It cannot be read, or a line of it cannot, or another process
+                adds to it.
         """
         self.path = path
         self._places: dict[str, Place] = {}
@@ -68,6 +71,16 @@ class Recording:
             raise SearchNotConfiguredError(
                 f"the recording {path} cannot be opened: {error}"
             ) from error
+        if writable:
+            try:
+                # It ends with the process that holds it.
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(self._descriptor)
+                raise SearchNotConfiguredError(
+                    f"the recording {path} is being written by another process; give this one a "
+                    "file of its own"
+                ) from error
         self._end = 0
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
@@ -100,7 +113,11 @@ class Recording:
         return found
 
     def add(self, fields: dict[str, Any]) -> None:
-        """Write a line for a query that has none; it is in the file when this returns."""
+        """Write a line for a query that has none; it is in the file when this returns.
+
+        Raises:
+            OSError: The disk is full, or worse; the next line takes the place of this one.
+        """
         key = _key_of(fields)
         line = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
         with self._writing:
@@ -222,11 +239,9 @@ class Recorder(TextSearchProvider):
     cacheable = False
 
     def __init__(self, provider: TextSearchProvider, recording: Recording) -> None:
-        """Record what ``provider`` says; it is closed with this."""
+        """Record what ``provider`` says; neither is closed with this."""
         self.name = provider.name
         self.filters = provider.filters
-        self.check = provider.check  # type: ignore[method-assign]
-        self.aclose = provider.aclose  # type: ignore[method-assign]
         self._ask = provider.search
         self._recording = recording
         self._replay = Replay(recording)
@@ -248,10 +263,8 @@ class ImageRecorder(ImageSearchProvider):
     cacheable = False
 
     def __init__(self, provider: ImageSearchProvider, recording: Recording) -> None:
-        """Record what ``provider`` says; it is closed with this."""
+        """Record what ``provider`` says; neither is closed with this."""
         self.name = provider.name
-        self.check = provider.check  # type: ignore[method-assign]
-        self.aclose = provider.aclose  # type: ignore[method-assign]
         self._ask = provider.search
         self._recording = recording
         self._replay = ImageReplay(recording)
@@ -276,4 +289,8 @@ async def _record(
         outcome = {"answer": await ask()}
     except QueryRefusedError as error:
         outcome = {"refused": str(error)}
-    await asyncio.to_thread(recording.add, {**fields, **outcome})
+    try:
+        await asyncio.to_thread(recording.add, {**fields, **outcome})
+    except OSError as error:
+        # Unrecorded, the answer would be missing from the replay.
+        raise SearchUnavailableError(f"the answer cannot be recorded: {error}") from error

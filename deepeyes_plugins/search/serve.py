@@ -49,7 +49,7 @@ def serve(settings: SearchSettings, options: ServerOptions) -> None:
     logging.basicConfig(
         level=options.log_level.upper(), format="%(levelname)s: %(message)s", force=True
     )
-    token = os.environ.get(settings.token_env) or None
+    token = os.environ.get(settings.token_env, "").strip() or None  # As clients read it.
     if token is None and options.host not in LOOPBACK:
         raise SystemExit(
             f"anyone who can reach {options.host} could use up the search quota: put a bearer "

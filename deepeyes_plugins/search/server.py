@@ -19,6 +19,7 @@ import contextlib
 import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -56,6 +57,7 @@ _MAX_BODY_BYTES = 64 << 20
 _MAX_QUERIES = 1024
 """Queries of one request of the retriever contract."""
 
+Asked = TypeVar("Asked", bound=BaseModel)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -118,19 +120,19 @@ class SearchServer:
 
     async def text(self, request: Request) -> Response:
         """Answer a text search."""
-        query = SearchQuery.model_validate_json(await _body(request))
+        query = await _read(request, SearchQuery)
         found = await self._text.search(query)
         return Response(found.model_dump_json(exclude_defaults=True), media_type="application/json")
 
     async def image(self, request: Request) -> Response:
         """Answer a search by image."""
-        query = ImageQueryMessage.model_validate_json(await _body(request)).query()
+        query = (await _read(request, ImageQueryMessage)).query()
         found = ImageResultsMessage.of(await self._images.search(query))
         return Response(found.model_dump_json(exclude_defaults=True), media_type="application/json")
 
     async def retrieve(self, request: Request) -> Response:
         """Answer as Search-R1's retrieval server does; all queries of a request or none."""
-        asked = RetrieveMessage.model_validate_json(await _body(request))
+        asked = await _read(request, RetrieveMessage)
         queries = [self._search.query(text, asked.topk) for text in asked.queries]
         answers = await asyncio.gather(*map(self._text.search, queries))
         found = [
@@ -152,7 +154,8 @@ class SearchServer:
                     kind: {
                         "counts": dict(broker.counts),
                         "providers": {
-                            source.provider.name: _state(source.reason) for source in broker.sources
+                            source.provider.name: source.trouble or "ok"
+                            for source in broker.sources
                         },
                     }
                     for kind, broker in self._brokers().items()
@@ -165,8 +168,6 @@ class SearchServer:
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
     def _brokers(self) -> dict[str, Broker]:  # type: ignore[type-arg]
-        if self._search.settings.url is not None:
-            return {}
         return {"text": self._search.text_broker, "image": self._search.image_broker}
 
     def _guarded(self, handler: Handler) -> Handler:
@@ -181,12 +182,6 @@ class SearchServer:
                 return await handler(request)
             except SearchError as error:
                 message = ErrorMessage.of(error)
-            except ValidationError as error:
-                reasons = (
-                    f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}"
-                    for one in error.errors(include_input=False, include_context=False)
-                )
-                message = ErrorMessage(kind="query_refused", message="; ".join(reasons))
             except ClientDisconnect:
                 return Response(status_code=499)
             logger.info("%s: %s", message.kind, message.message)
@@ -195,8 +190,20 @@ class SearchServer:
         return guarded
 
 
-def _state(reason: SearchError | None) -> str:
-    return "ok" if reason is None else str(reason)
+async def _read(request: Request, model: type[Asked]) -> Asked:
+    """Read what is asked.
+
+    Raises:
+        QueryRefusedError: It is nothing of the kind.
+    """
+    try:
+        return model.model_validate_json(await _body(request))
+    except ValidationError as error:
+        reasons = (
+            f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}"
+            for one in error.errors(include_input=False, include_context=False)
+        )
+        raise QueryRefusedError("; ".join(reasons)) from error
 
 
 async def _body(request: Request) -> bytes:
@@ -234,7 +241,7 @@ class _Counts(Collector):
         )
         available = GaugeMetricFamily(
             "deepeyes_search_provider_available",
-            "1, or 0 for a provider that is left alone for want of a key or quota.",
+            "1, or 0 for a provider that is left alone: it has no key or quota, or keeps failing.",
             labels=["kind", "provider"],
         )
         for kind, broker in self._brokers().items():
@@ -246,5 +253,5 @@ class _Counts(Collector):
                     calls.add_metric([kind, name, outcome], getattr(counted, outcome))
                 for quantile, value in (("0.5", counted.p50), ("0.95", counted.p95)):
                     seconds.add_metric([kind, name, quantile], value)
-                available.add_metric([kind, name], float(source.reason is None))
+                available.add_metric([kind, name], float(not source.trouble))
         yield from (queries, calls, seconds, available)

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -66,10 +67,13 @@ def url(script: Script) -> Iterator[str]:
         script.release.set()
 
 
-def service(url: str, *, key_env: str | None = None, **settings: Any) -> RemoteService:
+def service(
+    url: str, *, key_env: str | None = None, **settings: Any
+) -> AbstractAsyncContextManager[RemoteService]:
     values = {"retry_wait": 0.01, "retry_wait_maximum": 0.05, "retries": 3, **settings}
     key_header = "X-API-KEY" if key_env else "Authorization"
-    return RemoteService(url, RemoteSettings(**values), key_env=key_env, key_header=key_header)
+    made = RemoteService(url, RemoteSettings(**values), key_env=key_env, key_header=key_header)
+    return aclosing(made)
 
 
 async def test_json_goes_there_and_comes_back(script: Script, url: str) -> None:
@@ -187,6 +191,19 @@ async def test_a_server_that_keeps_failing_is_left_alone(script: Script, url: st
     assert len(script.requests) == 2
 
 
+async def test_who_is_not_let_through_does_not_wait_for_a_turn(script: Script, url: str) -> None:
+    script.say("broken", 500)
+    settings = {"retries": 0, "circuit_failures": 1, "circuit_seconds": 60, "rate": 0.1}
+    async with service(url, **settings) as client:
+        with pytest.raises(RemoteUnavailableError, match="HTTP 500"):
+            await client.fetch("GET", "/search")
+        async with asyncio.timeout(5):
+            for _ in range(3):
+                with pytest.raises(CircuitOpenError):
+                    await client.fetch("GET", "/search")
+        assert client.statistics.snapshot().held_back == 3
+
+
 async def test_it_is_asked_again_when_it_is_back(script: Script, url: str) -> None:
     script.say("broken", 500)
     script.say("broken", 500)
@@ -256,7 +273,8 @@ async def test_a_key_in_the_query_stays_out_of_the_log(
     script.say("here")
     caplog.set_level("DEBUG")
     settings = RemoteSettings(retry_wait=0.01)
-    async with RemoteService(url, settings, key_env="SOME_KEY", key_parameter="key") as client:
+    made = RemoteService(url, settings, key_env="SOME_KEY", key_parameter="key")
+    async with aclosing(made) as client:
         await client.fetch("GET", "/search", params={"q": "x"})
     assert dict(script.requests[0].query_params) == {"key": "secret-1", "q": "x"}
     assert "busy" in caplog.text and "secret-1" not in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from deepeyes_plugins.protocol.content import EncodedImage
-from deepeyes_plugins.search.broker import Broker, Source
+from deepeyes_plugins.search.broker import Broker, Form, Source, identity
 from deepeyes_plugins.search.cache import AnswerStore, RedisStore, SqliteStore
 from deepeyes_plugins.search.client import IMAGES, TEXT
 from deepeyes_plugins.search.contracts import (
@@ -44,6 +45,7 @@ class Fake(TextSearchProvider):
     """Says what it is told to and remembers what it was asked."""
 
     filters = FILTERS
+    pause = 0.0
 
     def __init__(self, name: str = "fake", says: Says | SearchError = echo) -> None:
         self.name = name
@@ -113,6 +115,14 @@ async def test_an_answer_is_kept_and_a_different_query_is_asked(store: AnswerSto
     assert len(fake.asked) == 1 + len(others)
 
 
+def test_an_answer_does_not_depend_on_how_patiently_it_is_asked_for() -> None:
+    options = {"url": "https://example.org", "key_env": "ONE", "rate": 50, "retries": 9}
+    patient = {"url": "https://example.org", "key_env": "OTHER", "rate": 5, "timeout": 90}
+    assert identity("serper", options) == identity("serper", patient)
+    assert identity("serper", options) != identity("serper", options | {"url": "https://other"})
+    assert identity("serper", options) != identity("brave", options)
+
+
 async def test_an_empty_answer_is_kept_for_a_shorter_time(store: AnswerStore) -> None:
     fake = Fake(says=lambda query: SearchResults())
     for _ in range(2):
@@ -134,6 +144,15 @@ async def test_a_refusal_is_kept_and_a_failure_is_not(store: AnswerStore) -> Non
         with pytest.raises(SearchUnavailableError, match="down"):
             await broker(store, broken).search(QUERY)
     assert len(broken.asked) == 2
+
+
+async def test_a_kept_answer_of_another_version_is_asked_for_again(store: AnswerStore) -> None:
+    fake = Fake()
+    newer = Form(**{**vars(TEXT), "dump": lambda answer: b'{"results": [{"rank": 1}]}'})
+    await Broker(newer, [Source(fake, fake.name)], store, CacheSettings()).search(QUERY)
+    assert await broker(store, fake).search(QUERY) == echo(QUERY)
+    assert await broker(store, fake).search(QUERY) == kept(echo(QUERY))
+    assert len(fake.asked) == 2
 
 
 async def test_a_partial_answer_is_not_kept(store: AnswerStore) -> None:
@@ -169,6 +188,44 @@ async def test_a_provider_without_quota_is_left_alone(store: AnswerStore) -> Non
     assert asking.sources[0].calls.snapshot().held_back == 2
 
 
+async def test_one_that_keeps_failing_is_passed_over_while_there_is_another(
+    store: AnswerStore,
+) -> None:
+    first, second = Fake("first", SearchUnavailableError("down")), Fake("second")
+    asking = broker(store, first, second)
+    first.pause = 15.0
+    assert await asking.search(QUERY) == echo(QUERY)
+    assert first.asked == []
+    assert asking.sources[0].calls.snapshot().held_back == 1
+    assert "first: it keeps failing" in asking.sources[0].trouble
+    # The last one is asked: a provider waits itself until it may try again.
+    second.pause = 15.0
+    await asking.search(SearchQuery(text="another panda"))
+    assert second.asked == ["red panda", "another panda"]
+
+
+async def test_a_refusal_that_is_told_again_collects_nothing(store: AnswerStore) -> None:
+    asking = broker(store, Fake(says=QuotaExhaustedError("used up", retry_after=60)))
+    lengths = []
+    for number in range(5):
+        with pytest.raises(QuotaExhaustedError) as caught:
+            await asking.search(SearchQuery(text=str(number)))
+        lengths.append(len(caught.traceback))
+    assert lengths[-1] == lengths[1]
+
+
+async def test_a_provider_is_asked_again_after_its_pause(store: AnswerStore) -> None:
+    fake = Fake(says=QuotaExhaustedError("used up", retry_after=0.01))
+    asking = broker(store, fake)
+    with pytest.raises(QuotaExhaustedError):
+        await asking.search(QUERY)
+    assert asking.sources[0].trouble == "used up"
+    await asyncio.sleep(0.02)
+    assert asking.sources[0].trouble == ""
+    fake.says = echo
+    assert await asking.search(QUERY) == echo(QUERY)
+
+
 @pytest.mark.parametrize("limit", ["per_day", "per_run"])
 async def test_a_budget_is_kept_to_the_last_search(store: AnswerStore, limit: str) -> None:
     fake = Fake()
@@ -182,6 +239,16 @@ async def test_a_budget_is_kept_to_the_last_search(store: AnswerStore, limit: st
     # What is known costs nothing.
     known = SearchQuery(text=fake.asked[0])
     assert await asking.search(known) == kept(echo(known))
+
+
+async def test_what_one_budget_refuses_costs_the_other_nothing(store: AnswerStore) -> None:
+    fake = Fake()
+    for run, asked in (("a", 2), ("b", 3)):
+        asking = broker(store, fake, budget=Budget(per_day=3, per_run=2), run=run)
+        for number in range(9):
+            with contextlib.suppress(QuotaExhaustedError):
+                await asking.search(SearchQuery(text=f"{run} {number}"))
+        assert len(fake.asked) == asked
 
 
 async def test_a_named_runs_budget_outlives_the_process(tmp_path: Path) -> None:
@@ -199,13 +266,16 @@ async def test_a_named_runs_budget_outlives_the_process(tmp_path: Path) -> None:
 
 
 class Album(ImageSearchProvider):
-    def __init__(self, name: str, *titles: str) -> None:
+    def __init__(self, name: str, *titles: str, fails: SearchError | None = None) -> None:
         self.name = name
         self.asked = 0
         self._titles = titles
+        self._fails = fails
 
     async def search(self, query: ImageQuery) -> ImageResults:
         self.asked += 1
+        if self._fails is not None:
+            raise self._fails
         return ImageResults(tuple(ImageResult(title, query.image) for title in self._titles))
 
 
@@ -218,6 +288,19 @@ async def test_images_are_looked_for_further_where_nothing_is_found(store: Answe
         found = await asking.search(ImageQuery(image, "row-1"))
         assert found == ImageResults((ImageResult("A panda", image),), kept=again)
     assert (empty.asked, full.asked) == (1, 1)
+
+
+async def test_nothing_is_found_only_where_everybody_has_looked(store: AnswerStore) -> None:
+    image = EncodedImage.from_pil(Image.new("RGB", (40, 40)))
+    down = Album("lens", fails=SearchUnavailableError("lens: down"))
+    for albums in ([Album("cache"), down], [down, Album("cache")]):
+        asking = Broker(IMAGES, [Source(one, one.name) for one in albums], store, CacheSettings())
+        with pytest.raises(SearchUnavailableError, match="lens: down"):
+            await asking.search(ImageQuery(image))
+    refusing = Album("lens", fails=QueryRefusedError("lens: no such kind of image"))
+    sources = [Source(one, one.name) for one in (Album("cache"), refusing)]
+    asking = Broker(IMAGES, sources, store, CacheSettings())
+    assert await asking.search(ImageQuery(image)) == ImageResults(kept=True)
 
 
 @pytest.fixture(params=["file", "memory", "redis"])
@@ -251,6 +334,15 @@ async def test_every_store_keeps_answers_and_counts(any_store: AnswerStore) -> N
     assert await any_store.add("count", -50, 60) == 0
     await any_store.aclose()
     await any_store.aclose()
+
+
+async def test_a_count_is_forgotten_some_time_after_it_last_changed(store: AnswerStore) -> None:
+    await store.add("in use", 1, 0.05)
+    await store.add("in use", 1, 60)
+    await store.add("forgotten", 1, 0.05)
+    await asyncio.sleep(0.06)
+    assert await store.add("in use", 1, 60) == 3
+    assert await store.add("forgotten", 1, 60) == 1
 
 
 async def test_the_oldest_answers_go_when_the_file_is_full(tmp_path: Path) -> None:

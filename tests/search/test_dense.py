@@ -62,6 +62,16 @@ async def test_the_provider_keeps_the_contract(index: Index, check: TextCheck) -
     await provider.aclose()
 
 
+def test_vectors_that_are_gone_are_told(model: str, tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"text": "panda"}\n')
+    for replace in (False, True):
+        build(Corpus([tmp_path / "c.jsonl"], 1000), tmp_path / "i", model=model, replace=replace)
+        if not replace:
+            index = Index(tmp_path / "i")
+    with pytest.raises(LocalIndexError, match="if the index was built again, open it again"):
+        index.search_dense("panda", 1)
+
+
 async def test_an_index_without_vectors_says_so(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"text": "panda"}\n')
     build(Corpus([tmp_path / "c.jsonl"], 1000), tmp_path / "index")

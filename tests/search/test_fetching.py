@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import threading
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -243,6 +244,22 @@ async def test_a_name_with_a_private_address_is_refused(
     resolve(monkeypatch, answer)
     with pytest.raises(FetchRefusedError, match=r"rebinding\.test is no public address"):
         await home.fetch("http://rebinding.test/")
+
+
+async def test_names_that_nobody_answers_for_hold_up_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *name, **options: release.wait() and [])
+    fetcher = Fetcher(rules(at_once=64))
+    fetching = [asyncio.create_task(fetcher.fetch("http://silent.test/")) for _ in range(64)]
+    try:
+        await asyncio.wait(fetching, timeout=0.2)
+        await asyncio.wait_for(asyncio.to_thread(bool), 2)
+    finally:
+        release.set()
+        await asyncio.gather(*fetching, return_exceptions=True)
+        await fetcher.aclose()
 
 
 @pytest.mark.parametrize(

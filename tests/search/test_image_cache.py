@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from deepeyes_plugins.search.contracts import (
     ImageQuery,
     ImageResult,
     SearchNotConfiguredError,
+    SearchUnavailableError,
 )
 from deepeyes_plugins.search.fetching import thumbnail_rules
 from deepeyes_plugins.search.fingerprints import nearest, perceptual_hash, pixel_hash
@@ -178,6 +181,20 @@ class TestFinding:
         assert cache.find(encoded(Image.new("RGB", (60, 60), "white")), distance=64) is None
         assert cache.find(encoded(Image.new("RGB", (50, 50), "white"))) is not None
 
+    def test_an_open_cache_goes_on_when_its_file_is_replaced(self, tmp_path: Path) -> None:
+        image = encoded(photo(1))
+        for name in ("old", "new"):
+            with ImageCacheWriter(tmp_path / "c") as writer:
+                writer.answer(name, [ImageResult(name)])
+                writer.question(name, image)
+            if name == "old":
+                cache = ImageCache(tmp_path / "c")
+        smaller = encoded(photo(1).resize((160, 120)))
+        with ThreadPoolExecutor() as threads:
+            for asked in (image, smaller):
+                found = threads.submit(cache.find, asked, distance=8).result()
+                assert found is not None and found.results == (ImageResult("old"),)
+
     def test_what_is_no_image_is_an_error(self, cache: ImageCache) -> None:
         with pytest.raises(ImageError):
             cache.find(EncodedImage(b"no image"))
@@ -203,6 +220,17 @@ async def test_the_provider_without_a_cache_says_how_to_make_one(
     provider = CachedImages({} if path is None else {"path": str(tmp_path / path)})
     with pytest.raises(SearchNotConfiguredError, match="search image-cache convert"):
         await provider.search(ImageQuery(encoded(photo(1))))
+
+
+async def test_a_file_that_is_damaged_is_unavailable(tmp_path: Path) -> None:
+    with ImageCacheWriter(tmp_path / "c") as writer:
+        for number in range(200):
+            writer.answer(f"q{number}", [ImageResult("x" * 1000)])
+    provider = CachedImages({"path": str(tmp_path / "c")})
+    provider.preflight()
+    os.truncate(tmp_path / "c", 8192)
+    with pytest.raises(SearchUnavailableError, match="cannot be read"):
+        await provider.search(ImageQuery(EncodedImage(b""), "q150"))
 
 
 async def image(request: Request) -> Response:
@@ -295,6 +323,9 @@ class TestConversion:
         status, result = run("info", published.cache)
         assert status == 1
         assert "no image cache" in " ".join(result.stderr.split())
+        for place, told in ((tmp_path, "is a folder"), (path / "below", "File exists")):
+            status, result = run("convert", published.cache, "-o", place)
+            assert (status, told in " ".join(result.stderr.split())) == (1, True), result.stderr
 
 
 class TestThumbnails:

@@ -408,3 +408,6 @@ def test_the_command(tmp_path: Path) -> None:
     assert status == 1
     assert "--replace" in complaint
     assert run("query", tmp_path / "nothing", "x")[0] == 1
+    status, _, complaint = run("build", path, "-o", path / "below")
+    assert status == 1
+    assert "Not a directory" in complaint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -29,6 +30,7 @@ from tests.search.engines import (
     KEY,
     KEY_VARIABLE,
     PAGES,
+    Asked,
     Engine,
     Fault,
     Script,
@@ -112,6 +114,12 @@ FAULTS: dict[str, tuple[Fault, type[SearchError], str]] = {
     ),
     "404": (says("no such page", 404), SearchNotConfiguredError, r"\.url right\?"),
     "422": (says({"error": "query is too long"}, 422), QueryRefusedError, "query is too long"),
+    "422 with the query": (
+        says({"error": "too long: 'how to get daily credits without an API key'"}, 422),
+        QueryRefusedError,
+        "too long",
+    ),
+    "502 page": (says("<html>photo credit</html>", 502), SearchUnavailableError, "HTTP 502"),
     "429": (says("slow down", 429), QuotaExhaustedError, "too many requests"),
     "429 for good": (
         says({"error": "Your account has run out of searches."}, 429),
@@ -123,6 +131,7 @@ FAULTS: dict[str, tuple[Fault, type[SearchError], str]] = {
     "truncated": (says('{"organic": [{"ti'), SearchUnavailableError, "no JSON"),
     "html": (says("<html>Sign in</html>"), SearchUnavailableError, "no JSON.*Sign in"),
     "empty": (says(""), SearchUnavailableError, "no JSON"),
+    "nested": (says("[" * 100_000), SearchUnavailableError, "no JSON"),
     "other json": (
         says({"hello": "world"}),
         SearchUnavailableError,
@@ -138,7 +147,19 @@ FAULTS: dict[str, tuple[Fault, type[SearchError], str]] = {
     ),
 }
 KEYLESS = {"401": SearchNotConfiguredError, "400 key": QueryRefusedError}
-REPEATED = {"429", "500", "cut", "truncated", "html", "empty", "other json", "a list", "nothing"}
+REPEATED = {
+    "429",
+    "500",
+    "502 page",
+    "cut",
+    "truncated",
+    "html",
+    "empty",
+    "nested",
+    "other json",
+    "a list",
+    "nothing",
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -157,6 +178,26 @@ async def test_a_fault_is_told(engine: Engine, make: Make, script: Script, fault
     if isinstance(caught.value, KeyRefusedError):
         assert KEY_VARIABLE in str(caught.value)
     assert len(script.requests) == (3 if fault in REPEATED else 1)
+
+
+async def test_half_an_emoji_does_not_cost_the_answer(
+    engine: Engine, make: Make, script: Script
+) -> None:
+    """Engines cut titles and snippets wherever they are too long."""
+    engine_says = engine.answer(await asked_by(make, script))
+    script.say(says(json.dumps(engine_says).replace("Red panda 1", "Red panda \\ud83d")))
+    results = (await make().search(QUERY)).results
+    assert [one.title.removesuffix(" & co") for one in results] == [
+        "Red panda 0",
+        "Red panda �",
+        "Red panda 2",
+    ]
+
+
+async def asked_by(make: Make, script: Script) -> Asked:
+    """The request that the provider makes."""
+    await make().search(QUERY)
+    return script.requests.pop()
 
 
 @pytest.mark.parametrize("fault", sorted(REPEATED))

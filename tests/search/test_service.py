@@ -8,23 +8,31 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from deepeyes_plugins.cli.main import app
 from deepeyes_plugins.search.client import Search
 from deepeyes_plugins.search.contracts import (
     KeyRefusedError,
     NotRecordedError,
     QueryRefusedError,
+    QuotaExhaustedError,
     SearchNotConfiguredError,
     SearchQuery,
+    SearchResults,
     SearchUnavailableError,
+    TextSearchProvider,
 )
-from deepeyes_plugins.search.settings import SearchSettings
+from deepeyes_plugins.search.server import SearchServer
+from deepeyes_plugins.search.settings import Kind, SearchSettings
 from tests.search.engines import ENGINES, KEY, KEY_VARIABLE, Engines, Script, says
 from tests.search.service import Service
 
@@ -55,7 +63,7 @@ def retriever(engines: tuple[Engines, str]) -> Iterator[tuple[Retriever, dict[st
 def service(
     retriever: tuple[Retriever, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Service]:
-    monkeypatch.setenv(TOKEN_VARIABLE, "token-1")
+    monkeypatch.setenv(TOKEN_VARIABLE, "token-1\n")  # As it comes out of a file.
     with Service(tmp_path, {**retriever[1], "token_env": TOKEN_VARIABLE}) as running:
         yield running
 
@@ -139,6 +147,24 @@ async def test_bad_requests_are_refused(service: Service) -> None:
         assert (await http.post("/search", json={"text": "x"})).status_code == 401
 
 
+class Faulty(TextSearchProvider):
+    """A provider with a programming error."""
+
+    name = "faulty"
+
+    async def search(self, query: SearchQuery) -> SearchResults:
+        return SearchResults.model_validate({"results": [{"rank": 1}]})
+
+
+async def test_a_providers_own_fault_is_no_refusal_of_the_query() -> None:
+    async with aclosing(Search(SearchSettings())) as search:
+        search.text = Faulty()
+        app = httpx.ASGITransport(SearchServer(search).app(), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=app, base_url="http://service") as http:
+            assert (await http.post("/search", json={"text": "x"})).status_code == 500
+            assert (await http.post("/search", json={"text": 1})).status_code == 422
+
+
 async def test_a_wrong_token_is_told(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPEYES_TEST_OTHER_TOKEN", "token-2")
     search = Search(SearchSettings(url=service.url, token_env="DEEPEYES_TEST_OTHER_TOKEN"))
@@ -209,6 +235,82 @@ async def test_sixty_four_clients_get_right_answers_before_and_after_a_kill(
     assert not list(tmp_path.rglob("*.broken*"))
 
 
+async def test_rate_and_budget_hold_for_all_clients_and_outlive_a_kill(
+    retriever: tuple[Retriever, dict[str, Any]], tmp_path: Path
+) -> None:
+    script, settings = retriever
+    settings["providers"]["retriever"] |= {"rate": 20}
+    settings["budgets"] = {"retriever": {"per_day": 30}}
+
+    async def ask(service: Service, word: str) -> list[str]:
+        """What 64 clients are told who ask for something different each."""
+
+        async def one(number: int) -> str:
+            async with aclosing(Search(SearchSettings(url=service.url))) as search:
+                try:
+                    found = await search.text.search(search.query(f"{word} panda {number}", 1))
+                except QuotaExhaustedError as error:
+                    return str(error)
+                return found.results[0].title
+
+        return await asyncio.gather(*map(one, range(64)))
+
+    used_up = "retriever: our own budget of 30 searches is used up"
+    with Service(tmp_path, settings) as service:
+        started = time.monotonic()
+        told = await ask(service, "red")
+        # Twenty at once, then one each twentieth of a second.
+        assert time.monotonic() - started >= 0.45
+        assert len(script.queries) == told.count("Red panda 0") == 30
+        assert all(answer.startswith(used_up) for answer in told if answer != "Red panda 0")
+        service.kill()
+    with Service(tmp_path, settings) as service:
+        assert all(answer.startswith(used_up) for answer in await ask(service, "blue"))
+        # What is known costs nothing.
+        assert (await ask(service, "red")).count("Red panda 0") == 30
+    assert len(script.queries) == 30
+
+
+async def test_an_engine_that_keeps_failing_is_left_alone_and_the_next_one_answers(
+    retriever: tuple[Retriever, dict[str, Any]], engines: tuple[Engines, str], tmp_path: Path
+) -> None:
+    script, settings = retriever
+    script.say(says("broken", 500), stuck=True)
+    http = next(one for one in ENGINES if one.name == "http")
+    engines[0].scripts["http"] = Script(http)
+    options = {**http.options, "url": f"{engines[1]}/http", "key_env": KEY_VARIABLE}
+    settings["fallbacks"] = ["http"]
+    settings["providers"]["http"] = options
+    # It is left alone in the middle of the first query, which has tries left.
+    failing = {"circuit_failures": 2, "circuit_seconds": 60, "retries": 3}
+    settings["providers"]["retriever"] |= failing
+    # What the command line says of the kept answers comes before agent.yaml.
+    settings["cache"] = {"redis_url": "redis://127.0.0.1:1/0"}
+    command = ("serve", "--cache", str(tmp_path / "kept.sqlite"))
+    with Service(tmp_path, settings, *command, environment={KEY_VARIABLE: KEY}) as service:
+        async with aclosing(Search(SearchSettings(url=service.url))) as search:
+            started = time.monotonic()
+            for number in range(20):
+                found = await search.text.search(search.query(f"panda {number}", 1))
+                assert found.results[0].title == "Red panda 0"
+            assert time.monotonic() - started < 10, "a query waits for the one that is left alone"
+            providers = json.loads(await search.text.check())["searches"]["text"]["providers"]
+        async with httpx.AsyncClient() as client:
+            metrics = (await client.get(f"{service.url}/metrics")).text
+    assert len(script.requests) == 2
+    assert "retriever: it keeps failing" in providers["retriever"]
+    assert providers["http"] == "ok"
+    for line in (
+        'calls_total{kind="text",outcome="unavailable",provider="retriever"} 1.0',
+        'calls_total{kind="text",outcome="held_back",provider="retriever"} 19.0',
+        'provider_available{kind="text",provider="retriever"} 0.0',
+        'provider_available{kind="text",provider="http"} 1.0',
+    ):
+        assert f"deepeyes_search_{line}" in metrics
+    assert sum(line.startswith("WARNING") for line in service.log) == 1
+    assert (tmp_path / "kept.sqlite").exists()
+
+
 async def test_a_recorded_run_is_repeated_exactly(
     retriever: tuple[Retriever, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -266,6 +368,12 @@ async def test_a_refused_key_reaches_the_agents(
         await search.aclose()
 
 
+def test_answers_are_kept_in_one_place() -> None:
+    places = ("--cache", "file", "--redis", "redis://host")
+    answer = CliRunner().invoke(app, ["search", "serve", *places])
+    assert (answer.exit_code, "--cache or --redis" in answer.stderr) == (2, True), answer.stderr
+
+
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "deepeyes_plugins.cli", "search", *arguments],
@@ -307,6 +415,22 @@ def test_an_unknown_provider_is_refused_with_the_known_ones() -> None:
     answer = run("serve", "--port", "0", "--provider", "serpr")
     assert answer.returncode == 1
     assert "Did you mean 'serper'?" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "told"),
+    [
+        ("text", {"providers": {"serpr": {}}}, r"search\.providers: .* mean 'serper'\?"),
+        ("image", {"image_providers": {"cach": {}}}, r"search\.image_providers: .* 'cache'\?"),
+        ("text", {"budgets": {"serpr": {"per_day": 5}}}, r"search\.budgets: .* mean 'serper'\?"),
+    ],
+)
+def test_options_and_budgets_of_nobody_are_refused(
+    kind: Kind, settings: dict[str, Any], told: str
+) -> None:
+    search = Search(SearchSettings.model_validate(settings))
+    with pytest.raises(SearchNotConfiguredError, match=told):
+        search.preflight(kind)
 
 
 def test_a_provider_is_tried_from_the_command_line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from deepeyes_plugins.search.contracts import (
     ImageSearchProvider,
     QueryRefusedError,
     SearchNotConfiguredError,
+    SearchUnavailableError,
 )
 from deepeyes_plugins.search.image_cache import ImageCache, ImageCacheError
 from deepeyes_plugins.search.settings import read_options
@@ -79,6 +81,10 @@ class CachedImages(ImageSearchProvider):
             )
         except ImageError as error:
             raise QueryRefusedError(f"cache: {error}") from error
+        except sqlite3.Error as error:
+            raise SearchUnavailableError(
+                f"cache: {self.options.path} cannot be read: {error}"
+            ) from error
         return ImageResults(() if found is None else found.results)
 
     def _opened(self) -> ImageCache:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from deepeyes_plugins.protocol.content import encodable
 from deepeyes_plugins.remote.errors import RemoteRefusedError, RemoteUnavailableError
 from deepeyes_plugins.remote.service import RemoteService, Reply
 from deepeyes_plugins.remote.settings import RemoteSettings
@@ -38,7 +40,11 @@ _USED_UP = re.compile(
     re.IGNORECASE,
 )
 _ABOUT_THE_KEY = re.compile(r"api[ _-]?key", re.IGNORECASE)
+_ABOUT_THE_ACCOUNT = (400, 401, 403, 429)
+"""Statuses whose text is looked at for key and account. That of others is not: who finds a query
+too long repeats it (422), and a model may have written anything."""
 _ABOUT_THE_QUERY = (400, 413, 414, 422)
+_HALF_AN_EMOJI = re.compile(rb"\\u[dD][89a-fA-F]")
 _PAUSE_SECONDS = 5.0
 """How long to leave an engine alone that still says "too many requests" after all attempts."""
 _TAG = re.compile(r"</?(?:b|strong|em|i|mark)>", re.IGNORECASE)
@@ -159,7 +165,11 @@ class WebEngine(Provider, Generic[Options]):
         def read(reply: Reply) -> Found:
             if reply.status >= 300:
                 raise service.refusal(reply)
-            reply.json()  # Says so if it is none.
+            document = reply.json()  # Says so if it is none.
+            if _HALF_AN_EMOJI.search(reply.body):
+                # Engines cut snippets in the middle of one; for pydantic the rest is no JSON.
+                text = encodable(json.dumps(document, ensure_ascii=False))
+                reply = replace(reply, body=text.encode())
             try:
                 return results(reply)
             except ValidationError as error:
@@ -178,12 +188,18 @@ class WebEngine(Provider, Generic[Options]):
                 json=request.json,
                 content=request.content,
                 content_type=request.content_type,
-                is_final=lambda reply: _USED_UP.search(reply.text) is not None,
+                is_final=lambda reply: _says_used_up(reply.status, reply.text),
+                patient=self.patient,
             )
         except RemoteRefusedError as error:
             raise self._refused(error) from error
         except RemoteUnavailableError as error:
             raise self._unavailable(error) from error
+
+    @property
+    def pause(self) -> float:
+        """What is left of the time for which the circuit breaker leaves the server alone."""
+        return 0.0 if self._service is None else self._service.circuit.wait
 
     def preflight(self) -> None:
         """Look whether the key is there."""
@@ -231,12 +247,14 @@ class WebEngine(Provider, Generic[Options]):
         variable = self.options.key_env or ""
         account = f"the account of the key in ${variable}" if variable else "the account"
         reason = self._without_key(str(error))
-        if error.status == 402 or (error.status and _USED_UP.search(error.text)):
+        if error.status == 402 or _says_used_up(error.status, error.text):
             return QuotaExhaustedError(
                 f"{self.name}: {account} is used up: {reason}", variable=variable
             )
-        about_key = error.status in (401, 403) or _ABOUT_THE_KEY.search(error.text)
-        if variable and error.status and about_key:
+        about_key = error.status in (401, 403) or (
+            error.status in _ABOUT_THE_ACCOUNT and _ABOUT_THE_KEY.search(error.text)
+        )
+        if variable and about_key:
             return KeyRefusedError(
                 f"{self.name}: the key in ${variable} is refused: {reason}", variable=variable
             )
@@ -265,6 +283,10 @@ class WebEngine(Provider, Generic[Options]):
         """Some servers repeat the key in their complaint."""
         key = os.environ.get(self.options.key_env or "", "").strip()
         return text.replace(key, "…") if key else text
+
+
+def _says_used_up(status: int, text: str) -> bool:
+    return status in _ABOUT_THE_ACCOUNT and _USED_UP.search(text) is not None
 
 
 class WebProvider(WebEngine[Options], TextSearchProvider):
