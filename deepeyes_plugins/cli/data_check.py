@@ -16,13 +16,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deepeyes_plugins.data.files import row_count
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.kinds import files_in, kind_of_file
 from deepeyes_plugins.data.looks import Kind, LookRules
 from deepeyes_plugins.data.output import refuse_inputs, write_text
 from deepeyes_plugins.data.pieces import Piece
 from deepeyes_plugins.data.rl_checks import RowRules
-from deepeyes_plugins.data.survey import FileSurvey, Role, Source, rows_of, survey, together
+from deepeyes_plugins.data.survey import FileSurvey, Role, Source, survey, together
 from deepeyes_plugins.settings import SettingsError, load_settings
 
 CANNOT_BE_CHECKED = 2
@@ -202,7 +203,10 @@ def _survey(
     )
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
         tasks: dict[Source, TaskID] = {
-            source: bar.add_task(escape(source.path.name), total=rows_of(source))
+            source: bar.add_task(
+                escape(source.path.name),
+                total=row_count(source.path) if source.kind == "rl" else None,
+            )
             for source in sources
         }
         try:

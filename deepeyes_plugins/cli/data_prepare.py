@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,21 +16,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from deepeyes_plugins.cli.search_index import AsJson, complain
-from deepeyes_plugins.data.changes import Fault, Outcome, report_lines
+from deepeyes_plugins.data.changes import Outcome, report_lines
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import DataError, Finding
 from deepeyes_plugins.data.image_checks import see_image
 from deepeyes_plugins.data.media import read_media
-from deepeyes_plugins.data.output import refuse_inputs, write_text
-from deepeyes_plugins.data.prepare import (
-    REPORT_NAME,
-    Prepared,
-    find_files,
-    open_places,
-    prepare_rl,
-    prepare_sft,
-)
+from deepeyes_plugins.data.output import write_text
+from deepeyes_plugins.data.prepare import REPORT_NAME, Prepared, prepare_rl, prepare_sft
 from deepeyes_plugins.data.rl_checks import RowRules
+from deepeyes_plugins.data.sources import Progress as Told
+from deepeyes_plugins.data.sources import Sources as Found
 from deepeyes_plugins.search.image_cache import ImageCacheError
 from deepeyes_plugins.search.image_conversion import convert
 from deepeyes_plugins.settings import SettingsError, load_settings
@@ -164,11 +159,9 @@ def search_cache(
     report = output.with_name(f"{output.name}.{REPORT_NAME}")
     lines: list[str] = []
     with complaints():
-        files = find_files(sources, (".json", ".pkl"), "JSON or pickle")
-        folders = [path for path in [*sources, *(media or ())] if path.is_dir()]
-        refuse_inputs([output, report], [*folders, *files])
-        archives = [path for path in sources if path.suffix == ".zip"]
-        places = open_places(media or [*folders, *(file.parent for file in files), *archives])
+        found = Found.find(sources, (".json", ".pkl"), "JSON or pickle", media or ())
+        found.refuse(output, report)
+        places = found.places
 
         def read_image(root: Path, name: str) -> bytes:
             del root
@@ -179,15 +172,16 @@ def search_cache(
             except RowError as error:
                 reason = str(error)
             if reason:
-                fault = Outcome(None, faults=[Fault("cached_images_path", f"{name}: {reason}")])
-                lines.append(report_lines(str(places), None, fault, kept=False))
+                fault = Finding(f"{name}: {reason}", "cached_images_path")
+                outcome = Outcome(None, faults=[fault])
+                lines.append(report_lines(str(places), None, outcome, kept=False))
                 raise FileNotFoundError(name)
             return data
 
         try:
             with row_bars() as progress:
                 counts = convert(
-                    files,
+                    found.files,
                     output,
                     read_image=read_image,
                     questions=questions or (),
@@ -221,7 +215,7 @@ def complaints() -> Iterator[None]:
 
 
 @contextmanager
-def row_bars() -> Iterator[Callable[[str, int, int | None], None]]:
+def row_bars() -> Iterator[Told]:
     """Show on standard error how many rows of which file are done."""
     columns = (
         TextColumn("{task.description}"),

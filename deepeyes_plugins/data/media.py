@@ -17,6 +17,7 @@ from typing import Self
 from zipfile import ZipFile, ZipInfo
 
 from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.findings import DataError
 
 ARCHIVE_NAME = "images.zip"
 """Looked for in a media folder; the published SFT data come with one."""
@@ -29,7 +30,7 @@ _SEPARATOR = "::"
 _ENCRYPTED = 0x1
 
 
-class MediaError(ValueError):
+class MediaError(DataError):
     """A media folder or zip file cannot be used; the message says why and what to do."""
 
 
@@ -83,7 +84,7 @@ class MediaRoot:
             return path
         if packed := self.find_packed(name):
             return packed
-        if Path(name).is_file():
+        if os.path.isfile(name):
             return name
         raise RowError(f"there is no such file in {self}")
 

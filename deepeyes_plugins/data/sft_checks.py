@@ -11,7 +11,7 @@ from typing import Any
 from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError
 from deepeyes_plugins.data.files import json_rows, refuse_late_images
 from deepeyes_plugins.data.findings import Finding, Problem, Report
-from deepeyes_plugins.data.formatter import doubts, format_row, format_sharegpt
+from deepeyes_plugins.data.formatter import check_opening, doubts, format_row, format_sharegpt
 from deepeyes_plugins.data.image_checks import see_image
 from deepeyes_plugins.data.media import MediaError, MediaRoot
 from deepeyes_plugins.data.row_checks import check_rows
@@ -55,6 +55,26 @@ def sft_findings(
     yield from image_findings(conversation, media_root)
     for doubt in doubts(conversation):
         yield Finding(doubt, level="warning")
+
+
+def repaired_findings(
+    row: Mapping[str, Any], *, prefill: str = "", decode: bool = False
+) -> Iterator[Finding]:
+    """Yield what keeps a row from being used whose images have been located.
+
+    Args:
+        row: A row.
+        prefill: What every assistant turn has to begin with.
+        decode: Whether images are decoded.
+    """
+    try:
+        conversation = format_sharegpt(row)
+        check_opening(conversation, prefill)
+    except RowError as error:
+        yield Finding(str(error), "messages")
+        return
+    if decode:
+        yield from image_findings(conversation, MediaRoot(None))
 
 
 def image_findings(conversation: Conversation, media_root: MediaRoot) -> Iterator[Finding]:

@@ -18,15 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-
 from deepeyes_plugins import __version__, plugins
 from deepeyes_plugins.data.files import (
     ROWS_AT_A_TIME,
     Row,
     cache_rows,
     json_rows,
-    open_parquet,
     parquet_rows,
     refuse_late_images,
     runs_of_row_groups,
@@ -207,17 +204,6 @@ def together(surveys: Sequence[FileSurvey]) -> Piece:
     for one in surveys:
         total.merge(one.seen)
     return total
-
-
-def rows_of(source: Source) -> int | None:
-    """Return how many rows a file says that it has; ``None`` where it says nothing."""
-    if source.kind != "rl":
-        return None
-    try:
-        with open_parquet(source.path) as file:
-            return int(file.metadata.num_rows)
-    except (pa.ArrowException, OSError):
-        return None
 
 
 def _rows(part: _Part) -> Iterator[Row]:
