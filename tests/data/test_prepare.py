@@ -16,14 +16,17 @@ from zipfile import ZipFile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from deepeyes_plugins.data.combine import merge
 from deepeyes_plugins.data.findings import DataError
+from deepeyes_plugins.data.looks import LookRules
 from deepeyes_plugins.data.media import read_media
 from deepeyes_plugins.data.prepare import prepare_rl, prepare_sft
 from deepeyes_plugins.data.rl_checks import check_rl_parquet
 from deepeyes_plugins.data.sft_checks import check_sft_file
+from deepeyes_plugins.data.survey import Source, survey
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.task import split_examples
 from deepeyes_plugins.search.image_cache import ImageCache
@@ -199,30 +202,52 @@ def test_bad_rows_can_be_kept(tmp_path: Path) -> None:
 @given(
     rows=st.lists(
         st.recursive(
-            st.none() | st.booleans() | st.floats() | st.text() | st.sampled_from(["<image>", "a"]),
+            st.none()
+            | st.booleans()
+            | st.floats()
+            | st.text(st.characters())  # With half characters, as JSON can hold them.
+            | st.sampled_from(["<image>", "a"]),
             lambda inner: (
                 st.lists(inner, max_size=3)
                 | st.dictionaries(
-                    st.sampled_from(["messages", "images", "role", "content", "from", "value"]),
+                    st.sampled_from(
+                        ["messages", "images", "role", "content", "from", "value", "\ud800"]
+                    ),
                     inner,
                 )
             ),
             max_leaves=8,
         ),
         max_size=4,
-    )
+    ),
+    odd=st.none(),
 )
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_no_row_is_so_odd_that_the_run_ends(rows: list[Any], tmp_path: Path) -> None:
+@example(rows=[PLAIN | {"\ud800": 1, "source": "\ud800"}], odd=0)
+@example(rows=[with_image("\ud800.png")], odd=1)
+@example(rows=[with_image("x" * 100_000)], odd=1)
+@example(rows=[with_image(5)], odd=1)  # type: ignore[arg-type]
+@example(rows=[with_image("zip://a::\0")], odd=1)
+def test_no_row_is_so_odd_that_the_run_ends(
+    rows: list[Any], odd: int | None, tmp_path: Path
+) -> None:
     source = tmp_path / "x.json"
     source.write_text(json.dumps([PLAIN, *rows]))
 
-    prepared = prepare_sft([source], tmp_path / "out")
+    prepared = prepare_sft([source], tmp_path / "out", columns=["source"], decode=False)
+    (seen,) = survey([Source(source, "sft")], LookRules(), tmp_path / "state")
 
-    assert prepared.summary.rows == len(rows) + 1
+    assert prepared.summary.rows == seen.seen.rows == len(rows) + 1
     assert check_sft_file(prepared.files[0]).ok
+    assert "\\ud800" not in prepared.files[0].read_text()
+    assert odd is None or prepared.summary.bad == odd
+    if not prepared.summary.bad:
+        merge([source], tmp_path / "merged" / "x.jsonl")
+        return
+    with pytest.raises(DataError, match="row"):
+        merge([source], tmp_path / "merged" / "x.jsonl")
 
 
 def broken(folder: Path) -> dict[str, tuple[list[Path], str]]:
