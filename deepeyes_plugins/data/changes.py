@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,12 +91,14 @@ def _short(value: Any) -> Any:
     if isinstance(value, str):
         value = encodable(value)
         return value if len(value) <= _MOST_CHARACTERS else f"{value[:_MOST_CHARACTERS]}…"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, bytes | bytearray | memoryview):
         return f"{len(value)} bytes"
     if isinstance(value, Mapping):
-        value = {str(key): _short(entry) for key, entry in value.items()}
+        value = {encodable(str(key)): _short(entry) for key, entry in value.items()}
     elif isinstance(value, list | tuple):
         value = [_short(entry) for entry in value]
     else:

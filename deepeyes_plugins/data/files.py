@@ -6,6 +6,7 @@ A file of many gigabytes needs the memory of a few rows. Rows are counted from 1
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -154,11 +155,23 @@ def _skip_space(text: str, position: int) -> int:
     return position
 
 
-def refuse_late_images(rows: Iterable[Row]) -> Iterator[Row]:
-    """Pass rows on, and say so where the first images come too late in JSON lines."""
+def training_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of JSON, and say where Hugging Face datasets, as it trains, reads otherwise.
+
+    It takes no mark of the byte order ahead of an array, and none of the images that come late in
+    JSON lines.
+    """
     settled = False
-    for row in rows:
+    marked = _is_marked_array(path)
+    for row in json_rows(path):
         yield row
+        if marked:
+            marked = False
+            reason = (
+                "a mark of the byte order stands at the start of the file, which Hugging Face "
+                "datasets takes for the beginning of JSON lines: save it without"
+            )
+            yield Row(row.number, finding=Finding(reason))
         if settled or not isinstance(row.value, Mapping) or not row.value.get("images"):
             continue
         settled = True
@@ -168,6 +181,15 @@ def refuse_late_images(rows: Iterable[Row]) -> Iterator[Row]:
                 "lines by their first 10 MiB: move it to the top or write a JSON array"
             )
             yield Row(row.number, finding=Finding(reason, "images"))
+
+
+def _is_marked_array(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(1 << 10)
+    except OSError:
+        return False
+    return head.startswith(BOM_UTF8) and head[len(BOM_UTF8) :].lstrip().startswith(b"[")
 
 
 def parquet_rows(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError
-from deepeyes_plugins.data.files import json_rows, refuse_late_images
+from deepeyes_plugins.data.files import training_rows
 from deepeyes_plugins.data.findings import Finding, Problem, Report
 from deepeyes_plugins.data.formatter import check_opening, doubts, format_row, format_sharegpt
 from deepeyes_plugins.data.image_checks import see_image
@@ -39,7 +39,7 @@ def check_sft_file(
             media_root = MediaRoot.open(path.parent if media_root is None else media_root)
         except MediaError as error:
             return Report(path, problems=[Problem(path, None, "", str(error), "error")])
-    rows = islice(refuse_late_images(json_rows(path)), limit)
+    rows = islice(training_rows(path), limit)
     return check_rows(path, rows, partial(sft_findings, formatter=formatter, media_root=media_root))
 
 

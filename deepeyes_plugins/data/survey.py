@@ -23,10 +23,9 @@ from deepeyes_plugins.data.files import (
     ROWS_AT_A_TIME,
     Row,
     cache_rows,
-    json_rows,
     parquet_rows,
-    refuse_late_images,
     runs_of_row_groups,
+    training_rows,
 )
 from deepeyes_plugins.data.findings import Finding
 from deepeyes_plugins.data.likeness import Hashes, duplicates, leaks
@@ -212,7 +211,7 @@ def _rows(part: _Part) -> Iterator[Row]:
         return parquet_rows(path, COLUMNS, part.row_groups, part.first_row)
     if part.source.kind == "search-cache":
         return cache_rows(path)
-    return refuse_late_images(json_rows(path))
+    return training_rows(path)
 
 
 def _parts(source: Source, folder: Path) -> Iterator[_Part]:
