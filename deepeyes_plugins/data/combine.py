@@ -187,6 +187,7 @@ class _Rows:
             raise DataError("parquet and JSON files do not go together: RL and SFT have other rows")
         self.is_rl = kinds == {True}
         self.suffix = ".parquet" if self.is_rl else ".jsonl"
+        self._by_choice, self._is_named = bool(by), False
         self._by = by or ("data_source" if self.is_rl else "source")
         self._progress = progress
         schemas = map(parquet_schema, self._sources.files)
@@ -220,6 +221,8 @@ class _Rows:
             self._has_images.append(bool(row["images"]))
         if not self.digests:
             raise DataError("the files have no rows")
+        if self._by_choice and not self._is_named:
+            raise DataError(f"no row has a name or number in the column {self._by!r}")
         return groups
 
     def pick(
@@ -304,7 +307,11 @@ class _Rows:
                         "rows out"
                     )
                 named = row.value.get(self._by)
-                yield named if isinstance(named, str) and named else file.stem, outcome.row
+                if named in (None, "") or not isinstance(named, str | int | float):
+                    named = file.stem
+                else:
+                    self._is_named = True
+                yield str(named), outcome.row
                 done += 1
                 if done % _REPORT_EVERY == 0:
                     self._progress(file.name, done, None)

@@ -91,6 +91,11 @@ class Report:
         return not self.errors
 
     @property
+    def is_readable(self) -> bool:
+        """Whether only rows are bad, not the file as a whole."""
+        return all(problem.row is not None for problem in self.errors)
+
+    @property
     def bad_rows(self) -> int:
         """How many rows cannot be used."""
         return len({problem.row for problem in self.errors} - {None})

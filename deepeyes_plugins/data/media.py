@@ -28,6 +28,8 @@ MAXIMUM_MEMBER_BYTES = 256 << 20
 _SCHEME = "zip://"
 _SEPARATOR = "::"
 _ENCRYPTED = 0x1
+_OPEN_ARCHIVES = 256
+"""That a process keeps; with one less than a data set has, each look would read one anew."""
 
 
 class MediaError(DataError):
@@ -259,6 +261,6 @@ def _open(archive: Path) -> ZipFile:
         ) from error
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=_OPEN_ARCHIVES)
 def _opened(archive: Path, version: tuple[int, int], process: int) -> ZipFile:
     return ZipFile(archive)

@@ -349,6 +349,25 @@ def test_the_page_shows_what_was_found_and_runs_nothing_that_stands_in_the_data(
     assert "Pixels of an image" in elements.text and "Tokens" not in elements.text
 
 
+def test_a_file_of_problems_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    file, problems = tmp_path / "x.json", tmp_path / "new" / "problems.jsonl"
+    file.write_text(json.dumps([{"messages": []}] * 20_000))
+    state = tmp_path / "state"
+
+    assert run("check", file, "--problems", problems, state=state).exit_code == 1
+    whole = problems.read_text()
+    assert whole.count("\n") == 20_000
+    with full_disk(tmp_path / "disk", 60 << 10):
+        (tmp_path / "disk" / "problems.jsonl").write_text("as it was")
+        full = run("check", file, "--problems", tmp_path / "disk/problems.jsonl", state=state)
+
+    assert full.exit_code == 2
+    assert "problems.jsonl cannot be written: " in full.stderr and "space" in full.stderr
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["problems.jsonl"]
+    assert (tmp_path / "disk/problems.jsonl").read_text() == "as it was"
+    assert list(state.iterdir())
+
+
 def test_results_are_not_written_over_what_is_checked(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     file.write_text(json.dumps([SFT_ROW]))

@@ -135,6 +135,22 @@ def test_sft_rows_keep_their_images_and_columns(tmp_path: Path) -> None:
     assert info.keys() == {"train", "validation"}
 
 
+def test_sources_can_be_numbers_and_have_to_be_there(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"{number}?"}, PLAIN["messages"][1]]}
+        | {"level": number % 2}
+        for number in range(4)
+    ]
+    source = write(tmp_path / "x.json", rows)
+    out = tmp_path / "out" / "all.jsonl"
+
+    combined = merge([source], out, by="level", take=Amounts.parse(["1=1"]))
+
+    assert combined.files == {out: {"0": 2, "1": 1}}
+    with pytest.raises(DataError, match="no row has a name or number in the column 'levle'"):
+        merge([source], out, by="levle")
+
+
 def test_prepared_rows_keep_the_places_that_prepare_found(tmp_path: Path) -> None:
     published = tmp_path / "published"
     published.mkdir()

@@ -75,6 +75,21 @@ def test_bad_rows_are_dropped_on_request(
     assert "row 2: 2 <image> placeholders but 3 images" in caplog.text
 
 
+def test_a_file_that_cannot_be_read_is_not_dropped(
+    arguments: Arguments, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(BAD_ROWS_VARIABLE, "drop")
+    given = arguments(rows)
+    file = Path(given["dataset_dir"]) / "rows.json"
+    file.write_bytes(file.read_bytes()[:-1] + b",\xff]")
+    options = {key: given[key] for key in ("dataset_dir", "media_dir", "template")}
+    data = SimpleNamespace(**options, max_samples=None)
+    entry = get_dataset_list(["rows"], data.dataset_dir)[0]
+
+    with pytest.raises(DataError, match="is not UTF-8"):
+        converter.get_dataset_converter("deepeyes", entry, data)
+
+
 def test_other_processes_leave_the_file_to_the_first(
     arguments: Arguments, bad_rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
