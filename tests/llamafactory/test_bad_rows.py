@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -81,7 +82,8 @@ def test_a_file_that_cannot_be_read_is_not_dropped(
     monkeypatch.setenv(BAD_ROWS_VARIABLE, "drop")
     given = arguments(rows)
     file = Path(given["dataset_dir"]) / "rows.json"
-    file.write_bytes(file.read_bytes()[:-1] + b",\xff]")
+    lines = [json.dumps(row).encode() for row in rows * 5]
+    file.write_bytes(b"\n".join([*lines, b"\xff"]))
     options = {key: given[key] for key in ("dataset_dir", "media_dir", "template")}
     data = SimpleNamespace(**options, max_samples=None)
     entry = get_dataset_list(["rows"], data.dataset_dir)[0]
