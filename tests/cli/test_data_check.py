@@ -126,6 +126,17 @@ def test_bombs_and_broken_images_are_errors(tmp_path: Path) -> None:
     assert (result.exit_code, found["rows"], found["bad_rows"]) == (1, 3, 2)
 
 
+def test_files_that_are_no_images_are_one_kind_of_problem(tmp_path: Path) -> None:
+    rows = [rl_row(str(length), b"<html>" * length) for length in range(1, 40)]
+
+    result = run("check", parquet(tmp_path / "x.parquet", rows), "--json", state=tmp_path / "state")
+
+    (problem,) = facts(result)[0]["problems"]
+    assert (problem["count"], problem["key"]) == (39, "images")
+    reason = problem["examples"][0]["reason"]
+    assert reason.startswith("image 1: not a readable image (6 bytes). Accepted are PNG, JPEG")
+
+
 def test_duplicates_and_leakage(tmp_path: Path) -> None:
     one, two = picture(), picture("L")
     rows = [rl_row("What?", one), rl_row(" what? ", one), rl_row("Who?", two), rl_row("Why?")]
