@@ -86,7 +86,7 @@ def sft(
     as_json: AsJson = False,
 ) -> None:
     """Make a data set for LLaMA-Factory; what was finished before is not done again."""
-    with complaints(), row_bars() as progress:
+    with complaints(resumes=True), row_bars() as progress:
         prepared = prepare_sft(
             sources,
             output,
@@ -121,7 +121,7 @@ def rl(
     as_json: AsJson = False,
 ) -> None:
     """Make parquet files for verl; what was finished before is not done again."""
-    with complaints(), row_bars() as progress:
+    with complaints(resumes=True), row_bars() as progress:
         settings = load_settings(config)
         prepared = prepare_rl(
             sources,
@@ -201,8 +201,12 @@ def search_cache(
 
 
 @contextmanager
-def complaints() -> Iterator[None]:
-    """Turn what a user can mend into a message and an exit status."""
+def complaints(*, resumes: bool = False) -> Iterator[None]:
+    """Turn what a user can mend into a message and an exit status.
+
+    Args:
+        resumes: Whether the command goes on after Ctrl-C; otherwise it begins anew.
+    """
     try:
         yield
     except (DataError, SettingsError) as error:
@@ -210,6 +214,8 @@ def complaints() -> Iterator[None]:
     except KeyboardInterrupt:
         Console(stderr=True).print(
             "interrupted: what was finished is kept, the same command goes on from there"
+            if resumes
+            else "interrupted: nothing was written, the same command begins anew"
         )
         raise typer.Exit(130) from None
 
