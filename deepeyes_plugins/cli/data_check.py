@@ -16,13 +16,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deepeyes_plugins.data.files import row_count
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.kinds import files_in, kind_of_file
 from deepeyes_plugins.data.looks import Kind, LookRules
-from deepeyes_plugins.data.output import refuse_inputs, write_text
+from deepeyes_plugins.data.output import refuse_inputs, whole_file
 from deepeyes_plugins.data.pieces import Piece
 from deepeyes_plugins.data.rl_checks import RowRules
-from deepeyes_plugins.data.survey import FileSurvey, Role, Source, rows_of, survey, together
+from deepeyes_plugins.data.survey import FileSurvey, Role, Source, survey, together
 from deepeyes_plugins.settings import SettingsError, load_settings
 
 CANNOT_BE_CHECKED = 2
@@ -94,30 +95,35 @@ def check(
         sources = _sources(paths, kind, "train") + _sources(validation or [], kind, "validation")
         refuse_inputs(filter(None, (problems, html)), (source.path for source in sources))
         with ExitStack() as stack:
+            # Both now, so that a folder where nothing can be written is told before the work.
+            page = None if html is None else stack.enter_context(whole_file(html))
             write: Callable[[Source, dict[str, Any]], None] | None = None
             if problems is not None:
-                file = stack.enter_context(problems.open("w", encoding="utf-8"))
+                partial = stack.enter_context(whole_file(problems))
+                file = stack.enter_context(partial.open("w", encoding="utf-8"))
 
                 def write(source: Source, problem: dict[str, Any]) -> None:
-                    file.write(json.dumps({"file": str(source.path), **problem}) + "\n")
+                    line = json.dumps({"file": str(source.path), **problem}) + "\n"
+                    try:
+                        file.write(line)
+                    except OSError as error:
+                        raise DataError(f"{problems} cannot be written: {error}") from error
 
             surveys = _survey(sources, rules, state, processes, as_json, write)
+            if as_json:
+                facts = [_facts(one) for one in surveys]
+                typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+            else:
+                console = Console()
+                for one in surveys:
+                    _show_problems(console, one)
+                _show_statistics(console, together(surveys))
+            if page is not None:
+                from deepeyes_plugins.data.page import render
+
+                page.write_text(render(surveys), encoding="utf-8")
     except (DataError, SettingsError, OSError) as error:
         _complain(str(error))
-    if as_json:
-        typer.echo(json.dumps([_facts(one) for one in surveys], indent=2, ensure_ascii=False))
-    else:
-        console = Console()
-        for one in surveys:
-            _show_problems(console, one)
-        _show_statistics(console, together(surveys))
-    if html is not None:
-        from deepeyes_plugins.data.page import render
-
-        try:
-            write_text(html, render(surveys))
-        except DataError as error:
-            _complain(str(error))
     raise typer.Exit(0 if all(one.ok for one in surveys) else 1)
 
 
@@ -202,7 +208,10 @@ def _survey(
     )
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
         tasks: dict[Source, TaskID] = {
-            source: bar.add_task(escape(source.path.name), total=rows_of(source))
+            source: bar.add_task(
+                escape(source.path.name),
+                total=row_count(source.path) if source.kind == "rl" else None,
+            )
             for source in sources
         }
         try:
@@ -215,6 +224,8 @@ def _survey(
                 progress=lambda source, rows: bar.advance(tasks[source], rows),
                 problem=problem,
             )
+        except OSError as error:
+            raise DataError(str(error)) from error
         except KeyboardInterrupt:
             bar.stop()
             Console(stderr=True).print(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,21 +17,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.search_index import AsJson
-from deepeyes_plugins.data.changes import Fault, Outcome, report_lines
+from deepeyes_plugins.data.changes import Outcome, report_lines
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import DataError, Finding
 from deepeyes_plugins.data.image_checks import see_image
 from deepeyes_plugins.data.media import read_media
-from deepeyes_plugins.data.output import refuse_inputs, write_text
-from deepeyes_plugins.data.prepare import (
-    REPORT_NAME,
-    Prepared,
-    find_files,
-    open_places,
-    prepare_rl,
-    prepare_sft,
-)
+from deepeyes_plugins.data.output import write_text
+from deepeyes_plugins.data.prepare import REPORT_NAME, Prepared, prepare_rl, prepare_sft
 from deepeyes_plugins.data.rl_checks import RowRules
+from deepeyes_plugins.data.sources import Progress as Told
+from deepeyes_plugins.data.sources import Sources as Found
 from deepeyes_plugins.search.image_cache import ImageCacheError
 from deepeyes_plugins.search.image_conversion import convert
 from deepeyes_plugins.settings import SettingsError, load_settings
@@ -92,7 +87,7 @@ def sft(
     as_json: AsJson = False,
 ) -> None:
     """Make a data set for LLaMA-Factory; what was finished before is not done again."""
-    with complaints(), row_bars() as progress:
+    with complaints(resumes=True), row_bars() as progress:
         prepared = prepare_sft(
             sources,
             output,
@@ -127,7 +122,7 @@ def rl(
     as_json: AsJson = False,
 ) -> None:
     """Make parquet files for verl; what was finished before is not done again."""
-    with complaints(), row_bars() as progress:
+    with complaints(resumes=True), row_bars() as progress:
         settings = load_settings(config)
         prepared = prepare_rl(
             sources,
@@ -165,11 +160,9 @@ def search_cache(
     report = output.with_name(f"{output.name}.{REPORT_NAME}")
     lines: list[str] = []
     with complaints():
-        files = find_files(sources, (".json", ".pkl"), "JSON or pickle")
-        folders = [path for path in [*sources, *(media or ())] if path.is_dir()]
-        refuse_inputs([output, report], [*folders, *files])
-        archives = [path for path in sources if path.suffix == ".zip"]
-        places = open_places(media or [*folders, *(file.parent for file in files), *archives])
+        found = Found.find(sources, (".json", ".pkl"), "JSON or pickle", media or ())
+        found.refuse(output, report)
+        places = found.places
 
         def read_image(root: Path, name: str) -> bytes:
             del root
@@ -180,15 +173,16 @@ def search_cache(
             except RowError as error:
                 reason = str(error)
             if reason:
-                fault = Outcome(None, faults=[Fault("cached_images_path", f"{name}: {reason}")])
-                lines.append(report_lines(str(places), None, fault, kept=False))
+                fault = Finding(f"{name}: {reason}", "cached_images_path")
+                outcome = Outcome(None, faults=[fault])
+                lines.append(report_lines(str(places), None, outcome, kept=False))
                 raise FileNotFoundError(name)
             return data
 
         try:
             with row_bars() as progress:
                 counts = convert(
-                    files,
+                    found.files,
                     output,
                     read_image=read_image,
                     questions=questions or (),
@@ -208,8 +202,12 @@ def search_cache(
 
 
 @contextmanager
-def complaints() -> Iterator[None]:
-    """Turn what a user can mend into a message and an exit status."""
+def complaints(*, resumes: bool = False) -> Iterator[None]:
+    """Turn what a user can mend into a message and an exit status.
+
+    Args:
+        resumes: Whether the command goes on after Ctrl-C; otherwise it begins anew.
+    """
     try:
         yield
     except (DataError, SettingsError) as error:
@@ -217,12 +215,14 @@ def complaints() -> Iterator[None]:
     except KeyboardInterrupt:
         Console(stderr=True).print(
             "interrupted: what was finished is kept, the same command goes on from there"
+            if resumes
+            else "interrupted: nothing was written, the same command begins anew"
         )
         raise typer.Exit(130) from None
 
 
 @contextmanager
-def row_bars() -> Iterator[Callable[[str, int, int | None], None]]:
+def row_bars() -> Iterator[Told]:
     """Show on standard error how many rows of which file are done."""
     columns = (
         TextColumn("{task.description}"),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from deepeyes_plugins.data.findings import Finding
+from deepeyes_plugins.protocol.content import encodable
 
 _MOST_CHARACTERS = 500
 """Of a value that a report shows (ours)."""
@@ -16,7 +20,7 @@ class Change:
     """One thing that was changed about a row.
 
     Attributes:
-        key: The column.
+        key: The column; half a character in its name is replaced.
         before: Its value, or the part of it that was changed.
         after: What it was changed to.
         reason: Why; the same words for the same kind of change.
@@ -27,21 +31,8 @@ class Change:
     after: Any
     reason: str
 
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What keeps a row from being used and cannot be repaired.
-
-    Attributes:
-        key: The column; empty if the whole row is concerned.
-        reason: What is wrong.
-    """
-
-    key: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.reason}" if self.key else self.reason
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", encodable(self.key))
 
 
 @dataclass(slots=True)
@@ -51,12 +42,12 @@ class Outcome:
     Attributes:
         row: The row as it is to be written; ``None`` if it cannot be.
         changes: Made to it.
-        faults: That could not be repaired.
+        faults: What keeps it from being used and cannot be repaired.
     """
 
     row: dict[str, Any] | None
     changes: list[Change] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[Finding] = field(default_factory=list)
 
 
 def report_lines(file: str, number: int | None, outcome: Outcome, *, kept: bool) -> str:
@@ -68,7 +59,7 @@ def report_lines(file: str, number: int | None, outcome: Outcome, *, kept: bool)
         outcome: What became of it.
         kept: Whether the row was written.
     """
-    place = {"file": file, "row": number}
+    place = {"file": encodable(file), "row": number}
     records = [
         {
             **place,
@@ -98,14 +89,16 @@ def report_lines(file: str, number: int | None, outcome: Outcome, *, kept: bool)
 def _short(value: Any) -> Any:
     """Make a value fit for a report: no bytes, nothing long, nothing that JSON or UTF-8 lacks."""
     if isinstance(value, str):
-        value = value.encode("utf-8", "backslashreplace").decode()
+        value = encodable(value)
         return value if len(value) <= _MOST_CHARACTERS else f"{value[:_MOST_CHARACTERS]}…"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, bytes | bytearray | memoryview):
         return f"{len(value)} bytes"
     if isinstance(value, Mapping):
-        value = {str(key): _short(entry) for key, entry in value.items()}
+        value = {encodable(str(key)): _short(entry) for key, entry in value.items()}
     elif isinstance(value, list | tuple):
         value = [_short(entry) for entry in value]
     else:

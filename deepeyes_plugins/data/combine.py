@@ -19,21 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from deepeyes_plugins.data.changes import Outcome
-from deepeyes_plugins.data.files import Row, json_rows, parquet_rows
+from deepeyes_plugins.data.files import data_rows, parquet_schema
 from deepeyes_plugins.data.findings import DataError, Problem
 from deepeyes_plugins.data.identity import question_words
 from deepeyes_plugins.data.media import MediaRoot, is_archived, read_media
-from deepeyes_plugins.data.output import refuse_inputs
-from deepeyes_plugins.data.prepare import (
-    Progress,
-    find_files,
-    no_progress,
-    open_places,
-    parquet_schema,
-)
 from deepeyes_plugins.data.rl_checks import RowRules
 from deepeyes_plugins.data.rl_repair import common_schema, repair_rl_row
+from deepeyes_plugins.data.row_checks import form_findings
+from deepeyes_plugins.data.sft_checks import repaired_findings
 from deepeyes_plugins.data.sft_repair import repair_sft_row
+from deepeyes_plugins.data.sources import Progress, Sources, no_progress
 from deepeyes_plugins.data.writers import DATASET_INFO, register_dataset, row_writer
 from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
 
@@ -184,19 +179,19 @@ class _Rows:
     def __init__(
         self, sources: Sequence[Path], media: Sequence[Path], by: str, progress: Progress
     ) -> None:
-        self.files = find_files(sources, (".parquet", ".json", ".jsonl"), "parquet or JSON")
-        kinds = {file.suffix == ".parquet" for file in self.files}
+        self._sources = Sources.find(
+            sources, (".parquet", ".json", ".jsonl"), "parquet or JSON", media
+        )
+        kinds = {file.suffix == ".parquet" for file in self._sources.files}
         if len(kinds) > 1:
             raise DataError("parquet and JSON files do not go together: RL and SFT have other rows")
         self.is_rl = kinds == {True}
         self.suffix = ".parquet" if self.is_rl else ".jsonl"
-        self._folders = [path for path in [*sources, *media] if path.is_dir()]
-        around = [*self._folders, *(file.parent for file in self.files)]
-        archives = [path for path in sources if path.suffix == ".zip"]
-        self._places = open_places(media or [*dict.fromkeys(around), *archives])
+        self._by_choice, self._is_named = bool(by), False
         self._by = by or ("data_source" if self.is_rl else "source")
         self._progress = progress
-        self._schema = common_schema(map(parquet_schema, self.files)) if self.is_rl else None
+        schemas = map(parquet_schema, self._sources.files)
+        self._schema = common_schema(schemas) if self.is_rl else None
         self._columns: dict[str, None] = {}
         self.digests: list[bytes] = []
         self._source_names: dict[str, int] = {}
@@ -208,7 +203,7 @@ class _Rows:
             raise DataError(f"{output}: of such files the result is a {self.suffix} file")
 
     def refuse(self, outputs: Sequence[Path]) -> None:
-        refuse_inputs(outputs, [*self._folders, *self.files])
+        self._sources.refuse(*outputs)
 
     def require_sources(self, amounts: Amounts) -> None:
         if unknown := [name for name in amounts.named if name not in self._source_names]:
@@ -218,7 +213,7 @@ class _Rows:
     def scan(self) -> dict[bytes, list[int]]:
         """Read all rows and return which of them ask the same, by what they ask."""
         groups: dict[bytes, list[int]] = {}
-        for number, (source, row) in enumerate(self._stream(keep_all=True)):
+        for number, (source, row) in enumerate(self._stream(checks=True)):
             digest = self._digest(row)
             groups.setdefault(digest, []).append(number)
             self.digests.append(digest)
@@ -226,6 +221,8 @@ class _Rows:
             self._has_images.append(bool(row["images"]))
         if not self.digests:
             raise DataError("the files have no rows")
+        if self._by_choice and not self._is_named:
+            raise DataError(f"no row has a name or number in the column {self._by!r}")
         return groups
 
     def pick(
@@ -292,18 +289,17 @@ class _Rows:
                 register_dataset(target.with_name(DATASET_INFO), target.stem, target.name)
         return {target: dict(count) for target, count in counts.items()}
 
-    def _stream(self, *, keep_all: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-        for file in self.files:
-            rows: Iterator[Row] = parquet_rows(file, ("prompt",)) if self.is_rl else json_rows(file)
+    def _stream(self, *, checks: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+        for file in self._sources.files:
             done = 0
-            for row in rows:
-                if row.finding is not None:
-                    raise DataError(str(Problem(file, row.number, "", row.finding.reason, "error")))
-                if not isinstance(row.value, Mapping):
-                    raise DataError(f"{file}, row {row.number}: not an object")
-                if keep_all and not self.is_rl:
+            for row in data_rows(file):
+                if findings := form_findings(row):
+                    raise DataError(str(Problem(file, row.number, "", findings[0].reason, "error")))
+                if checks and not self.is_rl:
                     self._columns |= dict.fromkeys(row.value.keys() - _NOT_EXTRA)
                 outcome = self._outcome(row.value)
+                if checks and not self.is_rl and outcome.row is not None:
+                    outcome.faults += repaired_findings(outcome.row)
                 if outcome.faults or outcome.row is None:
                     fault = outcome.faults[0]
                     raise DataError(
@@ -311,7 +307,11 @@ class _Rows:
                         "rows out"
                     )
                 named = row.value.get(self._by)
-                yield named if isinstance(named, str) and named else file.stem, outcome.row
+                if named in (None, "") or not isinstance(named, str | int | float):
+                    named = file.stem
+                else:
+                    self._is_named = True
+                yield str(named), outcome.row
                 done += 1
                 if done % _REPORT_EVERY == 0:
                     self._progress(file.name, done, None)
@@ -331,7 +331,7 @@ class _Rows:
         """Take what `prepare` has written as it is: that names places outside of the sources."""
         if is_archived(name) or os.path.isabs(name):
             return MediaRoot(None).locate(name)
-        return self._places.locate(name)
+        return self._sources.places.locate(name)
 
     def _digest(self, row: Mapping[str, Any]) -> bytes:
         """Name what a row asks: the question's words and images, whatever their order."""

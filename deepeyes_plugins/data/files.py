@@ -6,15 +6,17 @@ A file of many gigabytes needs the memory of a few rows. Rows are counted from 1
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deepeyes_plugins.data.findings import Finding
+from deepeyes_plugins.data.findings import DataError, Finding
 from deepeyes_plugins.search.image_cache import ImageCacheError
 from deepeyes_plugins.search.image_conversion import read_entries
 
@@ -24,6 +26,9 @@ ROWS_AT_A_TIME = 16
 _BYTES_AT_A_TIME = 4 << 20
 _MOST_RUNS = 32
 _CHARACTERS_AT_A_TIME = 1 << 20
+_SHOWN_CHARACTERS = 30
+_LONGEST_WORD = len("-Infinity") + 1
+"""Of JSON, as Python reads it; a number or an escape is wrong where it ends."""
 _SETTLING_CHARACTERS = 10 << 20
 """Where in JSON lines Hugging Face datasets has settled on columns and their types."""
 
@@ -46,22 +51,31 @@ class Row:
     finding: Finding | None = None
 
 
+def data_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file for reinforcement learning (parquet) or fine-tuning (JSON)."""
+    return parquet_rows(path, ("prompt",)) if path.suffix == ".parquet" else json_rows(path)
+
+
 def json_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a JSON array or of JSON lines, whichever the file holds."""
+    number: int | None = None
     try:
-        with path.open(encoding="utf-8") as file:
+        # Windows programs put a mark of the byte order in front of UTF-8.
+        with path.open(encoding="utf-8-sig") as file:
             first = file.read(1)
             while first.isspace():
                 first = file.read(1)
-            if first == "[":
-                yield from _array_rows(file)
-            else:
-                file.seek(0)
-                yield from _line_rows(file)
+            # Not by going back to the start, which a pipe does not do.
+            lines = chain([first + file.readline()], file) if first != "[" else ()
+            for row in _line_rows(lines) if lines else _array_rows(file):
+                number = row.number
+                yield row
     except OSError as error:
         yield Row(None, finding=Finding(f"cannot be read: {error.strerror or error}"))
     except UnicodeDecodeError as error:
-        yield Row(None, finding=Finding(f"is not UTF-8: {error}"))
+        where = f"some way behind row {number}" if number else "near its start"
+        wrong = error.object[error.start]
+        yield Row(None, finding=Finding(f"is not UTF-8: there is a byte {wrong:#04x} {where}"))
 
 
 def cache_rows(path: Path) -> Iterator[Row]:
@@ -75,16 +89,15 @@ def cache_rows(path: Path) -> Iterator[Row]:
         yield Row(number, {"name": name, "titles": entry.titles, "images": entry.images})
 
 
-def _line_rows(file: TextIO) -> Iterator[Row]:
+def _line_rows(lines: Iterable[str]) -> Iterator[Row]:
     number = offset = 0
-    for line in file:
+    for line in lines:
         if line.strip():
             number += 1
             try:
                 value = json.loads(line)
-            except ValueError as error:
-                reason = f"not valid JSON, perhaps cut short: {error}"
-                yield Row(number, finding=Finding(reason))
+            except (ValueError, RecursionError) as error:
+                yield Row(number, finding=Finding(_not_json(error, line)))
             else:
                 yield Row(number, value, offset)
         offset += len(line)
@@ -111,15 +124,29 @@ def _array_rows(file: TextIO) -> Iterator[Row]:
                 return
             try:
                 value, position = decoder.raw_decode(text, start)
-            except ValueError as error:
-                if more:
+            except (ValueError, RecursionError) as error:
+                if more and _ends_too_early(error, text):
                     break
-                reason = f"not valid JSON, perhaps cut short: {error}"
-                yield Row(number + 1, finding=Finding(reason))
+                yield Row(number + 1, finding=Finding(_not_json(error, text)))
                 return
             number += 1
             yield Row(number, value)
         text = text[position:]
+
+
+def _not_json(error: Exception, text: str) -> str:
+    cut = ", perhaps cut short" if _ends_too_early(error, text) else ""
+    if not isinstance(error, json.JSONDecodeError):
+        return f"not valid JSON: {error}"
+    near = text[max(0, error.pos - _SHOWN_CHARACTERS) : error.pos + _SHOWN_CHARACTERS]
+    return f"not valid JSON{cut}: {error.msg} in {near!r}"
+
+
+def _ends_too_early(error: Exception, text: str) -> bool:
+    """Whether it is the end that is wrong; a mistake ahead of it is none to read on for."""
+    return isinstance(error, json.JSONDecodeError) and (
+        error.msg.startswith("Unterminated string") or error.pos > len(text) - _LONGEST_WORD
+    )
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -128,11 +155,23 @@ def _skip_space(text: str, position: int) -> int:
     return position
 
 
-def refuse_late_images(rows: Iterable[Row]) -> Iterator[Row]:
-    """Pass rows on, and say so where the first images come too late in JSON lines."""
+def training_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of JSON, and say where Hugging Face datasets, as it trains, reads otherwise.
+
+    It takes no mark of the byte order ahead of an array, and none of the images that come late in
+    JSON lines.
+    """
     settled = False
-    for row in rows:
+    marked = _is_marked_array(path)
+    for row in json_rows(path):
         yield row
+        if marked:
+            marked = False
+            reason = (
+                "a mark of the byte order stands at the start of the file, which Hugging Face "
+                "datasets takes for the beginning of JSON lines: save it without"
+            )
+            yield Row(row.number, finding=Finding(reason))
         if settled or not isinstance(row.value, Mapping) or not row.value.get("images"):
             continue
         settled = True
@@ -142,6 +181,15 @@ def refuse_late_images(rows: Iterable[Row]) -> Iterator[Row]:
                 "lines by their first 10 MiB: move it to the top or write a JSON array"
             )
             yield Row(row.number, finding=Finding(reason, "images"))
+
+
+def _is_marked_array(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(1 << 10)
+    except OSError:
+        return False
+    return head.startswith(BOM_UTF8) and head[len(BOM_UTF8) :].lstrip().startswith(b"[")
 
 
 def parquet_rows(
@@ -174,7 +222,7 @@ def parquet_rows(
                 for value in batch.to_pylist():
                     number += 1
                     yield Row(number, value)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         where = f"behind row {number}" if number else "from its start"
         reason = f"cannot be read as parquet {where}, perhaps cut short: {error}"
         yield Row(None, finding=Finding(reason))
@@ -183,6 +231,28 @@ def parquet_rows(
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Open a parquet file for reading it piece by piece."""
     return pq.ParquetFile(path, buffer_size=_BYTES_AT_A_TIME, pre_buffer=False)
+
+
+def parquet_schema(path: Path) -> pa.Schema:
+    """Read the columns of a parquet file.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        with open_parquet(path) as file:
+            return file.schema_arrow
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as parquet, perhaps cut short: {error}") from error
+
+
+def row_count(path: Path) -> int | None:
+    """Return how many rows a parquet file says that it has; ``None`` if it cannot be read."""
+    try:
+        with open_parquet(path) as file:
+            return int(file.metadata.num_rows)
+    except (pa.ArrowException, OSError):
+        return None
 
 
 def runs_of_row_groups(path: Path) -> list[tuple[range, int]]:

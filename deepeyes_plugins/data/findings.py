@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from deepeyes_plugins.protocol.content import encodable
+
 Level = Literal["error", "warning"]
 
 
@@ -18,7 +20,8 @@ class Finding:
     """One thing that is wrong or unusual about a row.
 
     Attributes:
-        reason: What it is.
+        reason: What it is. Half a character (a lone surrogate), which names in rows may hold and
+            no file takes, is replaced.
         key: The column; empty if it concerns the whole row.
         level: An ``error`` makes the row unusable, a ``warning`` does not.
     """
@@ -26,6 +29,12 @@ class Finding:
     reason: str
     key: str = ""
     level: Level = "error"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", encodable(self.reason))
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.reason}" if self.key else self.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +89,11 @@ class Report:
     def ok(self) -> bool:
         """Whether the file and all of its rows can be used."""
         return not self.errors
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether only rows are bad, not the file as a whole."""
+        return all(problem.row is not None for problem in self.errors)
 
     @property
     def bad_rows(self) -> int:

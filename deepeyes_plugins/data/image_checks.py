@@ -66,21 +66,17 @@ def see_image(
         file = image_from(image, media_root)
         with file.open() as opened:
             orientation = exif_orientation(opened)
-            seen = SeenImage(
-                file,
-                upright_size(opened, orientation),
-                str(opened.format),
-                opened.mode,
-                orientation,
-                bool(getattr(opened, "is_animated", False)) and opened.format != "MPO",
-            )
-            if decode:
-                try:
+            try:
+                # Looks for a second frame, and falls over a broken one.
+                animated = bool(getattr(opened, "is_animated", False)) and opened.format != "MPO"
+                if decode:
                     opened.load()
-                # Decoders raise whatever they stumble on: struct.error, KeyError, zlib.error, ...
-                except Exception as error:
-                    raise ImageError(f"cannot be decoded: {error}") from error
-        return seen
+            # Decoders raise whatever they stumble on: struct.error, KeyError, zlib.error, ...
+            except Exception as error:
+                raise ImageError(f"cannot be decoded: {error}") from error
+            size = upright_size(opened, orientation)
+            kind, mode = str(opened.format), opened.mode
+            return SeenImage(file, size, kind, mode, orientation, animated)
     except (RowError, ImageError) as error:
         return Finding(f"{name}: {error}", "images")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.looks import Kind
+from deepeyes_plugins.data.sources import NO_ROWS_IN
 
 _HEAD_BYTES = 1 << 16
 _SUFFIXES = (".parquet", ".json", ".jsonl")
-_NO_DATA = ("dataset_info.json",)
 _OBJECT_OF_OBJECTS = re.compile(rb'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')
 _CACHE_KEY = b'"tool_returned_web_title'
 _PICKLE = b"\x80"
@@ -57,7 +57,7 @@ def files_in(paths: Iterable[Path]) -> Iterator[Path]:
         found = sorted(
             file
             for file in path.iterdir()
-            if file.suffix in _SUFFIXES and file.name not in _NO_DATA and file.is_file()
+            if file.suffix in _SUFFIXES and file.name not in NO_ROWS_IN and file.is_file()
         )
         if not found:
             raise DataError(f"{path}: no {', '.join(_SUFFIXES)} in this folder")

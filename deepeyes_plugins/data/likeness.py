@@ -90,7 +90,9 @@ def leaks(train: Hashes, validation: Hashes) -> Iterator[tuple[int, int, Finding
     theirs = np.repeat(np.arange(len(validation.rows)), validation.counts)
     image_order = np.argsort(validation.images, kind="stable")
     image_ordered = validation.images[image_order]
-    common = np.unique(owners[np.isin(train.images, image_ordered)])
+    known = np.isin(train.images, image_ordered)
+    common = np.unique(owners[known])
+    starts = np.cumsum(train.counts, dtype=np.int64) - train.counts
     for at in np.union1d(np.flatnonzero(shared), common).tolist():
         file, row = train.place(at)
         if shared[at]:
@@ -98,9 +100,8 @@ def leaks(train: Hashes, validation: Hashes) -> Iterator[tuple[int, int, Finding
             reason = f"question and images are in the validation data too, {validation.name(other)}"
             yield file, row, Finding(reason, "leakage")
             continue
-        first = int(np.searchsorted(owners, at))
-        own = train.images[first : first + int(train.counts[at])]
-        number = int(np.flatnonzero(np.isin(own, image_ordered))[0])
-        other = theirs[image_order[np.searchsorted(image_ordered, own[number])]]
+        number = int(known[starts[at] :].argmax())
+        image = train.images[starts[at] + number]
+        other = theirs[image_order[np.searchsorted(image_ordered, image)]]
         reason = f"image {number + 1} is in the validation data too, {validation.name(other)}"
         yield file, row, Finding(f"{reason}; the questions differ", "leakage", "warning")

@@ -17,6 +17,7 @@ from typing import Self
 from zipfile import ZipFile, ZipInfo
 
 from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.findings import DataError
 
 ARCHIVE_NAME = "images.zip"
 """Looked for in a media folder; the published SFT data come with one."""
@@ -27,9 +28,11 @@ MAXIMUM_MEMBER_BYTES = 256 << 20
 _SCHEME = "zip://"
 _SEPARATOR = "::"
 _ENCRYPTED = 0x1
+_OPEN_ARCHIVES = 256
+"""That a process keeps; with one less than a data set has, each look would read one anew."""
 
 
-class MediaError(ValueError):
+class MediaError(DataError):
     """A media folder or zip file cannot be used; the message says why and what to do."""
 
 
@@ -83,7 +86,7 @@ class MediaRoot:
             return path
         if packed := self.find_packed(name):
             return packed
-        if Path(name).is_file():
+        if os.path.isfile(name):
             return name
         raise RowError(f"there is no such file in {self}")
 
@@ -258,6 +261,6 @@ def _open(archive: Path) -> ZipFile:
         ) from error
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=_OPEN_ARCHIVES)
 def _opened(archive: Path, version: tuple[int, int], process: int) -> ZipFile:
     return ZipFile(archive)

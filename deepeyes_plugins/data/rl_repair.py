@@ -8,8 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from deepeyes_plugins.data.changes import Change, Fault, Outcome
+from deepeyes_plugins.data.changes import Change, Outcome
 from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.findings import Finding
 from deepeyes_plugins.data.rl_rows import STALE_ENVIRONMENTS
 from deepeyes_plugins.data.sft_repair import plain_content
 
@@ -103,8 +104,8 @@ def repair_rl_row(
         read_image: Reads the file of an image that is named by a path.
 
     Returns:
-        The row with exactly the columns of ``schema``. Faults are images that cannot be read;
-        what else is wrong is for a check to say.
+        The row with exactly the columns of ``schema``. Faults are images that cannot be read and
+        ground truths of several values; what else is wrong is for a check to say.
     """
     outcome = Outcome(None)
     note = outcome.changes.append
@@ -115,14 +116,14 @@ def repair_rl_row(
         "env_name": row.get("env_name") if "env_name" in row else environment,
         "extra_info": _parsed(row.get("extra_info"), "extra_info", note),
     }
-    fixed["reward_model"] = _reward_model(row.get("reward_model"), fixed["extra_info"], note)
+    fixed["reward_model"] = _reward_model(row.get("reward_model"), fixed["extra_info"], outcome)
     if fixed["data_source"] != row.get("data_source"):
         note(Change("data_source", row.get("data_source"), source, "rows without one"))
     if "env_name" not in row:
         note(Change("env_name", None, environment, "the environment of files without env_name"))
-    elif (stale := fixed["env_name"]) in STALE_ENVIRONMENTS:
-        fixed["env_name"] = STALE_ENVIRONMENTS[stale]
-        note(Change("env_name", stale, fixed["env_name"], "the stale name of an environment"))
+    elif current := STALE_ENVIRONMENTS.get(str(row["env_name"])):
+        fixed["env_name"] = current
+        note(Change("env_name", row["env_name"], current, "the stale name of an environment"))
     outcome.row = {}
     for column in schema:
         before = fixed[column.name] if column.name in fixed else row.get(column.name)
@@ -171,8 +172,8 @@ def _images(value: Any, read_image: ReadImage, outcome: Outcome) -> list[Any]:
             try:
                 entry["bytes"] = read_image(entry["path"])
             except RowError as error:
-                reason = f"image {number} ({entry['path']}): {error}"
-                outcome.faults.append(Fault("images", reason))
+                reason = f"image {number} ({entry['path']:.300}): {error}"
+                outcome.faults.append(Finding(reason, "images"))
             else:
                 note(Change("images", image, entry, "an image file is held in its row"))
         elif entry != image:
@@ -181,13 +182,18 @@ def _images(value: Any, read_image: ReadImage, outcome: Outcome) -> list[Any]:
     return images
 
 
-def _reward_model(value: Any, extra_info: Any, note: Callable[[Change], None]) -> dict[str, Any]:
+def _reward_model(value: Any, extra_info: Any, outcome: Outcome) -> dict[str, Any]:
+    note = outcome.changes.append
     parsed = _parsed(value, "reward_model", note)
     model = dict(parsed) if isinstance(parsed, Mapping) else {"ground_truth": parsed}
     truth = model.get("ground_truth")
     if truth in (None, "") and isinstance(extra_info, Mapping) and extra_info.get("answer"):
         truth = extra_info["answer"]
         note(Change("reward_model", model.get("ground_truth"), truth, "the answer of extra_info"))
+    if isinstance(truth, list | Mapping):
+        # As text it would be a reference answer that nobody has given.
+        kind = type(truth).__name__
+        outcome.faults.append(Finding(f"the ground truth is a {kind}, not a text", "reward_model"))
     if isinstance(truth, int | float):
         # As the reader of training writes it.
         note(Change("reward_model", truth, str(truth), "a ground truth is text"))

@@ -154,13 +154,13 @@ def environment_name(row: Mapping[str, Any], default: str) -> str:
     """
     if "env_name" not in row:
         return default
-    name = row["env_name"]
-    if not name:
+    if not row["env_name"]:
         return NO_ENVIRONMENT
+    name = str(row["env_name"])
     if name in STALE_ENVIRONMENTS:
         _warn_of_stale_name(name)
         return STALE_ENVIRONMENTS[name]
-    return str(name)
+    return name
 
 
 def image_from(entry: Any, media_root: Path | None = None) -> EncodedImage:
@@ -249,8 +249,9 @@ def _read(path: str | Path, media_root: Path | None) -> bytes:
         file = media_root / file
     try:
         return file.read_bytes()
-    except OSError as error:
-        raise RowError(f"image {file} cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte or half a character in it.
+        reason = getattr(error, "strerror", None) or error
+        raise RowError(f"image {file} cannot be read: {reason}") from error
 
 
 def _original(image: Image.Image) -> EncodedImage | None:

@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 
 from deepeyes_plugins import __version__, plugins
 from deepeyes_plugins.data.contracts import RowError
-from deepeyes_plugins.data.files import open_parquet, runs_of_row_groups
+from deepeyes_plugins.data.files import parquet_schema, runs_of_row_groups
 from deepeyes_plugins.data.findings import DataError, Report
 from deepeyes_plugins.data.rl_checks import RowRules, check_rl_parquet
 from deepeyes_plugins.data.rl_rows import image_from
@@ -251,9 +251,8 @@ def _joined(path: Path, reports: Sequence[Report]) -> Report:
 
 def _columns(path: Path) -> tuple[str, ...]:
     try:
-        with open_parquet(path) as file:
-            return tuple(file.schema_arrow.names)
-    except (pa.ArrowException, OSError):
+        return tuple(parquet_schema(path).names)
+    except DataError:
         return ()
 
 

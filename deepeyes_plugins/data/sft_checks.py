@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError
-from deepeyes_plugins.data.files import json_rows, refuse_late_images
+from deepeyes_plugins.data.files import training_rows
 from deepeyes_plugins.data.findings import Finding, Problem, Report
-from deepeyes_plugins.data.formatter import doubts, format_row, format_sharegpt
+from deepeyes_plugins.data.formatter import check_opening, doubts, format_row, format_sharegpt
 from deepeyes_plugins.data.image_checks import see_image
 from deepeyes_plugins.data.media import MediaError, MediaRoot
 from deepeyes_plugins.data.row_checks import check_rows
@@ -39,7 +39,7 @@ def check_sft_file(
             media_root = MediaRoot.open(path.parent if media_root is None else media_root)
         except MediaError as error:
             return Report(path, problems=[Problem(path, None, "", str(error), "error")])
-    rows = islice(refuse_late_images(json_rows(path)), limit)
+    rows = islice(training_rows(path), limit)
     return check_rows(path, rows, partial(sft_findings, formatter=formatter, media_root=media_root))
 
 
@@ -55,6 +55,26 @@ def sft_findings(
     yield from image_findings(conversation, media_root)
     for doubt in doubts(conversation):
         yield Finding(doubt, level="warning")
+
+
+def repaired_findings(
+    row: Mapping[str, Any], *, prefill: str = "", decode: bool = False
+) -> Iterator[Finding]:
+    """Yield what keeps a row from being used whose images have been located.
+
+    Args:
+        row: A row.
+        prefill: What every assistant turn has to begin with.
+        decode: Whether images are decoded.
+    """
+    try:
+        conversation = format_sharegpt(row)
+        check_opening(conversation, prefill)
+    except RowError as error:
+        yield Finding(str(error), "messages")
+        return
+    if decode:
+        yield from image_findings(conversation, MediaRoot(None))
 
 
 def image_findings(conversation: Conversation, media_root: MediaRoot) -> Iterator[Finding]:

@@ -11,9 +11,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from deepeyes_plugins.data.changes import Change, Fault, Outcome
+from deepeyes_plugins.data.changes import Change, Outcome
 from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.findings import Finding
 from deepeyes_plugins.data.formatter import ROLES
+from deepeyes_plugins.protocol.content import encodable
 from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
 
 Locate = Callable[[str], str]
@@ -32,8 +34,8 @@ def repair_sft_row(
             supplied where the turn closes it once more than it opens it.
 
     Returns:
-        The row, without changes where it was good. Faults are images that are not there; what is
-        wrong with the conversation is for a formatter to say.
+        The row, without changes where it was good. Faults are images that are not there or not
+        named; what is wrong with the conversation is for a formatter to say.
     """
     outcome = Outcome(None)
     note = outcome.changes.append
@@ -42,9 +44,11 @@ def repair_sft_row(
     placed = []
     for number, name in enumerate(images, 1):
         try:
-            placed.append(locate(name) if isinstance(name, str) else name)
+            if not isinstance(name, str):
+                raise RowError(f"a {type(name).__name__}, not a path")
+            placed.append(locate(name))
         except RowError as error:
-            outcome.faults.append(Fault("images", f"image {number} ({name}): {error}"))
+            outcome.faults.append(Finding(f"image {number} ({name!s:.300}): {error}", "images"))
             placed.append(name)
     if placed != images:
         note(Change("images", images, placed, "where the images are"))
@@ -150,4 +154,4 @@ def _opened(messages: Any, prefill: str, note: Callable[[Change], None]) -> Any:
 def _text(value: Any) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return encodable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -18,18 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-
 from deepeyes_plugins import __version__, plugins
 from deepeyes_plugins.data.files import (
     ROWS_AT_A_TIME,
     Row,
     cache_rows,
-    json_rows,
-    open_parquet,
     parquet_rows,
-    refuse_late_images,
     runs_of_row_groups,
+    training_rows,
 )
 from deepeyes_plugins.data.findings import Finding
 from deepeyes_plugins.data.likeness import Hashes, duplicates, leaks
@@ -209,24 +205,13 @@ def together(surveys: Sequence[FileSurvey]) -> Piece:
     return total
 
 
-def rows_of(source: Source) -> int | None:
-    """Return how many rows a file says that it has; ``None`` where it says nothing."""
-    if source.kind != "rl":
-        return None
-    try:
-        with open_parquet(source.path) as file:
-            return int(file.metadata.num_rows)
-    except (pa.ArrowException, OSError):
-        return None
-
-
 def _rows(part: _Part) -> Iterator[Row]:
     path = part.source.path
     if part.source.kind == "rl":
         return parquet_rows(path, COLUMNS, part.row_groups, part.first_row)
     if part.source.kind == "search-cache":
         return cache_rows(path)
-    return refuse_late_images(json_rows(path))
+    return training_rows(path)
 
 
 def _parts(source: Source, folder: Path) -> Iterator[_Part]:

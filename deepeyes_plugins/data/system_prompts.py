@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from deepeyes_plugins.data.files import json_rows, open_parquet, row_batches
 from deepeyes_plugins.data.findings import DataError, Problem
+from deepeyes_plugins.data.sft_repair import plain_content
 
 _REPORT_EVERY = 1000
 
@@ -53,6 +55,9 @@ def system_prompts(
     for number, (messages, total) in enumerate(rows, 1):
         text = _system_prompt(messages)
         if text is not None:
+            if not isinstance(text, str):
+                kind = type(text).__name__
+                raise DataError(f"{path}, row {number}: the system prompt is a {kind}, not a text")
             try:
                 text.encode()
             except UnicodeEncodeError as error:
@@ -76,7 +81,7 @@ def _parquet_prompts(path: Path) -> Iterator[tuple[Any, int | None]]:
             for batch in row_batches(file, None, columns=["prompt"]):
                 for messages in batch.column("prompt").to_pylist():
                     yield messages, file.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as parquet, perhaps cut short: {error}") from error
 
 
@@ -92,9 +97,14 @@ def _json_prompts(path: Path) -> Iterator[tuple[Any, int | None]]:
             yield value.get("messages") or value.get("conversations"), None
 
 
-def _system_prompt(messages: Any) -> str | None:
+def _system_prompt(messages: Any) -> Any:
+    """What a row has, or ``None``; messages may be JSON, and content parts, as `prepare` knows."""
+    if isinstance(messages, str):
+        try:
+            messages = json.loads(messages)
+        except (ValueError, RecursionError):
+            return None
     first = messages[0] if isinstance(messages, list) and messages else None
     if not isinstance(first, Mapping) or first.get("role", first.get("from")) != "system":
         return None
-    content = first.get("content", first.get("value"))
-    return content if isinstance(content, str) else None
+    return plain_content(first.get("content", first.get("value")))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 Role = Literal["system", "user", "assistant"]
 
@@ -112,8 +112,10 @@ class EncodedImage:
         try:
             image = Image.open(io.BytesIO(self.data), formats=FORMATS)
         except Exception as error:
+            # Pillow names no more than the address of an object in memory where it knows no format.
+            reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
             raise ImageError(
-                f"not a readable image ({len(self.data)} bytes): {error}. "
+                f"not a readable image ({len(self.data)} bytes){reason}. "
                 f"Accepted are {', '.join(FORMATS)}."
             ) from error
         if image.width * image.height > MAXIMUM_PIXELS:

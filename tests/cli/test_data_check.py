@@ -126,6 +126,17 @@ def test_bombs_and_broken_images_are_errors(tmp_path: Path) -> None:
     assert (result.exit_code, found["rows"], found["bad_rows"]) == (1, 3, 2)
 
 
+def test_files_that_are_no_images_are_one_kind_of_problem(tmp_path: Path) -> None:
+    rows = [rl_row(str(length), b"<html>" * length) for length in range(1, 40)]
+
+    result = run("check", parquet(tmp_path / "x.parquet", rows), "--json", state=tmp_path / "state")
+
+    (problem,) = facts(result)[0]["problems"]
+    assert (problem["count"], problem["key"]) == (39, "images")
+    reason = problem["examples"][0]["reason"]
+    assert reason.startswith("image 1: not a readable image (6 bytes). Accepted are PNG, JPEG")
+
+
 def test_duplicates_and_leakage(tmp_path: Path) -> None:
     one, two = picture(), picture("L")
     rows = [rl_row("What?", one), rl_row(" what? ", one), rl_row("Who?", two), rl_row("Why?")]
@@ -347,6 +358,25 @@ def test_the_page_shows_what_was_found_and_runs_nothing_that_stands_in_the_data(
     assert "1 error" in elements.text and "row 5" in elements.text
     assert elements.text.count(hostile) >= 2  # In its reason and among the sources.
     assert "Pixels of an image" in elements.text and "Tokens" not in elements.text
+
+
+def test_a_file_of_problems_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    file, problems = tmp_path / "x.json", tmp_path / "new" / "problems.jsonl"
+    file.write_text(json.dumps([{"messages": []}] * 20_000))
+    state = tmp_path / "state"
+
+    assert run("check", file, "--problems", problems, state=state).exit_code == 1
+    whole = problems.read_text()
+    assert whole.count("\n") == 20_000
+    with full_disk(tmp_path / "disk", 60 << 10):
+        (tmp_path / "disk" / "problems.jsonl").write_text("as it was")
+        full = run("check", file, "--problems", tmp_path / "disk/problems.jsonl", state=state)
+
+    assert full.exit_code == 2
+    assert "problems.jsonl cannot be written: " in full.stderr and "space" in full.stderr
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["problems.jsonl"]
+    assert (tmp_path / "disk/problems.jsonl").read_text() == "as it was"
+    assert list(state.iterdir())
 
 
 def test_results_are_not_written_over_what_is_checked(tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tempfile
+import tracemalloc
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deepeyes_plugins.data import files
-from deepeyes_plugins.data.findings import DataError, Report
+from deepeyes_plugins.data.findings import DataError, Finding, Report
+from deepeyes_plugins.data.image_checks import SeenImage, see_image
+from deepeyes_plugins.data.prepare import prepare_sft
 from deepeyes_plugins.data.rl_checks import RowRules, check_rl_parquet
 from deepeyes_plugins.data.sft_checks import check_sft_file
 
@@ -121,6 +126,68 @@ def test_files_that_cannot_be_read_on(tmp_path: Path) -> None:
     (tmp_path / "latin.json").write_bytes(b'["\xff"]')
     (latin,) = check_sft_file(tmp_path / "latin.json").problems
     assert "is not UTF-8" in latin.reason
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_the_data(tmp_path: Path) -> None:
+    """Hugging Face datasets reads JSON lines with one, but no array."""
+    for lines in (False, True):
+        file = write(tmp_path / "x.json", [PLAIN, PLAIN], lines=lines)
+        file.write_bytes(BOM_UTF8 + file.read_bytes())
+        report = check_sft_file(file)
+        assert (report.rows, report.ok) == (2, lines)
+        assert "mark of the byte order" in report.describe() or lines
+        assert prepare_sft([file], tmp_path / "out").summary.written == 2
+
+
+def test_what_is_not_utf8_is_said_with_the_row_ahead_of_it(tmp_path: Path) -> None:
+    lines = [json.dumps(PLAIN).encode()] * 400
+    lines[300] = lines[300].replace(b"Easy", b"Dif\xedcil")
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join(lines))
+
+    *_, problem = check_sft_file(tmp_path / "x.jsonl").problems
+
+    told = re.search(r"not UTF-8: there is a byte 0xed some way behind row (\d+)", problem.reason)
+    assert told and 200 < int(told[1]) <= 300
+
+
+def test_a_mistake_in_an_array_does_not_have_all_of_it_read(tmp_path: Path) -> None:
+    text = json.dumps([PLAIN] * 3 + [{"messages": "x" * 100} for _ in range(250_000)])
+    file = tmp_path / "x.json"
+    file.write_text(text.replace('"role": "assistant",', '"role": "assistant"', 2)[:-1])
+    tracemalloc.start()
+    try:
+        (problem,) = check_sft_file(file).problems
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert problem.row == 1
+    assert "Expecting ',' delimiter in " in problem.reason and '"assistant" "content"' in str(
+        problem
+    )
+    assert "cut short" not in problem.reason
+    assert peak < len(text) / 3
+
+
+def test_rows_nested_too_deep_for_a_reader(tmp_path: Path) -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    (tmp_path / "array.json").write_text(f"[{json.dumps(PLAIN)}, {deep}]")
+    (tmp_path / "lines.jsonl").write_text(f"{json.dumps(PLAIN)}\n{deep}\n")
+    for file in tmp_path.iterdir():
+        (problem,) = check_sft_file(file).problems
+        assert problem.row == 2 and "recursion" in problem.reason
+
+
+def test_an_animation_that_ends_anywhere_is_no_more_than_a_bad_row() -> None:
+    frames = [Image.effect_noise((5, 4), 50) for _ in range(2)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    data = buffer.getvalue()
+
+    seen = [see_image(1, data[:end]) for end in range(len(data) + 1)]
+
+    assert isinstance(seen[0], Finding) and isinstance(seen[-1], SeenImage)
+    assert seen[-1].animated
 
 
 def test_images_that_come_too_late_in_json_lines(tmp_path: Path) -> None:
@@ -231,6 +298,30 @@ def test_bad_parquet_rows_are_named(tmp_path: Path) -> None:
     assert "Did you mean 'deepeyes_v2'?" in found[5, "env_name"].reason
     assert found[6, "env_name"].level == "warning"
     assert report.bad_rows == 5
+
+
+@pytest.mark.parametrize(
+    ("columns", "key"),
+    [
+        ({"env_name": ["deepeyes_v2"]}, "env_name"),
+        ({"images": [{"bytes": None, "path": "a\0.png"}]}, "images"),
+    ],
+)
+def test_a_value_of_an_odd_kind_is_named(columns: dict[str, Any], key: str, tmp_path: Path) -> None:
+    file = write_parquet(tmp_path / "x.parquet", [rl_row(**columns), rl_row(**columns)])
+
+    assert [(one.row, one.key) for one in check_rl_parquet(file).errors] == [(1, key), (2, key)]
+
+
+def test_text_that_is_not_utf8_in_parquet(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([rl_row()])
+    broken = pa.array([b"\xff"]).view(pa.string())
+    at = table.schema.get_field_index("data_source")
+    pq.write_table(table.set_column(at, "data_source", broken), tmp_path / "x.parquet")
+
+    (problem,) = check_rl_parquet(tmp_path / "x.parquet").problems
+
+    assert "cannot be read as parquet" in problem.reason and "utf-8" in problem.reason
 
 
 def test_parquet_without_env_name_uses_the_default(tmp_path: Path) -> None:

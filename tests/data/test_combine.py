@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +137,22 @@ def test_sft_rows_keep_their_images_and_columns(tmp_path: Path) -> None:
     assert info.keys() == {"train", "validation"}
 
 
+def test_sources_can_be_numbers_and_have_to_be_there(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"{number}?"}, PLAIN["messages"][1]]}
+        | {"level": number % 2}
+        for number in range(4)
+    ]
+    source = write(tmp_path / "x.json", rows)
+    out = tmp_path / "out" / "all.jsonl"
+
+    combined = merge([source], out, by="level", take=Amounts.parse(["1=1"]))
+
+    assert combined.files == {out: {"0": 2, "1": 1}}
+    with pytest.raises(DataError, match="no row has a name or number in the column 'levle'"):
+        merge([source], out, by="levle")
+
+
 def test_prepared_rows_keep_the_places_that_prepare_found(tmp_path: Path) -> None:
     published = tmp_path / "published"
     published.mkdir()
@@ -186,6 +204,24 @@ def test_what_cannot_be_merged_is_said(rl_files: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=reason):
             merge(sources, tmp_path / output)
+
+
+def test_an_interruption_is_said_to_leave_nothing(tmp_path: Path) -> None:
+    """The source is a pipe, so that the signal comes in the middle for sure."""
+    out = tmp_path / "out" / "all.jsonl"
+    os.mkfifo(tmp_path / "x.json")
+    command = [sys.executable, "-m", "deepeyes_plugins.cli", "data", "merge"]
+    command += [str(tmp_path / "x.json"), "-o", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    with (tmp_path / "x.json").open("w") as pipe:
+        pipe.write(json.dumps(PLAIN))
+        pipe.flush()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert "nothing was written, the same command begins anew" in said
+    assert not out.exists()
 
 
 def test_the_commands(rl_files: Path, tmp_path: Path) -> None:

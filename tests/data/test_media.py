@@ -12,7 +12,7 @@ import pytest
 
 from deepeyes_plugins.data import media
 from deepeyes_plugins.data.contracts import RowError
-from deepeyes_plugins.data.media import MediaError, MediaRoot, read_media
+from deepeyes_plugins.data.media import MediaError, MediaPlaces, MediaRoot, read_media
 from deepeyes_plugins.data.sft_checks import check_sft_file
 from tests.data.test_checks import image_bytes, with_image, write
 
@@ -120,6 +120,26 @@ def test_processes_and_threads_read_at_random(tmp_path: Path) -> None:
 
     contents = list(members.values())
     assert found == [contents[::-1], contents, contents[1::2] + contents[::2]]
+
+
+def test_each_of_many_zip_files_is_opened_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+
+    class Counted(ZipFile):
+        def __init__(self, file: Path) -> None:
+            opened.append(file)
+            super().__init__(file)
+
+    for number in range(12):
+        zipped(tmp_path / f"{number}.zip", {f"{number}.png": b"it"})
+    monkeypatch.setattr(media, "ZipFile", Counted)
+    places = MediaPlaces.open([tmp_path])
+
+    for name in [f"{number}.png" for number in range(12)] * 3:
+        assert read_media(places.locate(name)) == b"it"
+    assert len(opened) == 12
 
 
 def test_a_zip_file_that_is_replaced_is_read_anew(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -16,14 +17,18 @@ from zipfile import ZipFile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from deepeyes_plugins import hookimpl, plugins
+from deepeyes_plugins.data.combine import merge
 from deepeyes_plugins.data.findings import DataError
+from deepeyes_plugins.data.looks import LookRules
 from deepeyes_plugins.data.media import read_media
 from deepeyes_plugins.data.prepare import prepare_rl, prepare_sft
 from deepeyes_plugins.data.rl_checks import check_rl_parquet
 from deepeyes_plugins.data.sft_checks import check_sft_file
+from deepeyes_plugins.data.survey import Source, survey
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.task import split_examples
 from deepeyes_plugins.search.image_cache import ImageCache
@@ -199,30 +204,54 @@ def test_bad_rows_can_be_kept(tmp_path: Path) -> None:
 @given(
     rows=st.lists(
         st.recursive(
-            st.none() | st.booleans() | st.floats() | st.text() | st.sampled_from(["<image>", "a"]),
+            st.none()
+            | st.booleans()
+            | st.floats()
+            | st.text(st.characters())  # With half characters, as JSON can hold them.
+            | st.sampled_from(["<image>", "a"]),
             lambda inner: (
                 st.lists(inner, max_size=3)
                 | st.dictionaries(
-                    st.sampled_from(["messages", "images", "role", "content", "from", "value"]),
+                    st.sampled_from(
+                        ["messages", "images", "role", "content", "from", "value", "\ud800"]
+                    ),
                     inner,
                 )
             ),
             max_leaves=8,
         ),
         max_size=4,
-    )
+    ),
+    odd=st.none(),
 )
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_no_row_is_so_odd_that_the_run_ends(rows: list[Any], tmp_path: Path) -> None:
+@example(rows=[PLAIN | {"\ud800": 1, "source": "\ud800"}], odd=0)
+@example(rows=[PLAIN | {"images": [{"path": "\ud800", "\ud800": float("nan")}]}], odd=1)
+@example(rows=[with_image("\ud800.png")], odd=1)
+@example(rows=[with_image("x" * 100_000)], odd=1)
+@example(rows=[with_image(5)], odd=1)  # type: ignore[arg-type]
+@example(rows=[with_image("zip://a::\0")], odd=1)
+def test_no_row_is_so_odd_that_the_run_ends(
+    rows: list[Any], odd: int | None, tmp_path: Path
+) -> None:
     source = tmp_path / "x.json"
     source.write_text(json.dumps([PLAIN, *rows]))
 
-    prepared = prepare_sft([source], tmp_path / "out")
+    prepared = prepare_sft([source], tmp_path / "out", columns=["source"], decode=False)
+    (seen,) = survey([Source(source, "sft")], LookRules(), tmp_path / "state")
 
-    assert prepared.summary.rows == len(rows) + 1
+    assert prepared.summary.rows == seen.seen.rows == len(rows) + 1
     assert check_sft_file(prepared.files[0]).ok
+    assert "\\ud800" not in prepared.files[0].read_text()
+    assert not re.search(r"\b(NaN|Infinity)\b", prepared.report.read_text())
+    assert odd is None or prepared.summary.bad == odd
+    if not prepared.summary.bad:
+        merge([source], tmp_path / "merged" / "x.jsonl")
+        return
+    with pytest.raises(DataError, match="row"):
+        merge([source], tmp_path / "merged" / "x.jsonl")
 
 
 def broken(folder: Path) -> dict[str, tuple[list[Path], str]]:
@@ -488,6 +517,79 @@ def test_a_cut_parquet_file_does_not_undo_the_others(
 
     write_parquet(cut, rl_rows)
     assert prepare_rl([good, cut], tmp_path / "out").found == 1
+
+
+def test_a_ground_truth_of_several_values_is_not_made_into_a_text(
+    rl_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    several = spoilt(rl_rows[0], reward_model={"ground_truth": ["A", "B"], "style": "rule"})
+    folder = tmp_path / "in"
+    write_parquet(folder / "a.parquet", [several])
+    write_parquet(folder / "b.parquet", rl_rows)
+
+    prepared = prepare_rl([folder], tmp_path / "out")
+
+    assert (prepared.summary.bad, prepared.summary.written) == (1, 3)
+    assert "the ground truth is a list, not a text" in prepared.summary.faults[0]
+
+
+def test_a_reward_that_was_installed_since_is_known(
+    rl_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    rows = [rl_rows[0], spoilt(rl_rows[1], data_source="ours")]
+    source = write_parquet(tmp_path / "in" / "x.parquet", rows)
+    assert prepare_rl([source], tmp_path / "out").summary.written == 1
+
+    class OurReward:
+        @hookimpl
+        def register_rewards(self, register: Callable[[str, Any], None]) -> None:
+            register("ours", object())
+
+    plugin = OurReward()
+    plugins.manager().register(plugin, "our-reward")
+    plugins.rewards.cache_clear()
+    try:
+        assert prepare_rl([source], tmp_path / "out").summary.written == 2
+    finally:
+        plugins.manager().unregister(plugin)
+        plugins.rewards.cache_clear()
+
+
+def test_both_kinds_may_share_a_folder(
+    source: Path, rl_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """The work of one is not tidied away by the other."""
+    rl_source, out = write_parquet(tmp_path / "in" / "x.parquet", rl_rows), tmp_path / "out"
+    report = prepare_rl([rl_source], out).report.read_bytes()
+    prepare_sft([source], out)
+
+    again = prepare_rl([rl_source], out)
+
+    assert (again.found, again.report.read_bytes()) == (1, report)
+
+
+def test_all_files_that_were_cut_short_are_named_at_once(
+    rl_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    sources = [write_parquet(tmp_path / "in" / f"{name}.parquet", rl_rows) for name in "abc"]
+    for path in sources[1:]:
+        path.write_bytes(path.read_bytes()[:-40])
+
+    with pytest.raises(DataError, match=r"(?s)b\.parquet: cannot .*c\.parquet: cannot be read"):
+        prepare_rl(sources, tmp_path / "out")
+
+
+def test_a_folder_of_parquet_parts_is_none_of_the_files(
+    rl_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "in" / "table.parquet").mkdir(parents=True)
+    write_parquet(tmp_path / "in" / "table.parquet" / "part-0.parquet", rl_rows)
+    assert prepare_rl([tmp_path / "in"], tmp_path / "out").summary.written == 3
+
+
+def test_a_name_that_leads_elsewhere_is_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'\.\./x' is no name of a data set"):
+        prepare_sft([source], tmp_path / "out", name="../x")
 
 
 def test_row_groups_are_small_whatever_the_source_had(tmp_path: Path) -> None:

@@ -71,6 +71,15 @@ def test_rows_of_sharegpt_and_a_column_for_it(tmp_path: Path) -> None:
     assert [one.text for one in system_prompts(tmp_path / "x.jsonl")] == ["a", None]
 
 
+def test_prompts_that_stand_as_json_and_in_parts(tmp_path: Path) -> None:
+    parts = [{"role": "system", "content": [{"type": "text", "text": "a"}]}]
+    (tmp_path / "x.json").write_text(json.dumps([{"messages": parts}]))
+    texts = [json.dumps([{"role": "system", "content": "a"}]), json.dumps(parts)]
+    pq.write_table(pa.table({"prompt": texts}), tmp_path / "x.parquet")
+    for name in ("x.json", "x.parquet"):
+        assert [one.text for one in system_prompts(tmp_path / name)] == ["a"]
+
+
 @pytest.mark.parametrize(
     ("name", "data", "reason"),
     [
@@ -78,6 +87,11 @@ def test_rows_of_sharegpt_and_a_column_for_it(tmp_path: Path) -> None:
         ("x.json", b"[]", "no rows"),
         ("x.json", b'["\xff"]', "is not UTF-8"),
         ("x.json", b'[{"system": "\\ud800"}]', "row 1: the system prompt holds half a character"),
+        (
+            "x.json",
+            b'[{"messages": [{"role": "system", "content": {"text": "a"}}]}]',
+            "row 1: the system prompt is a dict, not a text",
+        ),
         ("x.parquet", b"PAR1", "cannot be read as parquet"),
     ],
 )

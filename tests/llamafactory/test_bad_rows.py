@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -73,6 +74,22 @@ def test_bad_rows_are_dropped_on_request(
     assert len(examples) == 6
     assert "dropping 2 row(s)" in caplog.text
     assert "row 2: 2 <image> placeholders but 3 images" in caplog.text
+
+
+def test_a_file_that_cannot_be_read_is_not_dropped(
+    arguments: Arguments, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(BAD_ROWS_VARIABLE, "drop")
+    given = arguments(rows)
+    file = Path(given["dataset_dir"]) / "rows.json"
+    lines = [json.dumps(row).encode() for row in rows * 5]
+    file.write_bytes(b"\n".join([*lines, b"\xff"]))
+    options = {key: given[key] for key in ("dataset_dir", "media_dir", "template")}
+    data = SimpleNamespace(**options, max_samples=None)
+    entry = get_dataset_list(["rows"], data.dataset_dir)[0]
+
+    with pytest.raises(DataError, match="is not UTF-8"):
+        converter.get_dataset_converter("deepeyes", entry, data)
 
 
 def test_other_processes_leave_the_file_to_the_first(

@@ -215,7 +215,7 @@ def _report(report: Report, bad_rows: BadRows) -> None:
         logger.warning("%s: %d more such warnings", report.file, len(report.warnings) - 10)
     if report.ok:
         logger.info("%s: %d rows checked", report.file, report.rows)
-    elif bad_rows == "drop" and report.bad_rows < report.rows:
+    elif bad_rows == "drop" and report.is_readable and report.bad_rows < report.rows:
         logger.warning("dropping %d row(s). %s", report.bad_rows, report.describe())
     else:
         raise DataError(

@@ -1,0 +1,296 @@
+"""The parts of a data set that is being prepared: one for each file of the source.
+
+A part appears when it is whole, with a note beside it of what it was made from: a second run goes
+on with the parts that are missing or whose source, settings or result have changed since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pydantic import TypeAdapter
+
+from deepeyes_plugins import __version__
+from deepeyes_plugins.data.changes import Outcome, report_lines
+from deepeyes_plugins.data.files import ROWS_AT_A_TIME, Row, data_rows, row_count
+from deepeyes_plugins.data.findings import DataError, Problem
+from deepeyes_plugins.data.media import MediaPlaces
+from deepeyes_plugins.data.output import one_at_a_time, whole_file, write_text
+from deepeyes_plugins.data.row_checks import form_findings, in_threads
+from deepeyes_plugins.data.sources import Progress
+from deepeyes_plugins.data.writers import row_writer
+
+REPORT_NAME = "report.ndjson"
+"""Holds every change and every row that was left out; JSON lines that nobody takes for data."""
+
+_WORK = ".prepare"
+_LAYOUT = 2
+_NAMED_FAULTS = 10
+
+
+@dataclass(slots=True)
+class Summary:
+    """What became of rows.
+
+    Attributes:
+        rows: Read.
+        written: Of them.
+        bad: That could not be repaired.
+        changes: How often which kind of change was made, ``key: reason``.
+        faults: The first rows that could not be repaired, each with file, row and reason.
+    """
+
+    rows: int = 0
+    written: int = 0
+    bad: int = 0
+    changes: dict[str, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    def count(self, change: str, times: int = 1) -> None:
+        """Count a change; ``times`` may be 0."""
+        if times:
+            self.changes[change] = self.changes.get(change, 0) + times
+
+    def add(self, other: Summary) -> None:
+        """Sum up."""
+        self.rows += other.rows
+        self.written += other.written
+        self.bad += other.bad
+        for change, count in other.changes.items():
+            self.count(change, count)
+        self.faults = (self.faults + other.faults)[:_NAMED_FAULTS]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a run of ``prepare`` left behind.
+
+    Attributes:
+        files: To train on.
+        report: Every change, as JSON lines.
+        summary: Of all parts, also those that were finished before.
+        parts: How many there are.
+        found: How many of them were finished before.
+    """
+
+    files: tuple[Path, ...]
+    report: Path
+    summary: Summary
+    parts: int
+    found: int
+
+
+@dataclass(slots=True)
+class Note:
+    """What is remembered of a finished part.
+
+    Attributes:
+        summary: What became of its rows.
+        first_image: Start and length, in bytes, of the first line with images.
+        mark: Names all that the part was made from.
+        states: Size and time of its files, which tell whether they are still those that were made.
+    """
+
+    summary: Summary
+    first_image: tuple[int, int] | None = None
+    mark: str = ""
+    states: tuple[tuple[int, int], ...] = ()
+
+
+_NOTE = TypeAdapter(Note)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The rows of one file of the source.
+
+    Attributes:
+        target: The file of its repaired rows.
+        changes: What was changed, as JSON lines.
+        note: What is remembered of it.
+        found: Whether an earlier run has made it.
+    """
+
+    target: Path
+    changes: Path
+    note: Note
+    found: bool
+
+
+class _UnreadableError(DataError):
+    """A source cannot be read to its end; others may."""
+
+
+@contextmanager
+def working_in(output: Path, name: str) -> Iterator[Path]:
+    """Keep other runs off ``output`` and hand out a folder in it for unfinished work.
+
+    Raises:
+        DataError: Another process is at work there, or nothing can be written.
+    """
+    with one_at_a_time(output / _WORK / "lock"):
+        yield output / _WORK / name
+
+
+def make_parts(
+    files: Mapping[Path, Path],
+    work: Path,
+    repair: Callable[[Mapping[str, Any]], Outcome],
+    settings: Sequence[Any],
+    *,
+    keep_bad: bool,
+    progress: Progress,
+    schema: pa.Schema | None = None,
+) -> list[Part]:
+    """Make the parts that are not there yet.
+
+    Args:
+        files: Of the source, each with the file for its repaired rows.
+        work: Folder for notes and changes.
+        repair: Says what becomes of a row.
+        settings: All that ``repair`` depends on.
+        keep_bad: Whether rows that cannot be repaired are written nevertheless, where they fit.
+        progress: Told how it goes on.
+        schema: For parquet; without one JSON lines are written.
+
+    Raises:
+        DataError: Sources cannot be read to their end, which is said when all others are done; or
+            a part cannot be written.
+    """
+    parts, unreadable = [], []
+    for file, target in files.items():
+        changes, place = work / f"{target.stem}.changes", work / f"{target.stem}.json"
+        mark = mark_of(file, [*settings, keep_bad, str(schema)])
+        note = recall(place, mark, target, changes)
+        found = note is not None
+        if note is None:
+            try:
+                note = _make(file, target, changes, repair, keep_bad, progress, schema)
+            except _UnreadableError as error:
+                unreadable.append(str(error))
+                continue
+            remember(place, mark, note, target, changes)
+        parts.append(Part(target, changes, note, found))
+    if unreadable:
+        raise DataError("\n".join(unreadable))
+    return parts
+
+
+def _make(
+    file: Path,
+    target: Path,
+    changes: Path,
+    repair: Callable[[Mapping[str, Any]], Outcome],
+    keep_bad: bool,
+    progress: Progress,
+    schema: pa.Schema | None,
+) -> Note:
+    summary = Summary()
+    total = None if schema is None else row_count(file)
+
+    def outcome(row: Row) -> Outcome:
+        if row.finding is not None:
+            raise _UnreadableError(str(Problem(file, row.number, "", row.finding.reason, "error")))
+        if faults := form_findings(row):
+            return Outcome(None, faults=faults)
+        result = repair(row.value)
+        if schema is not None and result.row is not None and result.faults:
+            try:
+                pa.RecordBatch.from_pylist([result.row], schema)
+            except (pa.ArrowException, TypeError, ValueError, OverflowError):
+                result.row = None
+        return result
+
+    with ExitStack() as stack:
+        log = stack.enter_context(whole_file(changes))
+        lines = stack.enter_context(log.open("w", encoding="utf-8"))
+        writer = stack.enter_context(row_writer(target, schema))
+        for row, result in in_threads(data_rows(file), outcome):
+            kept = result.row is not None and (keep_bad or not result.faults)
+            if kept and result.row is not None:
+                writer.write(result.row)
+            summary.rows += 1
+            summary.written += kept
+            summary.bad += bool(result.faults)
+            for change in result.changes:
+                summary.count(f"{change.key}: {change.reason}")
+            if result.faults and len(summary.faults) < _NAMED_FAULTS:
+                summary.faults.append(f"{file}, row {row.number}: {result.faults[0]}")
+            lines.write(report_lines(str(file), row.number, result, kept=kept))
+            if summary.rows % ROWS_AT_A_TIME == 0:
+                progress(file.name, summary.rows, total)
+        progress(file.name, summary.rows, total)
+    return Note(summary, writer.first_image)
+
+
+def summed(parts: Iterable[Part]) -> Summary:
+    """Return what became of the rows of all parts.
+
+    Raises:
+        DataError: None of them was written.
+    """
+    summary = Summary()
+    for part in parts:
+        summary.add(part.note.summary)
+    if not summary.written:
+        raise DataError("\n".join([f"none of {summary.rows} rows can be used", *summary.faults]))
+    return summary
+
+
+def write_report(report: Path, parts: Iterable[Part]) -> None:
+    """Join what was changed in all parts.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    with whole_file(report) as partial, partial.open("wb") as joined:
+        for part in parts:
+            with part.changes.open("rb") as source:
+                shutil.copyfileobj(source, joined, 1 << 20)
+
+
+def mark_of(file: Path, settings: Sequence[Any]) -> str:
+    """Name all that a part depends on; image files in folders are not in it."""
+    return hash_of([str(file.absolute()), _state(file), settings, _LAYOUT, __version__])
+
+
+def hash_of(value: Any) -> str:
+    """Name a value that JSON can hold, or nearly so."""
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:16]
+
+
+def describe_places(places: MediaPlaces) -> list[Any]:
+    """Return what results depend on: the places of images, and the versions of zip files."""
+    return [str(places), [_state(place.archive) for place in places.places if place.archive]]
+
+
+def recall(place: Path, mark: str, *files: Path) -> Note | None:
+    """Return a note, if what it is about is finished, as it was, and made from the same."""
+    try:
+        note = _NOTE.validate_json(place.read_bytes())
+        return note if (note.mark, note.states) == (mark, tuple(map(_state, files))) else None
+    except (OSError, ValueError):
+        return None
+
+
+def remember(place: Path, mark: str, note: Note, *files: Path) -> None:
+    """Write a note on finished files.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    note.mark, note.states = mark, tuple(map(_state, files))
+    write_text(place, _NOTE.dump_json(note).decode())
+
+
+def _state(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns

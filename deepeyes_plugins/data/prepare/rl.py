@@ -1,0 +1,113 @@
+"""Make files for reinforcement learning of published ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from deepeyes_plugins import plugins
+from deepeyes_plugins.data.changes import Outcome
+from deepeyes_plugins.data.files import parquet_schema
+from deepeyes_plugins.data.findings import DataError
+from deepeyes_plugins.data.media import read_media
+from deepeyes_plugins.data.prepare.parts import (
+    REPORT_NAME,
+    Prepared,
+    describe_places,
+    make_parts,
+    summed,
+    working_in,
+    write_report,
+)
+from deepeyes_plugins.data.rl_checks import RowRules, rl_findings
+from deepeyes_plugins.data.rl_repair import common_schema, repair_rl_row
+from deepeyes_plugins.data.sources import Progress, Sources, no_progress
+
+
+def prepare_rl(
+    sources: Sequence[Path],
+    output: Path,
+    *,
+    rules: RowRules | None = None,
+    media: Sequence[Path] = (),
+    source: str = "",
+    keep_bad: bool = False,
+    progress: Progress = no_progress,
+) -> Prepared:
+    """Make files for reinforcement learning: one for each, all of one schema.
+
+    Args:
+        sources: Parquet files, and folders of such; zip files of images.
+        output: Folder for files of the same names and the report.
+        rules: What rows are checked against, as in training.
+        media: Folders and zip files to look for images in that rows name by a path; by default
+            where the sources are.
+        source: ``data_source`` of rows without one.
+        keep_bad: Whether rows that cannot be repaired are written nevertheless, where they fit.
+        progress: Told how it goes on.
+
+    Raises:
+        DataError: Nothing is to be read, a source cannot be read to its end, or the output cannot
+            be written.
+    """
+    rules = rules or RowRules()
+    found = Sources.find(sources, (".parquet",), "parquet", media)
+    targets = {file: output / file.name for file in found.files}
+    report = output / REPORT_NAME
+    found.refuse(output, report, *targets.values())
+    if twice := [name for name, count in Counter(map(_name, found.files)).items() if count > 1]:
+        raise DataError(
+            f"several sources are called {twice[0]}; prepare them one after the other, into "
+            "different folders"
+        )
+    schema = _schema(found.files)
+
+    def repair(value: Mapping[str, Any]) -> Outcome:
+        outcome = repair_rl_row(
+            value,
+            schema=schema,
+            environment=rules.environment,
+            source=source,
+            read_image=lambda name: read_media(found.places.locate(name)),
+        )
+        if not outcome.faults and outcome.row is not None:
+            findings = rl_findings(outcome.row, rules=rules)
+            outcome.faults += (one for one in findings if one.level == "error")
+        return outcome
+
+    known = [sorted(plugins.environments()), sorted(plugins.rewards())]
+    settings = [asdict(rules), source, describe_places(found.places), known]
+    with working_in(output, "rl") as work:
+        parts = make_parts(
+            targets, work, repair, settings, keep_bad=keep_bad, progress=progress, schema=schema
+        )
+        summary = summed(parts)
+        write_report(report, parts)
+    before = sum(part.found for part in parts)
+    return Prepared(tuple(targets.values()), report, summary, len(parts), before)
+
+
+def _name(file: Path) -> str:
+    return file.name
+
+
+def _schema(files: Sequence[Path]) -> pa.Schema:
+    """Return the schema of all files.
+
+    Raises:
+        DataError: Some of them, which the message names, cannot be read.
+    """
+    schemas, unreadable = [], []
+    for file in files:
+        try:
+            schemas.append(parquet_schema(file))
+        except DataError as error:
+            unreadable.append(str(error))
+    if unreadable:
+        raise DataError("\n".join(unreadable))
+    return common_schema(schemas)

@@ -1,0 +1,128 @@
+"""Make a data set for supervised fine-tuning of published files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from deepeyes_plugins.data.changes import Outcome
+from deepeyes_plugins.data.findings import DataError
+from deepeyes_plugins.data.output import whole_file
+from deepeyes_plugins.data.prepare.parts import (
+    REPORT_NAME,
+    Note,
+    Part,
+    Prepared,
+    describe_places,
+    hash_of,
+    make_parts,
+    mark_of,
+    recall,
+    remember,
+    summed,
+    working_in,
+    write_report,
+)
+from deepeyes_plugins.data.sft_checks import repaired_findings
+from deepeyes_plugins.data.sft_repair import repair_sft_row
+from deepeyes_plugins.data.sources import Progress, Sources, no_progress
+from deepeyes_plugins.data.writers import DATASET_INFO, register_dataset
+
+
+def prepare_sft(
+    sources: Sequence[Path],
+    output: Path,
+    *,
+    name: str = "deepeyes_v2_sft",
+    media: Sequence[Path] = (),
+    columns: Sequence[str] = (),
+    prefill: str = "<think>",
+    decode: bool = True,
+    keep_bad: bool = False,
+    progress: Progress = no_progress,
+) -> Prepared:
+    """Make a data set for supervised fine-tuning.
+
+    Args:
+        sources: JSON files (an array or lines), and folders of such; zip files of images.
+        output: Folder for ``<name>.jsonl``, ``dataset_info.json`` and the report.
+        name: Of the data set.
+        media: Folders and zip files to look for images in; by default where the sources are.
+        columns: To keep beside messages and images, as text.
+        prefill: What assistant turns have to begin with; empty for anything.
+        decode: Whether images are opened and decoded, as the training's own check does.
+        keep_bad: Whether rows that cannot be repaired are written nevertheless.
+        progress: Told how it goes on.
+
+    Raises:
+        DataError: Nothing is to be read, a source cannot be read to its end, or the output cannot
+            be written.
+    """
+    if Path(name).name != name:
+        raise DataError(f"{name!r} is no name of a data set: it becomes that of a file in {output}")
+    found = Sources.find(sources, (".json", ".jsonl"), "JSON", media)
+    target, info = output / f"{name}.jsonl", output / DATASET_INFO
+    report = output / f"{name}.{REPORT_NAME}"
+    found.refuse(output, target, info, report)
+
+    def repair(value: Mapping[str, Any]) -> Outcome:
+        outcome = repair_sft_row(
+            value, locate=found.places.locate, columns=columns, prefill=prefill
+        )
+        if not outcome.faults and outcome.row is not None:
+            outcome.faults += repaired_findings(outcome.row, prefill=prefill, decode=decode)
+        return outcome
+
+    settings = [list(columns), prefill, decode, describe_places(found.places)]
+    with working_in(output, f"sft-{name}") as work:
+        place = work / "joined.json"
+        mark = hash_of([mark_of(file, [*settings, keep_bad]) for file in found.files])
+        note = recall(place, mark, target, report)
+        before = len(found.files)
+        if note is None:
+            files = {file: work / f"{number}.jsonl" for number, file in enumerate(found.files)}
+            parts = make_parts(files, work, repair, settings, keep_bad=keep_bad, progress=progress)
+            before = sum(part.found for part in parts)
+            note = Note(summed(parts))
+            moved = _join(target, parts)
+            note.summary.count("images: the first row with images comes first", int(moved))
+            write_report(report, parts)
+            remember(place, mark, note, target, report)
+        for left_over in [*work.glob("*.jsonl"), *work.glob("*.changes")]:
+            left_over.unlink()
+        register_dataset(info, name, target.name)
+    return Prepared((target,), report, note.summary, len(found.files), before)
+
+
+def _join(target: Path, parts: Sequence[Part]) -> bool:
+    """Write all lines to one file, the first with images at its top.
+
+    Hugging Face datasets settles on the type of ``images`` by the first 10 MiB, and published data
+    have long stretches without any.
+
+    Returns:
+        Whether that row was moved.
+    """
+    first = next((at for at, part in enumerate(parts) if part.note.first_image), len(parts))
+    start, length = (first < len(parts) and parts[first].note.first_image) or (0, 0)
+    with whole_file(target) as partial, partial.open("wb") as joined:
+        if length:
+            with parts[first].target.open("rb") as source:
+                source.seek(start)
+                joined.write(source.read(length))
+        for at, part in enumerate(parts):
+            with part.target.open("rb") as source:
+                if at == first:
+                    _copy(source, joined, start)
+                    source.seek(start + length)
+                shutil.copyfileobj(source, joined, 1 << 20)
+    return bool(length) and (start > 0 or any(part.note.summary.written for part in parts[:first]))
+
+
+def _copy(source: BinaryIO, target: BinaryIO, length: int) -> None:
+    while length:
+        piece = source.read(min(length, 1 << 20))
+        target.write(piece)
+        length -= len(piece)
