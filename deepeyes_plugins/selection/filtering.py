@@ -17,8 +17,8 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.files import parquet_schema
 from deepeyes_plugins.data.findings import DataError
-from deepeyes_plugins.data.prepare import parquet_schema
 from deepeyes_plugins.data.writers import row_writer
 from deepeyes_plugins.protocol.content import ImageError
 from deepeyes_plugins.protocol.prompts import deepeyes_v2_prompt
