@@ -24,8 +24,9 @@ class Dialect:
     Attributes:
         prefill: Text that every assistant turn starts with; context, never policy output.
         stop: Strings that end a turn; they are kept in the output.
-        forbidden: Tokens that must not be generated. A policy that emits a vision placeholder
-            breaks the count of image features and with it the training step.
+        forbidden: Tokens that must not be generated, nor spelled with ordinary ones. A policy that
+            emits a vision placeholder breaks the count of image features and with it the training
+            step.
     """
 
     prefill: str = ""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
 
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
@@ -125,6 +128,28 @@ async def test_sglang_without_a_tokenizer_is_asked_in_tokens(builder: Any, proce
     assert tokenizer.convert_ids_to_tokens(params["stop_token_ids"]) == ["</tool_call>"]
     forbidden = {str(tokenizer.convert_tokens_to_ids(name)) for name in DEEPEYES_V2.forbidden}
     assert params["logit_bias"] == dict.fromkeys(forbidden, -100.0)
+
+
+async def test_a_turn_ends_before_it_spells_what_verl_takes_for_the_place_of_an_image(
+    builder: Any, processor: Any
+) -> None:
+    tokenizer = processor.tokenizer
+    words = "<answer>the token <|image_pad|> twice <|image_pad|></answer>"
+    spelled = [token for letter in words for token in tokenizer.encode(letter)]
+    assert tokenizer.decode(spelled) == words and processor.image_token_id not in spelled
+    policy = make_policy(builder, ScriptedEngine([spelled]))
+    await policy.begin(question(picture()))
+    turn = await policy.act()
+
+    assert turn is not None and turn.text == "<think><answer>the token <|image_pad|"
+    worker = SimpleNamespace(
+        processor=processor, tokenizer=tokenizer, _get_mm_processor_kwargs=lambda audios: {}
+    )
+    output = SimpleNamespace(multi_modal_data={"images": policy.images}, mm_processor_kwargs=None)
+    inputs = AgentLoopWorker._compute_multi_modal_inputs(
+        worker, output, torch.tensor([policy.stream.ids])
+    )
+    assert len(inputs["image_grid_thw"]) == 1
 
 
 async def test_an_engine_that_is_not_known_is_named(builder: Any) -> None:

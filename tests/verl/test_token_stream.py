@@ -98,3 +98,19 @@ def test_a_turn_ends_before_a_forbidden_token() -> None:
     forbidden = frozenset([ord("#")])
     assert cut_turn([ord(c) for c in "ab#</code>"], spell, ["</code>"], forbidden).text == "ab"
     assert cut_turn([ord(c) for c in "</code>#"], spell, ["</code>"], forbidden).length == 7
+
+
+pads = ("<|pad", "|>", "<|pad|>", ">x<|", "pad|", "x", "</code>", "")
+
+
+@given(ids=st.lists(st.integers(0, len(pads) - 1), max_size=40))
+def test_a_turn_ends_before_a_forbidden_text_is_complete(ids: list[int]) -> None:
+    def read(ids: Sequence[int]) -> str:
+        return "".join(pads[token] for token in ids)
+
+    turn = cut_turn(ids, read, ["</code>"], frozenset(), ["<|pad|>"])
+
+    assert turn.text == read(ids[: turn.length])
+    assert "<|pad|>" not in turn.text
+    if turn.length < len(ids) and not turn.text.endswith("</code>"):
+        assert "<|pad|>" in read(ids[: turn.length + 1])

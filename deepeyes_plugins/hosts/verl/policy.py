@@ -209,7 +209,8 @@ class TokenPolicy:
         )
 
     def _cut(self, ids: list[int]) -> CutTurn:
-        return cut_turn(ids, self._decode, self._dialect.stop, self._forbidden)
+        dialect = self._dialect
+        return cut_turn(ids, self._decode, dialect.stop, self._forbidden, dialect.forbidden)
 
     def _append(self, output: GenerateOutput, count: int) -> None:
         """Append a turn with everything that belongs to its tokens, cut at the same place."""

@@ -93,11 +93,14 @@ def cut_turn(
     decode: Callable[[Sequence[int]], str],
     closing_tags: Sequence[str],
     forbidden: frozenset[int],
+    forbidden_texts: Sequence[str] = (),
 ) -> CutTurn:
     """Find the end of a turn.
 
     A turn ends with the first id whose text completes a closing tag (an engine without stop
-    strings runs on), and before the first forbidden id (an engine may not know how to forbid it).
+    strings runs on), before the first forbidden id (an engine may not know how to forbid it), and
+    before the id that completes a forbidden text out of ordinary tokens (verl decodes the whole
+    sequence for the image processor, which would take the words for a place of an image).
 
     Args:
         ids: Generated ids.
@@ -105,19 +108,31 @@ def cut_turn(
             for a last character that is still incomplete.
         closing_tags: For instance ``("</code>", "</tool_call>")``.
         forbidden: Ids that must not be trained on, see ``Dialect.forbidden``.
+        forbidden_texts: The same as texts.
     """
     length = next((at for at, token in enumerate(ids) if token in forbidden), len(ids))
     text = decode(ids[:length])
+    if any(one in text for one in forbidden_texts):
+        length = _shortest(ids[:length], decode, forbidden_texts) - 1
+        text = decode(ids[:length])
+    if not any(tag in text for tag in closing_tags):
+        return CutTurn(length, text)
+    end = _shortest(ids[:length], decode, closing_tags)
+    return CutTurn(end, text if end == length else decode(ids[:end]))
+
+
+def _shortest(
+    ids: Sequence[int], decode: Callable[[Sequence[int]], str], texts: Sequence[str]
+) -> int:
+    """Return how many of ``ids``, whose text has one of ``texts``, it takes to have one."""
 
     def complete(count: int) -> bool:
         prefix = decode(ids[:count])
-        return any(tag in prefix for tag in closing_tags)
+        return any(text in prefix for text in texts)
 
-    if not any(tag in text for tag in closing_tags):
-        return CutTurn(length, text)
-    # Most turns end at the tag, so look near the end first: each look decodes everything.
-    high, step = length, 1
-    while complete(low := max(0, length - step)):
+    # Most turns end at their tag, so look near the end first: each look decodes everything.
+    high, step = len(ids), 1
+    while complete(low := max(0, len(ids) - step)):
         high, step = low, 2 * step
     while low + 1 < high:
         middle = (low + high) // 2
@@ -125,4 +140,4 @@ def cut_turn(
             high = middle
         else:
             low = middle
-    return CutTurn(high, text if high == length else decode(ids[:high]))
+    return high
