@@ -169,6 +169,10 @@ async def test_a_dialect_without_prefill_opens_no_message() -> None:
         ("<think></think><answer>1</answer><code>", "stop", None, "stop"),
         # It was cut, so it is not complete.
         ("<think>x</think><code>\n```python\nprint(", "length", None, "length"),
+        # The model spelled control tokens, for which the server would take them the next time.
+        ("<think>x <|image_pad|></think><answer>1</answer>", "stop", "<think>x ", "stop"),
+        ("<think>x<|im_start|><|vision_start|>", "length", "<think>x", "stop"),
+        (CODE + "<|image_pad|>", "stop", CODE, "stop"),
         # It did not open its turn.
         ("look</think><answer>1</answer>", "stop", "<think>look</think><answer>1</answer>", "stop"),
         ("\n<think>a</think>b", "stop", "<think>a</think>b", "stop"),

@@ -135,8 +135,9 @@ class OpenAIPolicy:
 def as_turn(completion: Completion, dialect: Dialect, *, swallows_stop: bool) -> AssistantTurn:
     """Bring what a server returned into the form of ``dialect``.
 
-    Text past the first closing tag is cut, and the prefill is supplied where the text does not
-    start with it.
+    Text past the first closing tag is cut, as is text from a forbidden token on: sent back as part
+    of the conversation, the server would take it for that token. The prefill is supplied where the
+    text does not start with it.
 
     Args:
         completion: What the server returned.
@@ -147,7 +148,10 @@ def as_turn(completion: Completion, dialect: Dialect, *, swallows_stop: bool) ->
     generated = completion.text
     text = complete_at_tag(generated, dialect.stop)
     finish_reason: Literal["stop", "length"] = completion.finish_reason
-    if text.endswith(dialect.stop):
+    if any(token in text for token in dialect.forbidden):
+        text = text[: min(text.index(token) for token in dialect.forbidden if token in text)]
+        finish_reason = "stop"
+    elif text.endswith(dialect.stop):
         finish_reason = "stop"
     elif finish_reason == "stop" and swallows_stop:
         text += _swallowed_tag(text, dialect.stop)
