@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,10 @@ def play(tmp_path: Path, engine: Engine, processor: Any, monkeypatch: pytest.Mon
         path.write_text(yaml.safe_dump(content))
         return path
 
-    async def run(row: dict[str, Any], **failures: Any) -> Any:
+    async def run(row: dict[str, Any], overrides: Sequence[str] = (), **failures: Any) -> Any:
+        own = f"deepeyes.agent_config={settings(**failures)}"
         with initialize_config_dir(str(RECIPE), version_base=None):
-            config = compose("rl", overrides=[f"deepeyes.agent_config={settings(**failures)}"])
+            config = compose("rl", overrides=[own, *overrides])
         OmegaConf.update(config, "data.max_prompt_length", 500)
         loop = DeepEyesAgentLoop(
             trainer_config=DictConfigWrap(config),
@@ -127,6 +128,19 @@ async def test_agent_and_plain_rows_mix(play: Play, engine: Engine) -> None:
     assert trajectory_of(plain).environment == "none"
     assert len(trajectory_of(plain).turns) == 1
     assert set(plain.response_mask) == {1}
+
+
+@pytest.mark.parametrize(("rollout", "told"), [("vllm", True), ("sglang", False)])
+async def test_an_engine_that_resizes_images_is_told_the_bounds(
+    play: Play, engine: Engine, rollout: str, told: bool
+) -> None:
+    Sandbox.works = iter([True])
+    bounds = {"min_pixels": 784, "max_pixels": 20_000_000}
+    chosen = [f"+data.mm_processor_kwargs.{name}={value}" for name, value in bounds.items()]
+    await play(row(), [*chosen, f"actor_rollout_ref.rollout.name={rollout}"])
+    assert len(engine.asked) == 2
+    for request in engine.asked:
+        assert request.get("mm_processor_kwargs") == (bounds if told else None)
 
 
 async def test_a_failure_of_ours_is_played_again(play: Play, tmp_path: Path) -> None:

@@ -157,8 +157,13 @@ class DeepEyesAgentLoop(AgentLoopBase):
         response = self.rollout_config.response_length
         if limits.tokens is not None:
             response = min(response, limits.tokens)
+        request: dict[str, Any] = {"request_id": uuid4().hex}
+        # vLLM resizes again, by the model's own bounds if it is not told ours: where ours are wider,
+        # placeholders would no longer fit. verl's SGLang server takes no such argument.
+        if self.mm_processor_kwargs and self.rollout_config.name != "sglang":
+            request["mm_processor_kwargs"] = self._get_mm_processor_kwargs()
         return TokenPolicy(
-            partial(self.server_manager.generate, request_id=uuid4().hex),
+            partial(self.server_manager.generate, **request),
             self.continuous_token_builder,
             environment.dialect,
             TokenBudget(
