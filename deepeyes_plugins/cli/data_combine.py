@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from deepeyes_plugins.cli.data_prepare import Media, complaints, row_bars
-from deepeyes_plugins.cli.search_index import AsJson
+from deepeyes_plugins.cli.options import AsJson
 from deepeyes_plugins.data import combine
 from deepeyes_plugins.data.combine import Amounts, Combined
 

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from deepeyes_plugins.cli.errors import complain
-from deepeyes_plugins.cli.search_index import AsJson
+from deepeyes_plugins.cli.options import AsJson
 from deepeyes_plugins.data.changes import Outcome, report_lines
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import DataError, Finding

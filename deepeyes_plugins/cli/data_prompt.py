@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from deepeyes_plugins.cli.data_prepare import complaints, row_bars
-from deepeyes_plugins.cli.search_index import AsJson
+from deepeyes_plugins.cli.options import AsJson
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.output import refuse_inputs, write_text
 from deepeyes_plugins.data.system_prompts import SystemPrompt, system_prompts

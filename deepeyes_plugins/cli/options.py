@@ -9,6 +9,7 @@ import typer
 
 LARGEST_PORT = 65535
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Port = Annotated[int, typer.Option(min=0, max=LARGEST_PORT, help="Port; 0 takes a free one.")]
 
 

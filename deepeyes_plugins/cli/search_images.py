@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from deepeyes_plugins.cli.errors import complain
-from deepeyes_plugins.cli.search_index import AsJson
+from deepeyes_plugins.cli.options import AsJson
 from deepeyes_plugins.search.fetching import thumbnail_rules
 from deepeyes_plugins.search.image_cache import ImageCache, ImageCacheError
 from deepeyes_plugins.search.image_conversion import convert as convert_caches

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from deepeyes_plugins.cli.errors import complain
+from deepeyes_plugins.cli.options import AsJson
 from deepeyes_plugins.search.corpus import Corpus, LocalIndexError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 _SHOWN_CHARACTERS = 300
 
 IndexFolder = Annotated[Path, typer.Argument(help="Folder of the index.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def build(
