@@ -158,8 +158,8 @@ class DeepEyesAgentLoop(AgentLoopBase):
         if limits.tokens is not None:
             response = min(response, limits.tokens)
         request: dict[str, Any] = {"request_id": uuid4().hex}
-        # vLLM resizes again, by the model's own bounds if it is not told ours: where ours are wider,
-        # placeholders would no longer fit. verl's SGLang server takes no such argument.
+        # vLLM resizes again, by the model's own bounds if it is not told ours: where ours are
+        # wider, placeholders would no longer fit. verl's SGLang server takes no such argument.
         if self.mm_processor_kwargs and self.rollout_config.name != "sglang":
             request["mm_processor_kwargs"] = self._get_mm_processor_kwargs()
         return TokenPolicy(
