@@ -145,7 +145,7 @@ def read_infoseek(
     }
     for number, row in _draw(list(_json_lines(source)), sample, seed):
         where = f"{source}, line {number}"
-        answers = row.get("answer") or []
+        answers = _entries(row.get("answer"), where)
         name = str(row.get("image_id", ""))
         path = files.get(name.casefold())
         if path is None:
@@ -154,7 +154,7 @@ def read_infoseek(
             index=str(row.get("data_id") or number),
             question=_text(row.get("question"), where, "question"),
             answer=_text(answers[0] if answers else None, where, "answer"),
-            candidates=_candidates([*answers[1:], *_listed(row.get("answer_eval"))], where),
+            candidates=_candidates([*answers[1:], *_entries(row.get("answer_eval"), where)], where),
             images=(_checked(path.read_bytes(), f"{where}, {path}"),),
         )
 
@@ -279,15 +279,21 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _candidates(value: Any, where: str) -> tuple[Candidate, ...]:
+def _entries(value: Any, where: str) -> list[Any]:
     try:
-        entries = _listed(value)
+        return _listed(value)
     except json.JSONDecodeError as error:
-        raise SourceError(f"{where}: the further answers are no JSON list: {error}") from error
+        raise SourceError(f"{where}: the answers are no JSON list: {error}") from error
+
+
+def _candidates(value: Any, where: str) -> tuple[Candidate, ...]:
     found: list[Candidate] = []
-    for entry in entries:
+    for entry in _entries(value, where):
         if isinstance(entry, dict) and "range" in entry:
-            low, high = map(float, entry["range"][:2])
+            try:
+                low, high = map(float, entry["range"][:2])
+            except (TypeError, ValueError) as error:
+                raise SourceError(f"{where}: {entry!r} has no range of two numbers") from error
             found.append({"range": [low, high]})
         elif isinstance(entry, str | int | float):
             found.append(str(entry).strip())

@@ -205,7 +205,7 @@ def read_predictions(eval_file: str) -> pd.DataFrame:
             return pd.read_excel(eval_file, dtype={"prediction": str}, **keep)
         case ".tsv":
             return pd.read_csv(eval_file, sep="\t", dtype={"prediction": str}, **keep)
-    table: pd.DataFrame = load(eval_file)
+    table = pd.DataFrame(load(eval_file))  # A list of rows, where they are JSON.
     table["prediction"] = table["prediction"].fillna("").astype(str)
     return table
 

@@ -138,6 +138,34 @@ def test_infoseek_with_the_images_of_oven(tmp_path: Path) -> None:
     assert (tmp_path / row["image_file"][0]).read_bytes() == png("lime")
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"answer_eval": [{"range": [7]}]}, "has no range of two numbers"),
+        ({"answer_eval": [{"range": None}]}, "has no range of two numbers"),
+        ({"answer_eval": "[unknown]"}, "the answers are no JSON list"),
+        ({"answer": []}, "answer is empty"),
+    ],
+)
+def test_an_odd_answer_of_infoseek_is_named(tmp_path: Path, change: Row, reason: str) -> None:
+    source, images = infoseek_files(tmp_path, count=1)
+    source.write_text(json.dumps(json.loads(source.read_text()) | change))
+    refused = refusal("infoseek", source, "--images", images, "--output", tmp_path)
+    assert "line 1" in refused and reason in refused
+
+
+@pytest.mark.parametrize(("answer", "text"), [("Spain", "Spain"), (8, "8"), (["Spain"], "Spain")])
+def test_an_answer_of_infoseek_need_not_be_in_a_list(
+    tmp_path: Path, answer: object, text: str
+) -> None:
+    source, images = infoseek_files(tmp_path, count=1)
+    change = {"answer": answer, "answer_eval": None}
+    source.write_text(json.dumps(json.loads(source.read_text()) | change))
+    prepare("infoseek", source, "--images", images, "--output", tmp_path)
+    (row,) = rows_of(tmp_path / "InfoSeek.tsv")
+    assert (row["answer"], row["candidates"]) == (text, [])
+
+
 def test_infoseek_drawn_by_a_seed(tmp_path: Path) -> None:
     source, images = infoseek_files(tmp_path, count=9)
 

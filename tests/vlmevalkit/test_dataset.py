@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from vlmeval.smp import dump
 
 from eval_plugins.vlmevalkit.dataset import DeepEyesQuickstart
 from tests.vlmevalkit.conftest import write_table
@@ -34,6 +35,17 @@ def test_failed_samples_are_counted_apart(tmp_path: Path, dataset: DeepEyesQuick
     expected = {"Overall": 100.0, "answered": 2, "failed": 1, "not_scored": 0}
     assert scores.loc[0].to_dict() == expected
     assert pd.read_csv(tmp_path / "model_acc.csv").loc[0].to_dict() == expected
+
+
+def test_predictions_may_be_json(tmp_path: Path, dataset: DeepEyesQuickstart) -> None:
+    """What ``PRED_FORMAT=json`` makes VLMEvalKit write."""
+    table = dataset.data.drop(columns="image").assign(prediction=["None", "1.0", "C"])
+    dump(table, str(tmp_path / "model.json"))
+
+    scores = dataset.evaluate(str(tmp_path / "model.json"))
+
+    assert scores.loc[0, "answered"] == 3
+    assert scores.loc[0, "Overall"] == pytest.approx(200 / 3, abs=0.1)
 
 
 def test_a_table_that_is_missing_or_incomplete_is_named(
