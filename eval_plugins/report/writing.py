@@ -53,6 +53,9 @@ _EXECUTED = re.compile(
 _FENCE = re.compile(r"\A\s*```(?:python|py)?[ \t]*\n(.*?)\n?(?:```)?\s*\Z", re.DOTALL)
 
 
+_FILES = ("report.json", "report.md", "index.html")
+
+
 def write(report: Report, run: Run, folder: Path, *, image_side: int = 1280) -> None:
     """Write a report; one of ours that is there already is replaced.
 
@@ -90,15 +93,24 @@ def _make_room(folder: Path) -> None:
     """Make the folder, or empty one that holds an earlier report; never anything else."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = [folder / name for name in ("data", "images")]
-    ours = (folder / "report.json").is_file()
-    for part in parts:
-        if part.exists() and not ours:
-            raise FileExistsError(
-                f"{part} exists and belongs to no report: choose another --output"
-            )
+    if not _is_ours(folder / "report.json"):
+        for path in (*parts, *(folder / name for name in _FILES)):
+            if path.exists():
+                raise FileExistsError(
+                    f"{path} exists and belongs to no report: choose another --output"
+                )
     for part in parts:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a file says what a report of ours does: others have files of that name, too."""
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(known, dict) and isinstance(known.get("benchmarks"), list)
 
 
 def _flips(report: Report) -> dict[tuple[str, str], str]:

@@ -55,3 +55,19 @@ def test_a_mistake_is_told_in_a_sentence(tmp_path: Path) -> None:
     assert told.returncode == 1
     assert "nowhere is no folder" in told.stderr
     assert "Traceback" not in told.stderr
+
+
+def test_what_is_no_report_of_ours_is_never_replaced(tmp_path: Path) -> None:
+    work = RunFolder(tmp_path / "work")
+    work.multiple_choice("VStarBench", [choice(index, right=True) for index in range(3)])
+    mine = tmp_path / "mine"
+    (mine / "data").mkdir(parents=True)
+    kept = {mine / "report.json": '{"mine": 1}', mine / "data" / "precious.txt": "mine"}
+    for path, text in kept.items():
+        path.write_text(text)
+
+    told = deepeyes(str(work.root), "--output", str(mine))
+
+    assert told.returncode == 1
+    assert "belongs to no report: choose another --output" in told.stderr
+    assert {path: path.read_text() for path in kept} == kept
