@@ -309,23 +309,15 @@ def _sample(row: Mapping[str, str]) -> Sample:
 
 def _sidecars(result: DatasetResults) -> list[Path]:
     """Files written after the predictions and named after them; the newest first."""
-    others = {
-        path.name.removesuffix(path.suffix)
-        for path in result.folder.iterdir()
-        if path.name.startswith(f"{result.stem}_") and path.suffix in TABLE_SUFFIXES
-    }
-    others -= {f"{result.stem}_scoring"}
-    others = {
-        stem
-        for stem in others
-        if not any(f"{stem}_".startswith(f"{longer}_") for longer in result.longer)
-    }
     published = f"{result.stem}_published_"
     paths = [
         path
-        for stem in others
-        if (result.scoring.scoring == "published") == stem.startswith(published)
-        and (path := find_table(result.folder, stem)) is not None
+        for path in result.folder.iterdir()
+        if path.name.startswith(f"{result.stem}_")
+        and path.suffix in TABLE_SUFFIXES
+        and path.stem != f"{result.stem}_scoring"
+        and not any(f"{path.stem}_".startswith(f"{longer}_") for longer in result.longer)
+        and (result.scoring.scoring == "published") == path.stem.startswith(published)
     ]
     return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
 

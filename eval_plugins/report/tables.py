@@ -54,14 +54,23 @@ def read_table(path: Path) -> pd.DataFrame:
     raise UnreadableTable(f"{path}: tables of this kind are not read")
 
 
+def _is_table(data: Any) -> bool:
+    return _is_split(data) or _has_rows(data) or _has_columns(data)
+
+
 def _from_json(data: Any) -> pd.DataFrame:
-    if isinstance(data, dict) and {"columns", "data"} <= data.keys():
-        frame = pd.DataFrame(data["data"], columns=data["columns"])
-    elif _has_rows(data) or _has_columns(data):
-        frame = pd.DataFrame(data)
-    else:
+    if not _is_table(data):
         raise ValueError("neither rows nor columns")
+    frame = (
+        pd.DataFrame(data["data"], columns=data["columns"])
+        if _is_split(data)
+        else pd.DataFrame(data)
+    )
     return frame.map(as_text)
+
+
+def _is_split(data: Any) -> bool:
+    return isinstance(data, dict) and {"columns", "data"} <= data.keys()
 
 
 def _has_rows(data: Any) -> bool:
@@ -102,7 +111,7 @@ def read_metrics(path: Path) -> Metrics:
     row is named by columns that hold no numbers; levels of JSON are joined by ``|``.
 
     Raises:
-        UnreadableTable: It holds no figures in a form that is known.
+        UnreadableTable: It holds no figures in a form that is known, or a row for each sample.
         OSError: It cannot be read.
     """
     if path.suffix == ".json":
@@ -110,8 +119,13 @@ def read_metrics(path: Path) -> Metrics:
             data = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UnreadableTable(f"{path} is no JSON: {error}") from error
-        return dict(_flat(data))
-    table = read_table(path)
+        if not _is_table(data):
+            return dict(_flat(data))
+        table = _from_json(data)
+    else:
+        table = read_table(path)
+    if "index" in table:
+        raise UnreadableTable(f"{path} has a row for each sample, and no figures")
     numeric = [
         column for column in table if any(as_number(cell) is not None for cell in table[column])
     ]

@@ -25,7 +25,14 @@ _LIMITS = {
     EndReason.WALL_TIME: "time",
 }
 # What judges leave in a row when they were not reached or not understood, in lower case.
-_JUDGE_FAILED = (FAILED.lower(), "scored_by: failed", "答案解析失败", "failed to parse response")
+_JUDGE_FAILED = (
+    FAILED.lower(),
+    "scored_by: failed",
+    "retries failed",  # MathVista, MathVerse, MathVision, LogicVista
+    "failed to predict",  # multiple choice
+    "failed to parse response",  # CharXiv
+    "答案解析失败",  # SimpleVQA
+)
 _NOT_ASKED = ("prefetch succeed", "scored_by: rule")
 _JUDGED = {"MathVista", "MathVerse", "MathVision", "CharXiv", "DynaMath", "LogicVista"} | {
     "SimpleVQA",
@@ -125,7 +132,8 @@ def _check_judge(result: DatasetResults, samples: Sequence[Sample]) -> Iterator[
         yield finding(
             _level(failures / len(notes)),
             f"the judge failed for {_of(failures, len(notes), 'answers')}",
-            "Where upstream scores, such answers count as wrong.",
+            "Where upstream scores, such answers count as wrong, and in multiple choice they get an "
+            "option drawn at random.",
         )
     unasked = sum(NO_LETTER.lower() in note for note in notes)
     if unasked:

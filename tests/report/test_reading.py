@@ -117,6 +117,36 @@ def test_benchmarks_that_are_scored_in_other_ways(tmp_path: Path) -> None:
     assert by_name["SimpleVQA"].value == by_name["SimpleVQA"].accuracy == 50
 
 
+@pytest.mark.parametrize("suffix", ["xlsx", "tsv"])
+def test_verdicts_and_figures_of_one_name_are_both_read(tmp_path: Path, suffix: str) -> None:
+    """MathVerse: ``…_<judge>_score.xlsx`` has the verdicts, ``…_<judge>_score.csv`` the figures."""
+    work = RunFolder(tmp_path)
+    rows = [
+        {"index": at, "problem_index": at // 5, "question": "?", "answer": "1", "prediction": "1"}
+        for at in range(10)
+    ]
+    work.table("MathVerse_MINI", rows, suffix)
+    extracted = [row | {"extract": "1", "log_extract": "Succeed"} for row in rows]
+    work.table("MathVerse_MINI_gpt-4o-mini_extract", extracted, suffix)
+    scored = [
+        row | {"score": row["index"] < 7, "log_score": "Prefetch succeed"} for row in extracted
+    ]
+    work.table("MathVerse_MINI_gpt-4o-mini_score", scored, suffix)
+    versions = [{"split": "Text Lite", "Overall": 80.0}, {"split": "Vision Only", "Overall": 60.0}]
+    work.table("MathVerse_MINI_gpt-4o-mini_score", versions, "csv")
+    work.done("MathVerse_MINI", judge_model="gpt-4o-mini")
+
+    run = read_run([tmp_path])
+
+    assert run.results[0].metrics == {
+        "split=Text Lite|Overall": 80,
+        "split=Vision Only|Overall": 60,
+    }
+    benchmark = only(build(run))
+    assert (benchmark.scored, benchmark.shown) == (10, 70)
+    assert benchmark.shown_interval is not None
+
+
 def test_the_published_scoring_is_taken_where_it_was_used(tmp_path: Path) -> None:
     work = RunFolder(tmp_path)
     rows = [choice(index, right=False, prediction="It is red.") for index in range(4)]
@@ -270,8 +300,16 @@ class TestDistrust:
         RunFolder(tmp_path).multiple_choice("LogicVista", rows, judge="gpt-4o-mini")
         assert "the judge was never called" in said(report_on(tmp_path), "caution")
 
-    def test_a_judge_that_failed(self, tmp_path: Path) -> None:
-        rows = [choice(0, right=False, log=FAILED), choice(1, right=True, log="Succeed")]
+    @pytest.mark.parametrize(
+        "log",
+        [
+            FAILED,
+            "Try 4: output is 12, failed to parse.\nAll 5 retries failed.\n",
+            "Failed to predict, thus randomly generate one. ",
+        ],
+    )
+    def test_a_judge_that_failed(self, tmp_path: Path, log: str) -> None:
+        rows = [choice(0, right=False, log=log), choice(1, right=True, log="Succeed")]
         RunFolder(tmp_path).multiple_choice("LogicVista", rows, judge="gpt-4o-mini")
         assert "the judge failed for 1 of 2 answers" in said(report_on(tmp_path), "distrust")
 
