@@ -104,11 +104,17 @@ def as_number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _is_blank(cell: str) -> bool:
+    return cell.strip().lower().removesuffix("%") in ("", "nan")
+
+
 def read_metrics(path: Path) -> Metrics:
     """Read a file of figures.
 
     The names follow VLMEvalKit's ``status.json``: ``column``, or ``dimension=value|column`` where a
-    row is named by columns that hold no numbers; levels of JSON are joined by ``|``.
+    row is named by columns that hold no numbers; levels of JSON are joined by ``|``. Unlike there,
+    a column in which only some cells are numbers names rows, too, if another one has figures:
+    HRBench's ``cycle`` is 0 to 3 and ``Average``.
 
     Raises:
         UnreadableTable: It holds no figures in a form that is known, or a row for each sample.
@@ -126,15 +132,19 @@ def read_metrics(path: Path) -> Metrics:
         table = read_table(path)
     if "index" in table:
         raise UnreadableTable(f"{path} has a row for each sample, and no figures")
-    numeric = [
-        column for column in table if any(as_number(cell) is not None for cell in table[column])
+    numbers = {
+        column: [as_number(cell) is not None for cell in table[column] if not _is_blank(cell)]
+        for column in table
+    }
+    numeric = [column for column, known in numbers.items() if known and all(known)] or [
+        column for column, known in numbers.items() if any(known)
     ]
     found: Metrics = {}
     for row in table.to_dict("records"):
         dimensions = "|".join(
             f"{column}={row[column].strip()}"
             for column in table
-            if column not in numeric and row[column].strip()
+            if column not in numeric and not _is_blank(row[column])
         )
         for column in numeric:
             if (number := as_number(row[column])) is not None:

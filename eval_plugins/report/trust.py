@@ -85,8 +85,8 @@ def check_results(result: DatasetResults) -> Iterator[Finding]:
             _level(failed / len(samples)),
             f"{_of(failed, len(samples), 'samples')} failed on our side: they are no wrong "
             "answers, and the accuracy here leaves them out",
-            "VLMEvalKit's own figure may count them as wrong. Run again with --reuse: it asks only "
-            "those.",
+            "VLMEvalKit's own figure may count them, as wrong or even as right. Run again with "
+            "--reuse: it asks only those.",
         )
     official = _OFFICIAL_SIZES.get(result.name)
     if official and len(samples) != official:

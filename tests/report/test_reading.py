@@ -95,6 +95,20 @@ def test_benchmarks_that_are_scored_in_other_ways(tmp_path: Path) -> None:
     (work.folder / f"{MODEL}_OCRBench_score.json").write_text(json.dumps({"Final Score": 1}))
     work.done("OCRBench")
 
+    turned = [
+        choice(at, right=at < 4, cycle_category=at % 4, category="single", question="Which?")
+        for at in range(8)
+    ]
+    work.table("HRBench4K", turned)
+    work.table("HRBench4K_exact_matching_result", turned)
+    cycles = [
+        {"cycle": cycle, "type": kind, "accuracy": share}
+        for cycle, share in ((0, 0.75), (1, 0.5), (2, 0.5), (3, 0.25), ("Average", 0.5))
+        for kind in ("all", "single")
+    ]
+    work.table("HRBench4K_acc", cycles, "csv")
+    work.done("HRBench4K")
+
     work.table("SimpleVQA", [row | {"index": at} for at, row in enumerate(vista)])
     verdicts = [
         {"judge_res": {"model_response": {"conclusion": word}}} for word in ("正确", "错误")
@@ -112,6 +126,8 @@ def test_benchmarks_that_are_scored_in_other_ways(tmp_path: Path) -> None:
     # Two questions, of which each has two variants: as sure as two samples.
     assert by_name["DynaMath"].interval is not None
     assert (by_name["DynaMath"].interval.low, by_name["DynaMath"].interval.high) == (0, 100)
+    assert by_name["HRBench4K"].value == by_name["HRBench4K"].accuracy == 50
+    assert by_name["HRBench4K"].metric == "cycle=Average|type=all|accuracy"
     assert by_name["OCRBench"].value == 1 and by_name["OCRBench"].out_of == 1000
     assert by_name["OCRBench"].accuracy == 50
     assert by_name["SimpleVQA"].value == by_name["SimpleVQA"].accuracy == 50
