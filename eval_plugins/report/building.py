@@ -133,6 +133,7 @@ def build(
             for finding in old.findings
             if finding.level == "distrust"
         ]
+        findings += _scored_differently(run, old)
     return Report(
         title=title,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -290,6 +291,30 @@ def _passes(run: Run, benchmarks: Sequence[Benchmark]) -> list[Passes]:
             )
         )
     return found
+
+
+def _scored_differently(run: Run, old: Run) -> list[Finding]:
+    """Benchmarks whose samples have verdicts of another kind or judge in the old run."""
+    before = {result.name: _verdicts(result) for result in old.results}
+    return [
+        Finding(
+            level="caution",
+            benchmark=result.name,
+            message=f"the two runs were scored in different ways: {_verdicts(result)}, and "
+            f"{before[result.name]} in the old one",
+            advice="The difference between them is not the model's alone.",
+        )
+        for result in run.results
+        if _verdicts(result) and before.get(result.name) not in (None, "", _verdicts(result))
+    ]
+
+
+def _verdicts(result: DatasetResults) -> str:
+    """What the samples' scores come from; empty where none have any."""
+    if result.verdicts is None:
+        return ""
+    table = result.verdicts.stem.removeprefix(f"{result.stem}_")
+    return f"{table}, judge {result.scoring.judge}" if result.scoring.judge else table
 
 
 def _comparison(run: Run, old: Run) -> Comparison:

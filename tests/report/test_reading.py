@@ -395,3 +395,15 @@ def test_two_runs_are_compared_sample_by_sample(tmp_path: Path) -> None:
     assert (star.old, star.new, star.moved) == (50, 85, True)
     assert star.gained == [str(at) for at in range(20, 34)] and star.lost == []
     assert (tree.gained, tree.lost, tree.moved) == (["0"], ["1"], False)
+
+
+def test_runs_that_were_scored_in_different_ways(tmp_path: Path) -> None:
+    for name, judge in (("old", "exact_matching"), ("new", "gpt-4o-mini")):
+        work = RunFolder(tmp_path / name)
+        work.multiple_choice("VStarBench", [choice(0, right=True)], judge=judge)
+        work.multiple_choice("TreeBench", [choice(0, right=True)])
+
+    told = said(build(read_run([tmp_path / "new"]), read_run([tmp_path / "old"])), "caution")
+
+    assert told.count("scored in different ways") == 1
+    assert "gpt-4o-mini_result, and exact_matching_result in the old one" in told
