@@ -132,7 +132,7 @@ def _check_judge(result: DatasetResults, samples: Sequence[Sample]) -> Iterator[
         yield finding(
             _level(failures / len(notes)),
             f"the judge failed for {_of(failures, len(notes), 'answers')}",
-            "Where upstream scores, such answers count as wrong, and in multiple choice they get an "
+            "Where upstream scores, such answers count as wrong; in multiple choice they get an "
             "option drawn at random.",
         )
     unasked = sum(NO_LETTER.lower() in note for note in notes)
