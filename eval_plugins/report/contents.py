@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from deepeyes_plugins.protocol.content import encodable
 from eval_plugins.report.published import SOURCE, Published
 from eval_plugins.report.results import Scoring
 from eval_plugins.report.statistics import Interval, Paired
@@ -29,7 +30,7 @@ class Finding(_Content):
         "off; `note`: they are right, but look at it."
     )
     benchmark: str = Field("", description="Empty: the whole run.")
-    message: str
+    message: Annotated[str, AfterValidator(encodable)]
     advice: str = ""
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 
+from deepeyes_plugins.protocol.content import encodable
+
 TABLE_SUFFIXES = (".xlsx", ".tsv", ".csv", ".json")
 """In the order of preference. Pickles run code when they are read, so they are not."""
 
@@ -82,12 +84,12 @@ def _has_columns(data: Any) -> bool:
 
 
 def as_text(value: Any) -> str:
-    """A cell as text: the empty one where there is nothing, whole numbers without a point."""
+    """A cell as text that UTF-8 can hold: empty for nothing, whole numbers without a point."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value)
+    return encodable(str(value))
 
 
 def as_number(value: Any) -> float | None:

@@ -68,9 +68,7 @@ def write(report: Report, run: Run, folder: Path, *, image_side: int = 1280) -> 
     Raises:
         OSError: The folder cannot be written, or holds something else.
     """
-    _make_room(folder)
-    # First: by it a report that was interrupted is known for one.
-    (folder / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    _make_room(folder, report.model_dump_json(indent=2) + "\n")
     flips = _flips(report)
     images = _Images(folder / "images", image_side)
     rows = []
@@ -89,8 +87,12 @@ def write(report: Report, run: Run, folder: Path, *, image_side: int = 1280) -> 
     (folder / "index.html").write_text(render(report, rows, IN_A_FILE), encoding="utf-8")
 
 
-def _make_room(folder: Path) -> None:
-    """Make the folder, or empty one that holds an earlier report; never anything else."""
+def _make_room(folder: Path, contents: str) -> None:
+    """Make the folder, or empty one that holds an earlier report; never anything else.
+
+    ``report.json`` is written here, first of all: by it a report that was interrupted is known for
+    one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     parts = [folder / name for name in ("data", "images")]
     if not _is_ours(folder / "report.json"):
@@ -99,6 +101,7 @@ def _make_room(folder: Path) -> None:
                 raise FileExistsError(
                     f"{path} exists and belongs to no report: choose another --output"
                 )
+    (folder / "report.json").write_text(contents, encoding="utf-8")
     for part in parts:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
@@ -143,8 +146,8 @@ def _row(benchmark: int, sample: Sample, played: Played | None) -> list[Any]:
         str(played.record.end_reason) if played else "",
         tools,
         played.record.turns if played else 0,
-        _encodable(" ".join(sample.question.split())[:QUESTION_SHOWN]),
-        _encodable(" ".join(sample.prediction.split())[-60:]),
+        " ".join(sample.question.split())[:QUESTION_SHOWN],
+        " ".join(sample.prediction.split())[-60:],
     ]
 
 
@@ -231,10 +234,6 @@ def segments(text: str) -> list[tuple[str, str]]:
 def _unfenced(text: str) -> str:
     match = _FENCE.match(text)
     return match[1] if match else text
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _write_data(folder: Path, number: int, trajectories: Sequence[dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from deepeyes_plugins.rollout.log import TrajectoryLog
 from deepeyes_plugins.rollout.trajectory import EndReason
 from eval_plugins.report.building import NothingFound, build, read_run
 from eval_plugins.report.contents import Benchmark, Prices, Report
+from eval_plugins.report.writing import write
 from tests.report.runs import FAILED, MODEL, RunFolder, choice, play
 
 
@@ -407,3 +408,19 @@ def test_runs_that_were_scored_in_different_ways(tmp_path: Path) -> None:
 
     assert told.count("scored in different ways") == 1
     assert "gpt-4o-mini_result, and exact_matching_result in the old one" in told
+
+
+def test_text_that_utf8_cannot_hold_is_written_all_the_same(tmp_path: Path) -> None:
+    work = RunFolder(tmp_path)
+    half = "half of a pair: \ud800"
+    rows = [choice(0, right=True, category=half), choice(1, right=False, prediction=half)]
+    work.table("VStarBench", rows, "json")
+    work.table("VStarBench_exact_matching_result", rows, "json")
+    work.done("VStarBench", error_message=half)
+
+    run = read_run([tmp_path])
+    write(build(run), run, tmp_path / "report")
+
+    assert "the dataset failed: half of a pair: \ufffd" in (
+        tmp_path / "report/report.md"
+    ).read_text(encoding="utf-8")
