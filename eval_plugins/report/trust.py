@@ -60,24 +60,24 @@ def check_results(result: DatasetResults) -> Iterator[Finding]:
     for problem in result.problems:
         yield finding("distrust" if not result.samples else "caution", problem)
     status = result.status
+    samples = result.samples
     if error := status.get("error_message"):
         yield finding(
             "distrust",
             f"the dataset failed: {error}",
             "VLMEvalKit exits with 0 all the same. Mend it and run again with --reuse.",
         )
-    if reason := status.get("skip_reason"):
+    elif reason := status.get("skip_reason"):
         yield finding("distrust", f"VLMEvalKit skipped the scoring: {reason}")
-    if status and status.get("status") != "done":
+    elif status and status.get("status") != "done":
         yield finding(
             "distrust",
             f"the run was not finished (status {status.get('status', 'unknown')!r})",
             "Run it again with --reuse.",
         )
-    samples = result.samples
+    elif not samples and not result.problems:
+        yield finding("distrust", "there are no predictions")
     if not samples:
-        if not result.problems:
-            yield finding("distrust", "there are no predictions")
         return
     failed = sum(sample.failed for sample in samples)
     if failed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,10 @@ def test_a_narrow_page_does_not_scroll_sideways(page: Page) -> None:
     page.locator("#list .row").first.click()
     expect(page.locator("#detail h3")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    labels = page.locator("#scores ~ .plot .axis text:visible")
+    boxes = [label.bounding_box() for label in labels.all()]
+    edges = [(box["x"], box["x"] + box["width"]) for box in boxes if box]
+    assert all(end < start for (_, end), (start, _) in pairwise(edges))  # None over another.
     page.set_viewport_size({"width": 1280, "height": 900})
 
 
