@@ -51,6 +51,8 @@ REFUSED = {
     "shared memory of others": "import ctypes; l = ctypes.CDLL(None, use_errno=True)\n"
     "if l.shmctl(0, 14, ctypes.create_string_buffer(256)) < 0:\n"
     "    raise OSError(ctypes.get_errno(), 'shmctl')",
+    "watch the files of others": "import ctypes, os; l = ctypes.CDLL(None, use_errno=True)\n"
+    "if l.inotify_init1(0) < 0: raise PermissionError(ctypes.get_errno())",
     "mount table": "open('/proc/self/mountinfo')",
     "list of mounts": "open('/proc/mounts')",
     "connections of this machine": "open('/proc/net/tcp')",

@@ -7,8 +7,8 @@ The layers, in the order in which a session enters them:
 - resource_limits: address space, file size, open files, no core dumps;
 - capabilities: none left, so that a session of a server run by root is no root;
 - landlock: files outside the allowed paths, TCP, and signals to other processes;
-- seccomp: sockets, new processes, exec, ptrace, signals to others, mounts, attribute changes
-  (Landlock does not cover chmod, chown, utime and xattrs), kernel interfaces with a bad record.
+- seccomp: sockets, new processes, exec, ptrace, signals to others, mounts, what Landlock does not
+  cover (chmod, chown, utime, xattrs, inotify), kernel interfaces with a bad record.
 
 A deny list, not an allow list: NumPy, OpenCV and friends use many system calls, and Landlock,
 capabilities and file descriptors already decide what those can reach.
@@ -108,6 +108,8 @@ _MACHINES: Final = {
             *(90, 91, 268, 92, 93, 94, 260),
             # utime, utimes, futimesat, utimensat, setxattr x3, removexattr x3
             *(132, 235, 261, 280, 188, 189, 190, 197, 198, 199),
+            # inotify_init, inotify_init1, inotify_add_watch: names of files that others make
+            *(253, 294, 254),
             # setpriority, sched_setscheduler, _setattr, _setparam, _setaffinity, ioprio_set
             *(141, 144, 314, 142, 203, 251),
             # memfd_create, mq_open, mq_unlink: memory that outlives or evades limits
@@ -146,6 +148,7 @@ _MACHINES: Final = {
             *(280, 282, 241, 219, 217, 218, 262),
             *(52, 53, 55, 54),
             *(88, 5, 6, 7, 14, 15, 16),
+            *(26, 27),
             *(140, 119, 274, 118, 122, 30),
             *(279, 180, 181),
             *(194, 196, 195, 186, 189, 188, 187, 190, 193, 191, 192),
