@@ -65,9 +65,14 @@ _REPLY = (
     "def reply(**fields):\n"
     "    fields = dict(outcome='ok', stdout='', stderr='', result='', images=[],\n"
     "                  error_name=None, names=[]) | fields\n"
+    "    bulk = b''.join(fields['images'])\n"
+    "    fields['images'] = [len(image) for image in fields['images']]\n"
     "    body = msgpack.packb(fields, unicode_errors='surrogatepass')\n"
-    "    return struct.pack('!II', len(body), 0) + body\n"
+    "    return struct.pack('!II', len(body), len(bulk)) + body + bulk\n"
 )
+
+# Else the cell's own reply follows, which is one too many in any case.
+_AND_WAIT = "\nimport time; time.sleep(5)"
 
 ATTACKS: Final[dict[str, Attack]] = {
     # Time.
@@ -213,6 +218,16 @@ ATTACKS: Final[dict[str, Attack]] = {
         _SOCKET + _REPLY + "write(reply(stdout='\\ud800', result='\\0'))",
         ("ok", "killed"),
         survives=None,
+    ),
+    "a message with too much text": fatal(
+        _SOCKET + _REPLY + "write(reply(stdout='x' * 3_000_000))" + _AND_WAIT, ""
+    ),
+    "a message with too many images": fatal(
+        _SOCKET + _REPLY + "write(reply(images=[b'\\x89PNG\\r\\n\\x1a\\n'] * 50))" + _AND_WAIT,
+        "",
+    ),
+    "a message with an image that is no PNG": fatal(
+        _SOCKET + _REPLY + "write(reply(images=[b'GIF89a']))" + _AND_WAIT, ""
     ),
     "two replies": Attack(
         _SOCKET + _REPLY + "write(reply() + reply())", ("ok", "killed"), survives=False

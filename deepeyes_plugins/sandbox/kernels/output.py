@@ -5,10 +5,32 @@ from __future__ import annotations
 import io
 import threading
 from collections import deque
+from dataclasses import dataclass
 from typing import Any, Final
 
 MAX_IMAGE_BYTES: Final = 64 << 20
 """Most that the images of one cell may hold together."""
+
+PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+
+# A lone surrogate is told by so many characters, a cut by fewer than these.
+_ESCAPED_CHARACTERS = 6
+_MARK_CHARACTERS = 100
+
+
+@dataclass(frozen=True)
+class OutputLimits:
+    """What one cell may return."""
+
+    stdout_characters: int
+    stderr_characters: int
+    images: int
+    image_pixels: int
+
+
+def most_kept(limit: int) -> int:
+    """Characters that a `BoundedText` of this limit can return, its mark included."""
+    return _ESCAPED_CHARACTERS * limit + _MARK_CHARACTERS
 
 
 def images_cut(dropped: int, limit: int) -> str:

@@ -12,10 +12,10 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from PIL import Image
 
+from ..output import PNG_SIGNATURE
+
 INPUT_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
 """What may be uploaded: no format whose reader starts programs or interprets scripts."""
-
-PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 
 # Modes whose pixels Pillow uses in place, by the layout in which they lie in memory.
 _SHARED_LAYOUTS = {"RGB": "RGBX", "RGBA": "RGBA", "L": "L", "CMYK": "CMYK"}

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from ...contracts import ExecutionResult
 from ..contract import Snapshot, SnapshotFailed
 from ..outcomes import DIED, KILLED, MALFORMED, timed_out
+from ..output import MAX_IMAGE_BYTES, PNG_SIGNATURE, OutputLimits, most_kept
 from .memory import held_memory, seal
 from .process import Channel, Child, unique_bytes
 
@@ -22,26 +23,27 @@ T = TypeVar("T")
 _SNAPSHOT_SECONDS: Final = 10.0
 _SNAPSHOT_OVERHEAD: Final = 8 << 20
 _LONG_BYTES: Final = 4 << 20
+_MAX_ERROR_NAME: Final = 2000
 
 
 class ForkKernel:
     """One forked session."""
 
-    def __init__(self, child: Child, channel: Channel, grace: float, max_image_bytes: int) -> None:
+    def __init__(self, child: Child, channel: Channel, grace: float, limits: OutputLimits) -> None:
         """Takes charge of a child that waits for cells.
 
         Args:
             child: The forked process.
             channel: The connection to it.
             grace: Seconds between an interrupt at a timeout and the kill.
-            max_image_bytes: Most that the images of one cell may take together.
+            limits: What one cell may return.
         """
         self._child = child
         self._channel = channel
         self._grace = grace
         self._busy = False
         self._names: list[str] = []
-        self._max_image_bytes = max_image_bytes
+        self._limits = limits
         self._stopped_because = ""
         self._restless = False
 
@@ -66,7 +68,7 @@ class ForkKernel:
             return ExecutionResult("lost", stderr=self._stopped_because or DIED)
         started = time.perf_counter()
         request = {"code": code}
-        fields, bulk, in_time, reacted = await self._ask(request, timeout, self._max_image_bytes)
+        fields, bulk, in_time, reacted = await self._ask(request, timeout, MAX_IMAGE_BYTES)
         duration = time.perf_counter() - started
         if fields is None:
             stderr = self._epitaph(reacted, timeout)
@@ -74,7 +76,8 @@ class ForkKernel:
         try:
             self._names = _texts(fields.pop("names"))
             images = _cut(bulk, fields.pop("images"))
-            result = _checked(ExecutionResult(duration=duration, images=images, **fields))
+            result = ExecutionResult(duration=duration, images=images, **fields)
+            _check(result, self._limits)
         except (TypeError, KeyError, ValueError, AttributeError):
             await self.close()
             return ExecutionResult("killed", stderr=MALFORMED, duration=duration)
@@ -210,14 +213,27 @@ def _cut(bulk: bytes, sizes: Any) -> list[bytes]:
     return [bulk[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
-def _checked(result: ExecutionResult) -> ExecutionResult:
-    """Takes a child's reply for what it claims to be only after a look at every part of it."""
-    texts = (result.stdout, result.stderr, result.result, result.error_name or "")
-    if result.outcome not in ("ok", "error") or not all(isinstance(text, str) for text in texts):
-        raise ValueError("not a result")
-    if result.lost_names:
+def _check(result: ExecutionResult, limits: OutputLimits) -> None:
+    """Takes a child's reply for what it claims to be only after a look at every part of it.
+
+    Raises:
+        ValueError: An honest child says nothing like it.
+    """
+    texts = (
+        (result.stdout, most_kept(limits.stdout_characters)),
+        (result.stderr, most_kept(limits.stderr_characters)),
+        (result.result, most_kept(limits.stdout_characters)),
+        (result.error_name or "", _MAX_ERROR_NAME),
+    )
+    for text, most in texts:
+        if not isinstance(text, str) or len(text) > most:
+            raise ValueError("no text, or more of it than is kept")
+    if result.outcome not in ("ok", "error") or result.lost_names:
         raise ValueError("not for a child to say")
-    return result
+    if len(result.images) > limits.images:
+        raise ValueError("too many images")
+    if not all(image.startswith(PNG_SIGNATURE) for image in result.images):
+        raise ValueError("no PNG")
 
 
 def _texts(names: Any) -> list[str]:

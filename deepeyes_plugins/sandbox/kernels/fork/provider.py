@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from uuid import uuid4
 from weakref import WeakSet
@@ -19,7 +20,7 @@ import msgpack
 
 from ...contracts import SandboxUnavailable
 from ...settings import SandboxSettings
-from ..output import MAX_IMAGE_BYTES
+from ..output import OutputLimits, most_kept
 from . import folders, isolation, wire
 from .kernel import ForkKernel
 from .pictures import Pictures
@@ -46,7 +47,7 @@ _NO_CJK_FONT = (
 )
 # A reply is text, names and reasons; pixels and snapshots come as bulk.
 _REPLY_BYTES = 4 << 20
-_BYTES_PER_CHARACTER = 6
+_BYTES_PER_CHARACTER = 4
 
 
 class ForkProvider:
@@ -57,6 +58,12 @@ class ForkProvider:
     def __init__(self, settings: SandboxSettings) -> None:
         """Prepares; `start` starts."""
         self._settings = settings
+        self._limits = OutputLimits(
+            stdout_characters=settings.max_stdout_characters,
+            stderr_characters=settings.max_stderr_characters,
+            images=settings.max_images,
+            image_pixels=settings.max_image_pixels,
+        )
         self._layers = isolation.probe()
         self._notes: dict[str, str] = {}
         self._base: Path | None = None
@@ -150,12 +157,7 @@ class ForkProvider:
             "scratch_bytes": settings.scratch_mb << 20,
             "network": settings.allow_network,
             "font_folders": list(settings.font_folders),
-            "limits": {
-                "stdout_characters": settings.max_stdout_characters,
-                "stderr_characters": settings.max_stderr_characters,
-                "images": settings.max_images,
-                "image_pixels": settings.max_image_pixels,
-            },
+            "limits": asdict(self._limits),
         }
         self._base, self._control = base, ours
         self._ready = loop.create_future()
@@ -251,15 +253,14 @@ class ForkProvider:
         finally:
             for picture in pictures:
                 os.close(picture.memory)
-        grace = self._settings.interrupt_grace
-        kernel = ForkKernel(child, channel, grace, MAX_IMAGE_BYTES)
+        kernel = ForkKernel(child, channel, self._settings.interrupt_grace, self._limits)
         self._kernels.add(kernel)
         self._refill()
         return kernel
 
     def _max_reply_bytes(self) -> int:
-        characters = 2 * self._settings.max_stdout_characters
-        characters += self._settings.max_stderr_characters
+        limits = self._limits
+        characters = 2 * most_kept(limits.stdout_characters) + most_kept(limits.stderr_characters)
         return _REPLY_BYTES + _BYTES_PER_CHARACTER * characters
 
     async def _ready_child(self) -> Child:

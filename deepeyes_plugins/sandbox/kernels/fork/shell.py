@@ -13,7 +13,6 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -27,7 +26,7 @@ from PIL import Image, ImageShow
 from traitlets import Type
 from traitlets.config import Config
 
-from ..output import MAX_IMAGE_BYTES, BoundedText, images_cut
+from ..output import MAX_IMAGE_BYTES, BoundedText, OutputLimits, images_cut
 from .images import ImageRefused, as_png, encode_png
 from .memory import held_memory
 from .state import SessionState, printable, told
@@ -38,16 +37,6 @@ _CUT = b""
 _OFF_SCREEN = frozenset({"inline", "agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
 _NO_SCREEN = "There is no screen here: {}\n"
 _OUR_FOLDERS = (str(Path(IPython.__file__).parent), str(Path(__file__).parents[1]))
-
-
-@dataclass(frozen=True)
-class OutputLimits:
-    """What one cell may return."""
-
-    stdout_characters: int
-    stderr_characters: int
-    images: int
-    image_pixels: int
 
 
 class CellOutput:

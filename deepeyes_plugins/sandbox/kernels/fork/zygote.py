@@ -29,6 +29,7 @@ from typing import Any
 
 import msgpack
 
+from ..output import OutputLimits
 from . import folders, wire
 from .isolation import Jail, die_with_parent, mapped_bytes, mount_scratch
 
@@ -64,7 +65,7 @@ class Zygote:
     def warm(self) -> None:
         """Imports everything that sessions share, and makes the shared pages stay shared."""
         from .fonts import use_cjk_font
-        from .shell import OutputLimits, Shell
+        from .shell import Shell
 
         self._cjk_font = use_cjk_font(self._plan.font_folders)
         self._shell = Shell(OutputLimits(**self._plan.limits))
