@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ _RETRY_SAVE_SECONDS = 5.0
 _SHUTDOWN_SECONDS = 8.0
 _EVICTED_AT_ONCE = 16
 _MEMORY_SAMPLES = 4
+_CLOSED = ExecutionResult("lost", stderr="The session was closed.")
 
 
 class CellHasRun(SandboxError):
@@ -139,7 +141,7 @@ class Sessions:
         deadline = time.monotonic() + seconds
         while self.live + self._opening >= limit:
             self._paused.clear()
-            if await self._evict_one("room"):
+            if await self._evict_one("room", deadline):
                 continue
             try:
                 await asyncio.wait_for(self._paused.wait(), deadline - time.monotonic())
@@ -190,9 +192,11 @@ class Sessions:
         self, session: Session, code: str, timeout: float, cell: int | None
     ) -> ExecutionResult:
         if self._sessions.get(session.id) is not session:
-            return ExecutionResult("lost", stderr="The session was closed.")
+            return _CLOSED
         if session.kernel is None:
             await self._wake(session)
+            if self._sessions.get(session.id) is not session:
+                return _CLOSED
         if session.kernel is None:
             return _gone(session)
         if cell is not None and session.cells > cell:
@@ -251,21 +255,34 @@ class Sessions:
             return
         session.stored = stored  # Kept until it is back, should anything fail on the way.
         with self._metrics.restore_seconds.time():
-            kernel = await self._open(stored.images)
-            lost = dict(stored.lost)
-            try:
-                lost |= await kernel.restore(stored.data)
-                result = "partial" if lost else "whole"
-            except SnapshotFailed as error:
-                lost |= dict.fromkeys(stored.names, str(error))
-                result = "failed"
-                if not kernel.alive:
-                    await kernel.close()
-                    kernel = await self._open(stored.images)
+            kernel, lost, result = await self._restored(stored)
         self._metrics.restores.labels(result).inc()
+        if self._sessions.get(session.id) is not session:
+            await kernel.close()  # Closed meanwhile: nobody would ever end it.
+            return
         session.kernel, session.stored, session.lost = kernel, None, lost
         session.cells, session.dirty = stored.cells, True
         logger.info("session %s is back (%s)", session.id, result)
+
+    async def _restored(self, stored: StoredSession) -> tuple[Kernel, dict[str, str], str]:
+        """A kernel with what was saved, what it lacks of that, and how much of it came back."""
+        lost = dict(stored.lost)
+        kernel = await self._open(stored.images)
+        self._opening += 1  # It counts already.
+        try:
+            lost |= await kernel.restore(stored.data)
+            return kernel, lost, "partial" if lost else "whole"
+        except SnapshotFailed as error:
+            lost |= dict.fromkeys(stored.names, str(error))
+            if kernel.alive:
+                return kernel, lost, "failed"
+            await kernel.close()
+        except BaseException:
+            await kernel.close()
+            raise
+        finally:
+            self._opening -= 1
+        return await self._open(stored.images), lost, "failed"
 
     def interrupt(self, session_id: str) -> None:
         """Interrupts the running cell of a session, if there is one.
@@ -289,19 +306,21 @@ class Sessions:
             if session.kernel is not None:
                 await self._put_away(session, "asked")
 
-    async def _evict_one(self, reason: str) -> bool:
-        """Puts the session away that was not used for longest; returns whether there was one."""
+    async def _evict_one(self, reason: str, deadline: float = math.inf) -> bool:
+        """Puts the session away that was not used for longest; returns whether there was one.
+
+        Args:
+            reason: Why, for the metrics.
+            deadline: When to try no other one, should some resist; of the monotonic clock.
+        """
         if not self._provider.restorable:
             return False
-        idle = [
-            session
-            for session in self._sessions.values()
-            if session.kernel is not None and not session.waiting and not session.lock.locked()
-        ]
-        for session in sorted(idle, key=lambda session: session.used):
+        for session in sorted(filter(_idle, self._sessions.values()), key=lambda one: one.used):
+            if time.monotonic() > deadline:
+                break
+            if not _idle(session):  # Any more: waiting for its cell would hold up all others.
+                continue
             async with session.lock:
-                if session.kernel is None or session.waiting:
-                    continue
                 try:
                     await self._put_away(session, reason)
                 except SandboxUnavailable as error:
@@ -478,6 +497,10 @@ class Sessions:
 def new_id(worker: int) -> str:
     """A session id that nobody can guess, which tells the worker that has the session."""
     return f"{worker}-{uuid4().hex}"
+
+
+def _idle(session: Session) -> bool:
+    return session.kernel is not None and not session.waiting and not session.lock.locked()
 
 
 def _gone(session: Session) -> ExecutionResult:

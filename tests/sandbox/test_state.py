@@ -236,6 +236,46 @@ async def test_a_session_that_runs_a_cell_is_never_put_away() -> None:
             assert (await busy.execute("x", timeout=10)).result == "1"
 
 
+async def test_a_session_that_is_closed_while_it_comes_back_leaves_no_process() -> None:
+    with start_server(SandboxSettings(spare_sessions=0)) as server:
+        async with SandboxClient(server.url, token=server.token) as client:
+            session = await client.create_session()
+            await session.execute(
+                "import time\nclass Slow:\n    def __reduce__(self): return time.sleep, (1,)\n"
+                "slow = Slow()",
+                10,
+            )
+            await session.evict()
+            assert eventually(lambda: len(children(server.pid)) == 1)
+            cell = asyncio.ensure_future(session.execute("1", timeout=10))
+            await asyncio.wait({cell}, timeout=0.4)
+            await session.close()
+            assert (await cell).outcome == "lost"
+            # But for the zygote.
+            assert await asyncio.to_thread(eventually, lambda: len(children(server.pid)) == 1)
+
+
+async def test_a_session_that_resists_and_a_busy_one_hold_nobody_up() -> None:
+    with start_server(SandboxSettings(max_sessions=2, room_timeout=0.2)) as server:
+        async with SandboxClient(server.url, token=server.token) as client:
+            stubborn, busy = await client.create_session(), await client.create_session()
+            await stubborn.execute(
+                "import time\nclass Slow:\n    def __reduce__(self): time.sleep(60)\nslow = Slow()",
+                10,
+            )
+            await busy.execute("1", 10)
+            creating = asyncio.ensure_future(client.create_session())
+            await asyncio.wait({creating}, timeout=0.3)
+            # While it tries to put the first one away, the other one gets work.
+            cell = asyncio.ensure_future(busy.execute("while True: pass", timeout=30))
+            await asyncio.wait({cell}, timeout=0.2)
+            assert (await stubborn.execute("1", 10)).result == "1"
+            with pytest.raises(SandboxUnavailable, match="all 2 sessions are busy"):
+                await asyncio.wait_for(creating, 5)
+            await busy.close()
+            await cell
+
+
 async def test_snapshots_that_found_no_room_are_lost_by_name() -> None:
     settings = SandboxSettings(max_sessions=1, snapshot_store_mb=1)
     with start_server(settings) as server:
