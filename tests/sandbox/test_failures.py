@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -144,6 +145,23 @@ async def test_a_dead_zygote_is_replaced(server: EmbeddedServer, client: Sandbox
         assert (await fresh.execute("image_1.size, image_2.size", 10)).result == (
             "((11, 12), (13, 14))"
         )
+
+
+async def test_a_zygote_that_dies_before_it_is_ready_is_replaced_too() -> None:
+    with start_server(SandboxSettings(spare_sessions=0)) as server:
+        async with SandboxClient(server.url, token=server.token) as client:
+            session = await client.create_session()
+            first = int((await session.execute("import os; os.getppid()", timeout=10)).result)
+            before = children(server.pid)
+            os.kill(first, signal.SIGKILL)
+            assert eventually(lambda: bool(children(server.pid) - before))
+            (second,) = children(server.pid) - before
+            os.kill(second, signal.SIGKILL)
+            # Whoever waited for the second hears that it has died, and nobody after that.
+            with contextlib.suppress(SandboxUnavailable):
+                await (await client.create_session()).close()
+            async with await client.create_session() as fresh:
+                assert (await fresh.execute("6 * 7", timeout=10)).result == "42"
 
 
 async def test_no_server_is_told_apart_from_bad_code() -> None:

@@ -137,7 +137,20 @@ class ForkProvider:
             )
 
     def _spawn(self) -> None:
-        """Starts a zygote; kernels wait for it."""
+        """Starts a zygote; kernels wait for it.
+
+        Raises:
+            SandboxUnavailable: The system has no room for one now.
+        """
+        try:
+            self._launch()
+        except OSError as error:
+            self._reap()
+            raise SandboxUnavailable(
+                f"the sandbox's Python process cannot start: {error}"
+            ) from error
+
+    def _launch(self) -> None:
         loop = asyncio.get_running_loop()
         base = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX)).resolve()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -192,14 +205,17 @@ class ForkProvider:
         was_ready = self._ready.done()
         logger.error("the sandbox's zygote failed: %s", reason)
         self._reap()
-        if was_ready and not self._closed:
-            # Its sessions died with it. One that never got ready would only fail again.
-            self._spawn()
-        elif not was_ready:
+        if not was_ready:
+            # It would only fail again: whoever wants a kernel next has another one started.
             self._ready.set_exception(
                 SandboxUnavailable(f"the sandbox's Python process cannot start: {reason}")
             )
             self._ready.exception()  # Reported to whoever opens a kernel; not also at exit.
+        elif not self._closed:
+            try:
+                self._spawn()  # Its sessions died with it.
+            except SandboxUnavailable as error:
+                logger.error("%s", error)
 
     def _take_font(self, cjk_font: str | None) -> None:
         self._notes["cjk_font"] = cjk_font or f"none: {_NO_CJK_FONT}"
@@ -289,6 +305,8 @@ class ForkProvider:
             assert self._ready is not None
             if self._closed:
                 raise SandboxUnavailable("the sandbox server is shutting down")
+            if self._process is None:
+                self._spawn()
             try:
                 await asyncio.wait_for(asyncio.shield(self._ready), self._settings.startup_timeout)
             except TimeoutError:
