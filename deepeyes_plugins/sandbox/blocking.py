@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
-from functools import partial
+import asyncio
+import threading
+from collections.abc import Coroutine, Sequence
 from types import TracebackType
-from typing import Self
-
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from typing import Any, Self, TypeVar
 
 from .client import SandboxClient, SandboxSession
 from .contracts import ExecutionResult, Health
+
+T = TypeVar("T")
+
+
+class _Loop:
+    """An event loop in a thread of its own, which keeps no program from ending."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="sandbox client", daemon=True
+        )
+        self._thread.start()
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop.is_closed():
+            work.close()
+            raise RuntimeError("this sandbox client was closed")
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self, last: Coroutine[Any, Any, None]) -> None:
+        """Gives up what other threads still wait for, does the last thing, and ends the thread."""
+
+        async def end() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await last
+
+        if self._loop.is_closed():
+            last.close()
+            return
+        self.call(end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
 
 class BlockingSandboxClient:
@@ -38,9 +73,7 @@ class BlockingSandboxClient:
             SandboxError: There is no URL, or one that is wrong.
         """
         self._client = SandboxClient(urls, token=token, timeout=timeout)
-        self._stack = ExitStack()
-        self._portal = self._stack.enter_context(start_blocking_portal(name="sandbox client"))
-        self._stack.callback(self._portal.call, self._client.close)
+        self._loop = _Loop()
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -60,7 +93,7 @@ class BlockingSandboxClient:
 
     def close(self) -> None:
         """Closes the connections; sessions live on at the server until closed or idle."""
-        self._stack.close()
+        self._loop.close(self._client.close())
 
     def health(self) -> Health:
         """Asks how the server is; of several, the first that answers.
@@ -68,7 +101,7 @@ class BlockingSandboxClient:
         Raises:
             SandboxUnavailable: None answers.
         """
-        return self._portal.call(self._client.health)
+        return self._loop.call(self._client.health())
 
     def create_session(self, images: Sequence[bytes] = ()) -> BlockingSandboxSession:
         """Opens a session.
@@ -81,17 +114,17 @@ class BlockingSandboxClient:
             SandboxUnavailable: No server can be reached and takes one more session.
             SandboxError: A server refuses an image or the request.
         """
-        session = self._portal.call(self._client.create_session, images)
-        return BlockingSandboxSession(session, self._portal)
+        session = self._loop.call(self._client.create_session(images))
+        return BlockingSandboxSession(session, self._loop)
 
 
 class BlockingSandboxSession:
     """`SandboxSession` without await. Cells run one after another and share their variables."""
 
-    def __init__(self, session: SandboxSession, portal: BlockingPortal) -> None:
+    def __init__(self, session: SandboxSession, loop: _Loop) -> None:
         """Wraps a session; `BlockingSandboxClient.create_session` makes one."""
         self._session = session
-        self._portal = portal
+        self._loop = loop
 
     @property
     def id(self) -> str:
@@ -127,7 +160,7 @@ class BlockingSandboxSession:
         Raises:
             SandboxUnavailable: The session's server did not answer, and no other one either.
         """
-        return self._portal.call(partial(self._session.execute, code, timeout=timeout))
+        return self._loop.call(self._session.execute(code, timeout=timeout))
 
     def interrupt(self) -> None:
         """Interrupts the running cell, if there is one; call it from another thread.
@@ -135,7 +168,7 @@ class BlockingSandboxSession:
         Raises:
             SandboxUnavailable: The session's server did not answer.
         """
-        self._portal.call(self._session.interrupt)
+        self._loop.call(self._session.interrupt())
 
     def evict(self) -> None:
         """Puts the session away until its next cell, after its running one: it frees its memory.
@@ -143,8 +176,8 @@ class BlockingSandboxSession:
         Raises:
             SandboxUnavailable: The session's server did not answer, or cannot put it away now.
         """
-        self._portal.call(self._session.evict)
+        self._loop.call(self._session.evict())
 
     def close(self) -> None:
         """Ends the session, also in the middle of a cell; does nothing the second time."""
-        self._portal.call(self._session.close)
+        self._loop.call(self._session.close())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 
 import pytest
 
@@ -16,6 +18,7 @@ from deepeyes_plugins.sandbox import (
 )
 
 from .conftest import gradient, png
+from .processes import ROOT
 
 
 @pytest.fixture
@@ -80,6 +83,32 @@ def test_errors_are_those_of_the_client(blocking: BlockingSandboxClient) -> None
             nobody.health()
     with pytest.raises(SandboxError, match="no URL"):
         BlockingSandboxClient("")
+
+
+def test_a_script_that_forgets_to_close_ends_all_the_same(server: EmbeddedServer) -> None:
+    script = (
+        "from deepeyes_plugins.sandbox import BlockingSandboxClient\n"
+        f"client = BlockingSandboxClient({server.url!r}, token={server.token!r})\n"
+        "session = client.create_session()\n"
+        "print(session.execute('6 * 7', timeout=10).result)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=20
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "42\n", "")
+
+
+def test_closing_gives_up_what_other_threads_wait_for(server: EmbeddedServer) -> None:
+    client = BlockingSandboxClient(server.url, token=server.token)
+    session = client.create_session()
+    with ThreadPoolExecutor(1) as threads:
+        cell = threads.submit(session.execute, "while True: pass", timeout=60)
+        wait([cell], timeout=0.2)
+        client.close()
+        with pytest.raises(CancelledError):
+            cell.result(10)
+    with pytest.raises(RuntimeError, match="was closed"):
+        client.health()
 
 
 def test_closing_ends_its_thread(server: EmbeddedServer) -> None:
