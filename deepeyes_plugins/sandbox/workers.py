@@ -27,12 +27,7 @@ _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
 
 
 class WorkerGone(Exception):
-    """The worker does not answer; whether it has got the request is told by `begun`."""
-
-    def __init__(self, reason: str, *, begun: bool) -> None:
-        """Says why."""
-        super().__init__(reason)
-        self.begun = begun
+    """The worker does not answer."""
 
 
 @cache
@@ -119,10 +114,9 @@ class Relay:
                 timeout=httpx.Timeout(seconds, connect=_CONNECT_SECONDS, pool=seconds),
             )
         except httpx.ConnectError as error:
-            raise WorkerGone(f"worker {worker} cannot be reached", begun=False) from error
+            raise WorkerGone(f"worker {worker} cannot be reached") from error
         except httpx.HTTPError as error:
-            reason = f"worker {worker} failed: {type(error).__name__}"
-            raise WorkerGone(reason, begun=True) from error
+            raise WorkerGone(f"worker {worker} failed: {type(error).__name__}") from error
 
     async def ask_all(self, path: str) -> list[httpx.Response]:
         """Asks every other worker; those that do not answer are left out."""
