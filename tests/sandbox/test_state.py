@@ -18,6 +18,7 @@ from deepeyes_plugins.sandbox import (
     SandboxUnavailable,
     start_server,
 )
+from deepeyes_plugins.sandbox.kernels import make_provider
 
 from .conftest import children, eventually, gradient, png
 
@@ -78,6 +79,7 @@ SURVIVES = {
         "open('e/f.txt').read(), os.path.basename(os.getcwd())",
         "('kept', 'd')",
     ),
+    "empty folders": ("import os\nos.makedirs('out/deep')", "os.listdir('out')", "['deep']"),
     "modules that the session wrote": (
         "open('own.py', 'w').write('def answer(): return 42')\nimport own",
         "own.answer()",
@@ -198,6 +200,33 @@ async def test_a_pickle_that_hangs_ends_with_the_snapshot_only(
         cell = await session.execute("'still here'", timeout=10)
         assert cell.result == "'still here'" and cell.lost_names == {}
         assert (await evicting).status_code == 503
+
+
+async def test_a_session_keeps_none_of_the_memory_that_its_snapshots_went_through() -> None:
+    provider = make_provider(SandboxSettings(spare_sessions=0))
+    try:
+        await provider.start()
+        kernel = await provider.open([])
+        await kernel.execute(
+            "import os\nkept = []\n"
+            "class Thief:\n"
+            "    def __reduce__(self):\n"
+            "        for fd in range(3, 256):\n"
+            "            try:\n"
+            "                if 'memfd' in os.readlink(f'/proc/self/fd/{fd}'):\n"
+            "                    kept.append(os.dup(fd)); break\n"
+            "            except OSError: pass\n"
+            "        return int, ()\n"
+            "thief = Thief()",
+            10,
+        )
+        await kernel.snapshot(1 << 20)
+        sizes = await kernel.execute("[os.fstat(fd).st_size for fd in kept]", 10)
+        assert sizes.result == "[0]"
+        again = await kernel.execute("os.truncate(kept[0], 1 << 20)", 10)
+        assert again.error_name == "PermissionError"
+    finally:
+        await provider.close()
 
 
 async def test_more_sessions_than_processes() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Final, TypeVar
 
@@ -129,9 +130,8 @@ class ForkKernel:
     async def snapshot(self, max_bytes: int) -> Snapshot:
         """Saves the variables; see `Kernel`."""
         room = max_bytes + _SNAPSHOT_OVERHEAD
-        with held_memory("snapshot", room) as memory:
-            # A session must not make it larger: it counts as no memory of its own.
-            seal(memory, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+        with _lent_memory(room) as memory:
+            seal(memory, fcntl.F_SEAL_GROW)
             request = {"save": max_bytes}
             fields, _, _, _ = await self._ask(request, _SNAPSHOT_SECONDS, memory=memory)
             try:
@@ -141,6 +141,8 @@ class ForkKernel:
                 names, lost = _texts(fields["names"]), _reasons(fields["lost"])
                 size = min(fields["size"], room)
                 data = await _unless_long(size, os.pread, memory, size, 0)
+                if len(data) != size:
+                    raise ValueError("not what was claimed")
             except (TypeError, KeyError, ValueError, AttributeError, OverflowError, OSError):
                 await self.close()
                 raise SnapshotFailed(MALFORMED) from None
@@ -148,8 +150,9 @@ class ForkKernel:
 
     async def restore(self, data: bytes) -> dict[str, str]:
         """Takes over saved variables; see `Kernel`."""
-        with held_memory("snapshot") as memory:
+        with _lent_memory(0) as memory:
             await _unless_long(len(data), _write_all, memory, data)
+            seal(memory, fcntl.F_SEAL_GROW)
             fields, _, _, _ = await self._ask({"restore": True}, _SNAPSHOT_SECONDS, memory=memory)
         try:
             if fields is None or "failure" in fields:
@@ -186,6 +189,19 @@ class ForkKernel:
         """Kills the process and removes its files."""
         self._channel.abort()
         await self._child.end()
+
+
+@contextlib.contextmanager
+def _lent_memory(size: int) -> Iterator[int]:
+    """Makes memory for a session, in which it can keep nothing afterwards, once it is sealed.
+
+    It counts as no memory of the session's own, so one that held on to it would evade its limit.
+    """
+    with held_memory("snapshot", size) as memory:
+        try:
+            yield memory
+        finally:
+            os.ftruncate(memory, 0)
 
 
 async def _unless_long(size: int, action: Callable[..., T], *arguments: Any) -> T:

@@ -189,6 +189,7 @@ class SessionState:
             "format": _FORMAT,
             "variables": variables,
             "files": files,
+            "folders": [str(path.relative_to(self._folder)) for path in _folders(self._folder)],
             "settings": pickle.dumps(_settings(), protocol=5),
             "folder": os.path.relpath(os.getcwd(), self._folder),
         }
@@ -263,6 +264,9 @@ class SessionState:
                 return dict.fromkeys([*saved, *(f"file {name}" for name in files)], reason)
             lost: dict[str, str] = {}
             source.seek(sum(saved.values()))
+            for name in contents.get("folders", ()):  # Absent from snapshots of earlier versions.
+                make = partial(os.makedirs, self._folder / name, exist_ok=True)
+                self._attempt(f"folder {name}", lost, make)
             for name, size in files.items():
                 content = source.read(size)
                 self._attempt(f"file {name}", lost, partial(self._write, name, content))
@@ -304,6 +308,11 @@ def _files(folder: Path) -> Iterator[Path]:
             path = Path(parent, name)
             if path.is_file() and not path.is_symlink():
                 yield path
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    for parent, names, _ in os.walk(folder):
+        yield from (Path(parent, name) for name in names)
 
 
 def _settings() -> dict[str, Any]:
