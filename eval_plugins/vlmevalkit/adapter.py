@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 LONGEST_PREDICTION = 10_000
 """Characters of a prediction, its end; a spreadsheet cell holds 32,767."""
+_SPREADSHEET = ("=", "{=", "mailto:", "internal:", "external:", "file://")
+"""Beginnings of texts that xlsxwriter does not write as they are."""
 
 
 class DeepEyesV2(BaseAPI):
@@ -203,5 +205,5 @@ def prediction(trajectory: Trajectory) -> str:
         text = trajectory.turns[-1].text.rpartition("</think>")[2]
     text = (text or "").strip().encode("utf-8", "replace").decode("utf-8")
     text = text[-LONGEST_PREDICTION:] or UNANSWERED
-    # VLMEvalKit's spreadsheet would take it for a formula, and read 0 where it wrote =5.
-    return f" {text}" if text.startswith("=") else text
+    # VLMEvalKit's spreadsheet would take it for a formula or a link, and read 0 where it wrote =5.
+    return f" {text}" if text.startswith(_SPREADSHEET) else text

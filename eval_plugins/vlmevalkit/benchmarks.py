@@ -9,11 +9,13 @@ open-vision-language/infoseek, infoseek_eval.py of edchengg/infoseek_eval) and M
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
 import random
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +164,8 @@ def read_infoseek(
 def write_table(name: str, questions: Iterable[Question], folder: Path) -> tuple[Path, int]:
     """Write ``<folder>/<name>.tsv`` and ``<folder>/images/<name>/…``.
 
-    The image files keep their bytes. A table that cannot be finished leaves none behind.
+    The image files keep their bytes. A table that cannot be finished leaves no trace, and an
+    earlier one and its images as they were.
 
     Args:
         name: Name of the data set.
@@ -175,12 +178,12 @@ def write_table(name: str, questions: Iterable[Question], folder: Path) -> tuple
     Raises:
         SourceError: Two samples have the same name, or there is none.
     """
-    table = folder / f"{name}.tsv"
-    partial = table.with_name(f"{table.name}.partial")
+    folder.mkdir(parents=True, exist_ok=True)
     home = folder / "images" / name
-    home.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as scratch:
+        partial, images = Path(scratch, "table"), Path(scratch, "images")
+        images.mkdir()
         with partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, "excel-tab", lineterminator="\n")
             writer.writerow(SEARCH_COLUMNS)
@@ -188,24 +191,31 @@ def write_table(name: str, questions: Iterable[Question], folder: Path) -> tuple
                 if question.index in seen:
                     raise SourceError(f"two samples are named {question.index!r}")
                 seen.add(question.index)
-                writer.writerow(_row(question, home, folder))
+                files = [f"images/{name}/{file}" for file in _write_images(question, images)]
+                writer.writerow(_row(question, files))
         if not seen:
             raise SourceError("the source holds no questions")
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(table)
+        home.mkdir(parents=True, exist_ok=True)
+        for image in images.iterdir():
+            image.replace(home / image.name)
+        table = partial.replace(folder / f"{name}.tsv")
     return table, len(seen)
 
 
-def _row(question: Question, home: Path, folder: Path) -> list[str]:
-    files = []
+def _write_images(question: Question, folder: Path) -> list[str]:
+    """Write the images under names of their own, which are returned."""
+    safe, names = re.sub(r"[^\w.-]", "_", question.index), []
     for number, data in enumerate(question.images):
         part = f"_{number}" if len(question.images) > 1 else ""
-        safe = re.sub(r"[^\w.-]", "_", question.index)
-        path = home / f"{safe}{part}.{_extension(data)}"
-        path.write_bytes(data)
-        files.append(path.relative_to(folder).as_posix())
+        name = f"{safe}{part}.{_extension(data)}"
+        if (folder / name).exists():  # Of a sample whose name differs in what is replaced only.
+            name = f"{hashlib.sha256(question.index.encode()).hexdigest()[:16]}_{name}"
+        (folder / name).write_bytes(data)
+        names.append(name)
+    return names
+
+
+def _row(question: Question, files: list[str]) -> list[str]:
     return [
         question.index,
         json.dumps(files),

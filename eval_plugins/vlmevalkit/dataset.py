@@ -198,13 +198,13 @@ class DeepEyesSearchQA(AnswerTable):
 
 
 def read_predictions(eval_file: str) -> pd.DataFrame:
-    """Read a file of predictions so that an answer like ``None`` or ``NA`` stays a text."""
-    keep: dict[str, Any] = {"keep_default_na": False}
+    """Read a file of predictions; an answer like ``None`` and an index like ``007`` stay texts."""
+    keep: dict[str, Any] = {"keep_default_na": False, "dtype": {"index": str, "prediction": str}}
     match Path(eval_file).suffix:
         case ".xlsx":
-            return pd.read_excel(eval_file, dtype={"prediction": str}, **keep)
+            return pd.read_excel(eval_file, **keep)
         case ".tsv":
-            return pd.read_csv(eval_file, sep="\t", dtype={"prediction": str}, **keep)
+            return pd.read_csv(eval_file, sep="\t", **keep)
     table = pd.DataFrame(load(eval_file))  # A list of rows, where they are JSON.
     table["prediction"] = table["prediction"].fillna("").astype(str)
     return table

@@ -126,16 +126,23 @@ def outcomes(folder: Path, asked: Sequence[Combination], since: datetime) -> lis
         asked: Models and datasets that were asked for; a dataset without a trace has failed.
         since: When it was started; what was written before is another run's.
     """
-    names = list(dict.fromkeys(combination.dataset for combination in asked))
+    names = {combination.dataset for combination in asked}
+    models = {combination.model for combination in asked}
     found: list[Outcome] = []
     for run, status in _statuses(folder):
         model = status.get("model_name", "")
         for name, entry in status.get("datasets", {}).items():
             if name in names and _is_new(entry, since):
                 found.append(_outcome(run, Combination(model, name), entry))
-    seen = {outcome.dataset for outcome in found}
-    missing = (Outcome("", name, "it was not evaluated: see the log") for name in names)
-    return [*found, *(outcome for outcome in missing if outcome.dataset not in seen)]
+    seen = {(outcome.model, outcome.dataset) for outcome in found}
+    # One that VLMEvalKit calls by another name can be any of those that were asked for.
+    renamed = {dataset for model, dataset in seen if model not in models}
+    missing = [
+        Outcome(one.model, one.dataset, "it was not evaluated: see the log")
+        for one in dict.fromkeys(asked)
+        if (one.model, one.dataset) not in seen and one.dataset not in renamed
+    ]
+    return [*found, *missing]
 
 
 def _outcome(run: Path, combination: Combination, entry: Mapping[str, Any]) -> Outcome:

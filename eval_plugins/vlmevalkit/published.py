@@ -61,12 +61,19 @@ class Rescored:
 
 
 def prediction_files(folder: Path) -> list[Path]:
-    """The files of predictions in a folder that this scoring is defined for, in order."""
-    return sorted(
+    """The files of predictions in a folder that this scoring is defined for, in order.
+
+    Each once: VLMEvalKit links the files of its newest run into the folder above.
+    """
+    found = (
         path
         for path in folder.rglob("*")
         if path.suffix in _FORMATS and _PREDICTIONS.fullmatch(path.stem) and path.is_file()
     )
+    once: dict[Path, Path] = {}
+    for path in sorted(found, key=lambda path: (path.is_symlink(), path)):
+        once.setdefault(path.resolve(), path)
+    return sorted(once.values())
 
 
 def rescore(

@@ -186,6 +186,26 @@ def test_infoseek_as_mmsearch_r1_sampled_it(tmp_path: Path) -> None:
     assert (row["index"], row["answer"]) == ("0", "Spain")
 
 
+def test_names_that_differ_in_odd_characters_only_have_images_of_their_own(tmp_path: Path) -> None:
+    shown = {"a/1": png("red"), "a_1": png("blue")}
+    rows = [fvqa_row(name, images=[{"bytes": data}]) for name, data in shown.items()]
+    prepare("fvqa-test", write(tmp_path / "a.parquet", *rows), "--output", tmp_path)
+    for row in rows_of(tmp_path / "FVQA-test.tsv"):
+        assert (tmp_path / row["image_file"][0]).read_bytes() == shown[row["index"]]
+
+
+def test_a_source_that_cannot_be_used_leaves_the_table_before_it_as_it_was(tmp_path: Path) -> None:
+    good = write(tmp_path / "a.parquet", fvqa_row("a", images=[{"bytes": png("red")}]))
+    prepare("fvqa-test", good, "--output", tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    other = fvqa_row("a", images=[{"bytes": png("blue")}])
+    refusal("fvqa-test", write(tmp_path / "b.parquet", other, other), "--output", tmp_path)
+
+    (tmp_path / "b.parquet").unlink()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_what_cannot_be_used_is_named_and_leaves_no_table(tmp_path: Path) -> None:
     broken = {"images": [{"bytes": b"no image", "path": None}]}
     source = write(tmp_path / "a.parquet", fvqa_row("a"), fvqa_row("b", **broken))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from vlmeval.smp import dump
 
-from eval_plugins.vlmevalkit.dataset import DeepEyesQuickstart
+from eval_plugins.vlmevalkit.dataset import DeepEyesQuickstart, read_predictions
 from tests.vlmevalkit.conftest import write_table
 
 
@@ -46,6 +46,14 @@ def test_predictions_may_be_json(tmp_path: Path, dataset: DeepEyesQuickstart) ->
 
     assert scores.loc[0, "answered"] == 3
     assert scores.loc[0, "Overall"] == pytest.approx(200 / 3, abs=0.1)
+
+
+@pytest.mark.parametrize("kind", ["xlsx", "tsv", "json"])
+def test_an_index_may_look_like_a_number(tmp_path: Path, kind: str) -> None:
+    table = pd.DataFrame({"index": ["007", "10"], "prediction": ["NA", "1"]})
+    dump(table, str(tmp_path / f"a.{kind}"))
+    read = read_predictions(str(tmp_path / f"a.{kind}"))
+    assert read.to_dict("list") == table.to_dict("list")
 
 
 def test_a_table_that_is_missing_or_incomplete_is_named(

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from deepeyes_plugins.cli.main import app
 from deepeyes_plugins.judge.settings import BASE_VARIABLE
+from eval_plugins.vlmevalkit.published import prediction_files
 from tests.judge.scripts import NO, YES, block
 from tests.openai.server import Body, ChatServer, Reply
 from tests.serving import LocalServer
@@ -146,3 +147,12 @@ def test_what_cannot_be_scored_is_refused(results: Path) -> None:
     assert code == 1 and "no judge is configured" in said
     write(results, "VStarBench", choices(["B"]).drop(columns="B"))
     assert "lacks the columns B" in rescore(results)[1]
+
+
+def test_a_run_and_the_links_to_it_are_one(results: Path) -> None:
+    """An upstream checkout links the files of its newest run into the folder above."""
+    run = results / "T20261124_G0123abc"
+    run.mkdir()
+    write(run, "ChartQA_TEST", choices(["blue"]))
+    (results / "my_model_ChartQA_TEST.xlsx").symlink_to(run / "my_model_ChartQA_TEST.xlsx")
+    assert prediction_files(results) == [run / "my_model_ChartQA_TEST.xlsx"]
