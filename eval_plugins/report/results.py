@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,6 +107,7 @@ class DatasetResults:
         verdicts: The table that the samples' scores come from.
         reconstructed: The scores are made here by the benchmark's rule, since no table has them.
         longer: Stems of other datasets there, whose names begin with this one's.
+        failed_since: A newer run of it that left nothing to read, in words; empty without one.
         problems: What could not be read, in words.
     """
 
@@ -122,6 +124,7 @@ class DatasetResults:
     verdicts: Path | None = None
     reconstructed: bool = False
     longer: list[str] = field(default_factory=list)
+    failed_since: str = ""
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -152,6 +155,12 @@ def find_results(folders: Iterable[Path]) -> tuple[list[DatasetResults], list[st
                 newest[key] = known if known.status or not candidate.status else candidate
                 continue
             newest[key] = newer
+            newer.failed_since = newer.failed_since or older.failed_since
+            if older.predictions is None and _ended(older) > newer.updated:
+                reasons = [str(older.status.get("error_message") or ""), *older.problems]
+                newer.failed_since = f"the run in {older.folder}: " + (
+                    "; ".join(filter(None, reasons)) or "it left no predictions"
+                )
             notes.append(
                 f"{newer.name}: older results in {older.folder} are not read; those in "
                 f"{newer.folder} are newer"
@@ -163,6 +172,14 @@ def find_results(folders: Iterable[Path]) -> tuple[list[DatasetResults], list[st
     for result in results:
         _read(result)
     return results, notes
+
+
+def _ended(result: DatasetResults) -> float:
+    """When VLMEvalKit last told of a run; 0 if it did not."""
+    try:
+        return datetime.fromisoformat(result.status["updated_at"]).timestamp()
+    except (LookupError, ValueError, TypeError):
+        return 0.0
 
 
 def _same_file(one: Path | None, other: Path | None) -> bool:
@@ -186,7 +203,9 @@ def _candidates(folder: Path) -> Iterable[DatasetResults]:
         there = {*known, *_dataset_names(here, model, files, known)}
         names = sorted(there | _asked_for(status))
         for name in names:
-            result = DatasetResults(model, name, here, status=known.get(name, {}))
+            entry = known.get(name)
+            status_of_it = entry if isinstance(entry, dict) else {}
+            result = DatasetResults(model, name, here, status=status_of_it)
             result.longer = [f"{model}_{other}" for other in names if other.startswith(f"{name}_")]
             result.predictions = find_table(here, result.stem)
             if name not in there:

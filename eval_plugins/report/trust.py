@@ -59,6 +59,12 @@ def check_results(result: DatasetResults) -> Iterator[Finding]:
 
     for problem in result.problems:
         yield finding("distrust" if not result.samples else "caution", problem)
+    if result.failed_since:
+        yield finding(
+            "distrust",
+            f"its newest run left nothing to read, so an older one is shown. {result.failed_since}",
+            "Mend it and run again with --reuse.",
+        )
     status = result.status
     samples = result.samples
     if error := status.get("error_message"):

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,33 @@ def test_the_published_scoring_is_taken_where_it_was_used(tmp_path: Path) -> Non
     assert only(report).value == 100
     assert only(report).scored == 3
     assert "the judge failed for 1 of 4 answers" in said(report, "distrust")
+
+
+def test_an_older_run_is_no_cover_for_a_newest_one_that_failed(tmp_path: Path) -> None:
+    rows = [choice(index, right=True) for index in range(3)]
+    older = RunFolder(tmp_path, "T20260101_G0123abc")
+    older.multiple_choice("VStarBench", rows)
+    assert report_on(tmp_path).trusted
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    for run, when in (("T20250101_G0", "2025-01-01T00:00:00"), ("T20270101_G1", str(tomorrow))):
+        failed = RunFolder(tmp_path, run)
+        failed.done("VStarBench", error_message="the server is away", updated_at=when)
+
+    report = report_on(tmp_path)
+
+    assert report.benchmarks[0].value == 100
+    assert not report.trusted
+    told = [finding.message for finding in report.findings if finding.level == "distrust"]
+    assert len(told) == 1 and "the server is away" in told[0] and "T20270101_G1" in told[0]
+
+
+def test_an_entry_of_the_status_may_be_empty(tmp_path: Path) -> None:
+    work = RunFolder(tmp_path)
+    work.multiple_choice("VStarBench", [choice(0, right=True)])
+    status = json.loads((work.folder / "status.json").read_text())
+    status["datasets"]["ChartQA_TEST"] = None
+    (work.folder / "status.json").write_text(json.dumps(status))
+    assert {one.name for one in report_on(tmp_path).benchmarks} == {"VStarBench", "ChartQA_TEST"}
 
 
 def test_of_two_scorings_the_newer_one_counts(tmp_path: Path) -> None:
