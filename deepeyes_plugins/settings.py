@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariableError
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.judge.settings import JudgeSettings
 from deepeyes_plugins.protocol.coordinates import Coordinates
 from deepeyes_plugins.rewards.settings import RewardSettings
@@ -38,10 +39,6 @@ _REASONS = {
     "tuple_type": "expected a list",
 }
 """Reasons in the words of YAML, by the type of a validation error."""
-
-
-class SettingsError(ValueError):
-    """A setting is wrong; the message names the file, the key and the reason."""
 
 
 class LayeredSettings(BaseSettings):

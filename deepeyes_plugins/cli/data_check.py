@@ -24,7 +24,8 @@ from deepeyes_plugins.data.output import refuse_inputs, whole_file
 from deepeyes_plugins.data.pieces import Piece
 from deepeyes_plugins.data.rl_checks import RowRules
 from deepeyes_plugins.data.survey import FileSurvey, Role, Source, survey, together
-from deepeyes_plugins.settings import SettingsError, load_settings
+from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.settings import load_settings
 
 CANNOT_BE_CHECKED = 2
 INTERRUPTED = 130

@@ -16,8 +16,9 @@ from rich.table import Table
 
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.options import LARGEST_PORT, redis_url
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.sandbox.contracts import SandboxError
-from deepeyes_plugins.settings import SettingsError, load_settings
+from deepeyes_plugins.settings import load_settings
 
 if TYPE_CHECKING:
     from deepeyes_plugins.hosts.ray.sandbox import NodeServer

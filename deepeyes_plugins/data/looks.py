@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from deepeyes_plugins import plugins
 from deepeyes_plugins.data import rl_rows
 from deepeyes_plugins.data.contracts import Conversation, RowError, TokenCounter
 from deepeyes_plugins.data.findings import DataError, Finding
 from deepeyes_plugins.data.formatter import check_opening, doubts, format_row
+from deepeyes_plugins.data.hooks import formatters
 from deepeyes_plugins.data.image_checks import SeenImage, image_doubts, see_image
 from deepeyes_plugins.data.media import MediaError, MediaRoot
 from deepeyes_plugins.data.rl_checks import (
@@ -22,6 +22,7 @@ from deepeyes_plugins.data.rl_checks import (
     with_images,
 )
 from deepeyes_plugins.data.statistics import RowFacts
+from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.protocol.actions import AnswerAction, parse_action
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, IMAGE_PLACEHOLDER
 
@@ -78,8 +79,8 @@ def look_for(kind: Kind, path: Path, rules: LookRules) -> Callable[[Mapping[str,
         return lambda row: _look_at_cache(row, rules, root)
     try:
         media = MediaRoot.open(path.parent if rules.media is None else rules.media)
-        plugins.formatters()[rules.formatter]
-    except (MediaError, plugins.UnknownNameError) as error:
+        formatters().require(rules.formatter)
+    except (MediaError, UnknownNameError) as error:
         raise DataError(f"{path}: {error}") from error
     return lambda row: _look_at_sft(row, rules, media)
 
@@ -134,7 +135,7 @@ def _look_at_rl(row: Mapping[str, Any], rules: LookRules, root: Path) -> Look:
 def _look_at_sft(row: Mapping[str, Any], rules: LookRules, media: MediaRoot) -> Look:
     findings: list[Finding] = []
     try:
-        conversation = format_row(plugins.formatters()[rules.formatter], row)
+        conversation = format_row(formatters()[rules.formatter], row)
     except RowError as error:
         return Look((Finding(str(error)),))
     try:

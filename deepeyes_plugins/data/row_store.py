@@ -24,14 +24,16 @@ from typing import Any
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from deepeyes_plugins import __version__, plugins
+from deepeyes_plugins import __version__
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.files import parquet_schema, runs_of_row_groups
 from deepeyes_plugins.data.findings import DataError, Report
 from deepeyes_plugins.data.rl_checks import RowRules, check_rl_parquet
 from deepeyes_plugins.data.rl_rows import image_from
 from deepeyes_plugins.data.workers import Workers, alone, processes_worth
+from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.protocol.content import ImageError
+from deepeyes_plugins.rewards.hooks import rewards
 
 IMAGE_SIZES = "deepeyes_image_sizes"
 """Column with the width and height of each image; ``None`` where one cannot be read."""
@@ -121,7 +123,7 @@ def _fingerprint(path: Path, rules: RowRules) -> str:
     facts = {
         "file": [str(path.absolute()), stat.st_size, stat.st_mtime_ns],
         "rules": asdict(rules),
-        "names": [sorted(plugins.environments()), sorted(plugins.rewards())],
+        "names": [sorted(environments()), sorted(rewards())],
         "version": [_LAYOUT, __version__],
     }
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from deepeyes_plugins import __version__, plugins
+from deepeyes_plugins import __version__
 from deepeyes_plugins.data.files import (
     ROWS_AT_A_TIME,
     Row,
@@ -28,6 +28,7 @@ from deepeyes_plugins.data.files import (
     training_rows,
 )
 from deepeyes_plugins.data.findings import Finding
+from deepeyes_plugins.data.hooks import formatters
 from deepeyes_plugins.data.likeness import Hashes, duplicates, leaks
 from deepeyes_plugins.data.looks import Kind, Look, LookRules, look_for
 from deepeyes_plugins.data.pieces import (
@@ -42,6 +43,8 @@ from deepeyes_plugins.data.pieces import (
 from deepeyes_plugins.data.rl_checks import COLUMNS
 from deepeyes_plugins.data.row_checks import form_findings, in_threads
 from deepeyes_plugins.data.workers import Progress, Workers, alone, processes_worth
+from deepeyes_plugins.environments.hooks import environments
+from deepeyes_plugins.rewards.hooks import rewards
 
 Role = Literal["train", "validation"]
 
@@ -228,10 +231,7 @@ def _fingerprint(source: Source, rules: LookRules) -> str:
     facts = {
         "file": [str(source.path.absolute()), stat.st_size, stat.st_mtime_ns, source.kind],
         "rules": repr(rules),
-        "names": [
-            sorted(names)
-            for names in (plugins.environments(), plugins.rewards(), plugins.formatters())
-        ],
+        "names": [sorted(names) for names in (environments(), rewards(), formatters())],
         "version": [_LAYOUT, __version__],
     }
     text = json.dumps(facts, default=str)

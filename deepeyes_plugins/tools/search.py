@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.protocol.observations import (
     SearchResult,
     defuse,
@@ -24,7 +25,6 @@ from deepeyes_plugins.search.contracts import (
 )
 from deepeyes_plugins.search.policy import search_is_on
 from deepeyes_plugins.search.settings import Kind, SearchSettings
-from deepeyes_plugins.settings import SettingsError
 from deepeyes_plugins.tools.resources import Resources
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepeyes_plugins import plugins
 from deepeyes_plugins.data.contracts import Conversation, RowError
 from deepeyes_plugins.data.formatter import doubts, format_row, format_sharegpt
+from deepeyes_plugins.data.hooks import formatters
 
 CODE = "<think>Zoom.</think>\n<code>\n```python\nimage_1.crop((0, 0, 9, 9))\n```\n</code>"
 SEARCH = (
@@ -37,7 +37,7 @@ def tool_row(*images: Any, first: str = CODE, last: str = ANSWER) -> dict[str, A
 
 
 def test_formatter_is_registered_as_deepeyes() -> None:
-    assert plugins.formatters()["deepeyes"] is format_sharegpt
+    assert formatters()["deepeyes"] is format_sharegpt
 
 
 def test_trajectory_with_several_images_in_an_observation() -> None:

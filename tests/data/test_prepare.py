@@ -31,6 +31,7 @@ from deepeyes_plugins.data.sft_checks import check_sft_file
 from deepeyes_plugins.data.survey import Source, survey
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.task import split_examples
+from deepeyes_plugins.rewards.hooks import rewards
 from deepeyes_plugins.search.image_cache import ImageCache
 from tests.data.test_checks import PLAIN, image_bytes, with_image, write
 from tests.data.test_media import zipped
@@ -547,12 +548,12 @@ def test_a_reward_that_was_installed_since_is_known(
 
     plugin = OurReward()
     plugins.manager().register(plugin, "our-reward")
-    plugins.rewards.cache_clear()
+    rewards.cache_clear()
     try:
         assert prepare_rl([source], tmp_path / "out").summary.written == 2
     finally:
         plugins.manager().unregister(plugin)
-        plugins.rewards.cache_clear()
+        rewards.cache_clear()
 
 
 def test_both_kinds_may_share_a_folder(

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from deepeyes_plugins import plugins
+from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.environments.tool_environment import ToolEnvironment
+from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.protocol.content import EncodedImage, Message
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, PLAIN, VISUAL_TOOLBOX_V2
 from deepeyes_plugins.rollout import (
@@ -69,7 +70,7 @@ def call(json: str) -> str:
 
 
 async def play(name: str, resources: Resources, task: Task, *lines: Line | Cue) -> Trajectory:
-    environment = plugins.environments()[name](resources)
+    environment = environments()[name](resources)
     return await rollout(ScriptedPolicy(lines), environment, task, name=name)
 
 
@@ -227,7 +228,7 @@ class TestSettings:
         ],
     )
     def test_dialect_and_turns(self, name: str, dialect: object, turns: int) -> None:
-        environment = plugins.environments()[name](Resources(AgentSettings()))
+        environment = environments()[name](Resources(AgentSettings()))
         assert environment.dialect == dialect
         assert environment.limits.turns == turns
 
@@ -236,7 +237,7 @@ class TestSettings:
     )
     def test_settings_lower_the_turns(self, name: str, turns: int) -> None:
         settings = AgentSettings(limits=Limits(turns=3, images=2))
-        environment = plugins.environments()[name](Resources(settings))
+        environment = environments()[name](Resources(settings))
         assert environment.limits == Limits(turns=turns, images=2)
 
     async def test_settings_choose_the_tools(self, task: Task) -> None:
@@ -246,12 +247,12 @@ class TestSettings:
 
     def test_an_unknown_tool_is_named(self) -> None:
         resources = Resources(AgentSettings(tools={"deepeyes_v2": ["pyhton"]}))
-        with pytest.raises(plugins.UnknownNameError, match="Did you mean 'python'"):
-            plugins.environments()["deepeyes_v2"](resources)
+        with pytest.raises(UnknownNameError, match="Did you mean 'python'"):
+            environments()["deepeyes_v2"](resources)
 
     def test_an_unknown_environment_is_named(self) -> None:
-        with pytest.raises(plugins.UnknownNameError, match="Did you mean 'deepeyes_v2'"):
-            plugins.environments()["deepeyes_v3"]
+        with pytest.raises(UnknownNameError, match="Did you mean 'deepeyes_v2'"):
+            environments()["deepeyes_v3"]
 
 
 class SlowTool(Tool):

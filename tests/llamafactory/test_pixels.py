@@ -15,9 +15,9 @@ from PIL import Image
 from transformers import AutoProcessor, Qwen2VLImageProcessor
 
 from deepeyes_plugins.data.media import MediaRoot
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.hosts.transformers.images import image_bounds, model_image
 from deepeyes_plugins.protocol.content import EncodedImage
-from deepeyes_plugins.settings import SettingsError
 from tests.llamafactory.conftest import Rows, tokenized, train_arguments, write_dataset
 
 PLUGINS = ("deepeyes_qwen2_vl", "deepeyes_qwen3_vl")

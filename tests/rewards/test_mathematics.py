@@ -11,6 +11,7 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.rewards import algebra, builtin
 from deepeyes_plugins.rewards.algebra import Algebra
 from deepeyes_plugins.rewards.mathematics import (
@@ -19,7 +20,6 @@ from deepeyes_plugins.rewards.mathematics import (
     is_expression,
     mathematics_verdict,
 )
-from deepeyes_plugins.settings import SettingsError
 from tests.rewards.judges import ScriptedJudge, answer, score, scorer
 
 SETTINGS = {"reason": {"math_verify": True}}
@@ -181,7 +181,7 @@ async def test_it_decides_before_the_judge_is_asked() -> None:
 
 
 def test_without_the_package_it_cannot_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builtin.algebra, "available", lambda: False)
+    monkeypatch.setattr(presets.algebra, "available", lambda: False)
     assert algebra.available() is False
     with pytest.raises(SettingsError, match=r"reason\.math_verify is on, but .* pip install"):
         scorer(rewards=SETTINGS).reward_for("reason")

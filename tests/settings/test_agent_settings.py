@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from deepeyes_plugins.settings import AgentSettings, SettingsError, load_settings
+from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.settings import AgentSettings, load_settings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 WriteYaml = Callable[[str], Path]

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from deepeyes_plugins import plugins
+from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.protocol.actions import ToolCallAction
 from deepeyes_plugins.rollout import InfrastructureError, Observation, Task
 from deepeyes_plugins.search.pages import shortened
@@ -178,7 +178,7 @@ async def test_no_environment_has_it_unless_told(wanted: bool, server: LocalServ
     chosen = {"deepeyes_v2": ["read_page"]} if wanted else {"deepeyes_v2": ["search"]}
     base = settings()
     shared = Resources(base.model_copy(update={"tools": chosen}))
-    environment = plugins.environments()["deepeyes_v2"](shared)
+    environment = environments()["deepeyes_v2"](shared)
     await environment.open(Task("q", ()))
     step = await environment.step(ToolCallAction("read_page", {"url": f"{server.root}/page"}))
     await environment.close()

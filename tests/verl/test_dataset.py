@@ -21,10 +21,10 @@ from verl.utils.tensordict_utils import get_tensordict
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.prepare import prepare_rl
 from deepeyes_plugins.data.rl_rows import environment_name, task_from_row
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.hosts.verl.dataset import DeepEyesDataset
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.task import split_examples
-from deepeyes_plugins.settings import SettingsError
 
 
 @pytest.fixture

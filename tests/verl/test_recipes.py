@@ -20,7 +20,7 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.trainer.ppo.v1.replay_buffer import ReplayBufferAsync
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-from deepeyes_plugins import plugins
+from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +100,7 @@ def test_what_the_recipe_names_exists(name: str) -> None:
         module = importlib.import_module(entry.path.removeprefix("pkg://"))
         assert hasattr(module, entry.name)
     settings = settings_of(config)
-    assert settings.environment in plugins.environments()
+    assert settings.environment in environments()
     assert config.data.agent_config == config.deepeyes.agent_config
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.hosts.verl import metrics
 from deepeyes_plugins.hosts.verl.metrics import (
     HISTORY_FILE,
@@ -22,7 +23,6 @@ from deepeyes_plugins.hosts.verl.output import SAMPLE_FIELD, TrajectoryOutput
 from deepeyes_plugins.hosts.verl.reward import TRAJECTORY_FIELD
 from deepeyes_plugins.rollout import EndReason, Trajectory, TurnRecord
 from deepeyes_plugins.rollout.figures import SampleRecord
-from deepeyes_plugins.settings import SettingsError
 
 
 @dataclass

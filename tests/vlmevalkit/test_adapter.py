@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 from vlmeval.smp import dump
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.rollout import EndReason, InfrastructureError, Trajectory, TurnRecord
 from deepeyes_plugins.rollout.log import read_log
-from deepeyes_plugins.settings import SettingsError
 from eval_plugins.vlmevalkit.adapter import LONGEST_PREDICTION, UNANSWERED, DeepEyesV2, prediction
 from eval_plugins.vlmevalkit.dataset import DeepEyesQuickstart, read_predictions
 from tests.openai.server import ChatServer, Reply, question, text_of

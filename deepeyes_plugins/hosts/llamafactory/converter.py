@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import pyarrow as pa
 from llamafactory.data.converter import DatasetConverter
 
-from deepeyes_plugins import plugins
 from deepeyes_plugins.data.contracts import Conversation, RowError
 from deepeyes_plugins.data.findings import DataError, Report
 from deepeyes_plugins.data.formatter import check_opening, format_row
+from deepeyes_plugins.data.hooks import formatters
 from deepeyes_plugins.data.media import MediaError, MediaRoot
 from deepeyes_plugins.data.sft_checks import check_sft_file, image_findings
-from deepeyes_plugins.settings import SettingsError
+from deepeyes_plugins.errors import SettingsError
 
 if TYPE_CHECKING:
     from llamafactory.data.parser import DatasetAttr
@@ -128,7 +128,7 @@ class FormatterConverter(DatasetConverter):
         return self._align(conversation, images)
 
     def _conversation(self, row: Mapping[str, Any]) -> Conversation:
-        conversation = format_row(plugins.formatters()[self.name], row)
+        conversation = format_row(formatters()[self.name], row)
         check_opening(conversation, self.prefill)
         return conversation
 

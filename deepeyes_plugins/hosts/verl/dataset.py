@@ -26,7 +26,7 @@ from deepeyes_plugins.hosts.transformers.token_counter import Chat, chat_lengths
 from deepeyes_plugins.hosts.verl.register import AGENT_LOOP
 from deepeyes_plugins.protocol.content import EncodedImage, Message
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
-from deepeyes_plugins.rewards.scoring import Scorer
+from deepeyes_plugins.rewards.scoring import Scorer, configured_judge
 from deepeyes_plugins.settings import load_settings
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,8 @@ class DeepEyesDataset(RLHFDataset):
         rows = Rows(stored, absent).select(kept)
         self.dataframe = self.maybe_filter_out_long_prompts(self._sample(rows))
         logger.info("%d of %d rows are used", len(self.dataframe), len(rows))
-        Scorer(settings).check(self._references())
+        judge = configured_judge(settings.judge)
+        Scorer(settings.rewards, judge, settings.plugins).check(self._references())
         check_tools(settings, self._places())
 
     def _references(self) -> Iterator[tuple[str, str]]:

@@ -32,12 +32,12 @@ import transfer_queue as tq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tensordict import NonTensorData
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.hosts.verl.logging_board import BoardSample, LoggingBoard
 from deepeyes_plugins.hosts.verl.output import SAMPLE_FIELD
 from deepeyes_plugins.rollout.collapse import CallHistory, CollapseSettings
 from deepeyes_plugins.rollout.figures import Figures, SampleRecord
 from deepeyes_plugins.rollout.log import BackgroundWriter
-from deepeyes_plugins.settings import SettingsError
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,9 @@ def shared_scorer(agent_config: str | None) -> Scorer:
     """
     scorers = _scorers.setdefault(asyncio.get_running_loop(), {})
     if agent_config not in scorers:
-        scorers[agent_config] = Scorer(load_settings(agent_config), judge_factory=stopping_judge)
+        settings = load_settings(agent_config)
+        judge = stopping_judge(settings.judge)
+        scorers[agent_config] = Scorer(settings.rewards, judge, settings.plugins)
     return scorers[agent_config]
 
 
