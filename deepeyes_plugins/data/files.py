@@ -17,8 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deepeyes_plugins.data.findings import DataError, Finding
-from deepeyes_plugins.search.image_cache import ImageCacheError
-from deepeyes_plugins.search.image_conversion import read_entries
 
 ROWS_AT_A_TIME = 16
 """Rows that are read, and checked, together."""
@@ -80,6 +78,10 @@ def json_rows(path: Path) -> Iterator[Row]:
 
 def cache_rows(path: Path) -> Iterator[Row]:
     """Yield the entries of a published cache of image searches, which is read as a whole."""
+    # Here, so that checking training data imports no search.
+    from deepeyes_plugins.search.image_cache import ImageCacheError
+    from deepeyes_plugins.search.image_conversion import read_entries
+
     try:
         entries = read_entries(path)
     except ImageCacheError as error:

@@ -49,8 +49,8 @@ class Stage:
 
 def prepare(plan: Plan, recipes: Path, report: Report) -> dict[str, Any]:
     """Make the tiny model and the data, and check that the task cannot be solved without tools."""
-    from deepeyes_plugins.hosts.transformers.probe import load_image_processor, measure_leakage
-    from deepeyes_plugins.hosts.transformers.tiny_model import make_tiny_qwen2_5_vl
+    from deepeyes_plugins.quickstart.leakage import load_image_processor, measure_leakage
+    from deepeyes_plugins.quickstart.tiny_model import make_tiny_qwen2_5_vl
 
     del recipes
     shutil.rmtree(plan.folder / "data", ignore_errors=True)

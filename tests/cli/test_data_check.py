@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from deepeyes_plugins.cli.main import app
 from deepeyes_plugins.data import pieces
-from deepeyes_plugins.hosts.transformers.tiny_model import make_tiny_qwen2_5_vl
+from deepeyes_plugins.quickstart.tiny_model import make_tiny_qwen2_5_vl
 from tests.data.test_media import zipped
 from tests.full_disk import full_disk
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepeyes_plugins.errors import SettingsError
-from deepeyes_plugins.rewards import algebra, builtin
+from deepeyes_plugins.rewards import algebra, presets
 from deepeyes_plugins.rewards.algebra import Algebra
 from deepeyes_plugins.rewards.mathematics import (
     bare_mathematics,

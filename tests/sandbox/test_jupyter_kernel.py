@@ -21,10 +21,10 @@ from deepeyes_plugins.sandbox import (
     SandboxUnavailable,
     start_server,
 )
-from deepeyes_plugins.sandbox.kernels import conformance
 from deepeyes_plugins.sandbox.kernels.contract import SnapshotFailed
 from deepeyes_plugins.sandbox.kernels.fork.isolation import LAYERS
 from deepeyes_plugins.sandbox.kernels.jupyter import JupyterKernel, JupyterProvider
+from deepeyes_plugins.testing import kernels as conformance
 
 from .conftest import children, decoded, eventually, gradient, png, running
 

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from deepeyes_plugins.cli.main import app
-from deepeyes_plugins.search.conformance import TEXT_CHECKS, Samples, TextCheck
 from deepeyes_plugins.search.contracts import SearchNotConfiguredError, SearchQuery
 from deepeyes_plugins.search.corpus import Corpus, CorpusError, cut
 from deepeyes_plugins.search.index import (
@@ -37,6 +36,7 @@ from deepeyes_plugins.search.index import (
 )
 from deepeyes_plugins.search.providers.local import Local
 from deepeyes_plugins.search.segmentation import document_terms, query_terms
+from deepeyes_plugins.testing.search import TEXT_CHECKS, Samples, TextCheck
 
 Write = Callable[..., Path]
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from deepeyes_plugins.search.conformance import TEXT_CHECKS, Samples, check_text_provider
 from deepeyes_plugins.search.contracts import (
     KeyMissingError,
     KeyRefusedError,
@@ -25,6 +24,7 @@ from deepeyes_plugins.search.contracts import (
 )
 from deepeyes_plugins.search.hooks import search_providers
 from deepeyes_plugins.search.providers.web import WebProvider
+from deepeyes_plugins.testing.search import TEXT_CHECKS, Samples, check_text_provider
 from tests.search.engines import (
     ENGINES,
     KEY,
