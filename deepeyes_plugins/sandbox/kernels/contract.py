@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..contracts import ExecutionResult, SandboxError
+from deepeyes_plugins.sandbox.contracts import ExecutionResult, SandboxError
 
 
 class ImageRejected(SandboxError):

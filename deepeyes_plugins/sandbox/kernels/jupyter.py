@@ -38,14 +38,19 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from PIL import Image
 
-from ..contracts import ExecutionResult, SandboxUnavailable
-from ..settings import SandboxSettings
-from .contract import ImageRejected, ImagesMissing, Snapshot, SnapshotFailed
-from .fork.images import ImageRefused, decode_into, encode_png
-from .fork.isolation import LAYERS
-from .jupyter_prelude import NAMES_TYPE
-from .outcomes import DIED, KILLED, MALFORMED, timed_out
-from .output import MAX_IMAGE_BYTES, BoundedText, images_cut
+from deepeyes_plugins.sandbox.contracts import ExecutionResult, SandboxUnavailable
+from deepeyes_plugins.sandbox.kernels.contract import (
+    ImageRejected,
+    ImagesMissing,
+    Snapshot,
+    SnapshotFailed,
+)
+from deepeyes_plugins.sandbox.kernels.fork.images import ImageRefused, decode_into, encode_png
+from deepeyes_plugins.sandbox.kernels.fork.isolation import LAYERS
+from deepeyes_plugins.sandbox.kernels.jupyter_prelude import NAMES_TYPE
+from deepeyes_plugins.sandbox.kernels.outcomes import DIED, KILLED, MALFORMED, timed_out
+from deepeyes_plugins.sandbox.kernels.output import MAX_IMAGE_BYTES, BoundedText, images_cut
+from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from matplotlib.font_manager import fontManager
 from matplotlib.image import AxesImage
 from matplotlib.transforms import Bbox
 
-from .images import encode_pixels
+from deepeyes_plugins.sandbox.kernels.fork.images import encode_pixels
 
 _STOCK_OPTIONS: Final = {"bbox_inches": "tight"}
 _TEXT_SETTINGS: Final = tuple(

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from PIL import Image
 
-from ..output import PNG_SIGNATURE
+from deepeyes_plugins.sandbox.kernels.output import PNG_SIGNATURE
 
 INPUT_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
 """What may be uploaded: no format whose reader starts programs or interprets scripts."""
