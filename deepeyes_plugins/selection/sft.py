@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from deepeyes_plugins import files
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.formatter import format_row, format_sharegpt
 from deepeyes_plugins.data.output import whole_file
 from deepeyes_plugins.data.writers import DATASET_INFO, register_dataset
+from deepeyes_plugins.files import PARTIAL
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
 from deepeyes_plugins.rewards.stored import Place, ScoreRecord, lines_of
@@ -245,7 +247,7 @@ def _logged(log: Path, sha256: str) -> Path:
         if (path := folder / f"{sha256}.{kind}").exists():
             return path
     for path in folder.glob(f"{sha256}.*"):
-        if path.suffix != ".partial":  # Left by a process that was killed.
+        if path.suffix != PARTIAL:  # Left by a process that was killed.
             return path
     raise RowError("an image is missing beside the log")
 
@@ -259,14 +261,12 @@ def _file_name(image: EncodedImage | Path) -> str:
 def _store(image: EncodedImage | Path, path: Path) -> None:
     if path.exists():
         return
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    if isinstance(image, EncodedImage):
-        partial.write_bytes(image.data)
-    else:
+    with files.whole_file(path) as partial:
+        if isinstance(image, EncodedImage):
+            partial.write_bytes(image.data)
+            return
         partial.unlink(missing_ok=True)
         try:
             os.link(image, partial)
         except OSError:  # Another file system.
             shutil.copyfile(image, partial)
-    partial.replace(path)

@@ -127,7 +127,7 @@ def test_a_history_that_cannot_be_read_or_written_costs_warnings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / HISTORY_FILE).write_text("[1, 2")
-    (tmp_path / HISTORY_FILE).with_suffix(".partial").mkdir()
+    (tmp_path / f".{HISTORY_FILE}.partial").mkdir()
     watch = RunWatch(WatchSettings.model_validate({"alarm": {"enabled": True}}), tmp_path, None)
     monkeypatch.setattr(metrics, "tq", Queue({"a_0_0": record("python")}))
     figures, reason = watch.trained(1, Batch(["a_0_0"]), 2)

@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tensordict import NonTensorData
 
 from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.files import whole_file
 from deepeyes_plugins.hosts.verl.logging_board import BoardSample, LoggingBoard
 from deepeyes_plugins.hosts.verl.output import SAMPLE_FIELD
 from deepeyes_plugins.rollout.collapse import CallHistory, CollapseSettings
@@ -301,7 +302,5 @@ def write_history(path: Path, text: str) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_suffix(".partial")
-    partial_file.write_text(text, encoding="utf-8")
-    partial_file.replace(path)
+    with whole_file(path) as partial_file:
+        partial_file.write_text(text, encoding="utf-8")
