@@ -25,9 +25,7 @@ class Theme:
     code: str
 
 
-LIGHT = Theme(
-    "light", "#1f2328", "#59636e", "#b6bec8", "#ffffff", "#f3f5f8", "#3f51b5", "#eef0f8"
-)
+LIGHT = Theme("light", "#1f2328", "#59636e", "#b6bec8", "#ffffff", "#f3f5f8", "#3f51b5", "#eef0f8")
 DARK = Theme("dark", "#e6edf3", "#9aa4af", "#4a535e", "#1a2029", "#12171e", "#9fa8ff", "#222a37")
 
 

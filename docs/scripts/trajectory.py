@@ -100,9 +100,7 @@ def _draw_card(drawing: Drawing, card: Card, x: int, y: int, height: int) -> Non
         width, tall = image.size
         scale = side / max(width, tall)
         url = f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}"
-        drawing.image(
-            x + PADDING, line_y + 8, width * scale, tall * scale, url, crisp=scale >= 2
-        )
+        drawing.image(x + PADDING, line_y + 8, width * scale, tall * scale, url, crisp=scale >= 2)
         line_y += side + PADDING
 
 
@@ -118,7 +116,7 @@ def chosen(log: Path, task: str | None) -> Trajectory:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("log", type=Path, help="folder of a trajectory log")
-    parser.add_argument("--task", help="task id; by default the first answer that followed an image")
+    parser.add_argument("--task", help="task id; by default the first that shows images")
     parser.add_argument("--output", type=Path, default=IMAGES)
     options = parser.parse_args()
     steps = list(cards(chosen(options.log, options.task), options.log))

@@ -25,7 +25,8 @@ def code(text: str) -> list[tuple[str, str]]:
 
 def targets(text: str) -> list[str]:
     """Where the links and pictures lead, the two READMEs themselves left out."""
-    links = re.findall(r"\]\(([^)]+)\)|(?:src|srcset)=\"([^\"]+)\"", text)
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    links = re.findall(r"\]\(([^)]+)\)|(?:src|srcset)=\"([^\"]+)\"", prose)
     found = [first or second for first, second in links]
     return [link for link in found if not link.startswith("README")]
 
@@ -65,3 +66,4 @@ def test_the_readmes_have_the_same_parts_commands_and_links() -> None:
 def test_what_a_readme_links_to_is_there(text: str) -> None:
     local = [link.partition("#")[0] for link in targets(text) if "://" not in link]
     assert [link for link in local if link and not (ROOT / link).exists()] == []
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= set(local)
