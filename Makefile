@@ -60,5 +60,5 @@ bench: install ## Measure and print what the documentation claims
 	@shopt -s nullglob; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 docs: install ## Build the documentation into site/; a broken link or anchor is an error
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Open site/index.html, or serve it: $(BIN)/python -m http.server --directory site"

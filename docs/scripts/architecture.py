@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from svg import Drawing, Theme, write
@@ -69,4 +70,6 @@ def draw(theme: Theme) -> Drawing:
 
 
 if __name__ == "__main__":
-    write(draw, IMAGES, "architecture")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=IMAGES)
+    write(draw, parser.parse_args().output, "architecture")
