@@ -54,9 +54,9 @@ def test_a_trajectory_of_a_log_is_drawn_with_its_texts_and_images(tmp_path: Path
 
     for theme in ("light", "dark"):
         drawing = ElementTree.parse(tmp_path / "drawn" / f"trajectory-{theme}.svg")
-        text = " ".join(element.text or "" for element in drawing.iter("{*}text"))
+        text = " ".join(element.text or "" for element in drawing.findall(".//{*}text"))
         assert "question Is it? model, turn 1" in text
         assert "a < b" in text
         assert text.endswith("<answer>yes</answer>")
         assert "stderr" not in text, "an empty stream takes no room"
-        assert len(list(drawing.iter("{*}image"))) == 2
+        assert len(drawing.findall(".//{*}image")) == 2
