@@ -39,9 +39,10 @@ FRAMEWORKS = {
 ALLOWED = {
     "protocol": set(),
     "sandbox": set(),
-    "search": {"hookspecs", "plugins", "protocol", "remote", "sqlite_file"},
+    "search": {"extras", "hookspecs", "plugins", "protocol", "remote", "sqlite_file"},
     "remote": set(),
     "sqlite_file": set(),
+    "extras": set(),
     "rollout": {"protocol"},
     "judge": {"protocol", "remote", "rollout", "sqlite_file"},
     # Of the rewards only their model, which imports nothing of ours: see rewards/settings.py.
@@ -51,7 +52,16 @@ ALLOWED = {
     "tools": {"hookspecs", "protocol", "remote", "rollout", "sandbox", "search", "settings"},
     "environments": {"hookspecs", "plugins", "protocol", "rollout", "settings", "tools"},
     "jobs": {"rollout"},
-    "rewards": {"hookspecs", "jobs", "judge", "plugins", "protocol", "rollout", "settings"},
+    "rewards": {
+        "extras",
+        "hookspecs",
+        "jobs",
+        "judge",
+        "plugins",
+        "protocol",
+        "rollout",
+        "settings",
+    },
     "data": {"hookspecs", "plugins", "protocol", "rollout", "search", "settings"},
     "_activation": set(),
 }

@@ -26,6 +26,7 @@ from rich.text import Text
 from deepeyes_plugins import _activation, plugins
 from deepeyes_plugins.cli.paths import constraints_file
 from deepeyes_plugins.cli.probes import MARK, Registration
+from deepeyes_plugins.extras import install_command
 from deepeyes_plugins.settings import SETTINGS_VARIABLE, AgentSettings, SettingsError, load_settings
 from eval_plugins.vlmevalkit.settings import load_evaluation
 
@@ -323,7 +324,7 @@ def check_framework(purpose: str) -> Iterator[Finding]:
     """
     framework = _PURPOSES[purpose]
     if find_spec(framework) is None:
-        install = f"pip install 'deepeyes-plugins[{purpose}]'"
+        install = install_command(purpose)
         if purpose == "eval":
             install += " && pip install --no-deps ms-vlmeval==0.0.20"
         yield Finding(purpose, framework, "absent", "not installed", install)
@@ -407,7 +408,7 @@ def check_sandbox() -> Iterator[Finding]:
             "server",
             "absent",
             f"not installed: {', '.join(missing)}",
-            "pip install 'deepeyes-plugins[sandbox]', or set DEEPEYES_SANDBOX_URL to a server.",
+            f"{install_command('sandbox')}, or set DEEPEYES_SANDBOX_URL to a server.",
         )
         return
     from deepeyes_plugins.sandbox.client import SandboxClient

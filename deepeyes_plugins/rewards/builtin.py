@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from deepeyes_plugins.extras import install_command
 from deepeyes_plugins.hookspecs import hookimpl
 from deepeyes_plugins.judge.contracts import PromptName
 from deepeyes_plugins.rewards import algebra
@@ -71,7 +72,7 @@ class _Factory:
         if settings.math_verify and not algebra.available():
             raise SettingsError(
                 f"rewards.{self.source}.math_verify is on, but math-verify is not installed: "
-                "pip install 'deepeyes-plugins[math]', or turn it off"
+                f"{install_command('math')}, or turn it off"
             )
         return DeepEyesScore(
             Accuracy(settings, resources.judge, prompt, rules, resources.algebra), grammar
