@@ -5,6 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from deepeyes_plugins.protocol.prompts import deepeyes_v2_prompt
+
 folder = Path("data/my_sft")
 (folder / "images").mkdir(parents=True, exist_ok=True)
 # Your own: a photo, a crop that code makes of it, and what is right.
@@ -16,7 +18,7 @@ code = "import matplotlib.pyplot as plt\nplt.imshow(image_1.crop((0, 0, 64, 64))
 look = f"<think>The corner is small.</think>\n<code>\n```python\n{code}\n```\n</code>"
 seen = "Code execution result:\nstdout:\n```\n\n```\n\nstderr:\n```\n\n```\n\nImages:\n<image>"
 messages = [
-    {"role": "system", "content": "Think, then run Python or answer."},  # the same as in RL
+    {"role": "system", "content": deepeyes_v2_prompt(["python"])},  # the same as in RL
     {"role": "user", "content": "<image>Is the upper left corner dark or bright?"},
     {"role": "assistant", "content": look},
     {"role": "user", "content": seen},

@@ -50,9 +50,8 @@ def _find(name: str) -> Any:
 def settings(model: type[BaseModel]) -> str:
     """Describe a settings model: a table of its own keys, then one for each section in it."""
     top = {key: field for key, field in model.model_fields.items() if not _sections(field)}
-    parts = [
-        table(top) if len(top) == len(model.model_fields) else f"### Top level\n\n{table(top)}"
-    ]
+    heading = "" if len(top) == len(model.model_fields) else "### Top level\n\n"
+    parts = [heading + table(top)]
     for key, field in model.model_fields.items():
         parts += list(_section(key, field))
     return "\n\n".join(parts)

@@ -19,6 +19,7 @@ from PIL import Image
 from deepeyes_plugins import plugins
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.protocol.content import EncodedImage, Message
+from deepeyes_plugins.protocol.observations import code_observation
 from deepeyes_plugins.rewards.contracts import RewardResources
 from deepeyes_plugins.rollout import EndReason, Task, Trajectory, TurnRecord, rollout
 from deepeyes_plugins.rollout.scripted import ScriptedPolicy
@@ -55,6 +56,9 @@ def test_the_data_that_the_scripts_make_has_no_problem(
     for kind in ("sft", "rl"):
         runpy.run_path(str(EXAMPLES / f"{kind}_data.py"))
 
+    row = json.loads((tmp_path / "data/my_sft/my_sft.jsonl").read_text())
+    text, _ = code_observation("", "", [PICTURE])
+    assert row["messages"][3]["content"] == f"{text}<image>", "as the sandbox returns it"
     command = (DEEPEYES, "data", "check", "data/my_sft", "data/my_rl", "--json")
     reports = json.loads(run(*command, cwd=tmp_path))
 
