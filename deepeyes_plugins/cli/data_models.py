@@ -25,6 +25,7 @@ from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.output import refuse_inputs, whole_file
 from deepeyes_plugins.environments.preflight import check_tools
 from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.extras import install_command
 from deepeyes_plugins.hosts.openai import OpenAISettings, ServedModel, load_openai_settings
 from deepeyes_plugins.hosts.openai.settings import ENVIRONMENT_PREFIX
 from deepeyes_plugins.jobs import ServiceLostError
@@ -291,7 +292,7 @@ def _judged_elsewhere(results: Sequence[Path], logs: Sequence[Path]) -> Iterator
     try:
         from eval_plugins.report.verdicts import judged_trajectories
     except ImportError as error:
-        raise SettingsError(f"{error}: pip install 'deepeyes-plugins[eval]'") from error
+        raise SettingsError(f"{error}: {install_command('eval')}") from error
     for judged in judged_trajectories(results, logs):
         trajectory = Trajectory.model_validate_json(judged.line)
         line = Line(Place(judged.log), judged.line.decode(errors="replace").rstrip("\r\n"))

@@ -29,6 +29,7 @@ from deepeyes_plugins.cli.probes import MARK, Registration
 from deepeyes_plugins.data.hooks import formatters
 from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.extras import install_command
 from deepeyes_plugins.plugins import PluginError, UnknownNameError
 from deepeyes_plugins.rewards.hooks import rewards
 from deepeyes_plugins.settings import SETTINGS_VARIABLE, AgentSettings, load_settings
@@ -327,7 +328,7 @@ def check_framework(purpose: str) -> Iterator[Finding]:
     """
     framework = _PURPOSES[purpose]
     if find_spec(framework) is None:
-        install = f"pip install 'deepeyes-plugins[{purpose}]'"
+        install = install_command(purpose)
         if purpose == "eval":
             install += " && pip install --no-deps ms-vlmeval==0.0.20"
         yield Finding(purpose, framework, "absent", "not installed", install)
@@ -411,7 +412,7 @@ def check_sandbox() -> Iterator[Finding]:
             "server",
             "absent",
             f"not installed: {', '.join(missing)}",
-            "pip install 'deepeyes-plugins[sandbox]', or set DEEPEYES_SANDBOX_URL to a server.",
+            f"{install_command('sandbox')}, or set DEEPEYES_SANDBOX_URL to a server.",
         )
         return
     from deepeyes_plugins.sandbox.client import SandboxClient

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.extras import install_command
 from deepeyes_plugins.judge.contracts import PromptName
 from deepeyes_plugins.rewards import algebra
 from deepeyes_plugins.rewards.accuracy import rule_verdict, starts_with_truth
@@ -61,7 +62,7 @@ class _Factory:
         if settings.math_verify and not algebra.available():
             raise SettingsError(
                 f"rewards.{self.source}.math_verify is on, but math-verify is not installed: "
-                "pip install 'deepeyes-plugins[math]', or turn it off"
+                f"{install_command('math')}, or turn it off"
             )
         return DeepEyesScore(
             Accuracy(settings, resources.judge, self.prompt, self.rules, resources.algebra),
