@@ -16,7 +16,6 @@ from deepeyes_plugins.rewards.algebra import Algebra
 from deepeyes_plugins.rewards.mathematics import (
     bare_mathematics,
     boxed,
-    is_expression,
     mathematics_verdict,
 )
 from deepeyes_plugins.settings import SettingsError
@@ -59,7 +58,8 @@ def test_the_same_answer(text: str, truth: str) -> None:
         ("5", "6", False),
         ("$5$", "6", False),
         ("B", "A", False),
-        ("5 km", "5000 meters", None),
+        ("5 km", "5000 meters", True),
+        ("5 km", "5000", None),
         (r"\sqrt{12}", r"2\sqrt{3}", None),
         ("0.333", r"\frac{1}{3}", None),
         ("x = 5, y = 6", "5", None),
@@ -89,11 +89,6 @@ def test_unwrapping_ends_and_leaves_something(text: str) -> None:
     assert bool(bare_mathematics(text)) == bool(text.strip())
 
 
-@pytest.mark.parametrize("text", ["dog", "the value", "x is five", "5" * 300, ""])
-def test_prose_is_no_expression(text: str) -> None:
-    assert not is_expression(text)
-
-
 @pytest_asyncio.fixture(loop_scope="class", scope="class")
 async def verifier() -> AsyncIterator[Algebra]:
     found = Algebra()
@@ -112,7 +107,7 @@ class TestMathVerify:
             (r"\{2, 1\}", r"\{1, 2\}", True),
             ("x^2", "x^3", False),
             ("god", "dog", None),
-            ("7", "7 or 8", False),
+            ("7", "7 or 8", None),
             (r"\frac{", "1", None),
         ],
     )
