@@ -16,6 +16,7 @@ _ARTICLES = {"a", "an", "the"}
 # Only what never changes the meaning: "-5", "C#" and ".5" are other words than "5" and "C".
 _BEFORE_WORD = "\"'`“‘«"
 _AFTER_WORD = "\"'`”’».,;:!?。"
+_QUOTED = re.compile(r"[\"'`“](.*)[\"'`”]\.?", re.DOTALL)
 _BRACKETED_WORD = re.compile(r"[([{]*([^\W\d_][^()\[\]{}]*)[)\]}]*")
 
 
@@ -23,9 +24,11 @@ def normalize(text: str) -> str:
     """Lower-case, without articles, the punctuation of sentences and runs of white space.
 
     What belongs to a number or a name stays: the brackets of ``[1,2)``, the ``!`` of ``5!``, the
-    ``A`` of ``Terminal A``.
+    comma of ``1, 2`` and the ``A`` of ``Terminal A``.
     """
     bare = [word for word in map(_bare_word, text.split()) if word]
+    if bare:
+        bare[-1] = bare[-1].rstrip(",;:")
     kept = [word for at, word in enumerate(bare) if not _is_article(word, at, len(bare))]
     return " ".join(kept or bare).casefold()
 
@@ -37,8 +40,9 @@ def _is_article(word: str, at: int, words: int) -> bool:
 
 def _bare_word(word: str) -> str:
     bare = word.lstrip(_BEFORE_WORD).rstrip(_AFTER_WORD)
-    if bare and word[len(bare) :].startswith("!") and bare[-1].isdigit():
-        return f"{bare}!"
+    if bare and (bare[-1].isdigit() or len(bare) == 1):
+        after = word[word.index(bare) + len(bare) :]
+        return bare + (after[0] if after[:1] in set("!,;:'\"") else "")
     bracketed = _BRACKETED_WORD.fullmatch(bare)
     return bracketed[1].rstrip(_AFTER_WORD) if bracketed else bare
 
@@ -49,7 +53,8 @@ def _plain(text: str) -> str:
 
 def _amount(text: str) -> Number | Percentage | Quantity | None:
     """Read a number, percentage or quantity; its words may end a sentence."""
-    value = read(text.strip("\"'`“”").removesuffix("."))
+    quoted = _QUOTED.fullmatch(text)
+    value = read((quoted[1] if quoted else text).removesuffix("."))
     return value if isinstance(value, Number | Percentage | Quantity) else None
 
 
@@ -131,7 +136,11 @@ def rules_can_decide(ground_truth: str) -> bool:
 
 
 def starts_with_truth(answer: str | None, ground_truth: str) -> bool:
-    """Return whether ``answer`` begins with the words of ``ground_truth``, whatever their case."""
-    truth = re.escape(_plain(ground_truth))
-    given = _plain(answer or "")
-    return bool(given and truth and re.match(rf"{truth}(?!\w)", given, re.IGNORECASE))
+    """Return whether ``answer`` begins with the words of ``ground_truth``, whatever their case.
+
+    A number does not begin with another one: ``5.5``, ``5 000``, ``5/6`` and ``5%`` not with ``5``.
+    """
+    truth, given = _plain(ground_truth), _plain(answer or "")
+    more = r"\w|[.,:/-]\d|\s?%|\s\d" if truth[-1:].isdigit() else r"\w"
+    start = rf"{re.escape(truth)}(?!{more})"
+    return bool(given and truth and re.match(start, given, re.IGNORECASE))

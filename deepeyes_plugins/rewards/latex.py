@@ -7,12 +7,13 @@ overline stays, and a unit stays.
 from __future__ import annotations
 
 import re
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 LONGEST = 1_000
 """Characters of an answer that is read; a longer one is no value. Ours."""
 DEEPEST = 30
-"""Nested groups of an answer that is read. Ours."""
+"""Nested brackets of an answer that is read. Ours."""
+_DEPTHS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 
 _CHARACTERS: dict[int, str] = {
     **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full width
@@ -122,7 +123,8 @@ def canonical(text: str) -> str | None:
     written out (``sqrt(2)`` and ``√2`` as ``\sqrt{2}``), signs are ASCII.
 
     Returns:
-        ``None`` for what cannot be read: braces that do not match, or more than ``LONGEST``.
+        ``None`` for what cannot be read: braces that do not match, more than ``LONGEST``
+        characters or ``DEEPEST`` brackets.
     """
     if len(text) > LONGEST:
         return None
@@ -136,9 +138,11 @@ def canonical(text: str) -> str | None:
     if tokens.count("$") % 2 == 0:  # What stands around mathematics; a single one is a currency.
         tokens = [token for token in tokens if token != "$"]
     try:
-        return _joined(_Reader(tokens).until(None))
+        spelled = _joined(_Reader(tokens).until(None))
     except _Unreadable:
         return None
+    depths = accumulate(_DEPTHS.get(character, 0) for character in spelled)
+    return spelled if max(depths, default=0) <= DEEPEST else None
 
 
 class _Reader:
@@ -248,7 +252,7 @@ def parts(text: str, separators: re.Pattern[str]) -> list[str]:
             cuts += [found.start(), found.end()]
             at = found.end()
             continue
-        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(text[at], 0)
+        depth += _DEPTHS.get(text[at], 0)
         at += 1
     cuts.append(len(text))
     return [text[start:end].strip() for start, end in list(pairwise(cuts))[::2]]
@@ -261,7 +265,7 @@ def enclosed(text: str) -> tuple[str, str, str] | None:
         return None
     depth = 0
     for at, character in enumerate(text):
-        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(character, 0)
+        depth += _DEPTHS.get(character, 0)
         if depth == 0 and at >= len(opening):
             if at + 1 < len(text):
                 return None

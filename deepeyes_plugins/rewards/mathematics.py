@@ -67,7 +67,7 @@ def mathematics_verdict(answer: str, ground_truth: str, oracle: Oracle = _undeci
         return True
     spelled = canonical(truth)
     if spelled is not None and len(spelled) == 1 and spelled.isalpha():
-        return rule_verdict(canonical(given) or given, spelled)
+        return rule_verdict(given, spelled) or rule_verdict(canonical(given) or given, spelled)
     value, other = read(truth), read(given)
     if value is None or other is None:
         return None

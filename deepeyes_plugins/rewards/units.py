@@ -93,7 +93,7 @@ _NAMES = {
 } | {noun: (noun, Fraction(1)) for noun in str.split(_NOUNS)}
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "squared": 2, "cubed": 3, "平方": 2, "立方": 3}
 _TOKEN = re.compile(
-    r"°[CF]?|[A-Za-z]+|平方|立方|[\u4e00-\u9fff]+|[$€£¥¢]|\^\{(?P<power>[1-4])\}|/|\\cdot|[ .]"
+    r"°[CF]?|[A-Za-z]+|平方|立方|[\u4e00-\u9fff]+|[$€£¥¢]|\^\{(?P<power>-?[1-4])\}|/|\\cdot|[ .]"
 )
 
 
@@ -153,8 +153,6 @@ def unit(text: str) -> Unit | None:
             last = None
         elif word in _POWERS:
             ahead = _POWERS[word]
-            if not spelled[at:].strip() and (last := _lookup(word)):
-                powers[last[0]] += direction
         else:
             found = _lookup(word)
             if found is None and word in _PHRASES and (nested := unit(word)):

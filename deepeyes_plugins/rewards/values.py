@@ -32,7 +32,7 @@ APART = Fraction(1, 10)
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A rational number; ``rounded`` if it is written as a decimal fraction."""
+    """A rational number; ``rounded`` if decimals or a power of ten may have been."""
 
     value: Fraction
     rounded: bool = False
@@ -195,7 +195,7 @@ def _value(text: str) -> Value:
 def _number(text: str) -> Number | None:
     if match := _SCALED.fullmatch(text):
         number = _number(match["number"])
-        return number and Number(number.value * _SCALES[match["scale"]], number.rounded)
+        return number and Number(number.value * _SCALES[match["scale"]], rounded=True)
     match = _NUMBER.fullmatch(text)
     if match is None:
         return None
@@ -205,9 +205,9 @@ def _number(text: str) -> Number | None:
         return None
     if value is None:
         return None
-    return Number(
-        -value if match["sign"] == "-" else value, match["decimal"] is not None and "." in text
-    )
+    is_scientific = match["times"] is not None or match["mantissa"] is not None
+    rounded = is_scientific or ("." in text and match["fixed"] is None)
+    return Number(-value if match["sign"] == "-" else value, rounded)
 
 
 def _magnitude(match: re.Match[str]) -> Fraction | None:

@@ -26,6 +26,8 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         ("5", "(5)"),
         ("5000000", "5 million"),
         ("30000", "3万"),
+        ("5", "((((5))))"),
+        ("5", r"\boxed{\boxed{5}}"),
     ],
     "decimals": [
         ("0.5", ".5"),
@@ -38,6 +40,9 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         ("1000", "1e3"),
         ("0.002", r"2\times 10^{-3}"),
         ("1000", "10^3"),
+        ("6.02e23", r"6.02\times10^{23}"),
+        ("4500000000", "4.5 × 10^9"),
+        ("1500000", "1.5 million"),
     ],
     "fractions": [
         (r"\frac{1}{2}", "0.5"),
@@ -71,6 +76,8 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         (r"0.1\overline{6}", "1/6"),
         (r"0.\overline{142857}", "1/7"),
         (r"0.\overline{9}", "1"),
+        (r"0.\overline{3}", r"0.\dot{3}"),
+        (r"0.\overline{3}", "0.3\u0305"),
     ],
     "percentages": [
         ("50%", r"50\%"),
@@ -112,6 +119,12 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         (r"12\pi\text{ cm}^2", r"12\pi cm^2"),
         (r"2\frac12\text{ inches}", "2.5 in"),
         ("8 students", "8 Students"),
+        ("50 m/s", r"50\,\text{m}\,\text{s}^{-1}"),
+        (r"9.8\,\mathrm{m/s^2}", "9.8 m/s²"),
+        ("$1.5 million", "1,500,000 dollars"),
+        ("20 minutes", "1/3 hour"),
+        ("30度", "30°"),
+        ("(3 cm, 4 cm)", r"(3\text{ cm}, 4\text{ cm})"),
     ],
     "units left out": [
         ("5 cm", "5"),
@@ -120,6 +133,7 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         ("3 hours", "3"),
         ("12 students", "12"),
         (r"2\sqrt{3}\text{ cm}", r"2\sqrt3"),
+        (r"16\text{ square units}", "16"),
     ],
     "roots and expressions": [
         (r"2\sqrt{3}", r"2\sqrt3"),
@@ -148,6 +162,8 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         (r"\left(x+1\right)^2", "(x+1)^2"),
         ("0.5x", r"\frac{x}{2}"),
         ("A+B", "B+A"),
+        ("1/x", "x^{-1}"),
+        (r"\cos x", "cos x"),
     ],
     "names and equations": [
         ("5", "x=5"),
@@ -167,6 +183,8 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         (r"x\ge5", r"x\geq 5"),
         ("x≥5", r"x \geq 5"),
         ("V=5 cm", "V=5cm"),
+        ("x=1;y=2", "x=1, y=2"),
+        ("x+y=3", "3=x+y"),
     ],
     "lists, intervals, sets": [
         ("1,2,3", "1, 2, 3"),
@@ -186,6 +204,8 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         ("2 or 3", "3 or 2"),
         ("2 and 3", "2, 3"),
         ("1,234", "1234"),
+        (r"\{(1,2),(3,4)\}", r"\{(3,4),(1,2)\}"),
+        (r"[0,\infty)", r"[0,+\infty)"),
     ],
     "matrices": [
         (
@@ -249,6 +269,8 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("35", "3,5"),
         ("1.234", "1,234"),
         ("0.1", "0.10000001"),
+        ("2", "1e999999999"),
+        ("3.000", "3,000"),
     ],
     "fractions": [
         (r"\frac13", "0.33"),
@@ -317,6 +339,10 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         (r"2\sqrt3\text{ cm}", r"2\sqrt3\text{ km}"),
         ("1 hour 30 minutes", "130 minutes"),
         ("90°", "90%"),
+        ("5m", "5"),
+        ("5 feet", "5'"),
+        ("2 hours", "2.5 hours"),
+        ("3 t", "3 m"),
     ],
     "roots and expressions": [
         (r"2\sqrt{3}", r"3\sqrt{2}"),
@@ -409,6 +435,10 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("red", "blue"),
         (r"\alpha+1", r"\beta+1"),
         ("x_1+1", "x_2+1"),
+        ("1-1/2", "1.5"),
+        ("5 am", "5 pm"),
+        ("8-5", "3"),
+        ("1st", "2nd"),
     ],
 }
 
