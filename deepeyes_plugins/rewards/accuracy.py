@@ -40,7 +40,7 @@ def _is_article(word: str, at: int, words: int) -> bool:
 
 def _bare_word(word: str) -> str:
     bare = word.lstrip(_BEFORE_WORD).rstrip(_AFTER_WORD)
-    if bare and (bare[-1].isdigit() or len(bare) == 1):
+    if len(bare) == 1 or any(map(str.isdigit, bare)):
         after = word[word.index(bare) + len(bare) :]
         return bare + (after[0] if after[:1] in set("!,;:'\"") else "")
     bracketed = _BRACKETED_WORD.fullmatch(bare)
@@ -108,7 +108,7 @@ def rule_verdict(answer: str | None, ground_truth: str) -> bool | None:
 
 def _same_slashed(given: str, truth: str) -> bool | None:
     """A fraction, a date or a score: 5/6 is no 10/12, but may be what 5 is meant for."""
-    if given.split() == truth.split():
+    if [part.split() for part in given.split("/")] == [part.split() for part in truth.split("/")]:
         return True
     amount, other = _amount(truth), _amount(given)
     return None if amount == other or not ("/" in given and "/" in truth) else False

@@ -24,6 +24,8 @@ LARGEST_EXPONENT = 300
 """Of a power of ten that is calculated; others are left to computer algebra's time limit. Ours."""
 LONGEST_EXPRESSION = 200
 """Characters that are worth computer algebra. Ours."""
+LONGEST_UNIT = 40
+"""Characters of a unit. Ours."""
 MOST_ITEMS = 12
 """Of a set or list whose order does not matter. Ours."""
 APART = Fraction(1, 10)
@@ -253,7 +255,7 @@ def _quantity(text: str) -> Quantity | None:
     if _COMPOUND.fullmatch(text):
         return _sum([(Fraction(size), unit(name)) for size, name in _COMPOUND_PART.findall(text)])
     for cut in _BEFORE_UNIT.finditer(text):
-        counted = unit(text[cut.end() :].strip())
+        counted = unit(text[cut.end() :].strip()) if len(text) - cut.end() <= LONGEST_UNIT else None
         if counted is None:
             continue
         before = text[: cut.end()]
