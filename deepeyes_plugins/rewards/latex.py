@@ -61,6 +61,9 @@ _LOWERED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _LINED_DIGIT = re.compile("((?:\\d[\u0304\u0305\u0307])+)")
 _LINES = str.maketrans("", "", "\u0304\u0305\u0307")
 
+_TILDE = re.compile(r"(?<=\d)\s?~\s?(?=\d)|\A\s*~")
+"""Not LaTeX's blank: a range, ``2~3``, or "about"."""
+
 _TOKEN = re.compile(
     r"\\\\(?:\[[^\]\\]{0,9}\])?|\\[A-Za-z]+|\\.|\{,\}|\d+|[A-Za-z]+|\s+|\*\*|.", re.DOTALL
 )
@@ -134,7 +137,7 @@ def canonical(text: str) -> str | None:
     )
     text = _SUPERSCRIPT.sub(lambda run: f"^{{{run[0].translate(_LOWERED)}}}", text)
     text = text.translate(_CHARACTERS)
-    tokens = _TOKEN.findall(text)
+    tokens = _TOKEN.findall(_TILDE.sub(r"\\sim ", text))
     if tokens.count("$") % 2 == 0:  # What stands around mathematics; a single one is a currency.
         tokens = [token for token in tokens if token != "$"]
     try:
@@ -192,6 +195,8 @@ class _Reader:
             if token == "^" and argument == [r"\circ"]:
                 return ["°"]
             pieces += ["{", *argument, "}"]
+        if pieces == [r"\begin", "{", "array", "}"]:
+            self._argument()  # The columns' alignment.
         return pieces
 
     def _next(self) -> str | None:

@@ -153,23 +153,25 @@ _SCALED = re.compile(rf"(?P<number>.*\d) ?(?P<scale>{'|'.join(_SCALES)})(?![a-z]
 _PERCENT = re.compile(r"(?P<number>.+?) ?(?:%|percent|per cent)")
 _CURRENCY = re.compile(rf"(?P<sign>[-+]?)(?P<unit>[{CURRENCIES}]) ?(?P<size>.+)")
 _BEFORE_UNIT = re.compile(r"(?<=[\d})])|(?<=\\pi)|(?<=million)|(?<=billion)|(?<=[万亿])")
-_COMPOUND = re.compile(r"(?:\d+(?:\.\d+)? ?[A-Za-z\u4e00-\u9fff]+(?: |(?=\d)|\Z)){2,4}")
+_COMPOUND = re.compile(r"(?:\d+(?:\.\d+)? ?[A-Za-z\u4e00-\u9fff]+(?: and | |(?=\d)|\Z)){2,4}")
 _COMPOUND_PART = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z\u4e00-\u9fff]+)")
 _NAME = re.compile(
     r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|delta|theta|phi|lambda|mu|omega))"
     r"(?:_\{\w+\})?(?:\([A-Za-z](?:,[A-Za-z])*\))?|\([A-Za-z](?:, ?[A-Za-z])+\)"
+    r"|(?:\\(?:angle|triangle) ?)?[A-Z]{1,3}|[A-Za-z]{4,}(?: [A-Za-z]+)*"
 )
+_ORDER = re.compile(r"<|>|\\[lg]e(?![A-Za-z])")
 _EQUALS = re.compile(r"=|\\in(?![A-Za-z])")
 _SEMICOLONS = re.compile(r";")
 _SPACED_COMMAS = re.compile(r", ")
 _COMMAS = re.compile(r",")
 _ALTERNATIVES = re.compile(r",? ?(?<![A-Za-z\\])(?:or|and)(?![A-Za-z]) ?|或")
+_CONJUNCTION = re.compile(r",|(?<![A-Za-z])and(?![A-Za-z])")
 _UNIONS = re.compile(r"\\cup(?![A-Za-z])")
 _MATRIX = re.compile(
     r"\\begin\{(?P<kind>[pbBvV]?matrix|array)\}(?P<cells>.*)\\end\{(?P=kind)\}", re.DOTALL
 )
 _ROW_BREAK = re.compile(r"\\\\(?:\[[^\]]*\])?")
-_COLUMNS = re.compile(r"\{[lcr| ]*\}")
 
 
 def _value(text: str) -> Value:
@@ -188,6 +190,8 @@ def _value(text: str) -> Value:
     sides = parts(text, _EQUALS)
     if len(sides) == 2 and all(sides):
         return _named(text, *sides)
+    if range_ := _bounded(text):
+        return range_
     intervals = parts(text, _UNIONS)
     if len(intervals) > 1:
         return Set(tuple(map(_value, intervals))) if all(intervals) else Text(text)
@@ -276,7 +280,7 @@ def _sum(terms: Sequence[tuple[Fraction, Unit | None]]) -> Quantity | None:
             return None
         factors.append(counted.factor)
         total += size * counted.factor / first.factor
-    if first is None or factors != sorted(factors, reverse=True):
+    if first is None or factors != sorted(set(factors), reverse=True):
         return None
     return Quantity(Number(total), first)
 
@@ -297,12 +301,15 @@ def _unwrapped(text: str) -> str:
 
 
 def _bracketed(text: str, opening: str, inside: str, closing: str) -> Value:
+    if (match := _MATRIX.fullmatch(inside)) and match["kind"] == "array":
+        kind = {"()": "pmatrix", "[]": "bmatrix"}.get(opening + closing)
+        return (kind and _matrix(kind, match["cells"])) or Text(text)
     items = _items(inside)
     if not all(items):
         return Text(text)
     if opening in ("{", "(") and len(items) == 1 and closing in ("}", ")"):
         return _value(inside)
-    if (opening, closing) == (r"\{", r"\}"):
+    if (opening, closing) in ((r"\{", r"\}"), ("{", "}")):
         return Text(text) if "|" in inside or ":" in inside else Set(tuple(map(_value, items)))
     if len(items) > 1 and opening in ("(", "[") and closing in (")", "]"):
         return Ordered(opening, tuple(map(_value, items)), closing)
@@ -319,10 +326,16 @@ def _items(text: str) -> list[str]:
 
 
 def _together(text: str, items: Sequence[str], *, ordered: bool) -> Value:
-    """Make a list, the solutions for one name, or a system of several names."""
-    if not all(items):
+    """Make a list, the solutions for one name, or a system of several names.
+
+    Of words and inequalities, "and" and "or" are not the same.
+    """
+    is_inequality = _ORDER.search(text) is not None
+    if not all(items) or (is_inequality and (ordered or _CONJUNCTION.search(text))):
         return Text(text)
     values = [_value(item) for item in items]
+    if not ordered and any(isinstance(value, Text) for value in values):
+        return Text(text)
     first = values[0]
     if isinstance(first, Named) and not any(isinstance(value, Named) for value in values[1:]):
         return Named(first.name, Set((first.value, *values[1:])))
@@ -345,9 +358,29 @@ def _named(text: str, left: str, right: str) -> Value:
     return _expression(text) or Text(text)
 
 
+def _bounded(text: str) -> Named | None:
+    """Read an inequality for one name, ``x>5`` or ``1<x<2``, as the interval that it lies in."""
+    sides = parts(text, _ORDER)
+    signs = [
+        sign if sign in "<>" else {r"\le": "<=", r"\ge": ">="}[sign]
+        for sign in _ORDER.findall(text)
+    ]
+    if len(sides) - 1 != len(signs) or not 2 <= len(sides) <= 3 or not all(sides):
+        return None
+    if signs[0][0] == ">":  # Read from the smaller side.
+        sides, signs = sides[::-1], [sign.replace(">", "<") for sign in signs[::-1]]
+    names = [bool(_NAME.fullmatch(side)) for side in sides]
+    if any(">" in sign for sign in signs) or sum(names) != 1 or not (len(sides) == 2 or names[1]):
+        return None
+    at = names.index(True)
+    low = _value(sides[at - 1]) if at else Expression(r"-\infty")
+    high = _value(sides[at + 1]) if at + 1 < len(sides) else Expression(r"\infty")
+    opening = "[" if at and "=" in signs[at - 1] else "("
+    closing = "]" if at + 1 < len(sides) and "=" in signs[at] else ")"
+    return Named(sides[at], Ordered(opening, (low, high), closing))
+
+
 def _matrix(kind: str, cells: str) -> Matrix | None:
-    if kind == "array":
-        cells = _COLUMNS.sub("", cells, count=1)
     rows = [[cell.strip() for cell in row.split("&")] for row in _ROW_BREAK.split(cells)]
     rows = rows[:-1] if rows[-1] == [""] else rows
     if not rows or not all(cell for row in rows for cell in row) or r"\begin" in cells:
@@ -377,6 +410,7 @@ _MISREAD = re.compile(
 )
 
 
+_POINT = re.compile(r"\d*\.\d+")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|neq)(?![A-Za-z])")
 
 
@@ -465,7 +499,12 @@ def same(a: Value, b: Value, oracle: Oracle) -> bool | None:
 def _same_expression(a: str, b: str, oracle: Oracle) -> bool | None:
     if a == b:
         return True
-    return oracle(a, b) if _letters(a) == _letters(b) else None
+    return oracle(_exact(a), _exact(b)) if _letters(a) == _letters(b) else None
+
+
+def _exact(latex: str) -> str:
+    """Write decimals as fractions, which computer algebra does not round."""
+    return _POINT.sub(lambda found: rf"({Number(Fraction(found[0])).latex})", latex)
 
 
 def _same_share(a: Percentage, b: Number) -> bool | None:
