@@ -92,6 +92,13 @@ class Set:
 
 
 @dataclass(frozen=True, slots=True)
+class Union:
+    """What lies in any of several intervals or sets."""
+
+    items: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Matrix:
     """Rows of cells."""
 
@@ -114,7 +121,19 @@ class System:
     members: tuple[Named, ...]
 
 
-Value = Number | Expression | Text | Percentage | Quantity | Ordered | Set | Matrix | Named | System
+Value = (
+    Number
+    | Expression
+    | Text
+    | Percentage
+    | Quantity
+    | Ordered
+    | Set
+    | Union
+    | Matrix
+    | Named
+    | System
+)
 
 
 def read(text: str) -> Value | None:
@@ -194,7 +213,7 @@ def _value(text: str) -> Value:
         return range_
     intervals = parts(text, _UNIONS)
     if len(intervals) > 1:
-        return Set(tuple(map(_value, intervals))) if all(intervals) else Text(text)
+        return Union(tuple(map(_value, intervals))) if all(intervals) else Text(text)
     return _either_sign(text) or _expression(text) or Text(text)
 
 
@@ -264,7 +283,7 @@ def _quantity(text: str) -> Quantity | None:
             continue
         before = text[: cut.end()]
         size = _number(before) or _expression(_unwrapped(before))
-        if isinstance(size, Expression) and _RELATION.search(size.latex):
+        if isinstance(size, Expression) and (counted.is_letter or _RELATION.search(before)):
             return None
         return Quantity(size, counted) if size else None
     return None
@@ -345,7 +364,8 @@ def _together(text: str, items: Sequence[str], *, ordered: bool) -> Value:
         if len(members) < len(values):
             return Text(text)
         if len(names) == 1:
-            return Named(first.name, Set(tuple(member.value for member in members)))
+            found = tuple(member.value for member in members)
+            return Named(first.name, Union(found) if is_inequality else Set(found))
         return System(members) if len(names) == len(members) else Text(text)
     return Ordered("", tuple(values), "") if ordered else Set(tuple(values))
 
@@ -399,7 +419,7 @@ _WORDS = {"or", "and", "to", "of", "is", "in", "at", "if", "no", "by", "as", "am
 _MISREAD = re.compile(
     r"""
       [-\d\s./]+ \Z                                         # a range, a date, a score
-    | .*? (?: \d\ \d | \d_ | \d\ ?\\frac\{\d+\}\{\d+\}  # digits apart, a base, a mixed one
+    | .*? (?: \d\ \d | \d_ | \d\ ?\\frac\{\d+\}\{\d+\}       # digits apart, a base, mixed
       | \d\)?\(-?[\d.]+\) | \([\d.]+\)\d                    # 2(3): to math-verify 2 + 3
       | [A-Z]\ ?(?:\\cdot\ ?|\\times\ ?)?[A-Z]              # products that need not commute
       | [A-Za-z]\\times\ ?[A-Za-z]
@@ -408,8 +428,6 @@ _MISREAD = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-
-
 _POINT = re.compile(r"\d*\.\d+")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|neq)(?![A-Za-z])")
 
@@ -487,9 +505,11 @@ def same(a: Value, b: Value, oracle: Oracle) -> bool | None:
             return _same_order(a, b, oracle)
         case Set(), Set():
             return _same_set(a.items, b.items, oracle)
-        case Set(), Ordered(opening=""):
+        case Union(), Union():
+            return _same_set(a.items, b.items, oracle)
+        case Set(), Ordered(opening="") if len(a.items) == len(b.items):
             return _same_set(a.items, b.items, oracle) or None
-        case Ordered(opening=""), Set():
+        case Ordered(opening=""), Set() if len(a.items) == len(b.items):
             return _same_set(a.items, b.items, oracle) or None
         case Matrix(), Matrix() if a.kind == b.kind:
             return _same_matrix(a, b, oracle)
@@ -542,7 +562,7 @@ def _same_order(a: Ordered, b: Ordered, oracle: Oracle) -> bool | None:
     if (a.opening, a.closing) != (b.opening, b.closing):
         return None
     if len(a.items) != len(b.items):
-        return None if a.opening == "" else False
+        return None
     found = _all(same(x, y, oracle) for x, y in zip(a.items, b.items, strict=True))
     if found is False and a.opening == "" and _same_set(a.items, b.items, oracle) is not False:
         return None
