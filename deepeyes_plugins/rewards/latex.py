@@ -157,14 +157,10 @@ class _Reader:
 
     def until(self, closing: str | None) -> list[str]:
         """Read to ``closing``, which is not part of what is returned, or to the end."""
-        self._depth += 1
-        if self._depth > DEEPEST:
-            raise _Unreadable
         pieces: list[str] = []
         while self._tokens:
             token = self._tokens.pop()
             if token == closing:
-                self._depth -= 1
                 return pieces
             pieces += self._read(token)
         if closing is not None:
@@ -172,6 +168,14 @@ class _Reader:
         return pieces
 
     def _read(self, token: str) -> list[str]:
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise _Unreadable
+        pieces = self._pieces(token)
+        self._depth -= 1
+        return pieces
+
+    def _pieces(self, token: str) -> list[str]:
         token = f"\\{token}" if _FUNCTIONS.fullmatch(token) else _RENAMED.get(token, token)
         if token == "{":
             inner = self.until("}")

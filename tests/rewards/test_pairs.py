@@ -155,7 +155,7 @@ def test_any_text_is_read_and_compared_either_way(answer: str, reference: str) -
     "piece",
     str.split(
         r"(~\{~{~1 ~1,~1, ~x=~5 cm ~\frac~m^{2}~x or ~\pm~9~-~(1,~\text{~1.(3)~5 million ~2°~\sqrt"
-        r"~&~\\",
+        r"~&~\\~^~_~^\sqrt~\text~or ",
         "~",
     ),
 )
