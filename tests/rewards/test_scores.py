@@ -157,7 +157,9 @@ class TestJudge:
         ending = f"<think></think><answer>{text}</answer>"
         result = await score(source, say(ending), truth="m", judge=judge)
         assert result.parts["acc"] == 1.0
-        assert [(prompt, seen.answer) for prompt, seen in judge.asked] == [("equivalence", "n!")]
+        assert [(prompt, seen.answer) for prompt, seen in judge.asked] == [
+            ("equivalence", "x = n!")
+        ]
 
     @pytest.mark.parametrize("text", ["red", "Red.", "**red**"])
     async def test_is_not_asked_where_rules_are_sure(self, text: str) -> None:
