@@ -22,6 +22,7 @@ from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError
 from deepeyes_plugins.protocol.actions import AnswerAction, MalformedAction, parse_action
 from deepeyes_plugins.protocol.content import Role
 from deepeyes_plugins.protocol.dialect import CONTROL_TOKENS, IMAGE_PLACEHOLDER, VISION_TOKENS
+from deepeyes_plugins.protocol.missing import is_missing
 
 ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -193,7 +194,7 @@ def doubts(conversation: Conversation) -> Iterator[str]:
 
 def _turns(row: Mapping[str, Any]) -> Iterator[tuple[Role, str]]:
     messages = row.get("messages")
-    if messages is None:
+    if is_missing(messages):
         messages = row.get("conversations")
     if not isinstance(messages, list | tuple):
         raise RowError(
@@ -215,11 +216,11 @@ def _turns(row: Mapping[str, Any]) -> Iterator[tuple[Role, str]]:
 
 def _images(row: Mapping[str, Any]) -> list[Any]:
     images = row.get("images")
-    if images is None:
+    if is_missing(images):
         return []
     if not isinstance(images, list | tuple):
         raise RowError(f"'images' is a {type(images).__name__}, not a list")
     for number, image in enumerate(images, 1):
-        if not image:
+        if is_missing(image) or not image:
             raise RowError(f"image {number} of 'images' is empty")
     return list(images)

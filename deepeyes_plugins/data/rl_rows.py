@@ -27,6 +27,7 @@ from deepeyes_plugins.protocol.content import (
     fill_placeholders,
 )
 from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
+from deepeyes_plugins.protocol.missing import is_missing, text_of
 from deepeyes_plugins.rollout.contracts import Task
 
 NO_ENVIRONMENT = "none"
@@ -52,7 +53,7 @@ def task_from_row(row: Mapping[str, Any]) -> Task:
     extra_info = metadata(row)
     index = extra_info.get("index")
     return Task(
-        id=_fingerprint(messages) if index is None else str(index),
+        id=text_of(index) or _fingerprint(messages),
         messages=messages,
         data_source=data_source(row),
         ground_truth=ground_truth(row),
@@ -93,7 +94,7 @@ def data_source(row: Mapping[str, Any]) -> str:
         RowError: There is none.
     """
     source = row.get("data_source")
-    if not source or not isinstance(source, str):
+    if is_missing(source) or not isinstance(source, str):
         raise RowError("no 'data_source'; it chooses the reward")
     return source
 
@@ -102,11 +103,11 @@ def ground_truth(row: Mapping[str, Any]) -> str:
     """Return the reference answer.
 
     Raises:
-        RowError: There is none, or it is no text or number.
+        RowError: There is none (a NaN of a data frame is none either), or it is no text or number.
     """
     reward_model = row.get("reward_model")
     truth = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
-    if truth is None or truth == "":
+    if is_missing(truth):
         raise RowError("no ground truth in 'reward_model'")
     if not isinstance(truth, str | int | float):
         raise RowError(
@@ -122,7 +123,7 @@ def metadata(row: Mapping[str, Any]) -> dict[str, Any]:
         RowError: It is not a mapping.
     """
     extra_info = row.get("extra_info")
-    if extra_info is None:
+    if is_missing(extra_info):
         return {}
     if not isinstance(extra_info, Mapping):
         raise RowError(f"'extra_info' is a {type(extra_info).__name__}, not a mapping")
@@ -154,7 +155,7 @@ def environment_name(row: Mapping[str, Any], default: str) -> str:
     """
     if "env_name" not in row:
         return default
-    if not row["env_name"]:
+    if is_missing(row["env_name"]):
         return NO_ENVIRONMENT
     name = str(row["env_name"])
     if name in STALE_ENVIRONMENTS:
@@ -177,7 +178,10 @@ def image_from(entry: Any, media_root: Path | None = None) -> EncodedImage:
             read.
     """
     if isinstance(entry, Mapping):
-        found = next((entry[key] for key in ("bytes", "image", "path") if entry.get(key)), None)
+        found = next(
+            (entry[key] for key in ("bytes", "image", "path") if not _is_empty(entry.get(key))),
+            None,
+        )
         if found is None:
             raise RowError(f"an image without bytes or path (it has {sorted(entry)})")
         entry = found
@@ -229,10 +233,10 @@ def _part(entry: Any, where: str) -> Part:
 
 def _sequence(value: Any, name: str, *, or_none: bool = False) -> Iterable[Any]:
     """Accept lists, tuples and NumPy arrays, which is what frameworks make of a list column."""
-    if value is None and or_none:
+    if is_missing(value) and or_none:
         return ()
-    if value is None or isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
-        kind = "missing" if value is None else f"a {type(value).__name__}, not a list"
+    if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
+        kind = "missing" if is_missing(value) else f"a {type(value).__name__}, not a list"
         raise RowError(f"'{name}' is {kind}")
     return cast(Iterable[Any], value)
 
@@ -252,6 +256,10 @@ def _read(path: str | Path, media_root: Path | None) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a zero byte or half a character in it.
         reason = getattr(error, "strerror", None) or error
         raise RowError(f"image {file} cannot be read: {reason}") from error
+
+
+def _is_empty(value: Any) -> bool:
+    return is_missing(value) or value == b""
 
 
 def _original(image: Image.Image) -> EncodedImage | None:
