@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 _PACKAGES = {"builtins", "decimal", "numpy", "pandas"}
 """Where the types with such values are from; other objects may take long to compare."""
 

@@ -41,7 +41,7 @@ from PIL import Image
 from ..contracts import ExecutionResult, SandboxUnavailable
 from ..settings import SandboxSettings
 from .contract import ImageRejected, ImagesMissing, Snapshot, SnapshotFailed
-from .fork.images import ImageRefused, decode_into, encode_png
+from .fork.images import ImageRefused, decode_into, encode_png, reason
 from .fork.isolation import LAYERS
 from .jupyter_prelude import NAMES_TYPE
 from .outcomes import DIED, KILLED, MALFORMED, timed_out
@@ -694,7 +694,7 @@ def _png(encoded: str, max_pixels: int) -> bytes:
     except ImageRefused:
         raise
     except Exception as error:
-        raise ImageRefused(f"displayed data is not a readable image: {error}") from error
+        raise ImageRefused(f"displayed data is not a readable image{reason(error)}") from error
 
 
 def _tail(log: Path) -> str:
