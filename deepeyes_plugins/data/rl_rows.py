@@ -28,6 +28,7 @@ from deepeyes_plugins.protocol.content import (
 )
 from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
 from deepeyes_plugins.protocol.missing import is_missing, text_of
+from deepeyes_plugins.protocol.observations import plain
 from deepeyes_plugins.rollout.contracts import Task
 
 NO_ENVIRONMENT = "none"
@@ -62,7 +63,7 @@ def task_from_row(row: Mapping[str, Any]) -> Task:
 
 
 def prompt_messages(row: Mapping[str, Any], media_root: Path | None = None) -> tuple[Message, ...]:
-    """Return the prompt with its images in their places.
+    """Return the prompt with its images in their places; all other control strings are text.
 
     Args:
         row: As in :func:`task_from_row`.
@@ -218,7 +219,7 @@ def _messages(prompt: Any, images: Iterator[EncodedImage]) -> tuple[Message, ...
             parts = tuple(
                 _part(entry, where) for entry in _sequence(content, f"content of {where}")
             )
-        messages.append(Message(role, parts))
+        messages.append(plain(Message(role, parts)))
     return tuple(messages)
 
 

@@ -88,6 +88,13 @@ def test_what_somebody_wrote_is_an_answer(written: Any) -> None:
     assert task_from_row(row(reward_model=truth)).ground_truth == str(written)
 
 
+def test_control_strings_are_text_but_for_the_placeholder() -> None:
+    asked = [{"role": "user", "content": "<image> and <image>: <|image_pad|>, <video>?"}]
+    task = task_from_row(row(prompt=asked))
+    assert len(task.images) == 2
+    assert task.messages[0].text == " and : < |image_pad|>, < video>?"
+
+
 def test_images_as_paths_bytes_and_pillow(tmp_path: Path) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(jpeg())
