@@ -197,9 +197,12 @@ def _turns(row: Mapping[str, Any]) -> Iterator[tuple[Role, str]]:
     if is_missing(messages):
         messages = row.get("conversations")
     if not isinstance(messages, list | tuple):
+        # Hugging Face datasets gives every row the columns of all, null where it has none.
+        there = {str(key): value for key, value in row.items() if not is_missing(value)}
+        listed = ", ".join(f"{key} ({type(there[key]).__name__})" for key in sorted(there))
         raise RowError(
             "no list 'messages' (with role and content) or 'conversations' (with from and value); "
-            f"the row has {', '.join(sorted(map(str, row))) or 'no keys'}"
+            f"the row has {listed or 'nothing'}"
         )
     for number, message in enumerate(messages, 1):
         if not isinstance(message, (dict, Mapping)):  # The abstract class alone takes longer.
@@ -217,6 +220,11 @@ def _turns(row: Mapping[str, Any]) -> Iterator[tuple[Role, str]]:
 def _images(row: Mapping[str, Any]) -> list[Any]:
     images = row.get("images")
     if is_missing(images):
+        if not is_missing(row.get("image")):
+            raise RowError(
+                "the row has 'image', as LLaVA's rows have; images belong under 'images', as a "
+                "list: rename it to 'images': [...]"
+            )
         return []
     if not isinstance(images, list | tuple):
         raise RowError(f"'images' is a {type(images).__name__}, not a list")

@@ -77,7 +77,9 @@ def prompt_messages(row: Mapping[str, Any], media_root: Path | None = None) -> t
     else:
         entries = list(_sequence(row.get("images"), "images", or_none=True))
         images = (image_from(entry, media_root) for entry in entries)
-        messages = _messages(row.get("prompt"), images)
+        singular = not entries and not is_missing(row.get("image"))
+        hint = "; the row has 'image': rename it to 'images', a list" if singular else ""
+        messages = _messages(row.get("prompt"), images, hint)
         if left_over := sum(1 for _ in images):
             raise RowError(
                 f"{len(entries)} images in 'images' but only {len(entries) - left_over} "
@@ -197,7 +199,7 @@ def image_from(entry: Any, media_root: Path | None = None) -> EncodedImage:
     raise RowError(f"an image given as {type(entry).__name__}; expected bytes, a path or Pillow's")
 
 
-def _messages(prompt: Any, images: Iterator[EncodedImage]) -> tuple[Message, ...]:
+def _messages(prompt: Any, images: Iterator[EncodedImage], hint: str = "") -> tuple[Message, ...]:
     messages = []
     for number, message in enumerate(_sequence(prompt, "prompt"), 1):
         if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
@@ -212,7 +214,7 @@ def _messages(prompt: Any, images: Iterator[EncodedImage]) -> tuple[Message, ...
             except ValueError as error:
                 raise RowError(
                     f"more {IMAGE_PLACEHOLDER} placeholders in 'prompt' than images in 'images': "
-                    f"message {number} lacks one"
+                    f"message {number} lacks one{hint}"
                 ) from error
         else:
             where = f"message {number} of 'prompt'"

@@ -88,6 +88,11 @@ def test_what_somebody_wrote_is_an_answer(written: Any) -> None:
     assert task_from_row(row(reward_model=truth)).ground_truth == str(written)
 
 
+def test_the_name_of_a_singular_column_gets_a_hint() -> None:
+    with pytest.raises(RowError, match="the row has 'image': rename it to 'images', a list"):
+        task_from_row(row(images=None, image=jpeg()))
+
+
 def test_control_strings_are_text_but_for_the_placeholder() -> None:
     asked = [{"role": "user", "content": "<image> and <image>: <|image_pad|>, <video>?"}]
     task = task_from_row(row(prompt=asked))
