@@ -94,8 +94,8 @@ def write_rows(
 
     Raises:
         OSError: A log cannot be read.
-        DataError: There are no rows and ``allow_empty`` is off, something cannot be read or written, or
-            ``dataset_info.json`` is none; an earlier file of that name stays.
+        DataError: There are no rows and ``allow_empty`` is off, something cannot be read or
+            written, or ``dataset_info.json`` is none; an earlier file of that name stays.
     """
     made = Made(left=Counter(left or {}))
     good: dict[str, ScoreRecord] = {}
