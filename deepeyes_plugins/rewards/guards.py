@@ -40,7 +40,7 @@ _JOINED_LETTER = re.compile(
     re.IGNORECASE,
 )
 _ENDS = re.compile(r"[).:\]]?\s{0,3}(?:\Z|[,.;/|&!?、，。；\n]|(?:and|or)\b|和|或)", re.IGNORECASE)
-_SPACED_LETTERS = re.compile(r"[A-Z](?: [A-Z])+")
+_LETTERS_ALONE = re.compile(r"[A-Z](?:[\s).:,;/|&+、，；／]+[A-Z])+[).:]?")
 _OPTION_MARK = re.compile(
     rf"(?:\A|[\n,;/|&、，；]|\b(?:{_AND_OR}))[ \t]?(?:option\s|选项)?"
     r"(?:\(([A-Za-z])\)|([A-Za-z])[).:、])(?!\w*[.:]\w)",
@@ -59,7 +59,7 @@ _REJECTED = re.compile(
 # --- Hedging over values --------------------------------------------------------------------------
 
 _STRONG = re.compile(
-    r"\s*,?\s*\b(?:and/or|or)\b\s*|\s+/\s+|\s*或(?![许然缺多少])(?:者|是)?(?:说)?\s*|\s*还是\s*"
+    r"\s*,?\s*\b(?:and/or|or)\b\s*|\s+/\s+|\s*或(?![许然缺多少]|者说)(?:者|是)?\s*|\s*还是\s*"
     r"|\s*,\s*(?=(?:or|maybe|perhaps|possibly|probably|but)\b)",
     re.IGNORECASE,
 )
@@ -94,6 +94,7 @@ _NUMBER_WORDS = {
     )
     for number, word in enumerate(words.split())
 }
+_JOINTS = _words("and or both either maybe perhaps")
 _OPPOSITES = tuple(
     frozenset(pair.split())
     for pair in (
@@ -277,8 +278,8 @@ def _bets_on_options(answer: str, truth: str) -> bool:
     lead = _LEAD_IN.match(answer)
     start = lead.end() if lead else 0
     options = _joined_letters(answer[start : start + LONGEST_BETS])
-    if _SPACED_LETTERS.fullmatch(answer):
-        options = set(answer.split())
+    if _LETTERS_ALONE.fullmatch(answer):
+        options = set(re.findall("[A-Z]", answer))
     if truth in options and len(options) > 1:
         return True
     marks = _ROUND_MARK if _ROUND_MARK.match(answer, start) else _OPTION_MARK
@@ -316,7 +317,7 @@ def _bets(answer: str, truth: str) -> Iterator[list[str]]:
     pieces = _split(_STRONG, answer)
     yield pieces
     yield [piece for each in pieces for piece in _WEAK.split(each) if _is_short(piece, truth)]
-    words = [word for word in re.findall(r"\w+", answer) if word not in ("and", "or")]
+    words = [word for word in re.findall(r"\w+", answer) if word.casefold() not in _JOINTS]
     if frozenset(word.casefold() for word in words) in _OPPOSITES:
         yield words
     lines = [piece for piece in _WEAK.split(answer) if piece]
@@ -377,7 +378,8 @@ def _is_aside(bet: str, truth: str) -> bool:
     words = bet.casefold().split()
     if words[0] in _NO_ALTERNATIVE or _other_unit(bet, truth):
         return True
-    if bool(_CHINESE.search(bet)) != bool(_CHINESE.search(truth)) and not _NUMBER.search(bet):
+    other_script = bool(_CHINESE.search(bet)) != bool(_CHINESE.search(truth))
+    if other_script and not _NUMBER.search(bet) and bet not in _NUMBER_WORDS:
         return True
     if (digits := _DIGITS.findall(truth)) and bet.casefold() not in _NUMBER_WORDS:
         return _DIGITS.findall(bet) in ([], digits)

@@ -40,6 +40,7 @@ ORDINARY: tuple[tuple[str, str], ...] = (
     ("或许是红色", "红色"),
     ("红色，或许偏暗", "红色"),
     ("不可或缺", "不可或缺"),
+    ("有，或者说至少一只", "有"),
     # Slashes, commas and lists.
     ("42 km/h", "42 km/h"),
     ("1/2", "0.5"),
@@ -91,6 +92,8 @@ TRICKS: tuple[tuple[str, str], ...] = (
     # Several options.
     ("A or B", "A"),
     ("A, C", "A"),
+    ("A\nB\nC\nD", "C"),
+    ("A. B. C. D.", "D"),
     ("A/B/C/D", "C"),
     ("A B C D", "C"),
     ("a and b", "B"),
@@ -129,6 +132,8 @@ TRICKS: tuple[tuple[str, str], ...] = (
     ("five or six", "5"),
     ("yes and no", "yes"),
     ("yes/no", "no"),
+    ("both yes and no", "yes"),
+    ("三或者四", "4"),
     ("left/right", "left"),
     ("Paris or London", "London"),
     ("红或蓝", "红"),
