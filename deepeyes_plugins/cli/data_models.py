@@ -266,8 +266,11 @@ def from_trajectories(
             failures = [str(one.reason) for one in outcomes if one.kind == "failed"]
         choice = Choice(best, least_score, least_accuracy, least_format)
         questions = read_questions(data, agent.environment)
-        made = write_rows(logs, records, questions, output, name, choice)
-        made.left += left
+        made = write_rows(
+            *(logs, records, questions, output, name, choice),
+            left=left,
+            allow_empty=bool(failures),
+        )
         _finish(_summary(made), output, [*bad, *made.bad], failures, console, as_json)
 
 

@@ -35,7 +35,7 @@ from deepeyes_plugins.rewards.stored import (
 from deepeyes_plugins.selection.questions import read_rows
 from deepeyes_plugins.settings import AgentSettings, load_settings
 
-SHOWN_PARTS = ("acc", "format", "tool", "judged", "answered")
+SHOWN_PARTS = ("acc", "format", "tool", "judged", "undecided", "answered")
 NAMED_LINES = 20
 """Lines that could not be scored are named up to this many."""
 

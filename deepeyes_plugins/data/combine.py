@@ -89,10 +89,13 @@ class Combined:
     Attributes:
         files: Rows of each source in each file.
         duplicates: Rows that ask what an earlier one asks.
+        short: By source, how many rows were asked for and how many there were, where these were
+            fewer.
     """
 
     files: dict[Path, dict[str, int]]
     duplicates: int
+    short: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def merge(
@@ -137,7 +140,7 @@ def merge(
         picked = rows.pick(groups, take, seed, among=chosen, default_all=True)
         chosen = bytearray(one & other for one, other in zip(chosen, picked, strict=True))
     duplicates = len(rows.digests) - len(groups)
-    return Combined(rows.write({1: output}, chosen), duplicates)
+    return Combined(rows.write({1: output}, chosen), duplicates, rows.short)
 
 
 def split(
@@ -170,7 +173,8 @@ def split(
     groups = rows.scan()
     rows.require_sources(validation)
     chosen = bytearray(one + 1 for one in rows.pick(groups, validation, seed))
-    return Combined(rows.write({1: train, 2: held_out}, chosen), len(rows.digests) - len(groups))
+    files = rows.write({1: train, 2: held_out}, chosen)
+    return Combined(files, len(rows.digests) - len(groups), rows.short)
 
 
 class _Rows:
@@ -197,6 +201,7 @@ class _Rows:
         self._source_names: dict[str, int] = {}
         self._source_of = array("l")
         self._has_images = bytearray()
+        self.short: dict[str, tuple[int, int]] = {}
 
     def require_suffix(self, output: Path) -> None:
         if output.suffix != self.suffix:
@@ -241,6 +246,10 @@ class _Rows:
             number: amounts.of(name, rows[number], rows[number] if default_all else 0)
             for name, number in self._source_names.items()
         }
+        for name, number in self._source_names.items():
+            asked = amounts.named.get(name, amounts.other)
+            if isinstance(asked, int) and asked > rows[number]:
+                self.short[name] = (asked, rows[number])
         key = str(seed).encode()
         order = sorted(groups, key=lambda one: hashlib.blake2b(one, key=key).digest())
         picked = bytearray(len(among))

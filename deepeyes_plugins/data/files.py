@@ -215,7 +215,9 @@ def parquet_rows(
         with open_parquet(path) as file:
             missing = [name for name in columns if name not in file.schema_arrow.names]
             for name in missing:
-                yield Row(None, finding=Finding("the column is missing", name))
+                there = ", ".join(file.schema_arrow.names) or "none"
+                reason = f"the column {name!r} is missing; the file's columns: {there}"
+                yield Row(None, finding=Finding(reason, name))
             if missing:
                 return
             for batch in row_batches(file, row_groups):
@@ -226,8 +228,24 @@ def parquet_rows(
                     yield Row(number, value)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         where = f"behind row {number}" if number else "from its start"
-        reason = f"cannot be read as parquet {where}, perhaps cut short: {error}"
-        yield Row(None, finding=Finding(reason))
+        yield Row(None, finding=Finding(unreadable(error, where)))
+
+
+def unreadable(error: Exception, where: str = "", form: str = "parquet") -> str:
+    """Say why a file cannot be read: a file that is not there is not one that was cut short.
+
+    Args:
+        error: What reading it raised.
+        where: How far it could be read.
+        form: What it was read as.
+    """
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder"
+    if isinstance(error, PermissionError):
+        return f"cannot be read: {error.strerror}"
+    return f"cannot be read as {' '.join(filter(None, (form, where)))}, perhaps cut short: {error}"
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -245,7 +263,7 @@ def parquet_schema(path: Path) -> pa.Schema:
         with open_parquet(path) as file:
             return file.schema_arrow
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as parquet, perhaps cut short: {error}") from error
+        raise DataError(f"{path}: {unreadable(error)}") from error
 
 
 def row_count(path: Path) -> int | None:

@@ -22,6 +22,7 @@ from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError
 from deepeyes_plugins.protocol.actions import AnswerAction, MalformedAction, parse_action
 from deepeyes_plugins.protocol.content import Role
 from deepeyes_plugins.protocol.dialect import CONTROL_TOKENS, IMAGE_PLACEHOLDER, VISION_TOKENS
+from deepeyes_plugins.protocol.missing import is_missing
 
 ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -193,12 +194,15 @@ def doubts(conversation: Conversation) -> Iterator[str]:
 
 def _turns(row: Mapping[str, Any]) -> Iterator[tuple[Role, str]]:
     messages = row.get("messages")
-    if messages is None:
+    if is_missing(messages):
         messages = row.get("conversations")
     if not isinstance(messages, list | tuple):
+        # Hugging Face datasets gives every row the columns of all, null where it has none.
+        there = {str(key): value for key, value in row.items() if not is_missing(value)}
+        listed = ", ".join(f"{key} ({type(there[key]).__name__})" for key in sorted(there))
         raise RowError(
             "no list 'messages' (with role and content) or 'conversations' (with from and value); "
-            f"the row has {', '.join(sorted(map(str, row))) or 'no keys'}"
+            f"the row has {listed or 'nothing'}"
         )
     for number, message in enumerate(messages, 1):
         if not isinstance(message, (dict, Mapping)):  # The abstract class alone takes longer.
@@ -215,11 +219,16 @@ def _turns(row: Mapping[str, Any]) -> Iterator[tuple[Role, str]]:
 
 def _images(row: Mapping[str, Any]) -> list[Any]:
     images = row.get("images")
-    if images is None:
+    if is_missing(images):
+        if not is_missing(row.get("image")):
+            raise RowError(
+                "the row has 'image', as LLaVA's rows have; images belong under 'images', as a "
+                "list: rename it to 'images': [...]"
+            )
         return []
     if not isinstance(images, list | tuple):
         raise RowError(f"'images' is a {type(images).__name__}, not a list")
     for number, image in enumerate(images, 1):
-        if not image:
+        if is_missing(image) or not image:
             raise RowError(f"image {number} of 'images' is empty")
     return list(images)

@@ -25,6 +25,7 @@ from deepeyes_plugins.data.statistics import RowFacts
 from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.protocol.actions import AnswerAction, parse_action
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, IMAGE_PLACEHOLDER
+from deepeyes_plugins.protocol.missing import text_of
 
 Kind = Literal["sft", "rl", "search-cache"]
 
@@ -124,9 +125,9 @@ def _look_at_rl(row: Mapping[str, Any], rules: LookRules, root: Path) -> Look:
         images=tuple(good),
         turns=len(messages),
         characters=sum(len(message.text) for message in messages),
-        source=str(source or ""),
-        environment=str(environment or ""),
-        answer=None if truth is None else str(truth),
+        source=text_of(source),
+        environment=text_of(environment),
+        answer=text_of(truth) or None,
         tokens=tokens,
     )
     return Look(tuple(findings), facts)

@@ -17,6 +17,7 @@ from typing import Self
 from zipfile import ZipFile, ZipInfo
 
 from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.files import unreadable
 from deepeyes_plugins.data.findings import DataError
 
 ARCHIVE_NAME = "images.zip"
@@ -255,10 +256,7 @@ def _open(archive: Path) -> ZipFile:
         stat = archive.stat()
         return _opened(archive, (stat.st_mtime_ns, stat.st_size), os.getpid())
     except Exception as error:
-        raise MediaError(
-            f"{archive} cannot be read as a zip file, perhaps cut short or still being copied: "
-            f"{error}"
-        ) from error
+        raise MediaError(f"{archive} {unreadable(error, form='a zip file')}") from error
 
 
 @lru_cache(maxsize=_OPEN_ARCHIVES)

@@ -13,6 +13,7 @@ from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import Finding
 from deepeyes_plugins.data.rl_rows import STALE_ENVIRONMENTS
 from deepeyes_plugins.data.sft_repair import plain_content
+from deepeyes_plugins.protocol.missing import is_missing
 
 _TEXT = pa.string()
 _FIXED: Mapping[str, pa.DataType] = {
@@ -112,9 +113,9 @@ def repair_rl_row(
     fixed = {
         "prompt": _prompt(row.get("prompt"), note),
         "images": _images(row.get("images"), read_image, outcome),
-        "data_source": row.get("data_source") or source or None,
-        "env_name": row.get("env_name") if "env_name" in row else environment,
-        "extra_info": _parsed(row.get("extra_info"), "extra_info", note),
+        "data_source": _present(row.get("data_source")) or source or None,
+        "env_name": _present(row.get("env_name")) if "env_name" in row else environment,
+        "extra_info": _parsed(_present(row.get("extra_info")), "extra_info", note),
     }
     fixed["reward_model"] = _reward_model(row.get("reward_model"), fixed["extra_info"], outcome)
     if fixed["data_source"] != row.get("data_source"):
@@ -151,7 +152,7 @@ def _prompt(value: Any, note: Callable[[Change], None]) -> Any:
 
 def _images(value: Any, read_image: ReadImage, outcome: Outcome) -> list[Any]:
     note = outcome.changes.append
-    if value is None:
+    if is_missing(value):
         note(Change("images", None, [], "no images are an empty list"))
         return []
     if not isinstance(value, list):
@@ -161,9 +162,9 @@ def _images(value: Any, read_image: ReadImage, outcome: Outcome) -> list[Any]:
     for number, image in enumerate(value, 1):
         entry: dict[str, Any] = {"bytes": None, "path": None}
         if isinstance(image, Mapping):
-            data = image.get("bytes") or image.get("image")
+            data = _present(image.get("bytes")) or _present(image.get("image"))
             entry["bytes"] = data if isinstance(data, bytes) else None
-            entry["path"] = image.get("path") or (data if isinstance(data, str) else None)
+            entry["path"] = _present(image.get("path")) or (data if isinstance(data, str) else None)
         elif isinstance(image, bytes):
             entry["bytes"] = image
         elif isinstance(image, str):
@@ -186,9 +187,10 @@ def _reward_model(value: Any, extra_info: Any, outcome: Outcome) -> dict[str, An
     note = outcome.changes.append
     parsed = _parsed(value, "reward_model", note)
     model = dict(parsed) if isinstance(parsed, Mapping) else {"ground_truth": parsed}
-    truth = model.get("ground_truth")
-    if truth in (None, "") and isinstance(extra_info, Mapping) and extra_info.get("answer"):
-        truth = extra_info["answer"]
+    truth = _present(model.get("ground_truth"))
+    known = _present(extra_info.get("answer")) if isinstance(extra_info, Mapping) else None
+    if truth is None and known is not None:
+        truth = known
         note(Change("reward_model", model.get("ground_truth"), truth, "the answer of extra_info"))
     if isinstance(truth, list | Mapping):
         # As text it would be a reference answer that nobody has given.
@@ -199,10 +201,14 @@ def _reward_model(value: Any, extra_info: Any, outcome: Outcome) -> dict[str, An
         note(Change("reward_model", truth, str(truth), "a ground truth is text"))
         truth = str(truth)
     model["ground_truth"] = truth
-    if not model.get("style"):
+    if is_missing(model.get("style")):
         note(Change("reward_model", model.get("style"), "rule", "the style of a reward"))
         model["style"] = "rule"
     return model
+
+
+def _present(value: Any) -> Any:
+    return None if is_missing(value) else value
 
 
 def _parsed(value: Any, key: str, note: Callable[[Change], None]) -> Any:

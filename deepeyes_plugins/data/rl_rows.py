@@ -27,6 +27,8 @@ from deepeyes_plugins.protocol.content import (
     fill_placeholders,
 )
 from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
+from deepeyes_plugins.protocol.missing import is_missing, text_of
+from deepeyes_plugins.protocol.observations import plain
 from deepeyes_plugins.rollout.contracts import Task
 
 NO_ENVIRONMENT = "none"
@@ -52,7 +54,7 @@ def task_from_row(row: Mapping[str, Any]) -> Task:
     extra_info = metadata(row)
     index = extra_info.get("index")
     return Task(
-        id=_fingerprint(messages) if index is None else str(index),
+        id=text_of(index) or _fingerprint(messages),
         messages=messages,
         data_source=data_source(row),
         ground_truth=ground_truth(row),
@@ -61,7 +63,7 @@ def task_from_row(row: Mapping[str, Any]) -> Task:
 
 
 def prompt_messages(row: Mapping[str, Any], media_root: Path | None = None) -> tuple[Message, ...]:
-    """Return the prompt with its images in their places.
+    """Return the prompt with its images in their places; all other control strings are text.
 
     Args:
         row: As in :func:`task_from_row`.
@@ -75,7 +77,9 @@ def prompt_messages(row: Mapping[str, Any], media_root: Path | None = None) -> t
     else:
         entries = list(_sequence(row.get("images"), "images", or_none=True))
         images = (image_from(entry, media_root) for entry in entries)
-        messages = _messages(row.get("prompt"), images)
+        singular = not entries and not is_missing(row.get("image"))
+        hint = "; the row has 'image': rename it to 'images', a list" if singular else ""
+        messages = _messages(row.get("prompt"), images, hint)
         if left_over := sum(1 for _ in images):
             raise RowError(
                 f"{len(entries)} images in 'images' but only {len(entries) - left_over} "
@@ -93,7 +97,7 @@ def data_source(row: Mapping[str, Any]) -> str:
         RowError: There is none.
     """
     source = row.get("data_source")
-    if not source or not isinstance(source, str):
+    if is_missing(source) or not isinstance(source, str):
         raise RowError("no 'data_source'; it chooses the reward")
     return source
 
@@ -102,11 +106,11 @@ def ground_truth(row: Mapping[str, Any]) -> str:
     """Return the reference answer.
 
     Raises:
-        RowError: There is none, or it is no text or number.
+        RowError: There is none (a NaN of a data frame is none either), or it is no text or number.
     """
     reward_model = row.get("reward_model")
     truth = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
-    if truth is None or truth == "":
+    if is_missing(truth):
         raise RowError("no ground truth in 'reward_model'")
     if not isinstance(truth, str | int | float):
         raise RowError(
@@ -122,7 +126,7 @@ def metadata(row: Mapping[str, Any]) -> dict[str, Any]:
         RowError: It is not a mapping.
     """
     extra_info = row.get("extra_info")
-    if extra_info is None:
+    if is_missing(extra_info):
         return {}
     if not isinstance(extra_info, Mapping):
         raise RowError(f"'extra_info' is a {type(extra_info).__name__}, not a mapping")
@@ -154,7 +158,7 @@ def environment_name(row: Mapping[str, Any], default: str) -> str:
     """
     if "env_name" not in row:
         return default
-    if not row["env_name"]:
+    if is_missing(row["env_name"]):
         return NO_ENVIRONMENT
     name = str(row["env_name"])
     if name in STALE_ENVIRONMENTS:
@@ -177,7 +181,10 @@ def image_from(entry: Any, media_root: Path | None = None) -> EncodedImage:
             read.
     """
     if isinstance(entry, Mapping):
-        found = next((entry[key] for key in ("bytes", "image", "path") if entry.get(key)), None)
+        found = next(
+            (entry[key] for key in ("bytes", "image", "path") if not _is_empty(entry.get(key))),
+            None,
+        )
         if found is None:
             raise RowError(f"an image without bytes or path (it has {sorted(entry)})")
         entry = found
@@ -192,7 +199,7 @@ def image_from(entry: Any, media_root: Path | None = None) -> EncodedImage:
     raise RowError(f"an image given as {type(entry).__name__}; expected bytes, a path or Pillow's")
 
 
-def _messages(prompt: Any, images: Iterator[EncodedImage]) -> tuple[Message, ...]:
+def _messages(prompt: Any, images: Iterator[EncodedImage], hint: str = "") -> tuple[Message, ...]:
     messages = []
     for number, message in enumerate(_sequence(prompt, "prompt"), 1):
         if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
@@ -207,14 +214,14 @@ def _messages(prompt: Any, images: Iterator[EncodedImage]) -> tuple[Message, ...
             except ValueError as error:
                 raise RowError(
                     f"more {IMAGE_PLACEHOLDER} placeholders in 'prompt' than images in 'images': "
-                    f"message {number} lacks one"
+                    f"message {number} lacks one{hint}"
                 ) from error
         else:
             where = f"message {number} of 'prompt'"
             parts = tuple(
                 _part(entry, where) for entry in _sequence(content, f"content of {where}")
             )
-        messages.append(Message(role, parts))
+        messages.append(plain(Message(role, parts)))
     return tuple(messages)
 
 
@@ -229,10 +236,10 @@ def _part(entry: Any, where: str) -> Part:
 
 def _sequence(value: Any, name: str, *, or_none: bool = False) -> Iterable[Any]:
     """Accept lists, tuples and NumPy arrays, which is what frameworks make of a list column."""
-    if value is None and or_none:
+    if is_missing(value) and or_none:
         return ()
-    if value is None or isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
-        kind = "missing" if value is None else f"a {type(value).__name__}, not a list"
+    if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
+        kind = "missing" if is_missing(value) else f"a {type(value).__name__}, not a list"
         raise RowError(f"'{name}' is {kind}")
     return cast(Iterable[Any], value)
 
@@ -252,6 +259,10 @@ def _read(path: str | Path, media_root: Path | None) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a zero byte or half a character in it.
         reason = getattr(error, "strerror", None) or error
         raise RowError(f"image {file} cannot be read: {reason}") from error
+
+
+def _is_empty(value: Any) -> bool:
+    return is_missing(value) or value == b""
 
 
 def _original(image: Image.Image) -> EncodedImage | None:

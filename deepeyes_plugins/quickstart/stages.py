@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from deepeyes_plugins.quickstart.datasets import write_rl, write_sft, write_vlmevalkit
 from deepeyes_plugins.quickstart.plan import Plan
 from deepeyes_plugins.quickstart.process import Process, StageError, model_server, run
@@ -21,6 +19,7 @@ from deepeyes_plugins.quickstart.task import SYSTEM_PROMPT, split_examples, task
 from deepeyes_plugins.rewards.form import is_well_formed
 from deepeyes_plugins.rollout import Trajectory
 from deepeyes_plugins.rollout.log import FILE_NAME, read_log
+from deepeyes_plugins.settings import load_yaml
 
 BENCHMARK = "DeepEyesQuickstart"
 LONGEST_STAGE = 3600.0
@@ -314,7 +313,7 @@ def trained_model(plan: Plan) -> Path:
 
 def recipe_steps(recipes: Path) -> int:
     """Training steps of the RL recipe."""
-    recipe = yaml.safe_load((recipes / "tiny/rl.yaml").read_text(encoding="utf-8"))
+    recipe = load_yaml((recipes / "tiny/rl.yaml").read_text(encoding="utf-8"))
     return int(recipe["trainer"]["total_training_steps"])
 
 

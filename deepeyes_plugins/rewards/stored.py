@@ -17,6 +17,7 @@ from deepeyes_plugins.jobs import Advance, Ledger, work_through
 from deepeyes_plugins.judge.settings import JudgeSettings
 from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.protocol.content import Message
+from deepeyes_plugins.protocol.missing import is_missing
 from deepeyes_plugins.rewards.scoring import INFRASTRUCTURE_FAILED, Scorer
 from deepeyes_plugins.rewards.settings import RewardSettings
 from deepeyes_plugins.rollout.contracts import InfrastructureError, Task
@@ -250,7 +251,7 @@ async def score_line(
     source = trajectory.data_source
     known = references.get((source, trajectory.task_id))
     known = known or Reference(trajectory.ground_truth, trajectory.question)
-    if not known.ground_truth:
+    if is_missing(known.ground_truth):
         reason = f"no reference answer for task {trajectory.task_id!r}: give its data set (--data)"
         return Outcome(line.place, "bad", reason=reason, data_source=source)
     if trajectory.end_reason is EndReason.INFRASTRUCTURE:

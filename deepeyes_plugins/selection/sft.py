@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from deepeyes_plugins import files
 from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.formatter import format_row, format_sharegpt
 from deepeyes_plugins.data.output import whole_file
 from deepeyes_plugins.data.writers import DATASET_INFO, register_dataset
@@ -74,6 +75,9 @@ def write_rows(
     folder: Path,
     name: str,
     choice: Choice,
+    *,
+    left: Counter[str] | None = None,
+    allow_empty: bool = True,
 ) -> Made:
     """Write ``folder/name.json``, its images, a report and its entry in ``dataset_info.json``.
 
@@ -87,13 +91,15 @@ def write_rows(
         folder: Receives the data set.
         name: Of the data set.
         choice: What is kept.
+        left: Trajectories that were left out before, by reason.
+        allow_empty: Write a data set without rows, too.
 
     Raises:
         OSError: A log cannot be read.
-        DataError: Something cannot be read or written, or ``dataset_info.json`` is none; an
-            earlier file of that name stays.
+        DataError: There are no rows and ``allow_empty`` is off, something cannot be read or
+            written, or ``dataset_info.json`` is none; an earlier file of that name stays.
     """
-    made = Made()
+    made = Made(left=Counter(left or {}))
     good: dict[str, ScoreRecord] = {}
     for record in records:
         if choice.accepts(record):
@@ -121,6 +127,9 @@ def write_rows(
                 facts = _write_question(one, found, file, folder, choice.best, made)
             report.write(json.dumps(facts, ensure_ascii=False) + "\n")
         file.write("\n]\n")
+        if not made.rows and not allow_empty:
+            why = "; ".join(f"{count:,} {reason}" for reason, count in made.left.most_common(5))
+            raise DataError(f"no trajectory could be made a row: {why or 'the logs hold none'}")
     register_dataset(folder / DATASET_INFO, name, f"{name}.json")
     return made
 

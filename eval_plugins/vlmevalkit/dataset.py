@@ -17,6 +17,7 @@ import pandas as pd
 from vlmeval.dataset.image_base import ImageBaseDataset
 from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path, load
 
+from deepeyes_plugins.protocol.missing import is_missing
 from eval_plugins.vlmevalkit.wording import (
     NO_VERDICT,
     RULES_ONLY,
@@ -46,7 +47,7 @@ class AnswerTable(ImageBaseDataset):
 
         Raises:
             FileNotFoundError: The table is not there; the message says where it belongs.
-            ValueError: A column is missing.
+            ValueError: A column or an answer is missing.
         """
         path = Path(LMUDataRoot()) / f"{dataset}.tsv"
         if not path.exists():
@@ -57,6 +58,7 @@ class AnswerTable(ImageBaseDataset):
         missing = [column for column in self.COLUMNS if column not in table]
         if missing:
             raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+        check_answers(table, path)
         return table
 
     def evaluate(self, eval_file: str, **judge_kwargs: Any) -> pd.DataFrame:
@@ -208,6 +210,20 @@ def read_predictions(eval_file: str) -> pd.DataFrame:
     table = pd.DataFrame(load(eval_file))  # A list of rows, where they are JSON.
     table["prediction"] = table["prediction"].fillna("").astype(str)
     return table
+
+
+def check_answers(table: pd.DataFrame, path: Path) -> None:
+    """See to it that every row has a reference answer.
+
+    Raises:
+        ValueError: Some have none; the message names them by their index.
+    """
+    empty = [str(index) for index in table.loc[table["answer"].map(is_missing), "index"]]
+    if empty:
+        raise ValueError(
+            f"{path}: {len(empty)} rows have no answer: index {', '.join(empty[:5])}"
+            f"{', …' if len(empty) > 5 else ''}"
+        )
 
 
 def write_scores(

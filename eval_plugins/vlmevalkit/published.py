@@ -25,7 +25,8 @@ from vlmeval.smp.file import INFER_FAIL_MSG
 from vlmeval.utils.matching_util import can_infer
 
 from deepeyes_plugins.judge.contracts import Comparison
-from eval_plugins.vlmevalkit.dataset import read_predictions, write_scores
+from deepeyes_plugins.protocol.missing import is_missing
+from eval_plugins.vlmevalkit.dataset import check_answers, read_predictions, write_scores
 from eval_plugins.vlmevalkit.scoring import Sample, Scoring, as_published, score_samples
 from eval_plugins.vlmevalkit.shuffling import base_name
 
@@ -94,7 +95,7 @@ def rescore(
 
     Raises:
         SettingsError: No judge is configured.
-        ValueError: A file lacks a column.
+        ValueError: A file lacks a column or an answer.
     """
     arguments = {"model": judge, "api_base": base_url, "nproc": 32}
     for path in prediction_files(folder):
@@ -106,6 +107,7 @@ def rescore(
         wanted = ("question", "answer", "prediction", *(() if chart else ("A", "B")))
         if missing := [name for name in wanted if name not in table]:
             raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+        check_answers(table, path)
         make = _chart_sample if chart else _choice_sample
         samples = [make(row) for _, row in table.iterrows()]
         scores, scoring = score_samples(samples, arguments, path, config)
@@ -135,7 +137,7 @@ def _choice_sample(row: pd.Series) -> Sample:
     options = {
         letter: str(row[letter])
         for letter in string.ascii_uppercase
-        if letter in row and not pd.isna(row[letter]) and row[letter] != ""
+        if letter in row and not is_missing(row[letter])
     }
     found = can_infer(prediction, dict(options))  # It changes the dictionary.
     listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())

@@ -112,7 +112,16 @@ def test_plain_chain_of_thought_may_answer_in_any_form(text: str) -> None:
         ({"messages": [message("user", 5)]}, r"turn 1 \(user\) is a int, not a string"),
         ({"messages": [message("critic", "no")]}, "turn 1 has the unknown role 'critic'"),
         ({"messages": ["hi"]}, "turn 1 is a str, not a role and a content"),
-        ({"text": "hi"}, "no list 'messages'.*the row has text"),
+        ({"text": "hi"}, r"no list 'messages'.*the row has text \(str\)"),
+        (
+            {"messages": "hi", "images": None, "id": 1.0, "tools": float("nan")},
+            r"the row has id \(float\), messages \(str\)$",
+        ),
+        ({"messages": None, "images": None}, "the row has nothing"),
+        (
+            {"messages": [message("user", "<image>a"), message("assistant", ANSWER)], "image": "a"},
+            "the row has 'image', as LLaVA's rows have",
+        ),
         ({"messages": [], "images": "a.png"}, "'images' is a str, not a list"),
     ],
 )

@@ -520,6 +520,20 @@ def test_a_cut_parquet_file_does_not_undo_the_others(
     assert prepare_rl([good, cut], tmp_path / "out").found == 1
 
 
+def test_a_ground_truth_that_is_nan_is_none(rl_rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    nan = {"ground_truth": float("nan"), "style": "rule"}
+    known = spoilt(rl_rows[0], reward_model=nan, extra_info={"index": 1.0, "answer": "B"})
+    unknown = spoilt(rl_rows[1], reward_model=nan, extra_info={"index": float("nan")})
+    write_parquet(tmp_path / "in/a.parquet", [known, unknown])
+
+    prepared = prepare_rl([tmp_path / "in"], tmp_path / "out")
+
+    assert (prepared.summary.bad, prepared.summary.written) == (1, 1)
+    assert "no ground truth in 'reward_model'" in prepared.summary.faults[0]
+    [row] = pq.read_table(prepared.files[0]).to_pylist()
+    assert row["reward_model"]["ground_truth"] == "B"
+
+
 def test_a_ground_truth_of_several_values_is_not_made_into_a_text(
     rl_rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:

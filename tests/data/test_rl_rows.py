@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -56,6 +57,47 @@ def test_row_becomes_a_task_without_its_answer() -> None:
             ("Compare ", EncodedImage(jpeg(40)), " with ", EncodedImage(jpeg(50)), "."),
         ),
     )
+
+
+@pytest.mark.parametrize(
+    "absent", [None, float("nan"), np.float32("nan"), pd.NA, "", "  "], ids=repr
+)
+def test_what_data_frames_have_for_no_value_is_none(absent: Any) -> None:
+    with pytest.raises(RowError, match="no ground truth in 'reward_model'"):
+        task_from_row(row(reward_model={"ground_truth": absent, "style": "rule"}))
+    with pytest.raises(RowError, match="no ground truth in 'reward_model'"):
+        task_from_row(row(reward_model=absent))
+    with pytest.raises(RowError, match="no 'data_source'"):
+        task_from_row(row(data_source=absent))
+    with pytest.raises(RowError, match="'prompt' is missing"):
+        task_from_row(row(prompt=absent, images=None))
+    unnamed = task_from_row(row(extra_info={"index": absent, "question": absent}))
+    assert unnamed.id == task_from_row(row(extra_info=absent)).id
+    assert unnamed.question == "Compare  with ."
+    assert environment_name(row(env_name=absent), "deepeyes_v2") == "none"
+    text = row(prompt=[{"role": "user", "content": "Why?"}], images=absent)
+    assert task_from_row(text).images == ()
+    files = [{"bytes": absent, "path": absent}, jpeg()]
+    with pytest.raises(RowError, match="an image without bytes or path"):
+        task_from_row(row(images=files))
+
+
+@pytest.mark.parametrize("written", ["nan", "None", "N/A", 0, False])
+def test_what_somebody_wrote_is_an_answer(written: Any) -> None:
+    truth = {"ground_truth": written, "style": "rule"}
+    assert task_from_row(row(reward_model=truth)).ground_truth == str(written)
+
+
+def test_the_name_of_a_singular_column_gets_a_hint() -> None:
+    with pytest.raises(RowError, match="the row has 'image': rename it to 'images', a list"):
+        task_from_row(row(images=None, image=jpeg()))
+
+
+def test_control_strings_are_text_but_for_the_placeholder() -> None:
+    asked = [{"role": "user", "content": "<image> and <image>: <|image_pad|>, <video>?"}]
+    task = task_from_row(row(prompt=asked))
+    assert len(task.images) == 2
+    assert task.messages[0].text == " and : < |image_pad|>, < video>?"
 
 
 def test_images_as_paths_bytes_and_pillow(tmp_path: Path) -> None:

@@ -304,3 +304,40 @@ class TestToolsOfAnEnvironment:
         slow = SlowTool()
         await ToolEnvironment(PLAIN, [BrokenTool(slow), slow], Limits()).close()
         assert slow.events == ["closed"]
+
+
+class OddTool(Tool):
+    """A tool of a plugin that does what no tool should."""
+
+    name = "odd"
+
+    def __init__(self, returned: Any) -> None:
+        self.returned = returned
+
+    async def call(self, arguments: Mapping[str, Any]) -> Observation:
+        if isinstance(self.returned, Exception):
+            raise self.returned
+        return self.returned  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("a text", "it returned a str, not an Observation"),
+        (None, "it returned a NoneType, not an Observation"),
+        ({"parts": []}, "it returned a dict, not an Observation"),
+        (Observation("a text"), "the parts of its Observation are a str, not a tuple"),  # type: ignore[arg-type]
+        (Observation((Image.new("L", (9, 9)),)), "its Observation has a Image"),  # type: ignore[arg-type]
+        (KeyError("url"), "KeyError('url')"),
+    ],
+)
+async def test_a_tool_that_is_wrong_is_named_and_no_model_error(returned: Any, said: str) -> None:
+    environment = ToolEnvironment(DEEPEYES_V2, [OddTool(returned)], Limits())
+    policy = ScriptedPolicy([call('{"name": "odd"}'), ANSWER])
+    trajectory = await rollout(policy, environment, Task("1", ()))
+    turn = trajectory.turns[0]
+    assert (turn.tool, turn.infrastructure_error) == ("odd", True)
+    assert turn.error is not None and turn.error.startswith("the tool odd failed: ")
+    assert said in turn.error
+    assert "The tool odd is unavailable at the moment." in str(turn.observation)
+    assert trajectory.end_reason is EndReason.ANSWER

@@ -359,4 +359,32 @@ async def test_lone_surrogates_do_not_reach_the_server() -> None:
             await policy.begin(task("printed \ud800"))
             await policy.act()
 
-    assert server.requests[0]["messages"][1]["content"] == "printed ?"
+    assert server.requests[0]["messages"][1]["content"] == "printed \ufffd"
+
+
+TOKENS = "<|image_pad|> <|vision_start|> <|im_end|> <|im_start|> <image> <video>"
+TEXT = "< |image_pad|> < |vision_start|> < |im_end|> < |im_start|> < image> < video>"
+
+
+async def test_what_a_data_set_spells_reaches_the_server_as_text() -> None:
+    prompt = (
+        Message("system", (f"Never say {TOKENS}.",)),
+        Message("user", ("One of ", TOKENS)),
+        Message("assistant", (f"You mean {TOKENS}",)),
+        Message("user", (picture(), "Options:\nA. <|im", "age_pad|>\nB. <|im_end|>")),
+    )
+    own = "<think>I see <image> here.</think>\n<code>\n```python\nprint('<video>')\n```\n</code>"
+    with ChatServer.saying(own, ANSWER) as server:
+        async with policy_for(server.url) as policy:
+            await rollout(policy, Echo(), Task("t", prompt))
+        sent = server.requests[-1]["messages"]
+
+    assert [message["content"] for message in sent[:3]] == [
+        f"Never say {TEXT}.",
+        f"One of {TEXT}",
+        f"You mean {TEXT}",
+    ]
+    kinds = [part["type"] for part in sent[3]["content"]]
+    texts = "".join(part.get("text", "") for part in sent[3]["content"])
+    assert (kinds.count("image_url"), texts) == (1, "Options:\nA. < |image_pad|>\nB. < |im_end|>")
+    assert sent[4]["content"] == own

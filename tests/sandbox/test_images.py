@@ -38,6 +38,31 @@ async def test_a_crop_as_last_expression_is_returned(client: SandboxClient) -> N
     assert same(decoded(result.images[0]), image.crop((8, 4, 40, 36)))
 
 
+@pytest.mark.parametrize(
+    ("show", "missing"),
+    [
+        ("display(image.crop((10, 10, 10, 20)))", "0 x 10 pixels, it has no width"),
+        ("image.crop((10, 10, 20, 10)).show()", "10 x 0 pixels, it has no height"),
+        ("image.crop((10, 10, 10, 20))", "it has no width"),
+        ("plt.imshow(image.crop((10, 10, 10, 20)))", "it has no width"),
+        ("plt.gca().imshow(np.array(image)[5:5])", "it has no height"),
+    ],
+)
+async def test_an_empty_image_is_told_in_words(
+    session: SandboxSession, show: str, missing: str
+) -> None:
+    start = "import numpy as np, matplotlib.pyplot as plt\nfrom PIL import Image\n"
+    code = f"{start}image = Image.new('RGB', (30, 30))\n{show}"
+    result = await session.execute(code, timeout=20)
+    assert "the image is empty: " in result.stderr and missing in result.stderr
+
+
+async def test_displayed_data_that_is_no_image_is_told(session: SandboxSession) -> None:
+    code = "from IPython import display as d\nd.display(d.Image(data=b'xx', format='png'))"
+    result = await session.execute(code, timeout=10)
+    assert result.stderr == "displayed data is not a readable image\n"
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
 async def test_every_mode_arrives_unchanged(client: SandboxClient, mode: str) -> None:
     kind = "TIFF" if mode in ("CMYK", "I;16", "I", "F") else "PNG"

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.protocol.actions import ToolCallAction
-from deepeyes_plugins.rollout import InfrastructureError, Observation, Task
+from deepeyes_plugins.rollout import Observation, Task
 from deepeyes_plugins.search.pages import shortened
 from deepeyes_plugins.settings import AgentSettings
 from deepeyes_plugins.tools.read_page import ReadPageTool
@@ -165,12 +165,14 @@ async def test_wrong_arguments_are_explained(
     )
 
 
-async def test_a_missing_library_is_our_failure(
+async def test_a_missing_library_is_ours_and_the_model_need_not_try_again(
     resources: Resources, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "trafilatura", None)
-    with pytest.raises(InfrastructureError, match=r"deepeyes-plugins\[search\]"):
-        await read(resources, {"url": f"{server.root}/page"})
+    observation = await read(resources, {"url": f"{server.root}/page"})
+    assert "the tool read_page is not configured; answer without it" in str(observation.parts)
+    assert observation.infrastructure
+    assert observation.error is not None and "deepeyes-plugins[search]" in observation.error
 
 
 @pytest.mark.parametrize("wanted", [False, True])

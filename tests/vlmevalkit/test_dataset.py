@@ -37,6 +37,13 @@ def test_failed_samples_are_counted_apart(tmp_path: Path, dataset: DeepEyesQuick
     assert pd.read_csv(tmp_path / "model_acc.csv").loc[0].to_dict() == expected
 
 
+def test_a_row_without_an_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_table(tmp_path, {"red": ("a?", "A"), "blue": ("b?", " ")})
+    monkeypatch.setenv("LMUData", str(tmp_path))
+    with pytest.raises(ValueError, match=r"Quickstart\.tsv: 1 rows have no answer: index 1"):
+        DeepEyesQuickstart("DeepEyesQuickstart")
+
+
 def test_predictions_may_be_json(tmp_path: Path, dataset: DeepEyesQuickstart) -> None:
     """What ``PRED_FORMAT=json`` makes VLMEvalKit write."""
     table = dataset.data.drop(columns="image").assign(prediction=["None", "1.0", "C"])

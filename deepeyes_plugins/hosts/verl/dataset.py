@@ -25,7 +25,8 @@ from deepeyes_plugins.environments.preflight import check_tools
 from deepeyes_plugins.hosts.transformers.token_counter import Chat, chat_lengths
 from deepeyes_plugins.hosts.verl.register import AGENT_LOOP
 from deepeyes_plugins.protocol.content import EncodedImage, Message
-from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
+from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, IMAGE_PLACEHOLDER
+from deepeyes_plugins.protocol.observations import defuse
 from deepeyes_plugins.rewards.scoring import Scorer, configured_judge
 from deepeyes_plugins.settings import load_settings
 
@@ -173,7 +174,7 @@ class DeepEyesDataset(RLHFDataset):
             chats: list[Chat] = []
             for at in range(start, min(start + _PROMPTS_AT_A_TIME, len(rows))):
                 row = rows.read(at, (self.prompt_key, IMAGE_SIZES))
-                turns = [(each["role"], each["content"]) for each in row[self.prompt_key]]
+                turns = [(each["role"], _plain(each["content"])) for each in row[self.prompt_key]]
                 chats.append((turns, [(width, height) for width, height in row[IMAGE_SIZES]]))
             yield from chat_lengths(
                 chats,
@@ -183,6 +184,11 @@ class DeepEyesDataset(RLHFDataset):
                 bounds=self.mm_processor_kwargs or {},
                 options=self.apply_chat_template_kwargs,
             )
+
+
+def _plain(content: str) -> str:
+    """A text with placeholders, in which everything else is text, as the prompt is built of it."""
+    return IMAGE_PLACEHOLDER.join(map(defuse, content.split(IMAGE_PLACEHOLDER)))
 
 
 def _chat_message(message: Message) -> dict[str, Any]:

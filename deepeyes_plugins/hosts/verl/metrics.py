@@ -36,6 +36,7 @@ from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.files import whole_file
 from deepeyes_plugins.hosts.verl.logging_board import BoardSample, LoggingBoard
 from deepeyes_plugins.hosts.verl.output import SAMPLE_FIELD
+from deepeyes_plugins.protocol.missing import text_of
 from deepeyes_plugins.rollout.collapse import CallHistory, CollapseSettings
 from deepeyes_plugins.rollout.figures import Figures, SampleRecord
 from deepeyes_plugins.rollout.log import BackgroundWriter
@@ -262,7 +263,7 @@ def read_board_samples(keys: Sequence[str], partition: str) -> list[BoardSample]
             log_probs=rows["old_log_probs"][at],
             token_rewards=rows.get("token_level_rewards", rows["rm_scores"])[at],
             reward=sum(rows["rm_scores"][at]),
-            ground_truth=str(rows["reward_model"][at].get("ground_truth", "")),
+            ground_truth=text_of(rows["reward_model"][at].get("ground_truth")),
             data_source=str(rows["data_source"][at]),
             reference_log_probs=rows.get("ref_log_prob", absent)[at],
             values=rows.get("values", absent)[at],

@@ -45,7 +45,12 @@ from deepeyes_plugins.sandbox.kernels.contract import (
     Snapshot,
     SnapshotFailed,
 )
-from deepeyes_plugins.sandbox.kernels.fork.images import ImageRefused, decode_into, encode_png
+from deepeyes_plugins.sandbox.kernels.fork.images import (
+    ImageRefused,
+    decode_into,
+    encode_png,
+    reason,
+)
 from deepeyes_plugins.sandbox.kernels.fork.isolation import LAYERS
 from deepeyes_plugins.sandbox.kernels.jupyter_prelude import NAMES_TYPE
 from deepeyes_plugins.sandbox.kernels.outcomes import DIED, KILLED, MALFORMED, timed_out
@@ -699,7 +704,7 @@ def _png(encoded: str, max_pixels: int) -> bytes:
     except ImageRefused:
         raise
     except Exception as error:
-        raise ImageRefused(f"displayed data is not a readable image: {error}") from error
+        raise ImageRefused(f"displayed data is not a readable image{reason(error)}") from error
 
 
 def _tail(log: Path) -> str:

@@ -10,12 +10,15 @@ import zlib
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from deepeyes_plugins.sandbox.kernels.output import PNG_SIGNATURE
 
-INPUT_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
-"""What may be uploaded: no format whose reader starts programs or interprets scripts."""
+INPUT_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""What may be uploaded: no format whose reader starts programs or interprets scripts.
+
+MPO, a JPEG file with more pictures behind it, is read as JPEG; Pillow has no reader of that name.
+"""
 
 # Modes whose pixels Pillow uses in place, by the layout in which they lie in memory.
 _SHARED_LAYOUTS = {"RGB": "RGBX", "RGBA": "RGBA", "L": "L", "CMYK": "CMYK"}
@@ -85,7 +88,7 @@ def decode_into(
         raise
     except Exception as error:
         known = ", ".join(INPUT_FORMATS)
-        raise ImageRefused(f"not a readable image ({error}); accepted are {known}") from error
+        raise ImageRefused(f"not a readable image{reason(error)}; accepted are {known}") from error
     return described
 
 
@@ -130,8 +133,27 @@ def attach(described: dict[str, Any], descriptor: int) -> Image.Image:
     return image
 
 
+def refuse_empty(width: int, height: int) -> None:
+    """Refuses an image without pixels, in words for the model.
+
+    Raises:
+        ValueError: It has no width or no height.
+    """
+    if not width or not height:
+        missing = "height" if width else "width"
+        raise ValueError(
+            f"the image is empty: {width} x {height} pixels, it has no {missing}. A crop "
+            "(x1, y1, x2, y2) needs x1 < x2 and y1 < y2"
+        )
+
+
 def encode_png(image: Image.Image) -> bytes:
-    """Encodes any Pillow image as PNG, for speed rather than size."""
+    """Encodes any Pillow image as PNG, for speed rather than size.
+
+    Raises:
+        ValueError: The image is empty.
+    """
+    refuse_empty(*image.size)
     if image.mode not in _PNG_COLOUR_TYPES:
         transparent = "transparency" in image.info or image.mode in ("PA", "RGBa", "La")
         grey = image.mode in ("1", "I", "F", "I;16", "I;16B", "I;16L")
@@ -199,7 +221,12 @@ def as_png(data: bytes) -> bytes:
             image.verify()  # Checksums only: what is drawn here is shown as it is.
             return data
     except Exception as error:
-        raise ImageRefused(f"displayed data is not a readable image: {error}") from error
+        raise ImageRefused(f"displayed data is not a readable image{reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """Why Pillow does not read an image: where it knows no format, it names an address only."""
+    return "" if isinstance(error, UnidentifiedImageError) else f": {error}"
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
