@@ -11,6 +11,8 @@ from typing import Literal
 
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from deepeyes_plugins.protocol.pixels import to_8bit, to_rgb
+
 Role = Literal["system", "user", "assistant"]
 
 MINIMUM_SIDE = 32
@@ -23,6 +25,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _ORIENTATION = 0x0112
 _ON_THEIR_SIDE = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
+_TIFF_SIZE = (256, 257)
+"""Tags of a TIFF file with the width and height of its pixels as they are stored."""
 
 
 class ImageError(ValueError):
@@ -42,11 +46,9 @@ class EncodedImage:
 
     @classmethod
     def from_pil(cls, image: Image.Image) -> EncodedImage:
-        """Encode a Pillow image as PNG (lossless, lightly compressed)."""
+        """Encode a Pillow image as PNG (lossless, lightly compressed), upright, in 8 bits."""
         buffer = io.BytesIO()
-        if image.mode not in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"):
-            image = image.convert("RGB")
-        image.save(buffer, "PNG", compress_level=1)
+        to_8bit(turn_upright(image)).save(buffer, "PNG", compress_level=1)
         return cls(buffer.getvalue())
 
     @cached_property
@@ -79,29 +81,34 @@ class EncodedImage:
     def pil(self) -> Image.Image:
         """Decode to an RGB Pillow image, upright (EXIF rotation applied), in original size.
 
-        Transparent pixels come out white, 16-bit grey values scaled to 8 bits; of an animation
-        the first frame is taken.
+        Transparent pixels come out white, values of more than 8 bits as
+        :func:`~deepeyes_plugins.protocol.pixels.to_8bit` scales them; of an animation the first
+        frame is taken.
 
         Raises:
             ImageError: The bytes are no image, are cut short, or hold too many pixels.
         """
         file = self.open()
         try:
-            return _as_rgb(
-                file if exif_orientation(file) is None else ImageOps.exif_transpose(file)
-            )
+            return turn_upright(to_rgb(file))
         # Decoders raise whatever they stumble on: struct.error, KeyError, zlib.error, ...
         except Exception as error:
             raise ImageError(f"the image cannot be decoded: {error}") from error
 
-    def upright(self) -> EncodedImage:
-        """Return the image without EXIF rotation: itself, or re-encoded where it has one.
+    def plain(self) -> EncodedImage:
+        """Return the image as any program decodes it: RGB or grey, 8 bits, opaque, upright.
+
+        A file of another kind (palette, transparency, more bits, EXIF rotation, ...), of which
+        programs make different pictures, is re-encoded with the pixels of :meth:`pil`.
 
         Raises:
             ImageError: The bytes are no readable image.
         """
-        turned = exif_orientation(self.open()) not in (None, 1)
-        return EncodedImage.from_pil(self.pil()) if turned else self
+        file = self.open()
+        is_plain = file.mode in ("RGB", "L") and not file.has_transparency_data
+        if is_plain and exif_orientation(file) in (None, 1):
+            return self
+        return EncodedImage.from_pil(self.pil())
 
     def open(self) -> ImageFile.ImageFile:
         """Read the header; Pillow decodes the pixels, as they are stored, when they are needed.
@@ -143,20 +150,17 @@ def exif_orientation(image: Image.Image) -> int | None:
 
 def upright_size(image: Image.Image, orientation: int | None) -> tuple[int, int]:
     """Return width and height in pixels once the EXIF orientation (1 to 8) is applied."""
-    width, height = image.size
+    # Of a TIFF file Pillow tells the upright size in some versions, or once it is decoded.
+    tags = getattr(image, "tag_v2", {})
+    width, height = (tags.get(tag, side) for tag, side in zip(_TIFF_SIZE, image.size, strict=True))
     return (height, width) if orientation in _ON_THEIR_SIDE else (width, height)
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        # Pillow would clip every value above 255 to white.
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        canvas = Image.new("RGB", image.size, "white")
-        canvas.paste(image, mask=image)
-        return canvas
-    return image.convert("RGB")
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; an image without one is returned as it is."""
+    image.load()  # Pillow turns TIFF files itself, and forgets their orientation.
+    upright = exif_orientation(image) in (None, 1)
+    return image if upright else ImageOps.exif_transpose(image)
 
 
 Part = str | EncodedImage
