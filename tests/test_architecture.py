@@ -38,7 +38,8 @@ FRAMEWORKS = {
 # What each room may import of ours; one that is missing here is not allowed to exist.
 ALLOWED = {
     "protocol": set(),
-    "sandbox": set(),
+    # How images look to a person; the language of the model is none of its business.
+    "sandbox": {"protocol"},
     "search": {"hookspecs", "plugins", "protocol", "remote", "sqlite_file"},
     "remote": set(),
     "sqlite_file": set(),

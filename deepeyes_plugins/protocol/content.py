@@ -11,7 +11,7 @@ from typing import Literal
 
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from deepeyes_plugins.protocol.pixels import to_8bit, to_rgb
+from deepeyes_plugins.protocol.pixels import is_8bit, to_8bit, to_rgb
 
 Role = Literal["system", "user", "assistant"]
 
@@ -22,6 +22,7 @@ MAXIMUM_PIXELS = 178_956_970
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """File formats that are read. Pillow knows more, some of which start programs (EPS)."""
 
+_PLAIN_FORMATS = ("PNG", "JPEG", "MPO", "WEBP")
 _ORIENTATION = 0x0112
 _ON_THEIR_SIDE = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
@@ -96,16 +97,17 @@ class EncodedImage:
             raise ImageError(f"the image cannot be decoded: {error}") from error
 
     def plain(self) -> EncodedImage:
-        """Return the image as any program decodes it: RGB or grey, 8 bits, opaque, upright.
+        """Return the image as a file that every program decodes to the same pixels.
 
-        A file of another kind (palette, transparency, more bits, EXIF rotation, ...), of which
-        programs make different pictures, is re-encoded with the pixels of :meth:`pil`.
+        That is a PNG, JPEG or WebP file of 8-bit RGB or grey, opaque and upright. Another one, of
+        which programs make different pictures (palette, transparency, more bits, EXIF rotation) or
+        none, is re-encoded with the pixels of :meth:`pil`.
 
         Raises:
             ImageError: The bytes are no readable image.
         """
         file = self.open()
-        is_plain = file.mode in ("RGB", "L") and not file.has_transparency_data
+        is_plain = file.format in _PLAIN_FORMATS and file.mode in ("RGB", "L") and is_8bit(file)
         if is_plain and exif_orientation(file) in (None, 1):
             return self
         return EncodedImage.from_pil(self.pil())

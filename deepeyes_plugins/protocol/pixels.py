@@ -42,7 +42,7 @@ def to_8bit(image: Image.Image) -> Image.Image:
         image = _levels(image)
     if image.mode in _PREMULTIPLIED:
         image = image.convert(_PREMULTIPLIED[image.mode])
-    if image.mode in _PLAIN_MODES and "transparency" not in image.info:
+    if is_8bit(image):
         return image
     if image.has_transparency_data:
         return image.convert("RGBA")
@@ -61,6 +61,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return canvas
 
 
+def is_8bit(image: Image.Image) -> bool:
+    """Return whether :func:`to_8bit` leaves the image as it is."""
+    return image.mode in _PLAIN_MODES and "transparency" not in image.info
+
+
 def is_deep(image: Image.Image) -> bool:
     """Return whether Pillow holds the pixels in more than 8 bits per channel."""
     return image.mode.startswith(("I", "F"))
@@ -73,15 +78,15 @@ def describe_depth(image: Image.Image) -> str:
         image: As it was opened, before its pixels are decoded.
 
     Returns:
-        For instance ``16 bits per channel, scaled to 8``; empty for 8 bits and fewer.
+        For instance ``16-bit channels, scaled to 8-bit``; empty for 8 bits and fewer.
     """
     if image.mode == "F":
-        return "floats, scaled to 8 bits (0 to 1, otherwise least to greatest value)"
+        return "floats, scaled to 8-bit (from zero to one, or else from least to greatest value)"
     tags = _tags(image)
     if image.mode == "I" and not _is_16bit_file(image) and tags.get(_BITS_PER_SAMPLE) != (16,):
-        return "32-bit integers, scaled to 8 bits (the smallest range that holds the values)"
+        return "32-bit integers, scaled to 8-bit (from the smallest range that holds all values)"
     bits = tags.get(_BITS_PER_SAMPLE, (16 if is_deep(image) or _is_halved(image) else 8,))[0]
-    return f"{bits} bits per channel, scaled to 8" if bits > 8 else ""
+    return f"{bits}-bit channels, scaled to 8-bit" if bits > 8 else ""
 
 
 def _levels(image: Image.Image) -> Image.Image:
