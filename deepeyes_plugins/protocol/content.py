@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -89,12 +89,23 @@ class EncodedImage:
         Raises:
             ImageError: The bytes are no image, are cut short, or hold too many pixels.
         """
+        return self._decoded(lambda file: turn_upright(to_rgb(file)))
+
+    def upright(self) -> EncodedImage:
+        """Return the image without EXIF rotation and transparent pixels, so that code sees it.
+
+        That is the image itself, or where it has one of these a file with the pixels of
+        :meth:`pil`: code that drops the alpha channel would find the colours stored under it.
+
+        Raises:
+            ImageError: The bytes are no readable image.
+        """
         file = self.open()
-        try:
-            return turn_upright(to_rgb(file))
-        # Decoders raise whatever they stumble on: struct.error, KeyError, zlib.error, ...
-        except Exception as error:
-            raise ImageError(f"the image cannot be decoded: {error}") from error
+        as_stored = exif_orientation(file) in (None, 1)
+        if as_stored and file.has_transparency_data:
+            alpha = self._decoded(lambda file: to_8bit(file).convert("RGBA").getchannel("A"))
+            as_stored = alpha.getextrema() == (255, 255)
+        return self if as_stored else EncodedImage.from_pil(self.pil())
 
     def plain(self) -> EncodedImage:
         """Return the image as a file that every program decodes to the same pixels.
@@ -130,6 +141,14 @@ class EncodedImage:
         if image.width * image.height > MAXIMUM_PIXELS:
             raise ImageError(f"image of {image.width} x {image.height} pixels is too large")
         return image
+
+    def _decoded(self, convert: Callable[[ImageFile.ImageFile], Image.Image]) -> Image.Image:
+        file = self.open()
+        try:
+            return convert(file)
+        # Decoders raise whatever they stumble on: struct.error, KeyError, zlib.error, ...
+        except Exception as error:
+            raise ImageError(f"the image cannot be decoded: {error}") from error
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EncodedImage) and self.data == other.data

@@ -45,10 +45,10 @@ class PythonTool(Tool):
             InfrastructureError: The sandbox is not there or refuses an image.
         """
         try:
-            plain = await asyncio.to_thread(lambda: [image.plain() for image in task.images])
+            upright = await asyncio.to_thread(lambda: [image.upright() for image in task.images])
         except ImageError as error:
             raise InfrastructureError(f"an image of task {task.id} is broken: {error}") from error
-        self._images = [image.data for image in plain]
+        self._images = [image.data for image in upright]
         await self._current_session()
 
     async def call(self, arguments: Mapping[str, Any]) -> Observation:

@@ -121,6 +121,19 @@ class TestReading:
         image = encoded(red(60, 40), "TIFF", exif=exif)
         assert image.size == image.pil().size == (40, 60)
 
+    def test_code_gets_other_files_as_they_are(self) -> None:
+        opaque = encoded(red(mode="RGBA"))
+        for image in (turned(1), encoded(red(mode="P")), opaque):
+            assert image.upright() is image
+
+    def test_code_gets_an_upright_image_without_transparent_pixels(self) -> None:
+        """``convert("RGB")`` would bring out the black that is stored under them."""
+        clear = encoded(Image.new("RGBA", (60, 40), (0, 0, 0, 0)))
+        keyed = encoded(Image.new("P", (60, 40)), transparency=0)
+        for image in (clear, keyed):
+            assert image.upright().open().convert("RGB").getpixel((5, 5)) == (255, 255, 255)
+        assert turned(6).upright().open().size == (40, 60)
+
     def test_a_plain_file_stays_as_it_is(self) -> None:
         for image in (turned(1), encoded(red()), encoded(red(mode="L")), encoded(red(), "WEBP")):
             assert image.plain() is image
