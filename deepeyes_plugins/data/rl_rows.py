@@ -276,7 +276,7 @@ def _original(image: Image.Image) -> EncodedImage | None:
             source = EncodedImage(Path(os.fsdecode(image.filename)).read_bytes())
         else:
             return None
-        return source if source.size == image.size else None
+        return source if source.open().size == image.size else None
     except (OSError, ValueError):
         return None
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from deepeyes_plugins.data import rl_rows
 from deepeyes_plugins.data.contracts import RowError
@@ -108,6 +108,24 @@ def test_images_as_paths_bytes_and_pillow(tmp_path: Path) -> None:
     for entry in (file, str(file), f"file://{file}", {"path": str(file)}, jpeg()):
         assert rl_rows.image_from(entry).data == jpeg()
     assert rl_rows.image_from({"bytes": None, "image": drawn}).pil().size == (33, 44)
+
+
+def test_a_pillow_image_on_its_side_is_turned_once(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = tmp_path / "turned.jpg"
+    Image.new("RGB", (60, 40)).save(file, exif=exif)
+    opened = Image.open(file)
+
+    for entry in (opened, opened.copy(), ImageOps.exif_transpose(opened)):
+        assert rl_rows.image_from(entry).pil().size == (40, 60)
+    assert rl_rows.image_from(opened).data == file.read_bytes()
+
+
+def test_a_pillow_image_of_16_bits_keeps_its_range() -> None:
+    for mode in ("I", "I;16"):
+        drawn = Image.new(mode, (33, 44), 0x8000)
+        assert rl_rows.image_from(drawn).pil().getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_question_without_index_is_named_by_its_content() -> None:

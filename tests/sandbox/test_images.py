@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageDraw
 
+from deepeyes_plugins.protocol.pixels import to_8bit
 from deepeyes_plugins.sandbox import SandboxClient, SandboxError, SandboxSession
 from deepeyes_plugins.sandbox.kernels.fork.images import encode_png
 
@@ -63,25 +64,52 @@ async def test_displayed_data_that_is_no_image_is_told(session: SandboxSession) 
     assert result.stderr == "displayed data is not a readable image\n"
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
-async def test_every_mode_arrives_unchanged(client: SandboxClient, mode: str) -> None:
-    kind = "TIFF" if mode in ("CMYK", "I;16", "I", "F") else "PNG"
-    image = gradient().convert("I").point(lambda v: v, "F") if mode == "F" else None
-    image = image or (
-        gradient().convert("L").convert("I").convert("I;16")
-        if mode == "I;16"
-        else gradient().convert(mode)
-    )
-    async with await client.create_session([encoded(image, kind)]) as session:
+RAMP = np.linspace(0, 1, 256)[None].repeat(8, 0)
+DEEP = {
+    "I;16": Image.fromarray((RAMP * 65535).astype(np.uint16)),
+    "I": Image.fromarray((RAMP * 65535).astype(np.int32)),
+    "F": Image.fromarray(RAMP.astype(np.float32)),
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "arrives"),
+    [
+        *((mode, mode) for mode in ("L", "LA", "RGB", "RGBA")),
+        *(("P", "RGB"), ("1", "L"), ("CMYK", "RGB"), ("I;16", "L"), ("I", "L"), ("F", "L")),
+    ],
+)
+async def test_every_mode_arrives_as_it_looks(
+    client: SandboxClient, mode: str, arrives: str
+) -> None:
+    """In 8 bits, so that arrays hold colours and resizing works; what has them is unchanged."""
+    image = DEEP[mode] if mode in DEEP else gradient().convert(mode)
+    file = encoded(image, "TIFF" if mode in (*DEEP, "CMYK") else "PNG")
+    async with await client.create_session([file]) as session:
         result = await session.execute(
             "from hashlib import md5\n"
             "(image_1.mode, image_1.size, md5(image_1.tobytes()).hexdigest())",
             timeout=10,
         )
         shown = await session.execute("image_1", timeout=10)
-    expected = (image.mode, image.size, hashlib.md5(image.tobytes()).hexdigest())
+    seen = to_8bit(image)
+    expected = (arrives, image.size, hashlib.md5(seen.tobytes()).hexdigest())
     assert result.result == repr(expected)
-    assert shown.outcome == "ok" and len(shown.images) == 1
+    assert same(decoded(shown.images[0]), seen)
+
+
+async def test_displayed_images_of_more_bits_keep_their_range(session: SandboxSession) -> None:
+    """A ramp from black to white is one, not white with a thin dark edge."""
+    result = await session.execute(
+        "import numpy as np\nfrom PIL import Image\n"
+        "ramp = np.linspace(0, 1, 256)[None].repeat(8, 0)\n"
+        "for pixels in ((ramp * 65535).astype('u2'), (ramp * 65535).astype('i4'), ramp):\n"
+        "    display(Image.fromarray(pixels))",
+        timeout=10,
+    )
+    shown = [np.asarray(decoded(image).convert("L")) for image in result.images]
+    assert [pixels.mean() for pixels in shown] == pytest.approx([127.5] * 3, abs=1)
+    assert [(pixels.min(), pixels.max()) for pixels in shown] == [(0, 255)] * 3
 
 
 async def test_metadata_such_as_orientation_survives(client: SandboxClient) -> None:

@@ -26,6 +26,7 @@ from deepeyes_plugins.rollout.log import read_log
 from eval_plugins.vlmevalkit.adapter import LONGEST_PREDICTION, UNANSWERED, DeepEyesV2, prediction
 from eval_plugins.vlmevalkit.dataset import DeepEyesQuickstart, read_predictions
 from tests.openai.server import ChatServer, Reply, question, text_of
+from tests.pictures import unusual_pictures
 from tests.vlmevalkit.conftest import png
 
 ZOOM = (
@@ -119,6 +120,32 @@ def test_code_has_every_image_as_the_dataset_holds_it(
     # VLMEvalKit's own files of them have lost some.
     written = [Path(dataset.img_root, name).read_bytes() for name in paths]
     assert not {pixels(one) for one in written} & set(printed)
+
+
+def test_the_server_decodes_the_pixels_that_training_sees(
+    tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of palettes, transparency, EXIF rotation and 16 bits, which VLMEvalKit's files have lost."""
+    paths = unusual_pictures(tmp_path)
+    stored = [base64.b64encode(path.read_bytes()).decode() for path in paths]
+    row = ["7", str(stored), "Which?", "0", str([path.name for path in paths])]
+    (tmp_path / "DeepEyesQuickstart.tsv").write_text(
+        "index\timage\tquestion\tanswer\timage_path\n" + "\t".join(row) + "\n"
+    )
+    monkeypatch.setenv("LMUData", str(tmp_path))
+    dataset = DeepEyesQuickstart("DeepEyesQuickstart")
+    with ChatServer.saying("<answer>0</answer>") as server:
+        model = make_model(server.url)
+        model.set_dump_image(dataset.dump_image)
+        prompt = model.build_prompt(dataset.data.iloc[0], dataset="DeepEyesQuickstart")
+        assert model.generate(prompt, dataset="DeepEyesQuickstart") == "0"
+
+    content = server.requests[0]["messages"][0]["content"]
+    urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+    for path, url in zip(paths, urls, strict=True):
+        trained = EncodedImage(path.read_bytes()).pil()
+        sent = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
+        assert (sent.size, sent.tobytes()) == (trained.size, trained.tobytes()), path.name
 
 
 def test_a_question_without_images(make_model: MakeModel) -> None:

@@ -89,7 +89,7 @@ class OpenAIPolicy:
         if not any(message.images for message in messages):
             return [_serialise(message) for message in messages]
         return await asyncio.to_thread(
-            lambda: [_serialise(_scaled(message, limit)) for message in messages]
+            lambda: [_serialise(_decodable(message, limit)) for message in messages]
         )
 
     async def _complete(self, limit: int | None) -> Completion:
@@ -173,12 +173,17 @@ def _swallowed_tag(text: str, stop: tuple[str, ...]) -> str:
     return last if opened.get(last, -1) >= 0 else ""
 
 
-def _scaled(message: Message, limit: int | None) -> Message:
-    """``message`` with its images scaled down to ``limit`` pixels."""
-    if limit is None:
-        return message
+def _decodable(message: Message, limit: int | None) -> Message:
+    """``message`` with images of which every server makes the pixels that training sees.
+
+    Args:
+        message: The message.
+        limit: Most pixels of an image; larger ones are scaled down. ``None``: any number.
+    """
     parts = (
-        scaled_down(part, limit) if isinstance(part, EncodedImage) else part
+        (part if limit is None else scaled_down(part, limit)).plain()
+        if isinstance(part, EncodedImage)
+        else part
         for part in message.parts
     )
     return Message(message.role, tuple(parts))

@@ -38,6 +38,7 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from PIL import Image
 
+from deepeyes_plugins.protocol.pixels import is_8bit
 from deepeyes_plugins.sandbox.contracts import ExecutionResult, SandboxUnavailable
 from deepeyes_plugins.sandbox.kernels.contract import (
     ImageRejected,
@@ -46,6 +47,7 @@ from deepeyes_plugins.sandbox.kernels.contract import (
     SnapshotFailed,
 )
 from deepeyes_plugins.sandbox.kernels.fork.images import (
+    INPUT_FORMATS,
     ImageRefused,
     decode_into,
     encode_png,
@@ -571,7 +573,7 @@ class JupyterProvider:
         if digest in self._images:
             return
         async with self._decoder_lock:  # One after the other: their pixels fill the memory.
-            await asyncio.to_thread(_check_image, data, self._settings.max_image_pixels)
+            data = await asyncio.to_thread(_usable, data, self._settings.max_image_pixels)
         self._images[digest] = data
         held = sum(map(len, self._images.values()))
         while held > self._settings.image_cache_mb << 20 and len(self._images) > 1:
@@ -667,8 +669,11 @@ def _look_up(name: str) -> _Spec:
     return _Spec(name, spec.language.lower(), provisioner, local)
 
 
-def _check_image(data: bytes, max_pixels: int) -> None:
+def _usable(data: bytes, max_pixels: int) -> bytes:
     """Takes the images that the fork kernel takes. Blocks.
+
+    Returns:
+        The file; one whose pixels are not the 8 bits that a person sees is encoded anew.
 
     Raises:
         ImageRejected: The data is no usable image.
@@ -680,6 +685,8 @@ def _check_image(data: bytes, max_pixels: int) -> None:
         os.lseek(source, 0, os.SEEK_SET)
         with open(os.devnull, "wb") as nowhere:
             decode_into(source, nowhere.fileno(), max_pixels, lazy_pixels=max_pixels)
+        with Image.open(io.BytesIO(data), formats=INPUT_FORMATS) as image:
+            return data if is_8bit(image) else encode_png(image)
     except ImageRefused as error:
         raise ImageRejected(str(error)) from error
     finally:
