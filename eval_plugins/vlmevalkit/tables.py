@@ -1,0 +1,90 @@
+"""VLMEvalKit's tables give back the texts that were written to them.
+
+pandas reads a prediction ``None`` or ``N/A`` as nothing and ``007`` as a number, and a spreadsheet
+changes what :mod:`eval_plugins.cells` names. ``vlmeval.smp.file`` writes and reads all of
+VLMEvalKit's tables, so that what is scored, by upstream's rules or by ours, is what a model said.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+
+from eval_plugins.cells import decoded, encoded
+from eval_plugins.vlmevalkit.shuffling import PASS
+
+PREDICTION = "prediction"
+_READERS: dict[str, Callable[..., pd.DataFrame]] = {
+    "xlsx": pd.read_excel,
+    "csv": pd.read_csv,
+    "tsv": lambda path, **keywords: pd.read_csv(path, sep="\t", **keywords),
+}
+
+
+def keep_texts(file: ModuleType) -> None:
+    """Let ``dump`` and ``load`` keep texts; called when ``vlmeval.smp.file`` has been imported.
+
+    That is before any other module of VLMEvalKit has taken the two from there. Nothing changes but
+    tables of predictions, of whatever model, and the options of shuffled passes:
+
+    * ``dump`` encodes texts that a spreadsheet would change.
+    * ``load`` decodes them, reads predictions as texts, and returns predictions in JSON as a table,
+      as those in other formats are: upstream's scoring expects one.
+
+    Args:
+        file: The module ``vlmeval.smp.file``.
+    """
+    write, read = file.dump, file.load
+
+    @wraps(write)
+    def dump(data: Any, f: str, **keywords: Any) -> Any:
+        if isinstance(data, pd.DataFrame) and PREDICTION in data and _suffix(f) in _READERS:
+            data = _each_text(data, encoded)
+        return write(data, f, **keywords)
+
+    @wraps(read)
+    def load(f: str, fmt: str | None = None) -> Any:
+        return _as_written(read(f, fmt), Path(f), fmt or _suffix(f))
+
+    file.dump, file.load = dump, load
+
+
+def _as_written(data: Any, path: Path, kind: str) -> Any:
+    if kind == "json" and _holds_predictions(data):
+        return pd.DataFrame(data)
+    if kind not in _READERS or not isinstance(data, pd.DataFrame) or not path.is_file():
+        return data
+    options = string.ascii_uppercase if PASS.search(path.stem) else ""
+    columns = [name for name in data if name == PREDICTION or name in [*options]]
+    if columns:
+        texts = _READERS[kind](path, usecols=columns, dtype=str, na_filter=False)
+        for name in columns:  # An empty cell stays what upstream takes it for.
+            data[name] = texts[name].where(texts[name] != "", data[name])
+    return _each_text(data, decoded) if PREDICTION in data else data
+
+
+def _holds_predictions(data: Any) -> bool:
+    return (
+        isinstance(data, list)
+        and bool(data)
+        and all(isinstance(row, dict) and {"index", PREDICTION} <= row.keys() for row in data)
+    )
+
+
+def _each_text(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """A table with every text changed."""
+    changed = table.copy(deep=False)
+    for name in table.select_dtypes(["object", "string"]):
+        cells = [change(cell) if isinstance(cell, str) else cell for cell in table[name]]
+        changed[name] = pd.Series(cells, table.index, object)
+    return changed
+
+
+def _suffix(path: str) -> str:
+    return path.rpartition(".")[2]
