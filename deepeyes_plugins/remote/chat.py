@@ -26,7 +26,7 @@ _CONTEXT_LENGTH = re.compile(
 )
 _CONTEXT_TOKENS = re.compile(r"maximum context length (?:is|of) (\d+) tokens")
 _PROMPT_TOKENS = re.compile(
-    r"(?<!at least )\b(\d+) (?:input tokens|in the messages|tokens from the input messages)"
+    r"(?:contains |has |\(|: )(\d+) (?:input tokens|in the messages|tokens from the input messages)"
 )
 _PROMPT_ALONE = re.compile(r"\b(?:input|prompt)(?: length)? \((?:length )?\d+", re.IGNORECASE)
 """How a message begins that says the prompt itself is longer than the context."""

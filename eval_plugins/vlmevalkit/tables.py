@@ -19,7 +19,9 @@ import pandas as pd
 from eval_plugins.cells import decoded, encoded
 from eval_plugins.vlmevalkit.shuffling import PASS
 
-PREDICTION = "prediction"
+PREDICTION, ANSWER = "prediction", "answer"
+_NOTHING = ("", "nan", "NaN", "-nan", "-NaN")
+"""Cells without a right answer; programs write "nan" for one that is missing."""
 _READERS: dict[str, Callable[..., pd.DataFrame]] = {
     "xlsx": pd.read_excel,
     "csv": pd.read_csv,
@@ -30,12 +32,14 @@ _READERS: dict[str, Callable[..., pd.DataFrame]] = {
 def keep_texts(file: ModuleType) -> None:
     """Let ``dump`` and ``load`` keep texts; called when ``vlmeval.smp.file`` has been imported.
 
-    That is before any other module of VLMEvalKit has taken the two from there. Nothing changes but
-    tables of predictions, of whatever model, and the options of shuffled passes:
+    That is before any other module of VLMEvalKit has taken the two from there. They change, for
+    whatever model:
 
-    * ``dump`` encodes texts that a spreadsheet would change.
-    * ``load`` decodes them, reads predictions as texts, and returns predictions in JSON as a table,
-      as those in other formats are: upstream's scoring expects one.
+    * ``dump`` encodes texts of a table of predictions that a spreadsheet would change.
+    * ``load`` decodes them, reads predictions and the options of shuffled passes as texts, and
+      right answers where one of them is a word such as ``None``. Empty cells stay empty.
+    * ``load`` returns predictions in JSON as a table, as those in other formats are: upstream's
+      scoring expects one.
 
     Args:
         file: The module ``vlmeval.smp.file``.
@@ -60,12 +64,16 @@ def _as_written(data: Any, path: Path, kind: str) -> Any:
         return pd.DataFrame(data)
     if kind not in _READERS or not isinstance(data, pd.DataFrame) or not path.is_file():
         return data
-    options = string.ascii_uppercase if PASS.search(path.stem) else ""
-    columns = [name for name in data if name == PREDICTION or name in [*options]]
+    wanted = {PREDICTION, *(string.ascii_uppercase if PASS.search(path.stem) else ())}
+    if ANSWER in data and data[ANSWER].isna().any():
+        wanted.add(ANSWER)
+    columns = [name for name in data if name in wanted]
     if columns:
         texts = _READERS[kind](path, usecols=columns, dtype=str, na_filter=False)
-        for name in columns:  # An empty cell stays what upstream takes it for.
-            data[name] = texts[name].where(texts[name] != "", data[name])
+        for name in columns:
+            filled = ~texts[name].isin(_NOTHING if name == ANSWER else [""])
+            if name != ANSWER or (filled & data[name].isna()).any():
+                data[name] = texts[name].where(filled, data[name])
     return _each_text(data, decoded) if PREDICTION in data else data
 
 
