@@ -11,7 +11,6 @@ import string
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -29,7 +28,7 @@ _READERS: dict[str, Callable[..., pd.DataFrame]] = {
 }
 
 
-def keep_texts(file: ModuleType) -> None:
+def keep_texts(file: Any) -> None:
     """Let ``dump`` and ``load`` keep texts; called when ``vlmeval.smp.file`` has been imported.
 
     That is before any other module of VLMEvalKit has taken the two from there. They change, for
