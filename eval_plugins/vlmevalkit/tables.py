@@ -66,7 +66,8 @@ def _as_written(data: Any, path: Path, kind: str) -> Any:
     wanted = {PREDICTION, *(string.ascii_uppercase if PASS.search(path.stem) else ())}
     if ANSWER in data and data[ANSWER].isna().any():
         wanted.add(ANSWER)
-    columns = [name for name in data if name in wanted]
+    # Where pandas has found nothing but texts in a column, they are as written.
+    columns = [name for name in data if name in wanted and not _holds_texts(data[name])]
     if columns:
         texts = _READERS[kind](path, usecols=columns, dtype=str, na_filter=False)
         for name in columns:
@@ -82,6 +83,10 @@ def _holds_predictions(data: Any) -> bool:
         and bool(data)
         and all(isinstance(row, dict) and {"index", PREDICTION} <= row.keys() for row in data)
     )
+
+
+def _holds_texts(column: pd.Series) -> bool:
+    return all(isinstance(cell, str) for cell in column)
 
 
 def _each_text(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
