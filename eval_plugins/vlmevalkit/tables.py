@@ -37,7 +37,7 @@ def keep_texts(file: Any) -> None:
     * ``dump`` encodes texts of a table of predictions that a spreadsheet would change.
     * ``load`` decodes them, reads predictions and the options of shuffled passes as texts, and
       right answers where one of them is a word such as ``None``. Empty cells stay empty.
-    * ``load`` returns predictions in JSON as a table, as those in other formats are: upstream's
+    * ``load`` returns a dataset's rows with their predictions as a table from JSON, too: upstream's
       scoring expects one.
 
     Args:
@@ -78,10 +78,12 @@ def _as_written(data: Any, path: Path, kind: str) -> Any:
 
 
 def _holds_predictions(data: Any) -> bool:
+    """Whether it is what ``dump`` has made of a dataset's rows and their predictions."""
+    expected = {"index", "question", PREDICTION}
     return (
         isinstance(data, list)
         and bool(data)
-        and all(isinstance(row, dict) and {"index", PREDICTION} <= row.keys() for row in data)
+        and all(isinstance(row, dict) and expected <= row.keys() for row in data)
     )
 
 

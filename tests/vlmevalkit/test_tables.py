@@ -93,8 +93,10 @@ def test_any_text_comes_back(
     tmp_path_factory: pytest.TempPathFactory, kind: str, answers: list[str]
 ) -> None:
     path = str(tmp_path_factory.mktemp("table") / f"a.{kind}")
-    dump(pd.DataFrame({"index": range(len(answers)), "prediction": answers}), path)
+    rows = {"index": range(len(answers)), "question": answers[::-1], "prediction": answers}
+    dump(pd.DataFrame(rows), path)
     assert list(load(path)["prediction"]) == answers
+    assert list(read_table(Path(path))["question"]) == answers[::-1]
 
 
 @given(st.text())
@@ -120,18 +122,21 @@ def test_the_end_of_a_long_answer_is_kept(character: str) -> None:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_other_columns_and_empty_cells_are_upstreams(tmp_path: Path, kind: str) -> None:
     path = str(tmp_path / f"a.{kind}")
-    table = pd.DataFrame(
-        {"index": [1, 2], "prediction": ["7", None], "answer": [1.5, None], "hit": [1, 0]}
-    )
-    dump(table, path)
+    table = {
+        "question": ["a", "b"],
+        "prediction": ["7", None],
+        "answer": [1.5, None],
+        "hit": [1, 0],
+    }
+    dump(pd.DataFrame({"index": [1, 2], **table}), path)
     back = load(path)
     assert back["prediction"].isna().tolist() == [False, True]
     assert back["answer"].isna().tolist() == [False, True] and back["answer"][0] == 1.5
     assert back["hit"].tolist() == [1, 0] and back["index"].tolist() == [1, 2]
-    # Tables without predictions are upstream's, whatever is in them.
+    # What is no dataset's table is upstream's, whatever is in it.
     plain = str(tmp_path / "plain.json")
-    dump([{"index": 1}], plain)
-    assert load(plain) == [{"index": 1}]
+    dump([{"index": 1, "prediction": "=5"}], plain)
+    assert load(plain) == [{"index": 1, "prediction": "=5"}]
 
 
 # What a chart's question may be answered with; upstream compares texts and numbers.
