@@ -38,8 +38,8 @@ class Shuffled:
     Attributes:
         path: The table.
         rows: Its rows.
-        kept: Rows in their old order, since an option speaks of the others' places, or since the
-            right one is empty and is shown to nobody.
+        kept: Rows in their original order: an option refers to others by their places, or the
+            right option is an empty cell.
         before: How often each letter was right.
         after: How often each letter is right now.
     """
