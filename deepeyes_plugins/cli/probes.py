@@ -60,12 +60,15 @@ def llamafactory() -> list[Registration]:
 
 
 def vlmeval() -> list[Registration]:
-    """The model of VLMEvalKit."""
-    config = import_module("vlmeval.config")
+    """The model of VLMEvalKit, and the reading and writing of its tables."""
+    config, file = import_module("vlmeval.config"), import_module("vlmeval.smp.file")
     return [
         Registration(
             "model 'DeepEyesV2'", "DeepEyesV2" in config.supported_VLM, _outcome(config.__name__)
-        )
+        ),
+        Registration(
+            "texts of predictions", hasattr(file.load, "__wrapped__"), _outcome(file.__name__)
+        ),
     ]
 
 

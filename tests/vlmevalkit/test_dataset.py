@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from vlmeval.smp import dump
 
-from eval_plugins.vlmevalkit.dataset import DeepEyesQuickstart, read_predictions
+from eval_plugins.report.tables import read_table
+from eval_plugins.vlmevalkit.dataset import DeepEyesQuickstart
 from tests.vlmevalkit.conftest import write_table
 
 
@@ -59,7 +60,7 @@ def test_predictions_may_be_json(tmp_path: Path, dataset: DeepEyesQuickstart) ->
 def test_an_index_may_look_like_a_number(tmp_path: Path, kind: str) -> None:
     table = pd.DataFrame({"index": ["007", "10"], "prediction": ["NA", "1"]})
     dump(table, str(tmp_path / f"a.{kind}"))
-    read = read_predictions(str(tmp_path / f"a.{kind}"))
+    read = read_table(tmp_path / f"a.{kind}")
     assert read.to_dict("list") == table.to_dict("list")
 
 

@@ -97,15 +97,9 @@ class OpenAIPolicy:
         if self._opens_turns:
             messages.append(_own_turn(self._dialect.prefill))
         fields = self._fields()
-        if limit is None:
-            return await self._client.complete(self._server, messages, fields)
-        try:
-            return await self._client.complete(
-                self._server, messages, {**fields, "max_tokens": limit}
-            )
-        except ContextLengthError:
-            # vLLM refuses a limit beyond the room that is left; without one it uses that room.
-            return await self._client.complete(self._server, messages, fields)
+        if limit is not None:
+            fields = {**fields, "max_tokens": limit}
+        return await self._client.complete(self._server, messages, fields)
 
     @property
     def _opens_turns(self) -> bool:
