@@ -70,7 +70,17 @@ def image_bounds(image_processor: Any, overrides: Mapping[str, Any]) -> ImageBou
             if name in overrides:
                 _warn_of_ignored(name)
         size = overrides.get("size", image_processor.size)
+        if not _is_size(size):
+            raise SettingsError(
+                f"the model's image processor has the size {size}, without shortest_edge and "
+                "longest_edge: correct its preprocessor_config.json"
+            )
         minimum, maximum = size["shortest_edge"], size["longest_edge"]
+    if minimum < 1 or maximum < 1:
+        raise SettingsError(
+            f"the model's image processor allows {minimum} to {maximum} pixels: correct its "
+            "preprocessor_config.json"
+        )
     factor = image_processor.patch_size * image_processor.merge_size
     return ImageBounds(factor, int(minimum), int(maximum))
 
@@ -122,8 +132,8 @@ def model_image(image: EncodedImage, bounds: ImageBounds) -> Image.Image:
     """Decode an image and resize it; the processor makes the same of it as of the original.
 
     It gets the size that the processor would give it, to the very pixels, so that nothing is left
-    to resize. Where the processor would resize it once more (a strip thinner than one patch of the model, or
-    bounds so close that no size is within them) the image keeps its own size.
+    to resize. Where the processor would resize that once more, the image keeps its own size: it is
+    a strip thinner than a patch of the model, or the bounds are so close that no size fits.
 
     Raises:
         ImageError: The image cannot be decoded.
@@ -167,11 +177,6 @@ def _check_kind(image_processor: Any) -> None:
             "the model's image processor has do_resize false, so its images would not be whole "
             "patches: set do_resize to true in its preprocessor_config.json"
         )
-    if not _is_size(image_processor.size):
-        raise SettingsError(
-            f"the model's image processor has the size {image_processor.size}, without a positive "
-            "shortest_edge and longest_edge: correct its preprocessor_config.json"
-        )
 
 
 def _pixels(name: str, image_processor: Any, overrides: Mapping[str, Any]) -> int | None:
@@ -185,7 +190,8 @@ def _pixels(name: str, image_processor: Any, overrides: Mapping[str, Any]) -> in
 
 def _check_size(size: Any) -> None:
     # verl passes OmegaConf's own kind of dictionary on, which the processor refuses.
-    if type(size) is not dict or not _is_size(size) or {*map(type, size.values())} != {int}:
+    values = size.values() if type(size) is dict and _is_size(size) else ()
+    if {*map(type, values)} != {int} or min(values) < 1:
         raise SettingsError(
             f"{SECTION}.size: the processor refuses {size!r} as verl passes it on; set "
             "min_pixels and max_pixels instead"
@@ -194,7 +200,7 @@ def _check_size(size: Any) -> None:
 
 def _is_size(size: Any) -> bool:
     edges = dict(size) if isinstance(size, dict | SizeDict) else {}
-    return edges.keys() == {"shortest_edge", "longest_edge"} and min(edges.values()) > 0
+    return edges.keys() == {"shortest_edge", "longest_edge"}
 
 
 @lru_cache
