@@ -84,8 +84,8 @@ def test_answers_that_rules_cannot_compare_need_a_judge_before_training(
     ("overrides", "words"),
     [
         (
-            {"max_pixels": 2048},
-            r"max_pixels: alone it has no effect.* \+data.*min_pixels=4096 \+data",
+            {"max_pixels": 8192},
+            r"max_pixels: alone it has no effect.* \+data\S+min_pixels=3136 \+data",
         ),
         ({"size": {"shortest_edge": 4096, "longest_edge": 8192}}, "size: the processor refuses"),
         ({"do_resize": False}, "do_resize: belongs to the model"),

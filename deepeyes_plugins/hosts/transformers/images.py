@@ -96,20 +96,16 @@ def check_image_settings(image_processor: Any, overrides: Mapping[str, Any]) -> 
     """
     bounds = image_bounds(image_processor, overrides)
     given = {name: overrides[name] for name in PIXELS if name in overrides}
-    both = {"min_pixels": bounds.minimum, "max_pixels": bounds.maximum} | given
-    if len(given) == 1:
-        [name] = given
-        if getattr(image_processor, next(one for one in PIXELS if one != name), None) is None:
-            keys = " ".join(f"+{SECTION}.{key}={value}" for key, value in both.items())
-            raise SettingsError(
-                f"{SECTION}.{name}: alone it has no effect, because the image processor takes "
-                f"min_pixels and max_pixels only together. Set both: {keys}"
-            )
-    if both["min_pixels"] > both["max_pixels"]:
+    least = given.get("min_pixels", min(bounds.minimum, given.get("max_pixels", bounds.minimum)))
+    most = given.get("max_pixels", max(bounds.maximum, least))
+    if len(given) == 1 and None in (getattr(image_processor, name, None) for name in PIXELS):
         raise SettingsError(
-            f"{SECTION}: min_pixels ({both['min_pixels']}) is above max_pixels "
-            f"({both['max_pixels']})"
+            f"{SECTION}.{min(given)}: alone it has no effect, because the image processor takes "
+            f"min_pixels and max_pixels only together. Set both: +{SECTION}.min_pixels={least} "
+            f"+{SECTION}.max_pixels={most}"
         )
+    if least > most:
+        raise SettingsError(f"{SECTION}: min_pixels ({least}) is above max_pixels ({most})")
 
 
 def model_size(size: tuple[int, int], bounds: ImageBounds) -> tuple[int, int]:
