@@ -76,9 +76,11 @@ def verl() -> list[Registration]:
     """What we add to verl and, without a GPU, the platform and engine that replace it."""
     loops = import_module("verl.experimental.agent_loop.agent_loop")
     replicas = import_module("verl.workers.rollout.replica")
+    algorithms = import_module("verl.trainer.ppo.core_algos")
     trainers = import_module("verl.trainer.ppo.v1")
     known = {
         "agent loop 'deepeyes'": "deepeyes" in loops._agent_loop_registry,
+        "advantage estimator 'deepeyes_grpo'": "deepeyes_grpo" in algorithms.ADV_ESTIMATOR_REGISTRY,
         "figures and early end of trainers": _activation.state.get(trainers.__name__)
         == "registered",
     }
@@ -89,7 +91,7 @@ def verl() -> list[Registration]:
         known["rollout engine 'transformers'"] = "transformers" in engines
     reason = _why_verl_did_not_load_us()
     if not reason:
-        outcomes = (_outcome(module.__name__) for module in (loops, replicas, trainers))
+        outcomes = (_outcome(module.__name__) for module in (loops, replicas, algorithms, trainers))
         reason = "; ".join(outcome for outcome in outcomes if outcome != "registered")
     return [Registration(what, registered, reason) for what, registered in known.items()]
 

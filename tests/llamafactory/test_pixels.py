@@ -47,9 +47,10 @@ def test_same_pixels_for_the_same_file(processor: Any, tmp_path: Path, name: str
 
     seen = plugin.get_mm_inputs(images, [], [], [], [], [], [], processor)
 
-    bounds = image_bounds(processor.image_processor, {"max_pixels": MOST_PIXELS})
+    settings = {"min_pixels": 56**2, "max_pixels": MOST_PIXELS}
+    bounds = image_bounds(processor.image_processor, settings)
     in_rl = [model_image(EncodedImage(path.read_bytes()), bounds) for path in paths] * 2
-    expected = processor.image_processor(in_rl, return_tensors="pt")
+    expected = processor.image_processor(in_rl, return_tensors="pt", **settings)
     assert torch.equal(seen["image_grid_thw"], expected["image_grid_thw"])
     assert torch.equal(seen["pixel_values"], expected["pixel_values"])
     turned = expected["image_grid_thw"][1]

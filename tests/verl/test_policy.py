@@ -316,7 +316,7 @@ async def test_a_prompt_that_is_too_long_is_named(builder: Any) -> None:
 
 async def test_large_images_reach_the_engine_in_the_size_of_the_model(builder: Any) -> None:
     policy = make_policy(builder, ScriptedEngine([]))
-    await policy.begin(question(picture(3000, 2000)))
+    await policy.begin(question(picture(3000, 3000)))
     assert all(max(image.size) <= 84 for image in policy.images)
 
 

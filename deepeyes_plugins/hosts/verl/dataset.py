@@ -22,6 +22,7 @@ from deepeyes_plugins.data.rl_rows import (
 )
 from deepeyes_plugins.data.row_store import IMAGE_SIZES, Rows, store_files
 from deepeyes_plugins.environments.preflight import check_tools
+from deepeyes_plugins.hosts.transformers.images import check_image_settings
 from deepeyes_plugins.hosts.transformers.token_counter import Chat, chat_lengths
 from deepeyes_plugins.hosts.verl.register import AGENT_LOOP
 from deepeyes_plugins.protocol.content import EncodedImage, Message
@@ -61,7 +62,8 @@ class DeepEyesDataset(RLHFDataset):
             DataError: Rows cannot be used and ``data.bad_rows`` is ``stop``, or a whole file
                 cannot; they are named.
             SettingsError: The answers cannot be scored as the settings say, for want of a judge, or
-                a tool that rows need lacks its key or files.
+                a tool that rows need lacks its key or files, or the image processor does not do
+                what ``data.mm_processor_kwargs`` says.
             ValueError: ``data.bad_rows`` is neither ``stop`` nor ``drop``.
         """
         policy = self.config.get("bad_rows", "stop")
@@ -70,6 +72,9 @@ class DeepEyesDataset(RLHFDataset):
         for file in self.data_files:
             if not str(file).endswith(".parquet"):
                 raise DataError(f"{file}: not a parquet file")
+        image_processor = getattr(self.processor, "image_processor", None)
+        if image_processor is not None:
+            check_image_settings(image_processor, self.mm_processor_kwargs or {})
         settings = load_settings(self.config.get("agent_config"))
         media_root = self.config.get("media_root")
         self._rules = RowRules(
@@ -181,7 +186,7 @@ class DeepEyesDataset(RLHFDataset):
                 self.tokenizer,
                 self.processor,
                 prefill=DEEPEYES_V2.prefill,
-                bounds=self.mm_processor_kwargs or {},
+                overrides=self.mm_processor_kwargs,
                 options=self.apply_chat_template_kwargs,
             )
 
