@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deepeyes_plugins.data.column_types import ColumnTypes
 from deepeyes_plugins.data.findings import DataError, Finding
 from deepeyes_plugins.search.image_cache import ImageCacheError
 from deepeyes_plugins.search.image_conversion import read_entries
@@ -29,8 +30,6 @@ _CHARACTERS_AT_A_TIME = 1 << 20
 _SHOWN_CHARACTERS = 30
 _LONGEST_WORD = len("-Infinity") + 1
 """Of JSON, as Python reads it; a number or an escape is wrong where it ends."""
-_SETTLING_CHARACTERS = 10 << 20
-"""Where in JSON lines Hugging Face datasets has settled on columns and their types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +39,14 @@ class Row:
     Attributes:
         number: Counted from 1; ``None`` where the whole file is concerned.
         value: The row.
-        offset: Where its line starts, in characters; 0 within a JSON array, which trainers read as
-            a whole.
+        offset: Where its line starts, in bytes; ``None`` within a JSON array, which trainers read
+            as a whole.
         finding: Instead of a value where the file cannot be read on.
     """
 
     number: int | None
     value: Any = None
-    offset: int = 0
+    offset: int | None = None
     finding: Finding | None = None
 
 
@@ -61,7 +60,7 @@ def json_rows(path: Path) -> Iterator[Row]:
     number: int | None = None
     try:
         # Windows programs put a mark of the byte order in front of UTF-8.
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.read(1)
             while first.isspace():
                 first = file.read(1)
@@ -100,7 +99,7 @@ def _line_rows(lines: Iterable[str]) -> Iterator[Row]:
                 yield Row(number, finding=Finding(_not_json(error, line)))
             else:
                 yield Row(number, value, offset)
-        offset += len(line)
+        offset += len(line) if line.isascii() else len(line.encode())
 
 
 def _array_rows(file: TextIO) -> Iterator[Row]:
@@ -158,10 +157,9 @@ def _skip_space(text: str, position: int) -> int:
 def training_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of JSON, and say where Hugging Face datasets, as it trains, reads otherwise.
 
-    It takes no mark of the byte order ahead of an array, and none of the images that come late in
-    JSON lines.
+    It takes no mark of the byte order ahead of an array, and one type per column.
     """
-    settled = False
+    types: ColumnTypes | None = None
     marked = _is_marked_array(path)
     for row in json_rows(path):
         yield row
@@ -172,15 +170,10 @@ def training_rows(path: Path) -> Iterator[Row]:
                 "datasets takes for the beginning of JSON lines: save it without"
             )
             yield Row(row.number, finding=Finding(reason))
-        if settled or not isinstance(row.value, Mapping) or not row.value.get("images"):
-            continue
-        settled = True
-        if row.offset > _SETTLING_CHARACTERS:
-            reason = (
-                "the first row with images, but Hugging Face datasets settles the columns of JSON "
-                "lines by their first 10 MiB: move it to the top or write a JSON array"
-            )
-            yield Row(row.number, finding=Finding(reason, "images"))
+        if isinstance(row.value, dict) and row.number is not None:
+            types = types or ColumnTypes(lines=row.offset is not None)
+            for finding in types.findings(row.value, row.number, row.offset or 0):
+                yield Row(row.number, finding=finding)
 
 
 def _is_marked_array(path: Path) -> bool:
