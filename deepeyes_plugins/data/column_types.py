@@ -132,9 +132,7 @@ class ColumnTypes:
                 self._late(child, row, found)
         return child
 
-    def _number(
-        self, node: _Node, kind: Kind, value: Any, row: int, found: list[Finding]
-    ) -> Kind:
+    def _number(self, node: _Node, kind: Kind, value: Any, row: int, found: list[Finding]) -> Kind:
         """Return the kind of a number as it counts here."""
         if kind == "whole":
             if -(1 << 63) <= value < (1 << 63):
@@ -237,4 +235,3 @@ def _is_date(text: str) -> bool:
             continue
         return True
     return False
-

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deepeyes_plugins.data.column_types import ColumnTypes
+from deepeyes_plugins.data.dataset_info import RowForm, form_of
 from deepeyes_plugins.data.findings import DataError, Finding
 from deepeyes_plugins.search.image_cache import ImageCacheError
 from deepeyes_plugins.search.image_conversion import read_entries
@@ -51,8 +52,24 @@ class Row:
 
 
 def data_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file for reinforcement learning (parquet) or fine-tuning (JSON)."""
-    return parquet_rows(path, ("prompt",)) if path.suffix == ".parquet" else json_rows(path)
+    """Yield the rows of a file for reinforcement learning (parquet) or fine-tuning (JSON).
+
+    The latter in the form of our formatter, if a ``dataset_info.json`` says where that is.
+
+    Raises:
+        DataError: It says what cannot be honoured.
+    """
+    if path.suffix == ".parquet":
+        yield from parquet_rows(path, ("prompt",))
+        return
+    form = form_of(path)
+    for row in json_rows(path):
+        yield replace(row, value=form.read(row.value)) if isinstance(row.value, dict) else row
+
+
+def conversation_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file for fine-tuning, parquet or JSON, as they stand there."""
+    return parquet_rows(path, ()) if path.suffix == ".parquet" else json_rows(path)
 
 
 def json_rows(path: Path) -> Iterator[Row]:
@@ -154,15 +171,22 @@ def _skip_space(text: str, position: int) -> int:
     return position
 
 
-def training_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of JSON, and say where Hugging Face datasets, as it trains, reads otherwise.
+def training_rows(path: Path, form: RowForm | None = None) -> Iterator[Row]:
+    """Yield rows for fine-tuning, and say where Hugging Face datasets, as it trains, reads otherwise.
 
-    It takes no mark of the byte order ahead of an array, and one type per column.
+    Of JSON, it takes no mark of the byte order ahead of an array, and one type per column.
+
+    Args:
+        path: The file.
+        form: Of the rows, which names columns that some row has to have.
     """
     types: ColumnTypes | None = None
     marked = _is_marked_array(path)
-    for row in json_rows(path):
+    seen: dict[str, None] = {}
+    for row in conversation_rows(path):
         yield row
+        if isinstance(row.value, dict):
+            seen |= dict.fromkeys(row.value)
         if marked:
             marked = False
             reason = (
@@ -170,10 +194,12 @@ def training_rows(path: Path) -> Iterator[Row]:
                 "datasets takes for the beginning of JSON lines: save it without"
             )
             yield Row(row.number, finding=Finding(reason))
-        if isinstance(row.value, dict) and row.number is not None:
+        if isinstance(row.value, dict) and row.number is not None and path.suffix != ".parquet":
             types = types or ColumnTypes(lines=row.offset is not None)
             for finding in types.findings(row.value, row.number, row.offset or 0):
                 yield Row(row.number, finding=finding)
+    if seen and form is not None and (missing := form.missing(seen)):
+        yield Row(None, finding=Finding(missing, "system"))
 
 
 def _is_marked_array(path: Path) -> bool:

@@ -85,6 +85,10 @@ def look_for(kind: Kind, path: Path, rules: LookRules) -> Callable[[Mapping[str,
 
 
 def _look_at_rl(row: Mapping[str, Any], rules: LookRules, root: Path) -> Look:
+    try:
+        row = rl_rows.plain_row(row)
+    except RowError as error:
+        return Look((Finding(str(error), "prompt"),))
     seen = see_images(row, root, decode=rules.decode)
     findings = list(shape_findings(seen))
     good = _good(seen)
