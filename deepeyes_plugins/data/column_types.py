@@ -1,8 +1,10 @@
 """Find rows of JSON whose types Hugging Face datasets does not bring together.
 
-A trainer that reads JSON with it wants one type per column, nested ones and those that it does not
-use included. Of JSON lines, types are inferred for 10 MiB at a time, and what comes later is cast to
-those of the first 10 MiB; a JSON array is read as a whole (datasets 4.0.0 with pyarrow and pandas).
+A trainer that reads JSON with it wants one type per column, nested ones and those that it does
+not use included. Of JSON lines, types are inferred for 10 MiB at a time, and what comes later is
+cast to those of the first 10 MiB; a JSON array is read as a whole (datasets 4.0.0 with pyarrow and
+pandas). Where it would convert texts of digits and dates to numbers, and the other way round, this
+is stricter.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ class _Node:
     """What was seen at a place in the rows: at a column, in its lists, in its objects."""
 
     __slots__ = ("dates", "fields", "first", "is_wrong", "items", "name", "settled")
+
+    dates: bool
 
     def __init__(self, name: str, settled: _Node | None, *, dates: bool) -> None:
         self.name = name

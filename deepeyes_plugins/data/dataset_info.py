@@ -1,8 +1,8 @@
 """What entries of LLaMA-Factory's ``dataset_info.json`` say about the rows of their files.
 
-``columns`` and ``tags`` mean what they mean to its converter ``sharegpt`` (0.9.5): only columns that
-are named are read, and a tag is the name of a key or role. Without ``columns`` rows are read in any
-of the forms that our formatter knows, as are roles and keys without ``tags``.
+``columns`` and ``tags`` mean what they mean to its converter ``sharegpt`` (0.9.5): only columns
+that are named are read, and a tag is the name of a key or role. Without ``columns`` rows are read
+in any of the forms that our formatter knows, as are roles and keys without ``tags``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,47 +176,45 @@ class Entry:
         return cls(info, name, file, formatting, form)
 
 
-def entries_in(info: Path) -> list[Entry]:
-    """Return the entries of a ``dataset_info.json`` whose rows we read.
+def entries_at(path: Path, names: Sequence[str] = ()) -> list[Entry]:
+    """Return the entries that a path stands for.
+
+    Args:
+        path: A ``dataset_info.json`` or a folder with one: all of its entries that we read; or a
+            data file: the entry that names it.
+        names: Those to choose from; by default all.
 
     Raises:
-        DataError: It cannot be read, or one of them says what cannot be honoured.
+        DataError: Entries cannot be read or say what cannot be honoured, or several read the file
+            in different ways.
     """
-    named = (Entry.parse(info, name, entry) for name, entry in _load(info).items())
-    return [entry for entry in named if entry is not None]
-
-
-def entries_of(path: Path) -> list[Entry]:
-    """Return the entries of the ``dataset_info.json`` beside a file that name it.
-
-    Raises:
-        DataError: It cannot be read, or one of them says what cannot be honoured.
-    """
-    info = path.parent / DATASET_INFO
+    info = path / DATASET_INFO if path.is_dir() else path.with_name(DATASET_INFO)
+    is_file = not path.is_dir() and path.name != DATASET_INFO
     if not info.is_file():
         return []
-    named = (
-        Entry.parse(info, name, entry)
-        for name, entry in _load(info).items()
-        if isinstance(entry, Mapping) and entry.get("file_name") == path.name
+    found = [
+        entry
+        for name, value in _load(info).items()
+        if (not names or name in names)
+        and (not is_file or (isinstance(value, Mapping) and value.get("file_name") == path.name))
+        and (entry := Entry.parse(info, name, value)) is not None
+    ]
+    if not is_file or len({entry.form for entry in found}) < 2:
+        return found[:1] if is_file else found
+    told = ", ".join(entry.name for entry in found)
+    raise DataError(
+        f"{path}: {info} has several entries for it with different columns or tags: {told}. Leave "
+        "the one that holds, or choose it by --dataset where there is that option"
     )
-    return [entry for entry in named if entry is not None]
 
 
 def form_of(path: Path) -> RowForm:
     """Return the form of the rows of a file, as the ``dataset_info.json`` beside it has it.
 
     Raises:
-        DataError: Several entries have it in different ways, or as for :func:`entries_of`.
+        DataError: As for :func:`entries_at`.
     """
-    forms = {entry.form: entry for entry in entries_of(path)}
-    if len(forms) > 1:
-        names = ", ".join(entry.name for entry in forms.values())
-        raise DataError(
-            f"{path}: {path.parent / DATASET_INFO} has several entries for it with different "
-            f"columns or tags ({names}); leave the one that holds"
-        )
-    return next(iter(forms), RowForm())
+    return next((entry.form for entry in entries_at(path)), RowForm())
 
 
 def _load(info: Path) -> dict[str, Any]:

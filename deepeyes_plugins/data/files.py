@@ -172,7 +172,7 @@ def _skip_space(text: str, position: int) -> int:
 
 
 def training_rows(path: Path, form: RowForm | None = None) -> Iterator[Row]:
-    """Yield rows for fine-tuning, and say where Hugging Face datasets, as it trains, reads otherwise.
+    """Yield rows for fine-tuning, and say where Hugging Face datasets reads them otherwise.
 
     Of JSON, it takes no mark of the byte order ahead of an array, and one type per column.
 

@@ -47,9 +47,9 @@ def format_sharegpt(row: Mapping[str, Any]) -> Conversation:
     Args:
         row: One row; contents are texts or lists of parts, as in
             :func:`~deepeyes_plugins.data.message_parts.plain_contents`. Optionally with ``images``:
-            paths, bytes, ``{"bytes", "path"}`` or Pillow images, one per ``<image>`` in the user turns; and with ``system``, the system prompt
-            of a conversation that does not begin with one. Roles ``tool`` and ``observation`` are
-            user turns.
+            paths, bytes, ``{"bytes", "path"}`` or Pillow images, one per ``<image>`` in the user
+            turns; and with ``system``, the system prompt of a conversation that does not begin
+            with one. Roles ``tool`` and ``observation`` are user turns.
 
     Raises:
         RowError: The row would train something wrong or not at all.

@@ -1,8 +1,8 @@
 """Messages whose content is a list of parts, as chat servers and processors take it.
 
-An image of such a message stands in its part, or where the part only says that there is one, in the
-column ``images``. All readers of rows go through :func:`plain_contents`, which makes of it text with
-an ``<image>`` where an image stands, and one list of images.
+An image of such a message stands in its part, or where the part only says that there is one, in
+the column ``images``. All readers of rows go through :func:`plain_contents`, which makes of it text
+with an ``<image>`` where an image stands, and one list of images.
 """
 
 from __future__ import annotations

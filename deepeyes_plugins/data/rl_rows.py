@@ -96,7 +96,11 @@ def plain_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
         RowError: A message has a part that is neither a text nor an image.
     """
     prompt = row.get("prompt")
-    if isinstance(prompt, str | bytes | Mapping) or not hasattr(prompt, "__iter__"):
+    if (
+        prompt is None
+        or isinstance(prompt, str | bytes | Mapping)
+        or not hasattr(prompt, "__iter__")
+    ):
         return row  # Refused by whoever reads it.
     contents = [one.get("content") if isinstance(one, Mapping) else None for one in prompt]
     if all(content is None or isinstance(content, str) for content in contents):

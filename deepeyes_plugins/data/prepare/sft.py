@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import get_ident
 from typing import Any, BinaryIO
 
 from deepeyes_plugins.data.changes import Outcome
@@ -112,7 +113,7 @@ def _written(uri: str, folder: Path) -> str:
 
     Raises:
         RowError: It is no image.
-        DataError: It cannot be written.
+        OSError: It cannot be written.
     """
     image = EncodedImage(read_media(uri))
     try:
@@ -120,8 +121,10 @@ def _written(uri: str, folder: Path) -> str:
     except ImageError as error:
         raise RowError(str(error)) from error
     if not path.exists():
-        with whole_file(path) as partial:
-            partial.write_bytes(image.data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{get_ident()}.partial")  # Threads share the work.
+        partial.write_bytes(image.data)
+        partial.replace(path)
     return str(path)
 
 
