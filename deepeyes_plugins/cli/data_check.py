@@ -297,8 +297,9 @@ def _facts(one: FileSurvey) -> dict[str, Any]:
 def _show_problems(console: Console, one: FileSurvey) -> None:
     seen = one.seen
     verdict = "[green]fine[/]" if one.ok else "[red]has errors[/]"
-    entry = one.source.entry
-    read_as = f", as {entry.name} of {entry.info.name}" if entry else ""
+    read_as = ""
+    if one.source.entry is not None:
+        read_as = f", as {one.source.entry.name} of {one.source.entry.info.name}"
     what = escape(f"{one.source.path} ({one.source.kind}, {one.source.role}{read_as})")
     console.print(
         f"{what}: {verdict}; "

@@ -188,9 +188,8 @@ class ColumnTypes:
     def _late(self, node: _Node, row: int, found: list[Finding]) -> None:
         self._report(
             node,
-            "this is the first row with a value, but Hugging Face datasets settles the columns of "
-            "JSON lines and their types by the first 10 MiB, in which there is none: move the row "
-            "to the top",
+            "the first row with a value here, but Hugging Face datasets settles the columns of JSON "
+            "lines and their types by the first 10 MiB, which have none: move the row to the top",
             row,
             found,
             advice=False,
@@ -209,7 +208,7 @@ class ColumnTypes:
             return
         node.is_wrong = True
         column = re.split(r"\.|\[", node.name, maxsplit=1)[0]
-        place = "" if node.name == column else f"{node.name} is "
+        place = "" if node.name == column else f"{node.name}: "
         more = (
             " (the file cannot be read by Hugging Face datasets, as in training: a column has one "
             f"type, used or not). Make it one type, or {_REMEDY}"

@@ -40,13 +40,13 @@ def plain_contents(contents: Sequence[Any], images: Sequence[Any]) -> tuple[list
     Raises:
         RowError: A part is neither a text nor an image.
     """
-    if not any(map(_is_list, contents)):
+    if not any(map(is_list, contents)):
         return list(contents), list(images)
     column = iter(images)
     found: list[Any] = []
     plain: list[Any] = []
     for number, content in enumerate(contents, 1):
-        if _is_list(content):
+        if is_list(content):
             content = "".join(_written(content, number, column, found))
         elif isinstance(content, str):
             found += islice(column, content.count(IMAGE_PLACEHOLDER))
@@ -83,6 +83,6 @@ def _written(parts: Any, message: int, column: Iterator[Any], found: list[Any]) 
             )
 
 
-def _is_list(content: Any) -> bool:
-    """Whether it is a list, a tuple or an array, which is what frameworks make of a list."""
+def is_list(content: Any) -> bool:
+    """Return whether it is a list, a tuple or an array, which is what frameworks make of a list."""
     return not isinstance(content, str | bytes | Mapping) and hasattr(content, "__iter__")

@@ -20,7 +20,7 @@ from PIL import Image, ImageFile
 
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.media import is_inline, local_path, read_media
-from deepeyes_plugins.data.message_parts import image_source, plain_contents
+from deepeyes_plugins.data.message_parts import image_source, is_list, plain_contents
 from deepeyes_plugins.protocol.content import (
     EncodedImage,
     Message,
@@ -95,12 +95,8 @@ def plain_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         RowError: A message has a part that is neither a text nor an image.
     """
-    prompt = row.get("prompt")
-    if (
-        prompt is None
-        or isinstance(prompt, str | bytes | Mapping)
-        or not hasattr(prompt, "__iter__")
-    ):
+    prompt: Any = row.get("prompt")
+    if not is_list(prompt):
         return row  # Refused by whoever reads it.
     contents = [one.get("content") if isinstance(one, Mapping) else None for one in prompt]
     if all(content is None or isinstance(content, str) for content in contents):
