@@ -188,8 +188,9 @@ class ColumnTypes:
     def _late(self, node: _Node, row: int, found: list[Finding]) -> None:
         self._report(
             node,
-            "the first row with a value here, but Hugging Face datasets settles the columns of JSON "
-            "lines and their types by the first 10 MiB, which have none: move the row to the top",
+            "the first row with a value here, but Hugging Face datasets settles the columns of "
+            "JSON lines and their types by the first 10 MiB, which have none: move the row to the "
+            "top",
             row,
             found,
             advice=False,

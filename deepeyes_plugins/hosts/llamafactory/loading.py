@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from llamafactory.data.parser import DatasetAttr
     from llamafactory.hparams import DataArguments
 
+_READER = "_load_single_dataset"
 _MOST_NAMED = 10
 
 logger = logging.getLogger(__name__)
@@ -40,9 +41,9 @@ def register(loader: ModuleType) -> None:
     Raises:
         AttributeError: There is no such function any more.
     """
-    theirs = loader._load_single_dataset
+    theirs = getattr(loader, _READER)
     if getattr(theirs, "func", None) is not load:
-        loader._load_single_dataset = functools.partial(load, theirs)
+        setattr(loader, _READER, functools.partial(load, theirs))
 
 
 def load(
@@ -71,14 +72,13 @@ def load(
         _prepare_streaming(dataset_attr, training_args)
     try:
         return theirs(dataset_attr, model_args, data_args, training_args)
-    except (DatasetGenerationError, StopIteration) as error:
+    # ValueError: of datasets, where files have no rows.
+    except (DatasetGenerationError, StopIteration, ValueError) as error:
         files = data_files(dataset_attr, data_args)
         problems = list(islice(_problems(files), _MOST_NAMED))
-        if problems:
-            raise DataError("\n".join(problems)) from error
-        if isinstance(error, StopIteration):
-            raise DataError(f"{dataset_attr}: there are no rows") from error
-        raise
+        if not problems:
+            raise
+        raise DataError("\n".join(problems)) from error
 
 
 def _prepare_streaming(dataset_attr: DatasetAttr, training_args: Any) -> None:
@@ -107,6 +107,10 @@ def _prepare_streaming(dataset_attr: DatasetAttr, training_args: Any) -> None:
 def _problems(files: list[Path]) -> Iterator[str]:
     """Yield what keeps files from being read."""
     for file in files:
+        is_empty = True
         for row in training_rows(file):
+            is_empty = False
             if (found := row.finding) is not None:
                 yield str(Problem(file, row.number, found.key, found.reason, "error"))
+        if is_empty:
+            yield str(Problem(file, None, "", "the file has no rows", "error"))
