@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from datasets.exceptions import DatasetGenerationError
 
 from deepeyes_plugins import plugins
+from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.files import training_rows
 from deepeyes_plugins.data.findings import DataError, Problem
 from deepeyes_plugins.hosts.llamafactory.converter import data_files, row_form
+from deepeyes_plugins.settings import SettingsError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,6 +74,8 @@ def load(
         _prepare_streaming(dataset_attr, training_args)
     try:
         return theirs(dataset_attr, model_args, data_args, training_args)
+    except (DataError, RowError, SettingsError):
+        raise
     # ValueError: of datasets, where files have no rows.
     except (DatasetGenerationError, StopIteration, ValueError) as error:
         files = data_files(dataset_attr, data_args)
