@@ -9,7 +9,7 @@ from typing import Any
 
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import Finding
-from deepeyes_plugins.data.media import MediaRoot, read_media
+from deepeyes_plugins.data.media import MediaRoot, read_media, short_name
 from deepeyes_plugins.data.rl_rows import image_from
 from deepeyes_plugins.protocol.content import (
     MAXIMUM_ASPECT_RATIO,
@@ -60,7 +60,9 @@ def see_image(
         media_root: What paths are relative to.
         decode: Whether the pixels are decoded; otherwise only the header is read.
     """
-    name = f"image {number} ({image})" if isinstance(image, str | Path) else f"image {number}"
+    name = f"image {number}"
+    if isinstance(image, str | Path):
+        name = f"{name} ({short_name(image)})"
     try:
         if isinstance(media_root, MediaRoot):
             if isinstance(image, str):

@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from deepeyes_plugins.data import rl_rows
-from deepeyes_plugins.data.contracts import Conversation, RowError, TokenCounter
+from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError, TokenCounter
+from deepeyes_plugins.data.dataset_info import Entry, RowForm
 from deepeyes_plugins.data.findings import DataError, Finding
 from deepeyes_plugins.data.formatter import check_opening, doubts, format_row
 from deepeyes_plugins.data.hooks import formatters
@@ -67,8 +68,16 @@ class Look:
     facts: RowFacts | None = None
 
 
-def look_for(kind: Kind, path: Path, rules: LookRules) -> Callable[[Mapping[str, Any]], Look]:
+def look_for(
+    kind: Kind, path: Path, rules: LookRules, entry: Entry | None = None
+) -> Callable[[Mapping[str, Any]], Look]:
     """Return what looks at the rows of a file.
+
+    Args:
+        kind: Of the file.
+        path: The file.
+        rules: How rows are looked at.
+        entry: Of a dataset_info.json that names the file; image paths are relative to its folder.
 
     Raises:
         DataError: What its images are relative to, or the formatter, is not there.
@@ -78,15 +87,22 @@ def look_for(kind: Kind, path: Path, rules: LookRules) -> Callable[[Mapping[str,
     if kind == "search-cache":
         root = (rules.media or path.parent).absolute()
         return lambda row: _look_at_cache(row, rules, root)
+    folder = path.parent if entry is None else entry.info.parent
+    form = RowForm() if entry is None else entry.form
+    name = entry.formatting if entry and entry.formatting in formatters() else rules.formatter
     try:
-        media = MediaRoot.open(path.parent if rules.media is None else rules.media)
-        formatters().require(rules.formatter)
+        media = MediaRoot.open(folder if rules.media is None else rules.media)
+        formatter = formatters()[name]
     except (MediaError, UnknownNameError) as error:
         raise DataError(f"{path}: {error}") from error
-    return lambda row: _look_at_sft(row, rules, media)
+    return lambda row: _look_at_sft(form.read(row), formatter, rules, media)
 
 
 def _look_at_rl(row: Mapping[str, Any], rules: LookRules, root: Path) -> Look:
+    try:
+        row = rl_rows.plain_row(row)
+    except RowError as error:
+        return Look((Finding(str(error), "prompt"),))
     seen = see_images(row, root, decode=rules.decode)
     findings = list(shape_findings(seen))
     good = _good(seen)
@@ -133,10 +149,12 @@ def _look_at_rl(row: Mapping[str, Any], rules: LookRules, root: Path) -> Look:
     return Look(tuple(findings), facts)
 
 
-def _look_at_sft(row: Mapping[str, Any], rules: LookRules, media: MediaRoot) -> Look:
+def _look_at_sft(
+    row: Mapping[str, Any], formatter: Formatter, rules: LookRules, media: MediaRoot
+) -> Look:
     findings: list[Finding] = []
     try:
-        conversation = format_row(formatters()[rules.formatter], row)
+        conversation = format_row(formatter, row)
     except RowError as error:
         return Look((Finding(str(error)),))
     try:

@@ -76,6 +76,11 @@ def rl_findings(
     row: Mapping[str, Any], *, rules: RowRules, media_root: Path | None = None
 ) -> Iterator[Finding]:
     """Yield what is wrong with a row for reinforcement learning; its images are decoded."""
+    try:
+        row = rl_rows.plain_row(row)
+    except RowError as error:
+        yield Finding(str(error), "prompt")
+        return
     seen = see_images(row, media_root)
     yield from shape_findings(seen)
     images = None if any(isinstance(one, Finding) for one in seen) else seen

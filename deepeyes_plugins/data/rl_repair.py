@@ -11,8 +11,9 @@ import pyarrow as pa
 from deepeyes_plugins.data.changes import Change, Outcome
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import Finding
-from deepeyes_plugins.data.rl_rows import STALE_ENVIRONMENTS
-from deepeyes_plugins.data.sft_repair import plain_content
+from deepeyes_plugins.data.media import is_inline, short_name
+from deepeyes_plugins.data.message_parts import image_source
+from deepeyes_plugins.data.rl_rows import STALE_ENVIRONMENTS, plain_row
 from deepeyes_plugins.protocol.missing import is_missing
 
 _TEXT = pa.string()
@@ -110,9 +111,10 @@ def repair_rl_row(
     """
     outcome = Outcome(None)
     note = outcome.changes.append
+    messages, images = _prompt(row, outcome)
     fixed = {
-        "prompt": _prompt(row.get("prompt"), note),
-        "images": _images(row.get("images"), read_image, outcome),
+        "prompt": messages,
+        "images": _images(images, read_image, outcome),
         "data_source": _present(row.get("data_source")) or source or None,
         "env_name": _present(row.get("env_name")) if "env_name" in row else environment,
         "extra_info": _parsed(_present(row.get("extra_info")), "extra_info", note),
@@ -135,19 +137,25 @@ def repair_rl_row(
     return outcome
 
 
-def _prompt(value: Any, note: Callable[[Change], None]) -> Any:
-    messages = _parsed(value, "prompt", note)
+def _prompt(row: Mapping[str, Any], outcome: Outcome) -> tuple[Any, Any]:
+    """Return the prompt, and the images of the row with those that stand in the prompt."""
+    note = outcome.changes.append
+    messages, images = _parsed(row.get("prompt"), "prompt", note), row.get("images")
     if not isinstance(messages, list):
-        return messages
+        return messages, images
+    try:
+        plain = plain_row({"prompt": messages, "images": images})
+    except RowError as error:
+        outcome.faults.append(Finding(str(error), "prompt"))
+        return messages, images
     repaired = []
-    for message in messages:
+    for before, message in zip(messages, plain["prompt"], strict=True):
         if isinstance(message, Mapping):
-            plain = {"role": message.get("role"), "content": plain_content(message.get("content"))}
-            if plain != message:
-                note(Change("prompt", message, plain, "a message is a role and a text"))
-            message = plain
+            message = {"role": message.get("role"), "content": message.get("content")}
+            if message != before:
+                note(Change("prompt", before, message, "a message is a role and a text"))
         repaired.append(message)
-    return repaired
+    return repaired, plain["images"]
 
 
 def _images(value: Any, read_image: ReadImage, outcome: Outcome) -> list[Any]:
@@ -160,20 +168,15 @@ def _images(value: Any, read_image: ReadImage, outcome: Outcome) -> list[Any]:
         value = [value]
     images = []
     for number, image in enumerate(value, 1):
-        entry: dict[str, Any] = {"bytes": None, "path": None}
-        if isinstance(image, Mapping):
-            data = _present(image.get("bytes")) or _present(image.get("image"))
-            entry["bytes"] = data if isinstance(data, bytes) else None
-            entry["path"] = _present(image.get("path")) or (data if isinstance(data, str) else None)
-        elif isinstance(image, bytes):
-            entry["bytes"] = image
-        elif isinstance(image, str):
-            entry["path"] = image
-        if not entry["bytes"] and isinstance(entry["path"], str) and entry["path"]:
+        source = image_source(image)
+        path = image.get("path") if isinstance(image, Mapping) else None
+        entry = {"bytes": source if isinstance(source, bytes) else None, "path": path}
+        if isinstance(source, str):
+            entry["path"] = None if is_inline(source) else source
             try:
-                entry["bytes"] = read_image(entry["path"])
+                entry["bytes"] = read_image(source)
             except RowError as error:
-                reason = f"image {number} ({entry['path']:.300}): {error}"
+                reason = f"image {number} ({short_name(source)}): {error}"
                 outcome.faults.append(Finding(reason, "images"))
             else:
                 note(Change("images", image, entry, "an image file is held in its row"))

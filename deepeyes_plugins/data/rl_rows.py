@@ -19,6 +19,8 @@ from typing import Any, cast, get_args
 from PIL import Image, ImageFile
 
 from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.media import is_inline, local_path, read_media
+from deepeyes_plugins.data.message_parts import image_source, is_list, plain_contents
 from deepeyes_plugins.protocol.content import (
     EncodedImage,
     Message,
@@ -75,6 +77,7 @@ def prompt_messages(row: Mapping[str, Any], media_root: Path | None = None) -> t
     if row.get("raw_prompt") is not None:
         messages = messages_from_raw_prompt(row["raw_prompt"])
     else:
+        row = plain_row(row)
         entries = list(_sequence(row.get("images"), "images", or_none=True))
         images = (image_from(entry, media_root) for entry in entries)
         singular = not entries and not is_missing(row.get("image"))
@@ -88,6 +91,27 @@ def prompt_messages(row: Mapping[str, Any], media_root: Path | None = None) -> t
     if not messages or messages[-1].role != "user":
         raise RowError("'prompt' does not end with a user message")
     return messages
+
+
+def plain_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row whose prompt is text: images within its messages are moved to ``images``.
+
+    Raises:
+        RowError: A message has a part that is neither a text nor an image.
+    """
+    prompt: Any = row.get("prompt")
+    if not is_list(prompt):
+        return row  # Refused by whoever reads it.
+    contents = [one.get("content") if isinstance(one, Mapping) else None for one in prompt]
+    if all(content is None or isinstance(content, str) for content in contents):
+        return row
+    images = list(_sequence(row.get("images"), "images", or_none=True))
+    plain, images = plain_contents(contents, images)
+    messages = [
+        {**message, "content": content} if isinstance(message, Mapping) else message
+        for message, content in zip(prompt, plain, strict=True)
+    ]
+    return {**row, "prompt": messages, "images": images}
 
 
 def data_source(row: Mapping[str, Any]) -> str:
@@ -171,8 +195,8 @@ def image_from(entry: Any, media_root: Path | None = None) -> EncodedImage:
     """Hold an image of a row, with its original bytes where they can be had.
 
     Args:
-        entry: Bytes, a path, a Pillow image, or a mapping with one of them under ``bytes``,
-            ``image`` or ``path`` (the first that is set counts).
+        entry: Bytes, a path, a data URI, a Pillow image, or a mapping with one of them under
+            ``bytes``, ``image``, ``path``, ``url`` or ``image_url`` (the first that is set counts).
         media_root: Folder that paths are relative to and must not leave; without it any path of
             this machine is read.
 
@@ -181,10 +205,7 @@ def image_from(entry: Any, media_root: Path | None = None) -> EncodedImage:
             read.
     """
     if isinstance(entry, Mapping):
-        found = next(
-            (entry[key] for key in ("bytes", "image", "path") if not _is_empty(entry.get(key))),
-            None,
-        )
+        found = image_source(entry)
         if found is None:
             raise RowError(f"an image without bytes or path (it has {sorted(entry)})")
         entry = found
@@ -245,7 +266,9 @@ def _sequence(value: Any, name: str, *, or_none: bool = False) -> Iterable[Any]:
 
 
 def _read(path: str | Path, media_root: Path | None) -> bytes:
-    file = Path(str(path).removeprefix("file://"))
+    if is_inline(str(path)):
+        return read_media(str(path))
+    file = Path(local_path(str(path)))
     if media_root is not None:
         # A link that the owner of the folder put there may lead out of it; a data file may not.
         inside = file.is_relative_to(media_root) or not file.is_absolute()
@@ -259,10 +282,6 @@ def _read(path: str | Path, media_root: Path | None) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a zero byte or half a character in it.
         reason = getattr(error, "strerror", None) or error
         raise RowError(f"image {file} cannot be read: {reason}") from error
-
-
-def _is_empty(value: Any) -> bool:
-    return is_missing(value) or value == b""
 
 
 def _original(image: Image.Image) -> EncodedImage | None:

@@ -12,10 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from deepeyes_plugins.data.files import json_rows, open_parquet, row_batches, unreadable
+from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.files import data_rows, open_parquet, row_batches, unreadable
 from deepeyes_plugins.data.findings import DataError, Problem
 from deepeyes_plugins.data.kinds import files_in
-from deepeyes_plugins.data.sft_repair import plain_content
+from deepeyes_plugins.data.message_parts import plain_contents
 
 _REPORT_EVERY = 1000
 
@@ -97,7 +98,7 @@ def _parquet_prompts(path: Path) -> Iterator[tuple[Any, int | None]]:
 
 
 def _json_prompts(path: Path) -> Iterator[tuple[Any, int | None]]:
-    for row in json_rows(path):
+    for row in data_rows(path):
         if row.finding is not None:
             raise DataError(str(Problem(path, row.number, "", row.finding.reason, "error")))
         value = row.value if isinstance(row.value, Mapping) else {}
@@ -118,4 +119,8 @@ def _system_prompt(messages: Any) -> Any:
     first = messages[0] if isinstance(messages, list) and messages else None
     if not isinstance(first, Mapping) or first.get("role", first.get("from")) != "system":
         return None
-    return plain_content(first.get("content", first.get("value")))
+    content = first.get("content", first.get("value"))
+    try:
+        return plain_contents([content], [])[0][0]
+    except RowError:
+        return content

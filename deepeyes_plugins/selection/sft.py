@@ -14,10 +14,11 @@ from typing import Any, TextIO
 
 from deepeyes_plugins import files
 from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.dataset_info import DATASET_INFO
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.formatter import format_row, format_sharegpt
 from deepeyes_plugins.data.output import whole_file
-from deepeyes_plugins.data.writers import DATASET_INFO, register_dataset
+from deepeyes_plugins.data.writers import register_dataset
 from deepeyes_plugins.files import PARTIAL
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER

@@ -52,7 +52,7 @@ def register_templates(module: ModuleType) -> None:
 
 
 def register_processors(module: ModuleType) -> None:
-    """Let samples that are too long be cut between turns.
+    """Let data sets be read as our formatters need it, and long samples be cut between turns.
 
     Args:
         module: ``llamafactory.data.loader``.
@@ -60,6 +60,7 @@ def register_processors(module: ModuleType) -> None:
     # Our template is made of LLaMA-Factory's, which registers ours: it has to come first.
     import llamafactory.data.template  # noqa: F401
 
-    from deepeyes_plugins.hosts.llamafactory import processors
+    from deepeyes_plugins.hosts.llamafactory import loading, processors
 
     processors.register(module)
+    loading.register(module)
