@@ -78,7 +78,7 @@ def read_with_datasets(path: Path, folder: Path, processes: int) -> dict[str, An
 
 
 def read_with_us(path: Path, folder: Path, processes: int) -> dict[str, Any]:
-    from deepeyes_plugins.data.rl_checks import RowRules
+    from deepeyes_plugins.data.check.rl import RowRules
     from deepeyes_plugins.data.row_store import Rows, store_files
 
     timings = {}

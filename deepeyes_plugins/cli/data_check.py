@@ -16,15 +16,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deepeyes_plugins.data.check.checkpoints import Piece
+from deepeyes_plugins.data.check.rl import RowRules
+from deepeyes_plugins.data.check.row import Kind, LookRules
+from deepeyes_plugins.data.check.scan import FileSurvey, Role, Source, survey, together
 from deepeyes_plugins.data.dataset_info import DATASET_INFO, entries_at
 from deepeyes_plugins.data.files import row_count
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.kinds import files_in, kind_of_file
-from deepeyes_plugins.data.looks import Kind, LookRules
 from deepeyes_plugins.data.output import refuse_inputs, whole_file
-from deepeyes_plugins.data.pieces import Piece
-from deepeyes_plugins.data.rl_checks import RowRules
-from deepeyes_plugins.data.survey import FileSurvey, Role, Source, survey, together
 from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.settings import load_settings
 
@@ -133,7 +133,7 @@ def check(
                     _show_problems(console, one)
                 _show_statistics(console, together(surveys))
             if page is not None:
-                from deepeyes_plugins.data.page import render
+                from deepeyes_plugins.data.check.html_report import render
 
                 page.write_text(render(surveys), encoding="utf-8")
     except (DataError, SettingsError, OSError) as error:

@@ -17,14 +17,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.options import AsJson
-from deepeyes_plugins.data.changes import Outcome, report_lines
+from deepeyes_plugins.data.check.images import see_image
+from deepeyes_plugins.data.check.rl import RowRules
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import DataError, Finding
-from deepeyes_plugins.data.image_checks import see_image
 from deepeyes_plugins.data.media import read_media
 from deepeyes_plugins.data.output import write_text
 from deepeyes_plugins.data.prepare import REPORT_NAME, Prepared, prepare_rl, prepare_sft
-from deepeyes_plugins.data.rl_checks import RowRules
+from deepeyes_plugins.data.prepare.changes import Outcome, report_lines
 from deepeyes_plugins.data.sources import Progress as Told
 from deepeyes_plugins.data.sources import Sources as Found
 from deepeyes_plugins.errors import SettingsError

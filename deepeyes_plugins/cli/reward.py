@@ -23,8 +23,7 @@ from deepeyes_plugins.data.rl_rows import task_from_row
 from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.jobs import Advance
 from deepeyes_plugins.plugins import PluginError
-from deepeyes_plugins.rewards.scoring import Scorer, configured_judge
-from deepeyes_plugins.rewards.stored import (
+from deepeyes_plugins.rewards.offline import (
     Outcome,
     Reference,
     ScoreRecord,
@@ -32,6 +31,7 @@ from deepeyes_plugins.rewards.stored import (
     log_files,
     score_log,
 )
+from deepeyes_plugins.rewards.scorer import Scorer, configured_judge
 from deepeyes_plugins.selection.questions import read_rows
 from deepeyes_plugins.settings import AgentSettings, load_settings
 
@@ -51,7 +51,7 @@ async def score_logs(
     leave_out: Container[str] = frozenset(),
     advance: Advance | None = None,
 ) -> tuple[list[Outcome], list[ScoreRecord]]:
-    """Score logs as agent.yaml says; see :func:`~deepeyes_plugins.rewards.stored.score_log`."""
+    """Score logs as agent.yaml says; see :func:`~deepeyes_plugins.rewards.offline.score_log`."""
     scorer = Scorer(settings.rewards, configured_judge(settings.judge), settings.plugins)
     async with aclosing(scorer):
         return await score_log(

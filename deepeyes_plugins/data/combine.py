@@ -18,17 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deepeyes_plugins.data.changes import Outcome
+from deepeyes_plugins.data.check.rl import RowRules
+from deepeyes_plugins.data.check.rows import form_findings
+from deepeyes_plugins.data.check.sft import repaired_findings
+from deepeyes_plugins.data.content_hash import question_words
 from deepeyes_plugins.data.dataset_info import DATASET_INFO
 from deepeyes_plugins.data.files import data_rows, parquet_schema
 from deepeyes_plugins.data.findings import DataError, Problem
-from deepeyes_plugins.data.identity import question_words
 from deepeyes_plugins.data.media import MediaRoot, is_archived, is_inline, read_media
-from deepeyes_plugins.data.rl_checks import RowRules
-from deepeyes_plugins.data.rl_repair import common_schema, repair_rl_row
-from deepeyes_plugins.data.row_checks import form_findings
-from deepeyes_plugins.data.sft_checks import repaired_findings
-from deepeyes_plugins.data.sft_repair import repair_sft_row
+from deepeyes_plugins.data.prepare.changes import Outcome
+from deepeyes_plugins.data.prepare.rl_rows import common_schema, repair_rl_row
+from deepeyes_plugins.data.prepare.sft_rows import repair_sft_row
 from deepeyes_plugins.data.sources import Progress, Sources, no_progress
 from deepeyes_plugins.data.writers import register_dataset, row_writer
 from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from deepeyes_plugins.data.check.row import Kind
 from deepeyes_plugins.data.findings import DataError
-from deepeyes_plugins.data.looks import Kind
 from deepeyes_plugins.data.sources import NO_ROWS_IN
 
 _HEAD_BYTES = 1 << 16

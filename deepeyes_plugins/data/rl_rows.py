@@ -8,19 +8,15 @@ the environment.
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from PIL import Image, ImageFile
-
 from deepeyes_plugins.data.contracts import RowError
-from deepeyes_plugins.data.media import is_inline, local_path, read_media
-from deepeyes_plugins.data.message_parts import image_source, is_list, plain_contents
+from deepeyes_plugins.data.images import image_from
+from deepeyes_plugins.data.message_parts import is_list, plain_contents
 from deepeyes_plugins.protocol.content import (
     EncodedImage,
     Message,
@@ -191,35 +187,6 @@ def environment_name(row: Mapping[str, Any], default: str) -> str:
     return name
 
 
-def image_from(entry: Any, media_root: Path | None = None) -> EncodedImage:
-    """Hold an image of a row, with its original bytes where they can be had.
-
-    Args:
-        entry: Bytes, a path, a data URI, a Pillow image, or a mapping with one of them under
-            ``bytes``, ``image``, ``path``, ``url`` or ``image_url`` (the first that is set counts).
-        media_root: Folder that paths are relative to and must not leave; without it any path of
-            this machine is read.
-
-    Raises:
-        RowError: There is no image in it, its path leaves ``media_root``, or its file cannot be
-            read.
-    """
-    if isinstance(entry, Mapping):
-        found = image_source(entry)
-        if found is None:
-            raise RowError(f"an image without bytes or path (it has {sorted(entry)})")
-        entry = found
-    if isinstance(entry, EncodedImage):
-        return entry
-    if isinstance(entry, bytes | bytearray | memoryview):
-        return EncodedImage(bytes(entry))
-    if isinstance(entry, str | Path):
-        return EncodedImage(_read(entry, media_root))
-    if isinstance(entry, Image.Image):
-        return _original(entry) or EncodedImage.from_pil(entry)
-    raise RowError(f"an image given as {type(entry).__name__}; expected bytes, a path or Pillow's")
-
-
 def _messages(prompt: Any, images: Iterator[EncodedImage], hint: str = "") -> tuple[Message, ...]:
     messages = []
     for number, message in enumerate(_sequence(prompt, "prompt"), 1):
@@ -263,41 +230,6 @@ def _sequence(value: Any, name: str, *, or_none: bool = False) -> Iterable[Any]:
         kind = "missing" if is_missing(value) else f"a {type(value).__name__}, not a list"
         raise RowError(f"'{name}' is {kind}")
     return cast(Iterable[Any], value)
-
-
-def _read(path: str | Path, media_root: Path | None) -> bytes:
-    if is_inline(str(path)):
-        return read_media(str(path))
-    file = Path(local_path(str(path)))
-    if media_root is not None:
-        # A link that the owner of the folder put there may lead out of it; a data file may not.
-        inside = file.is_relative_to(media_root) or not file.is_absolute()
-        if not inside or ".." in file.parts:
-            raise RowError(
-                f"image {file} is outside {media_root}; paths are relative to that folder"
-            )
-        file = media_root / file
-    try:
-        return file.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a zero byte or half a character in it.
-        reason = getattr(error, "strerror", None) or error
-        raise RowError(f"image {file} cannot be read: {reason}") from error
-
-
-def _original(image: Image.Image) -> EncodedImage | None:
-    """The file that ``image`` was opened from, if it is still at hand and of the same size."""
-    if not isinstance(image, ImageFile.ImageFile):
-        return None
-    try:
-        if isinstance(image.fp, io.BytesIO):
-            source = EncodedImage(image.fp.getvalue())
-        elif image.filename:
-            source = EncodedImage(Path(os.fsdecode(image.filename)).read_bytes())
-        else:
-            return None
-        return source if source.open().size == image.size else None
-    except (OSError, ValueError):
-        return None
 
 
 def _fingerprint(messages: Iterable[Message]) -> str:

@@ -25,13 +25,14 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from deepeyes_plugins import __version__
+from deepeyes_plugins.data.check.rl import RowRules, check_rl_parquet
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.files import parquet_schema, runs_of_row_groups
 from deepeyes_plugins.data.findings import DataError, Report
+from deepeyes_plugins.data.images import image_from
 from deepeyes_plugins.data.media import is_inline
 from deepeyes_plugins.data.message_parts import image_source
-from deepeyes_plugins.data.rl_checks import RowRules, check_rl_parquet
-from deepeyes_plugins.data.rl_rows import image_from, plain_row
+from deepeyes_plugins.data.rl_rows import plain_row
 from deepeyes_plugins.data.workers import Workers, alone, processes_worth
 from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.protocol.content import ImageError

@@ -16,7 +16,7 @@ from deepeyes_plugins.quickstart.datasets import write_rl, write_sft, write_vlme
 from deepeyes_plugins.quickstart.plan import Plan
 from deepeyes_plugins.quickstart.process import Process, StageError, model_server, run
 from deepeyes_plugins.quickstart.task import SYSTEM_PROMPT, split_examples, task_texts
-from deepeyes_plugins.rewards.form import is_well_formed
+from deepeyes_plugins.rewards.format import is_well_formed
 from deepeyes_plugins.rollout import Trajectory
 from deepeyes_plugins.rollout.log import FILE_NAME, read_log
 from deepeyes_plugins.settings import load_yaml

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from deepeyes_plugins.rewards.accuracy import rule_verdict
+from deepeyes_plugins.rewards.rules import rule_verdict
 
 
 def _words(text: str) -> frozenset[str]:
@@ -212,7 +212,7 @@ _TRUTH_VALUE = re.compile(
 )
 
 Rules = Callable[[str, str], bool | None]
-"""As in :mod:`deepeyes_plugins.rewards.judging`."""
+"""As in :mod:`deepeyes_plugins.rewards.correctness`."""
 
 
 def lists_alternatives(answer: str, ground_truth: str, rules: Rules = rule_verdict) -> bool:

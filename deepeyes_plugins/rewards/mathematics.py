@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from deepeyes_plugins.rewards.accuracy import rule_verdict
 from deepeyes_plugins.rewards.latex import canonical
+from deepeyes_plugins.rewards.rules import rule_verdict
 from deepeyes_plugins.rewards.values import Oracle, Text, read, same
 
 _BOXED = ("\\boxed{", "\\fbox{")

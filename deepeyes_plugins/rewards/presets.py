@@ -9,16 +9,16 @@ from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.extras import install_command
 from deepeyes_plugins.judge.contracts import PromptName
 from deepeyes_plugins.rewards import algebra
-from deepeyes_plugins.rewards.accuracy import rule_verdict, starts_with_truth
 from deepeyes_plugins.rewards.contracts import RewardResources
-from deepeyes_plugins.rewards.form import (
+from deepeyes_plugins.rewards.correctness import Accuracy, Rules
+from deepeyes_plugins.rewards.format import (
     boxed_answer,
     is_well_formed,
     is_well_formed_boxed,
     is_well_formed_toolbox,
 )
-from deepeyes_plugins.rewards.judging import Accuracy, Rules
 from deepeyes_plugins.rewards.mathematics import mathematics_verdict
+from deepeyes_plugins.rewards.rules import rule_verdict, starts_with_truth
 from deepeyes_plugins.rewards.scores import PARTS, DeepEyesScore, Grammar
 
 

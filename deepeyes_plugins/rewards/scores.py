@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from deepeyes_plugins.rewards.form import final_answer, is_well_formed
-from deepeyes_plugins.rewards.judging import Accuracy
+from deepeyes_plugins.rewards.correctness import Accuracy
+from deepeyes_plugins.rewards.format import final_answer, is_well_formed
 from deepeyes_plugins.rewards.tool_use import (
     brought_image,
     effective_calls,

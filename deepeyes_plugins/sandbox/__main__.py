@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from deepeyes_plugins.sandbox.options import ServerOptions
 from deepeyes_plugins.sandbox.serve import configure_logging, run_worker, serve
 from deepeyes_plugins.sandbox.settings import SandboxSettings
-from deepeyes_plugins.sandbox.workers import Crew
+from deepeyes_plugins.sandbox.workers import WorkerPool
 
 
 def _arguments() -> argparse.Namespace:
@@ -48,10 +48,10 @@ def main() -> None:
         return
     told = json.loads(arguments.worker)
     options = ServerOptions(**told["options"] | {"announce_fd": arguments.announce_fd})
-    crew = Crew(**told["crew"] | {"folder": Path(told["crew"]["folder"])})
+    pool = WorkerPool(**told["pool"] | {"folder": Path(told["pool"]["folder"])})
     configure_logging(options.log_level, options.log_format)
     with socket.socket(fileno=arguments.listener) as listener:
-        run_worker(settings, options, listener, crew)
+        run_worker(settings, options, listener, pool)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ import sys
 import uvicorn
 
 from deepeyes_plugins.sandbox.contracts import SandboxUnavailable
+from deepeyes_plugins.sandbox.http_limits import BoundedHttp
 from deepeyes_plugins.sandbox.options import ServerOptions, announce
-from deepeyes_plugins.sandbox.protocol import BoundedHttp
 from deepeyes_plugins.sandbox.server import create_app
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 from deepeyes_plugins.sandbox.supervisor import supervise
-from deepeyes_plugins.sandbox.workers import Crew
+from deepeyes_plugins.sandbox.workers import WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +32,16 @@ class _Server(uvicorn.Server):
     """A uvicorn server that tells its parent where it listens, and ends with it."""
 
     def __init__(
-        self, config: uvicorn.Config, listener: socket.socket, options: ServerOptions, crew: Crew
+        self,
+        config: uvicorn.Config,
+        listener: socket.socket,
+        options: ServerOptions,
+        pool: WorkerPool,
     ) -> None:
         super().__init__(config)
         self._listener = listener
         self._options = options
-        self._crew = crew
+        self._crew = pool
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self._options.parent:
@@ -103,7 +107,7 @@ def serve(settings: SandboxSettings, options: ServerOptions) -> None:
         raise SystemExit(f"cannot listen on {options.host}:{options.port}: {error}") from None
     with listener:
         if options.workers == 1:
-            run_worker(settings, options, listener, Crew())
+            run_worker(settings, options, listener, WorkerPool())
             return
         ended_by = supervise(settings, options, listener)
     if ended_by:
@@ -112,9 +116,9 @@ def serve(settings: SandboxSettings, options: ServerOptions) -> None:
 
 
 def run_worker(
-    settings: SandboxSettings, options: ServerOptions, listener: socket.socket, crew: Crew
+    settings: SandboxSettings, options: ServerOptions, listener: socket.socket, pool: WorkerPool
 ) -> None:
-    """Serves in this process, alone or as one of a crew.
+    """Serves in this process, alone or as one of a pool.
 
     Raises:
         SystemExit: The server could not start; the message says why.
@@ -123,7 +127,7 @@ def run_worker(
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        app = create_app(settings, token=os.environ.get(settings.token_env) or None, crew=crew)
+        app = create_app(settings, token=os.environ.get(settings.token_env) or None, pool=pool)
     except SandboxUnavailable as error:
         announce(options.announce_fd, {"failure": str(error)})
         raise SystemExit(str(error)) from None
@@ -138,9 +142,9 @@ def run_worker(
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )
     sockets = [listener]
-    if crew.count > 1:
-        sockets.append(_own_socket(crew))
-    server = _Server(config, listener, options, crew)
+    if pool.count > 1:
+        sockets.append(_own_socket(pool))
+    server = _Server(config, listener, options, pool)
     with contextlib.suppress(SystemExit):  # It has logged why; the parent is told below.
         server.run(sockets=sockets)
     if not server.started:
@@ -149,9 +153,9 @@ def run_worker(
         sys.exit(failure)
 
 
-def _own_socket(crew: Crew) -> socket.socket:
+def _own_socket(pool: WorkerPool) -> socket.socket:
     """The socket on which the other workers ask this one."""
-    path = crew.socket(crew.index)
+    path = pool.socket(pool.index)
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))

@@ -30,14 +30,20 @@ from starlette.routing import Route
 from deepeyes_plugins import __version__
 from deepeyes_plugins.sandbox import api
 from deepeyes_plugins.sandbox.contracts import ExecutionResult, Health, SandboxUnavailable
-from deepeyes_plugins.sandbox.held_images import HeldImages
+from deepeyes_plugins.sandbox.image_cache import HeldImages
 from deepeyes_plugins.sandbox.kernels import make_provider
 from deepeyes_plugins.sandbox.kernels.contract import ImageRejected, ImagesMissing, KernelProvider
 from deepeyes_plugins.sandbox.metrics import Metrics
 from deepeyes_plugins.sandbox.sessions import CellHasRun, Sessions, new_id
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 from deepeyes_plugins.sandbox.snapshots import make_store
-from deepeyes_plugins.sandbox.workers import RELAYED_HEADER, WORKER_HEADER, Crew, Relay, WorkerGone
+from deepeyes_plugins.sandbox.workers import (
+    RELAYED_HEADER,
+    WORKER_HEADER,
+    Relay,
+    WorkerGone,
+    WorkerPool,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,21 +73,25 @@ class SandboxServer:
     """The HTTP handlers."""
 
     def __init__(
-        self, provider: KernelProvider, settings: SandboxSettings, token: str | None, crew: Crew
+        self,
+        provider: KernelProvider,
+        settings: SandboxSettings,
+        token: str | None,
+        pool: WorkerPool,
     ) -> None:
         """Serves kernels of the provider to those who know the token."""
         self._provider = provider
         self._settings = settings
         self._token = token
-        self._crew = crew
-        self._relay = Relay(crew, token)
+        self._crew = pool
+        self._relay = Relay(pool, token)
         self._metrics = Metrics()
         store = make_store(settings)
         self._images = HeldImages(
             provider,
             store,
             settings.image_cache_mb << 20,
-            self._relay.image if crew.count > 1 else None,
+            self._relay.image if pool.count > 1 else None,
         )
         self._sessions = Sessions(provider, self._images, store, settings, self._metrics)
         self._started = False
@@ -345,7 +355,7 @@ def create_app(
     *,
     token: str | None = None,
     provider: KernelProvider | None = None,
-    crew: Crew | None = None,
+    pool: WorkerPool | None = None,
 ) -> Starlette:
     """Makes the ASGI application. Its sessions live in the process that serves it.
 
@@ -353,9 +363,11 @@ def create_app(
         settings: Limits of the sessions.
         token: Bearer token that clients must send, if any.
         provider: Where kernels come from; by default the one that the settings name.
-        crew: The workers among which this process is one; by default it is alone.
+        pool: The workers among which this process is one; by default it is alone.
     """
-    server = SandboxServer(provider or make_provider(settings), settings, token, crew or Crew())
+    server = SandboxServer(
+        provider or make_provider(settings), settings, token, pool or WorkerPool()
+    )
     app = Starlette(
         routes=server.routes(),
         lifespan=server.lifespan,

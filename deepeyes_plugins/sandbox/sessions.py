@@ -14,10 +14,10 @@ from uuid import uuid4
 
 from deepeyes_plugins.remote.single_flight import SingleFlight
 from deepeyes_plugins.sandbox.contracts import ExecutionResult, SandboxError, SandboxUnavailable
-from deepeyes_plugins.sandbox.held_images import HeldImages
+from deepeyes_plugins.sandbox.image_cache import HeldImages
 from deepeyes_plugins.sandbox.kernels.contract import Kernel, KernelProvider, SnapshotFailed
+from deepeyes_plugins.sandbox.memory import available_bytes
 from deepeyes_plugins.sandbox.metrics import Metrics
-from deepeyes_plugins.sandbox.pressure import available_bytes
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 from deepeyes_plugins.sandbox.snapshots import (
     SnapshotStore,

@@ -119,12 +119,12 @@ class _Supervisor:
             self._stop()
 
     def _start(self, index: int) -> _Worker:
-        crew = {"index": index, "count": self._options.workers, "folder": str(self._folder)}
+        pool = {"index": index, "count": self._options.workers, "folder": str(self._folder)}
         options = asdict(self._options) | {"parent": os.getpid(), "announce_fd": -1}
         command = [
             *(sys.executable, "-m", __package__ or "deepeyes_plugins.sandbox"),
             *("--settings", self._settings.model_dump_json()),
-            *("--worker", json.dumps({"crew": crew, "options": options})),
+            *("--worker", json.dumps({"pool": pool, "options": options})),
             *("--listener", str(self._listener.fileno())),
         ]
         return _Worker(command, self._listener.fileno(), dict(os.environ))

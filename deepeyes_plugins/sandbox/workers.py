@@ -36,7 +36,7 @@ def _descriptor(folder: Path) -> int:
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerPool:
     """The workers of one server.
 
     Attributes:
@@ -75,18 +75,18 @@ class Crew:
 class Relay:
     """Asks the other workers."""
 
-    def __init__(self, crew: Crew, token: str | None) -> None:
+    def __init__(self, pool: WorkerPool, token: str | None) -> None:
         """Connects on first use."""
         self._token = token
-        headers = {RELAYED_HEADER: str(crew.index)}
+        headers = {RELAYED_HEADER: str(pool.index)}
         self._clients = {
             worker: httpx.AsyncClient(
                 base_url="http://worker",
                 headers=headers,
-                transport=httpx.AsyncHTTPTransport(uds=str(crew.socket(worker)), limits=_LIMITS),
+                transport=httpx.AsyncHTTPTransport(uds=str(pool.socket(worker)), limits=_LIMITS),
                 trust_env=False,
             )
-            for worker in crew.others
+            for worker in pool.others
         }
 
     async def ask(

@@ -20,7 +20,7 @@ import numpy as np
 
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.search.contracts import ImageResult
-from deepeyes_plugins.search.fingerprints import nearest, perceptual_hash, pixel_hash
+from deepeyes_plugins.search.perceptual_hash import nearest, perceptual_hash, pixel_hash
 
 FORMAT: Final = "deepeyes image cache 1"
 

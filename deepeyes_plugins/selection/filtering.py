@@ -22,7 +22,7 @@ from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.writers import row_writer
 from deepeyes_plugins.protocol.content import ImageError
 from deepeyes_plugins.protocol.prompts import deepeyes_v2_prompt
-from deepeyes_plugins.rewards.stored import ScoreRecord
+from deepeyes_plugins.rewards.offline import ScoreRecord
 from deepeyes_plugins.selection.questions import BadRow, question_of, read_rows
 from deepeyes_plugins.selection.sampling import Variant
 

@@ -15,8 +15,7 @@ from deepeyes_plugins.data.output import one_at_a_time
 from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.jobs import Advance, Ledger, Patience, work_through
 from deepeyes_plugins.protocol.dialect import Dialect
-from deepeyes_plugins.rewards.scoring import Scorer, configured_judge
-from deepeyes_plugins.rewards.stored import (
+from deepeyes_plugins.rewards.offline import (
     Labels,
     Line,
     Place,
@@ -25,6 +24,7 @@ from deepeyes_plugins.rewards.stored import (
     lines_of,
     score_line,
 )
+from deepeyes_plugins.rewards.scorer import Scorer, configured_judge
 from deepeyes_plugins.rollout import EndReason, Trajectory, rollout
 from deepeyes_plugins.rollout.contracts import InfrastructureError, Policy
 from deepeyes_plugins.rollout.log import FILE_NAME, RecordingEnvironment, TrajectoryLog

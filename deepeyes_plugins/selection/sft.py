@@ -22,7 +22,7 @@ from deepeyes_plugins.data.writers import register_dataset
 from deepeyes_plugins.files import PARTIAL
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
-from deepeyes_plugins.rewards.stored import Place, ScoreRecord, lines_of
+from deepeyes_plugins.rewards.offline import Place, ScoreRecord, lines_of
 from deepeyes_plugins.rollout.contracts import Task
 from deepeyes_plugins.rollout.log import IMAGE_FOLDER
 from deepeyes_plugins.rollout.trajectory import EndReason, PartRecord, Trajectory

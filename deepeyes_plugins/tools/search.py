@@ -17,6 +17,7 @@ from deepeyes_plugins.protocol.observations import (
     tool_response,
 )
 from deepeyes_plugins.rollout.contracts import InfrastructureError, Observation, Task, Tool
+from deepeyes_plugins.search.availability import search_is_on
 from deepeyes_plugins.search.client import Search
 from deepeyes_plugins.search.contracts import (
     ImageResults,
@@ -26,7 +27,6 @@ from deepeyes_plugins.search.contracts import (
     SearchQuery,
     SearchResults,
 )
-from deepeyes_plugins.search.policy import search_is_on
 from deepeyes_plugins.search.settings import Kind, SearchSettings
 from deepeyes_plugins.tools.resources import Resources
 

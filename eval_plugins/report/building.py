@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from deepeyes_plugins import __version__
-from deepeyes_plugins.rollout.figures import Figures
+from deepeyes_plugins.rollout.metrics import Figures
 from eval_plugins.report.contents import (
     ROUNDING,
     AgentFigures,

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from deepeyes_plugins.rewards.accuracy import rule_accuracy
+from deepeyes_plugins.rewards.rules import rule_accuracy
 from eval_plugins.report.tables import (
     FAILED,
     TABLE_SUFFIXES,

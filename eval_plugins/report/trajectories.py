@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from deepeyes_plugins.rollout.figures import SampleRecord
 from deepeyes_plugins.rollout.log import FILE_NAME, IMAGE_FOLDER
+from deepeyes_plugins.rollout.metrics import SampleRecord
 from deepeyes_plugins.rollout.trajectory import Trajectory
 from eval_plugins.report.results import Sample
 

@@ -15,10 +15,10 @@ from deepeyes_plugins.rollout import EndReason, Task, Trajectory
 from deepeyes_plugins.rollout.log import TrajectoryLog
 from deepeyes_plugins.rollout.trajectory import MessageRecord
 from eval_plugins.cells import fitting
+from eval_plugins.vlmevalkit.constants import UNANSWERED
 from eval_plugins.vlmevalkit.runner import EpisodeRunner
 from eval_plugins.vlmevalkit.samples import Item, make_task, note
 from eval_plugins.vlmevalkit.settings import load_evaluation
-from eval_plugins.vlmevalkit.wording import UNANSWERED
 
 logger = logging.getLogger(__name__)
 

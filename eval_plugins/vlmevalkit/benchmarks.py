@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from deepeyes_plugins.protocol.missing import is_missing, text_of
-from eval_plugins.vlmevalkit.wording import SEARCH_COLUMNS
+from eval_plugins.vlmevalkit.constants import SEARCH_COLUMNS
 
 Candidate = str | dict[str, list[float]]
 

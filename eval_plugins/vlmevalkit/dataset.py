@@ -19,7 +19,7 @@ from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path
 
 from deepeyes_plugins.protocol.missing import is_missing
 from eval_plugins.report.tables import read_table
-from eval_plugins.vlmevalkit.wording import (
+from eval_plugins.vlmevalkit.constants import (
     NO_VERDICT,
     RULES_ONLY,
     SEARCH_COLUMNS,
@@ -111,7 +111,7 @@ class DeepEyesQuickstart(AnswerTable):
         self, table: pd.DataFrame, failed: Sequence[bool], eval_file: str, arguments: dict[str, Any]
     ) -> list[Score]:
         """Score by rules, whatever judge VLMEvalKit has in mind."""
-        from deepeyes_plugins.rewards.accuracy import rule_accuracy
+        from deepeyes_plugins.rewards.rules import rule_accuracy
         from eval_plugins.vlmevalkit.scoring import Score
 
         del eval_file, arguments
@@ -274,7 +274,7 @@ def _sample(row: pd.Series, prediction: str, failed: bool) -> Sample:
 
 def _sure(prediction: str, answers: Sequence[str], ranges: Sequence[list[float]]) -> bool | None:
     """What rules know: right if any reference is met, wrong if it is surely none of them."""
-    from deepeyes_plugins.rewards.accuracy import rule_verdict
+    from deepeyes_plugins.rewards.rules import rule_verdict
 
     if not prediction.strip() or prediction == UNANSWERED:
         return False

@@ -25,7 +25,7 @@ from deepeyes_plugins.judge.judge import LLMJudge
 from deepeyes_plugins.judge.settings import BASE_VARIABLE, JudgeEndpoint, JudgeSettings
 from deepeyes_plugins.remote.errors import RemoteError
 from deepeyes_plugins.settings import load_settings
-from eval_plugins.vlmevalkit.wording import NO_VERDICT, RULES_ONLY
+from eval_plugins.vlmevalkit.constants import NO_VERDICT, RULES_ONLY
 
 CACHE_FOLDER = "verdicts"
 """Folder of the verdicts, in the folder of a model's results; judge.cache_folder wins over it."""

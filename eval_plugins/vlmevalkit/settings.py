@@ -23,7 +23,7 @@ from pydantic_settings import SettingsConfigDict
 from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.hosts.openai import OpenAISettings, load_openai_settings
 from deepeyes_plugins.protocol.prompts import deepeyes_v2_prompt
-from deepeyes_plugins.search.policy import EVALUATION, SEARCH_TOOLS, search_is_on
+from deepeyes_plugins.search.availability import EVALUATION, SEARCH_TOOLS, search_is_on
 from deepeyes_plugins.settings import AgentSettings, LayeredSettings, load_settings
 
 PUBLISHED: Mapping[str, Any] = {"limits": {"turns": 10}, "sandbox": {"cell_timeout": 60.0}}

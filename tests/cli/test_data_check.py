@@ -18,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from deepeyes_plugins.cli.main import app
-from deepeyes_plugins.data import pieces
+from deepeyes_plugins.data.check import checkpoints as pieces
 from deepeyes_plugins.quickstart.tiny_model import make_tiny_qwen2_5_vl
 from tests.data.test_media import zipped
 from tests.full_disk import full_disk

@@ -16,9 +16,9 @@ import typer
 from typer.testing import CliRunner
 
 from deepeyes_plugins.cli import reward
-from deepeyes_plugins.rewards.scoring import Scorer
+from deepeyes_plugins.rewards.offline import score_log
+from deepeyes_plugins.rewards.scorer import Scorer
 from deepeyes_plugins.rewards.settings import RewardSettings
-from deepeyes_plugins.rewards.stored import score_log
 from deepeyes_plugins.rollout import EndReason, Trajectory, TurnRecord
 from tests.cli.test_cli import deepeyes
 

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deepeyes_plugins.data import files
+from deepeyes_plugins.data.check.images import SeenImage, see_image
+from deepeyes_plugins.data.check.rl import RowRules, check_rl_parquet
+from deepeyes_plugins.data.check.sft import check_sft_file
 from deepeyes_plugins.data.findings import DataError, Finding, Report
-from deepeyes_plugins.data.image_checks import SeenImage, see_image
 from deepeyes_plugins.data.prepare import prepare_sft
-from deepeyes_plugins.data.rl_checks import RowRules, check_rl_parquet
-from deepeyes_plugins.data.sft_checks import check_sft_file
 
 PLAIN = {
     "messages": [

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from deepeyes_plugins.data.check.rl import check_rl_parquet
+from deepeyes_plugins.data.check.sft import check_sft_file
 from deepeyes_plugins.data.combine import Amounts, merge, split
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.prepare import prepare_sft
-from deepeyes_plugins.data.rl_checks import check_rl_parquet
-from deepeyes_plugins.data.sft_checks import check_sft_file
 from tests.data.test_checks import PLAIN, image_bytes, with_image, write
 from tests.data.test_media import zipped
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepeyes_plugins.data.likeness import Hashes, leaks
+from deepeyes_plugins.data.check.deduplication import Hashes, leaks
 
 
 def hashes(name: str, seed: int, rows: int, shared: int) -> Hashes:

@@ -11,9 +11,9 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import pytest
 
 from deepeyes_plugins.data import media
+from deepeyes_plugins.data.check.sft import check_sft_file
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.media import MediaError, MediaPlaces, MediaRoot, read_media
-from deepeyes_plugins.data.sft_checks import check_sft_file
 from tests.data.test_checks import image_bytes, with_image, write
 
 

@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepeyes_plugins.data.check.rl import RowRules, check_rl_parquet
+from deepeyes_plugins.data.check.sft import check_sft_file
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.formatter import format_sharegpt
 from deepeyes_plugins.data.media import read_media
 from deepeyes_plugins.data.message_parts import plain_contents
 from deepeyes_plugins.data.prepare import prepare_rl, prepare_sft
-from deepeyes_plugins.data.rl_checks import RowRules, check_rl_parquet
 from deepeyes_plugins.data.rl_rows import prompt_messages
 from deepeyes_plugins.data.row_store import IMAGE_SIZES, Rows, store_files
-from deepeyes_plugins.data.sft_checks import check_sft_file
 from deepeyes_plugins.protocol.content import EncodedImage
 from tests.data.test_checks import PLAIN, image_bytes
 

@@ -21,14 +21,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from deepeyes_plugins import hookimpl, plugins
+from deepeyes_plugins.data.check.rl import check_rl_parquet
+from deepeyes_plugins.data.check.row import LookRules
+from deepeyes_plugins.data.check.scan import Source, survey
+from deepeyes_plugins.data.check.sft import check_sft_file
 from deepeyes_plugins.data.combine import merge
 from deepeyes_plugins.data.findings import DataError
-from deepeyes_plugins.data.looks import LookRules
 from deepeyes_plugins.data.media import read_media
 from deepeyes_plugins.data.prepare import prepare_rl, prepare_sft
-from deepeyes_plugins.data.rl_checks import check_rl_parquet
-from deepeyes_plugins.data.sft_checks import check_sft_file
-from deepeyes_plugins.data.survey import Source, survey
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.task import split_examples
 from deepeyes_plugins.rewards.hooks import rewards

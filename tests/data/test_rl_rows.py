@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageOps
 
-from deepeyes_plugins.data import rl_rows
+from deepeyes_plugins.data import images, rl_rows
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.rl_rows import (
     environment_name,
@@ -106,8 +106,8 @@ def test_images_as_paths_bytes_and_pillow(tmp_path: Path) -> None:
     drawn = Image.new("RGB", (33, 44), "red")
 
     for entry in (file, str(file), f"file://{file}", {"path": str(file)}, jpeg()):
-        assert rl_rows.image_from(entry).data == jpeg()
-    assert rl_rows.image_from({"bytes": None, "image": drawn}).pil().size == (33, 44)
+        assert images.image_from(entry).data == jpeg()
+    assert images.image_from({"bytes": None, "image": drawn}).pil().size == (33, 44)
 
 
 def test_a_pillow_image_on_its_side_is_turned_once(tmp_path: Path) -> None:
@@ -118,14 +118,14 @@ def test_a_pillow_image_on_its_side_is_turned_once(tmp_path: Path) -> None:
     opened = Image.open(file)
 
     for entry in (opened, opened.copy(), ImageOps.exif_transpose(opened)):
-        assert rl_rows.image_from(entry).pil().size == (40, 60)
-    assert rl_rows.image_from(opened).data == file.read_bytes()
+        assert images.image_from(entry).pil().size == (40, 60)
+    assert images.image_from(opened).data == file.read_bytes()
 
 
 def test_a_pillow_image_of_16_bits_keeps_its_range() -> None:
     for mode in ("I", "I;16"):
         drawn = Image.new(mode, (33, 44), 0x8000)
-        assert rl_rows.image_from(drawn).pil().getpixel((0, 0)) == (128, 128, 128)
+        assert images.image_from(drawn).pil().getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_question_without_index_is_named_by_its_content() -> None:

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from deepeyes_plugins.data import row_store
+from deepeyes_plugins.data.check.rl import RowRules
 from deepeyes_plugins.data.findings import DataError
-from deepeyes_plugins.data.rl_checks import RowRules
 from deepeyes_plugins.data.row_store import IMAGE_SIZES, Rows, store_files
 
 RULES = RowRules()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.protocol.content import EncodedImage, Message
-from deepeyes_plugins.rewards.scoring import Scorer
+from deepeyes_plugins.rewards.scorer import Scorer
 from deepeyes_plugins.rollout import Task, rollout
 from deepeyes_plugins.rollout.scripted import ScriptedPolicy
 from deepeyes_plugins.settings import load_settings

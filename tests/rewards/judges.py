@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from deepeyes_plugins.judge.contracts import Comparison, JudgeUnavailableError, PromptName, Verdict
-from deepeyes_plugins.rewards.scoring import Scorer
+from deepeyes_plugins.rewards.scorer import Scorer
 from deepeyes_plugins.rollout import EndReason, RewardResult, Task, Trajectory, TurnRecord
 from deepeyes_plugins.rollout.trajectory import PartRecord
 from deepeyes_plugins.settings import AgentSettings

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from deepeyes_plugins.rewards.accuracy import (
+from deepeyes_plugins.rewards.rules import (
     normalize,
     rule_accuracy,
     rule_verdict,

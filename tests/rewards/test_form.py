@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepeyes_plugins.protocol.actions import AnswerAction, parse_action
-from deepeyes_plugins.rewards.form import final_answer, is_well_formed
+from deepeyes_plugins.rewards.format import final_answer, is_well_formed
 
 CODE = "<think>Look.</think>\n<code>\n```python\n1\n```\n</code>"
 CALL = '<think>Ask.</think>\n<tool_call>\n{"name": "search"}\n</tool_call>'

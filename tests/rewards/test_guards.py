@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from deepeyes_plugins.judge.contracts import PromptName
-from deepeyes_plugins.rewards.accuracy import rule_verdict
-from deepeyes_plugins.rewards.judging import Accuracy, Decision
+from deepeyes_plugins.rewards.correctness import Accuracy, Decision
 from deepeyes_plugins.rewards.mathematics import mathematics_verdict
+from deepeyes_plugins.rewards.rules import rule_verdict
 from deepeyes_plugins.rewards.settings import ScoreSettings
 from tests.rewards.guard_answers import ORDINARY, TRICKS
 from tests.rewards.judges import RIGHT, WRONG, ScriptedJudge, answer, code, python, say, score

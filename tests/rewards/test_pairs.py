@@ -11,10 +11,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from deepeyes_plugins.rewards.accuracy import rule_verdict
 from deepeyes_plugins.rewards.algebra import Algebra
 from deepeyes_plugins.rewards.latex import LONGEST
 from deepeyes_plugins.rewards.mathematics import mathematics_verdict
+from deepeyes_plugins.rewards.rules import rule_verdict
 from deepeyes_plugins.rewards.values import read
 from tests.rewards.pairs import EQUAL, PAIRS, WRONG
 

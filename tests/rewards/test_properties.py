@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from deepeyes_plugins.rewards.form import (
+from deepeyes_plugins.rewards.format import (
     boxed_answer,
     final_answer,
     is_well_formed,

@@ -15,7 +15,7 @@ from deepeyes_plugins.judge.contracts import (
     Verdict,
 )
 from deepeyes_plugins.plugins import Registry, UnknownNameError
-from deepeyes_plugins.rewards import scoring
+from deepeyes_plugins.rewards import scorer as scoring
 from deepeyes_plugins.rewards.hooks import rewards
 from deepeyes_plugins.rewards.scores import PARTS
 from deepeyes_plugins.rewards.settings import RewardSettings

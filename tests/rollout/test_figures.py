@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepeyes_plugins.rollout import EndReason, Trajectory, TurnRecord
-from deepeyes_plugins.rollout.figures import Figures, SampleRecord, ToolCall
+from deepeyes_plugins.rollout.metrics import Figures, SampleRecord, ToolCall
 from deepeyes_plugins.rollout.trajectory import PartRecord
 
 

@@ -49,7 +49,7 @@ class Server:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             if b"--worker" in command:
                 told = json.loads(command[command.index(b"--worker") + 1])
-                found[told["crew"]["index"]] = pid
+                found[told["pool"]["index"]] = pid
         return found
 
     def stop(self) -> None:

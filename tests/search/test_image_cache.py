@@ -33,9 +33,9 @@ from deepeyes_plugins.search.contracts import (
     SearchUnavailableError,
 )
 from deepeyes_plugins.search.fetching import thumbnail_rules
-from deepeyes_plugins.search.fingerprints import nearest, perceptual_hash, pixel_hash
 from deepeyes_plugins.search.image_cache import ImageCache, ImageCacheError, ImageCacheWriter
 from deepeyes_plugins.search.image_conversion import convert
+from deepeyes_plugins.search.perceptual_hash import nearest, perceptual_hash, pixel_hash
 from deepeyes_plugins.search.providers.image_cache import CachedImages
 from deepeyes_plugins.search.thumbnails import MOST_PIXELS, thumbnail
 from deepeyes_plugins.testing.search import IMAGE_CHECKS, ImageCheck, ImageSamples

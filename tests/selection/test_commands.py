@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from deepeyes_plugins.data.check.sft import check_sft_file
 from deepeyes_plugins.data.rl_rows import task_from_row
-from deepeyes_plugins.data.sft_checks import check_sft_file
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.task import Example, crop_turn, split_examples
 from deepeyes_plugins.rollout import EndReason, Trajectory

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deepeyes_plugins.data.sft_checks import check_sft_file
+from deepeyes_plugins.data.check.sft import check_sft_file
 from eval_plugins.vlmevalkit.adapter import DeepEyesV2
 from eval_plugins.vlmevalkit.samples import note
 from tests.cli.test_cli import deepeyes

@@ -21,7 +21,7 @@ from deepeyes_plugins.hosts.openai import OpenAISettings, ServedModel
 from deepeyes_plugins.jobs import Advance
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.task import split_examples
-from deepeyes_plugins.rewards.stored import ScoreRecord
+from deepeyes_plugins.rewards.offline import ScoreRecord
 from deepeyes_plugins.rollout.log import FILE_NAME
 from deepeyes_plugins.selection.filtering import Thresholds, judge_questions
 from deepeyes_plugins.selection.questions import read_questions

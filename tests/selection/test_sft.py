@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deepeyes_plugins.protocol.content import EncodedImage, Message
-from deepeyes_plugins.rewards.stored import ScoreRecord, lines_of
+from deepeyes_plugins.rewards.offline import ScoreRecord, lines_of
 from deepeyes_plugins.rollout import EndReason, Task, Trajectory
 from deepeyes_plugins.rollout.log import FILE_NAME, TrajectoryLog
 from deepeyes_plugins.rollout.trajectory import MessageRecord, PartRecord, TurnRecord

@@ -13,6 +13,7 @@ from deepeyes_plugins.environments.tool_environment import ToolEnvironment
 from deepeyes_plugins.protocol.actions import ToolCallAction
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
 from deepeyes_plugins.rollout import Limits, Observation, Task
+from deepeyes_plugins.search.availability import EVALUATION, search_is_on
 from deepeyes_plugins.search.contracts import (
     FILTERS,
     KeyMissingError,
@@ -26,7 +27,6 @@ from deepeyes_plugins.search.contracts import (
     TextSearchProvider,
 )
 from deepeyes_plugins.search.hooks import search_providers
-from deepeyes_plugins.search.policy import EVALUATION, search_is_on
 from deepeyes_plugins.search.settings import SearchSettings
 from deepeyes_plugins.settings import AgentSettings
 from deepeyes_plugins.tools.hooks import tools

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from deepeyes_plugins.hosts.verl.judging import StoppingJudge, stopping_judge
+from deepeyes_plugins.hosts.verl.judge_preflight import StoppingJudge, stopping_judge
 from deepeyes_plugins.judge.contracts import Comparison
 from deepeyes_plugins.settings import load_settings
 

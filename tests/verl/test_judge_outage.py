@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from deepeyes_plugins.errors import SettingsError
-from deepeyes_plugins.hosts.verl.judging import check_judge
+from deepeyes_plugins.hosts.verl.judge_preflight import check_judge
 from deepeyes_plugins.judge.contracts import JudgeUnavailableError
 from deepeyes_plugins.quickstart.task import split_examples
 from tests.judge.scripts import honest

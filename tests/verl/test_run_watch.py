@@ -22,7 +22,7 @@ from deepeyes_plugins.hosts.verl.metrics import (
 from deepeyes_plugins.hosts.verl.output import SAMPLE_FIELD, TrajectoryOutput
 from deepeyes_plugins.hosts.verl.reward import TRAJECTORY_FIELD
 from deepeyes_plugins.rollout import EndReason, Trajectory, TurnRecord
-from deepeyes_plugins.rollout.figures import SampleRecord
+from deepeyes_plugins.rollout.metrics import SampleRecord
 
 
 @dataclass

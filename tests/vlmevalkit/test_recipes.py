@@ -10,7 +10,7 @@ import vlmeval.api
 import vlmeval.config
 import vlmeval.dataset
 
-from deepeyes_plugins.search.policy import search_is_on
+from deepeyes_plugins.search.availability import search_is_on
 from eval_plugins.vlmevalkit.settings import load_evaluation
 
 RECIPES = Path(__file__).parents[2] / "recipes"

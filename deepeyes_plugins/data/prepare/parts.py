@@ -19,12 +19,12 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from deepeyes_plugins import __version__
-from deepeyes_plugins.data.changes import Outcome, report_lines
+from deepeyes_plugins.data.check.rows import form_findings, in_threads
 from deepeyes_plugins.data.files import ROWS_AT_A_TIME, Row, data_rows, row_count
 from deepeyes_plugins.data.findings import DataError, Problem
 from deepeyes_plugins.data.media import MediaPlaces
 from deepeyes_plugins.data.output import one_at_a_time, whole_file, write_text
-from deepeyes_plugins.data.row_checks import form_findings, in_threads
+from deepeyes_plugins.data.prepare.changes import Outcome, report_lines
 from deepeyes_plugins.data.sources import Progress
 from deepeyes_plugins.data.writers import row_writer
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from deepeyes_plugins.data.changes import Outcome
+from deepeyes_plugins.data.check.rl import RowRules, rl_findings
 from deepeyes_plugins.data.files import parquet_schema
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.media import read_media
+from deepeyes_plugins.data.prepare.changes import Outcome
 from deepeyes_plugins.data.prepare.parts import (
     REPORT_NAME,
     Prepared,
@@ -23,8 +24,7 @@ from deepeyes_plugins.data.prepare.parts import (
     working_in,
     write_report,
 )
-from deepeyes_plugins.data.rl_checks import RowRules, rl_findings
-from deepeyes_plugins.data.rl_repair import common_schema, repair_rl_row
+from deepeyes_plugins.data.prepare.rl_rows import common_schema, repair_rl_row
 from deepeyes_plugins.data.sources import Progress, Sources, no_progress
 from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.rewards.hooks import rewards

@@ -8,12 +8,13 @@ from pathlib import Path
 from threading import get_ident
 from typing import Any, BinaryIO
 
-from deepeyes_plugins.data.changes import Outcome
+from deepeyes_plugins.data.check.sft import repaired_findings
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.dataset_info import DATASET_INFO, form_of
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.media import is_inline, read_media
 from deepeyes_plugins.data.output import whole_file
+from deepeyes_plugins.data.prepare.changes import Outcome
 from deepeyes_plugins.data.prepare.parts import (
     REPORT_NAME,
     Note,
@@ -29,8 +30,7 @@ from deepeyes_plugins.data.prepare.parts import (
     working_in,
     write_report,
 )
-from deepeyes_plugins.data.sft_checks import repaired_findings
-from deepeyes_plugins.data.sft_repair import repair_sft_row
+from deepeyes_plugins.data.prepare.sft_rows import repair_sft_row
 from deepeyes_plugins.data.sources import Progress, Sources, no_progress
 from deepeyes_plugins.data.writers import register_dataset
 from deepeyes_plugins.protocol.content import EncodedImage, ImageError

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import pyarrow as pa
 from llamafactory.data.converter import DatasetConverter
 
+from deepeyes_plugins.data.check.sft import check_sft_file, image_findings
 from deepeyes_plugins.data.contracts import Conversation, RowError
 from deepeyes_plugins.data.dataset_info import (
     DATASET_INFO,
@@ -31,7 +32,6 @@ from deepeyes_plugins.data.findings import DataError, Report
 from deepeyes_plugins.data.formatter import check_opening, format_row
 from deepeyes_plugins.data.hooks import formatters
 from deepeyes_plugins.data.media import MediaError, MediaRoot
-from deepeyes_plugins.data.sft_checks import check_sft_file, image_findings
 from deepeyes_plugins.errors import SettingsError
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from llamafactory.data.mm_plugin import PLUGINS, Qwen2VLPlugin, Qwen3VLPlugin, register_mm_plugin
 
+from deepeyes_plugins.data.images import image_from
 from deepeyes_plugins.data.media import is_archived, read_media
-from deepeyes_plugins.data.rl_rows import image_from
 from deepeyes_plugins.hosts.transformers.images import (
     ImageBounds,
     image_bounds,

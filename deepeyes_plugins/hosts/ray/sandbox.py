@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deepeyes_plugins.hosts.ray.keeper import Description, Keeper
+from deepeyes_plugins.hosts.ray.server_actor import Description, Keeper
 from deepeyes_plugins.sandbox.client import SandboxClient
 from deepeyes_plugins.sandbox.contracts import Health, SandboxError, SandboxUnavailable
 from deepeyes_plugins.sandbox.embedded import URL_VARIABLE

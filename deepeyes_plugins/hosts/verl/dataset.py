@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
+from deepeyes_plugins.data.check.rl import RowRules
 from deepeyes_plugins.data.findings import DataError
-from deepeyes_plugins.data.rl_checks import RowRules
 from deepeyes_plugins.data.rl_rows import (
     data_source,
     environment_name,
@@ -28,7 +28,7 @@ from deepeyes_plugins.hosts.verl.register import AGENT_LOOP
 from deepeyes_plugins.protocol.content import EncodedImage, Message
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, IMAGE_PLACEHOLDER
 from deepeyes_plugins.protocol.observations import defuse
-from deepeyes_plugins.rewards.scoring import Scorer, configured_judge
+from deepeyes_plugins.rewards.scorer import Scorer, configured_judge
 from deepeyes_plugins.settings import load_settings
 
 logger = logging.getLogger(__name__)

@@ -39,8 +39,8 @@ from deepeyes_plugins.hosts.verl.logging_board import BoardSample, LoggingBoard
 from deepeyes_plugins.hosts.verl.output import SAMPLE_FIELD
 from deepeyes_plugins.protocol.missing import text_of
 from deepeyes_plugins.rollout.collapse import CallHistory, CollapseSettings
-from deepeyes_plugins.rollout.figures import Figures, SampleRecord
 from deepeyes_plugins.rollout.log import BackgroundWriter
+from deepeyes_plugins.rollout.metrics import Figures, SampleRecord
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 
 from deepeyes_plugins.hosts.verl.reward import TRAJECTORY_FIELD
 from deepeyes_plugins.rollout import Trajectory
-from deepeyes_plugins.rollout.figures import SampleRecord
+from deepeyes_plugins.rollout.metrics import SampleRecord
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from deepeyes_plugins.hosts.verl.judging import stopping_judge
+from deepeyes_plugins.hosts.verl.judge_preflight import stopping_judge
 from deepeyes_plugins.hosts.verl.solution import recover_trajectory
 from deepeyes_plugins.protocol.content import Message
 from deepeyes_plugins.protocol.missing import is_missing, text_of
-from deepeyes_plugins.rewards.scoring import Scorer
+from deepeyes_plugins.rewards.scorer import Scorer
 from deepeyes_plugins.rollout import Task, Trajectory
 from deepeyes_plugins.settings import load_settings
 

@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
 
-from deepeyes_plugins.hosts.verl.judging import check_judge
+from deepeyes_plugins.hosts.verl.judge_preflight import check_judge
 from deepeyes_plugins.hosts.verl.metrics import RunWatch, watch_settings
 from deepeyes_plugins.hosts.verl.stopping import RunStoppedError, StopRequests
 

@@ -8,13 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from deepeyes_plugins.data.check.images import see_image
+from deepeyes_plugins.data.check.rows import check_rows
 from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError
 from deepeyes_plugins.data.files import conversation_rows, training_rows
 from deepeyes_plugins.data.findings import Finding, Problem, Report
 from deepeyes_plugins.data.formatter import check_opening, doubts, format_row, format_sharegpt
-from deepeyes_plugins.data.image_checks import see_image
 from deepeyes_plugins.data.media import MediaError, MediaRoot
-from deepeyes_plugins.data.row_checks import check_rows
 
 
 def check_sft_file(

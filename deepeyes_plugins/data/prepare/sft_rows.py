@@ -11,12 +11,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from deepeyes_plugins.data.changes import Change, Outcome
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import Finding
 from deepeyes_plugins.data.formatter import ROLES
 from deepeyes_plugins.data.media import short_name
 from deepeyes_plugins.data.message_parts import image_source, plain_contents
+from deepeyes_plugins.data.prepare.changes import Change, Outcome
 from deepeyes_plugins.protocol.content import encodable
 
 Locate = Callable[[str], str]

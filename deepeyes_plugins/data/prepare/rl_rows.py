@@ -8,11 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from deepeyes_plugins.data.changes import Change, Outcome
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import Finding
 from deepeyes_plugins.data.media import is_inline, short_name
 from deepeyes_plugins.data.message_parts import image_source
+from deepeyes_plugins.data.prepare.changes import Change, Outcome
 from deepeyes_plugins.data.rl_rows import STALE_ENVIRONMENTS, plain_row
 from deepeyes_plugins.protocol.missing import is_missing
 

@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 
 from deepeyes_plugins.data import rl_rows
+from deepeyes_plugins.data.check.images import SeenImage, see_image, stretch_findings
+from deepeyes_plugins.data.check.rows import check_rows
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.files import parquet_rows
 from deepeyes_plugins.data.findings import Finding, Report
-from deepeyes_plugins.data.image_checks import SeenImage, see_image, stretch_findings
-from deepeyes_plugins.data.row_checks import check_rows
 from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.rewards.hooks import rewards

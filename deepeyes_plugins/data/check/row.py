@@ -8,21 +8,21 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from deepeyes_plugins.data import rl_rows
-from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError, TokenCounter
-from deepeyes_plugins.data.dataset_info import Entry, RowForm
-from deepeyes_plugins.data.findings import DataError, Finding
-from deepeyes_plugins.data.formatter import check_opening, doubts, format_row
-from deepeyes_plugins.data.hooks import formatters
-from deepeyes_plugins.data.image_checks import SeenImage, image_doubts, see_image
-from deepeyes_plugins.data.media import MediaError, MediaRoot
-from deepeyes_plugins.data.rl_checks import (
+from deepeyes_plugins.data.check.images import SeenImage, image_doubts, see_image
+from deepeyes_plugins.data.check.rl import (
     RowRules,
     column_findings,
     see_images,
     shape_findings,
     with_images,
 )
-from deepeyes_plugins.data.statistics import RowFacts
+from deepeyes_plugins.data.check.statistics import RowFacts
+from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError, TokenCounter
+from deepeyes_plugins.data.dataset_info import Entry, RowForm
+from deepeyes_plugins.data.findings import DataError, Finding
+from deepeyes_plugins.data.formatter import check_opening, doubts, format_row
+from deepeyes_plugins.data.hooks import formatters
+from deepeyes_plugins.data.media import MediaError, MediaRoot
 from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.protocol.actions import AnswerAction, parse_action
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, IMAGE_PLACEHOLDER

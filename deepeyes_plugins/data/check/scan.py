@@ -19,6 +19,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deepeyes_plugins import __version__
+from deepeyes_plugins.data.check.checkpoints import (
+    PIECE_ROWS,
+    Piece,
+    PieceWriter,
+    pieces_in,
+    problems_of,
+    read_piece,
+    writing,
+)
+from deepeyes_plugins.data.check.deduplication import Hashes, duplicates, leaks
+from deepeyes_plugins.data.check.rl import COLUMNS
+from deepeyes_plugins.data.check.row import Kind, Look, LookRules, look_for
+from deepeyes_plugins.data.check.rows import form_findings, in_threads
 from deepeyes_plugins.data.dataset_info import Entry
 from deepeyes_plugins.data.files import (
     ROWS_AT_A_TIME,
@@ -30,19 +43,6 @@ from deepeyes_plugins.data.files import (
 )
 from deepeyes_plugins.data.findings import Finding
 from deepeyes_plugins.data.hooks import formatters
-from deepeyes_plugins.data.likeness import Hashes, duplicates, leaks
-from deepeyes_plugins.data.looks import Kind, Look, LookRules, look_for
-from deepeyes_plugins.data.pieces import (
-    PIECE_ROWS,
-    Piece,
-    PieceWriter,
-    pieces_in,
-    problems_of,
-    read_piece,
-    writing,
-)
-from deepeyes_plugins.data.rl_checks import COLUMNS
-from deepeyes_plugins.data.row_checks import form_findings, in_threads
 from deepeyes_plugins.data.workers import Progress, Workers, alone, processes_worth
 from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.rewards.hooks import rewards

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deepeyes_plugins.data.check.checkpoints import hashes_of
 from deepeyes_plugins.data.findings import Finding
-from deepeyes_plugins.data.pieces import hashes_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,14 +30,14 @@ from deepeyes_plugins.hosts.openai import OpenAISettings, ServedModel, load_open
 from deepeyes_plugins.hosts.openai.settings import ENVIRONMENT_PREFIX
 from deepeyes_plugins.jobs import ServiceLostError
 from deepeyes_plugins.plugins import PluginError
-from deepeyes_plugins.rewards.scoring import Scorer, configured_judge
-from deepeyes_plugins.rewards.stored import (
+from deepeyes_plugins.rewards.offline import (
     Line,
     Place,
     ScoreRecord,
     lines_of,
     log_files,
 )
+from deepeyes_plugins.rewards.scorer import Scorer, configured_judge
 from deepeyes_plugins.rollout.contracts import InfrastructureError
 from deepeyes_plugins.rollout.log import FILE_NAME
 from deepeyes_plugins.rollout.trajectory import Trajectory

@@ -17,7 +17,7 @@ from deepeyes_plugins.judge.contracts import (
 )
 from deepeyes_plugins.judge.preflight import preflight
 from deepeyes_plugins.judge.settings import JudgeSettings
-from deepeyes_plugins.rewards.scoring import configured_judge
+from deepeyes_plugins.rewards.scorer import configured_judge
 from deepeyes_plugins.settings import load_settings
 
 logger = logging.getLogger(__name__)

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
+from deepeyes_plugins.data.check.problem_counts import Tally
+from deepeyes_plugins.data.check.row import TOO_LONG, Look
+from deepeyes_plugins.data.check.statistics import Statistics
+from deepeyes_plugins.data.content_hash import image_hash, pair_hash, question_hash
 from deepeyes_plugins.data.findings import DataError, Finding
-from deepeyes_plugins.data.identity import image_hash, pair_hash, question_hash
-from deepeyes_plugins.data.looks import TOO_LONG, Look
-from deepeyes_plugins.data.statistics import Statistics
-from deepeyes_plugins.data.tally import Tally
 from deepeyes_plugins.files import whole_file
 
 PIECE_ROWS = 1000

@@ -18,7 +18,7 @@ from deepeyes_plugins.judge.settings import JudgeSettings
 from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.protocol.content import Message
 from deepeyes_plugins.protocol.missing import is_missing
-from deepeyes_plugins.rewards.scoring import INFRASTRUCTURE_FAILED, Scorer
+from deepeyes_plugins.rewards.scorer import INFRASTRUCTURE_FAILED, Scorer
 from deepeyes_plugins.rewards.settings import RewardSettings
 from deepeyes_plugins.rollout.contracts import InfrastructureError, Task
 from deepeyes_plugins.rollout.log import FILE_NAME

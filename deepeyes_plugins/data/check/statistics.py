@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from deepeyes_plugins.data.distribution import Distribution
-from deepeyes_plugins.data.image_checks import SeenImage
+from deepeyes_plugins.data.check.histogram import Distribution
+from deepeyes_plugins.data.check.images import SeenImage
 
 _MOST_NAMES = 1000
 _OTHER = "(others)"

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from deepeyes_plugins.judge.contracts import Comparison, Judge, PromptName
-from deepeyes_plugins.rewards.accuracy import rule_verdict
 from deepeyes_plugins.rewards.algebra import Algebra
 from deepeyes_plugins.rewards.guards import lists_alternatives, speaks_to_judge, spells_protocol
 from deepeyes_plugins.rewards.mathematics import bare_mathematics
+from deepeyes_plugins.rewards.rules import rule_verdict
 from deepeyes_plugins.rewards.settings import ScoreSettings
 
 Rules = Callable[[str, str], bool | None]

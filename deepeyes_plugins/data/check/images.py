@@ -9,8 +9,8 @@ from typing import Any
 
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import Finding
+from deepeyes_plugins.data.images import image_from
 from deepeyes_plugins.data.media import MediaRoot, read_media, short_name
-from deepeyes_plugins.data.rl_rows import image_from
 from deepeyes_plugins.protocol.content import (
     MAXIMUM_ASPECT_RATIO,
     EncodedImage,
@@ -56,7 +56,7 @@ def see_image(
 
     Args:
         number: Of the image in its row, counted from 1.
-        image: As in :func:`~deepeyes_plugins.data.rl_rows.image_from`.
+        image: As in :func:`~deepeyes_plugins.data.images.image_from`.
         media_root: What paths are relative to.
         decode: Whether the pixels are decoded; otherwise only the header is read.
     """

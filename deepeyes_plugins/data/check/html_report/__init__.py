@@ -11,10 +11,10 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from deepeyes_plugins.data.distribution import Distribution
-from deepeyes_plugins.data.statistics import Statistics, by_count
-from deepeyes_plugins.data.survey import FileSurvey, together
-from deepeyes_plugins.data.tally import KindOfProblem
+from deepeyes_plugins.data.check.histogram import Distribution
+from deepeyes_plugins.data.check.problem_counts import KindOfProblem
+from deepeyes_plugins.data.check.scan import FileSurvey, together
+from deepeyes_plugins.data.check.statistics import Statistics, by_count
 
 _BARS = 40
 _MOST_NAMES = 12
@@ -45,7 +45,7 @@ def render(surveys: Sequence[FileSurvey]) -> str:
     Names and reasons come out of the data: all of them are escaped, and the policy that the page
     carries lets a browser use the style that is written here and load or run nothing at all.
     """
-    folder = files("deepeyes_plugins.data.page")
+    folder = files("deepeyes_plugins.data.check.html_report")
     style = (folder / "page.css").read_text(encoding="utf-8")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

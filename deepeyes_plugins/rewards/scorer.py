@@ -13,9 +13,9 @@ from deepeyes_plugins.judge.contracts import Judge, JudgeOutageError
 from deepeyes_plugins.judge.judge import open_judge
 from deepeyes_plugins.judge.settings import JudgeSettings
 from deepeyes_plugins.plugins import UnknownNameError
-from deepeyes_plugins.rewards.accuracy import rules_can_decide
 from deepeyes_plugins.rewards.contracts import RewardResources
 from deepeyes_plugins.rewards.hooks import rewards
+from deepeyes_plugins.rewards.rules import rules_can_decide
 from deepeyes_plugins.rewards.settings import RewardSettings
 from deepeyes_plugins.rollout.contracts import InfrastructureError, Reward, RewardResult, Task
 from deepeyes_plugins.rollout.trajectory import EndReason, Trajectory

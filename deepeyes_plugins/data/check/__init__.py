@@ -1,0 +1,1 @@
+"""Check data sets: rows, images, duplicates, statistics, and the report of it all."""
