@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deepeyes_plugins.quickstart.engines import EngineName
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -22,6 +24,7 @@ class Plan:
         blind: How many of them are asked again with the sandbox switched off.
         probe_examples: Pictures that the leak probe learns from.
         claims: Whether the run is long enough for its accuracies to mean something.
+        engine: What generates.
     """
 
     folder: Path
@@ -33,6 +36,7 @@ class Plan:
     blind: int
     probe_examples: int
     claims: bool
+    engine: EngineName = EngineName.VLLM
 
     def as_json(self) -> dict[str, Any]:
         """As plain values."""

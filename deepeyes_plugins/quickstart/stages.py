@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from deepeyes_plugins.quickstart.datasets import write_rl, write_sft, write_vlmevalkit
+from deepeyes_plugins.quickstart.engines import ENGINES, Engine
 from deepeyes_plugins.quickstart.plan import Plan
 from deepeyes_plugins.quickstart.process import Process, StageError, model_server, run
 from deepeyes_plugins.quickstart.task import SYSTEM_PROMPT, split_examples, task_texts
@@ -137,6 +138,7 @@ def reinforce(plan: Plan, recipes: Path, report: Report) -> dict[str, Any]:
         "rl",
         f"deepeyes.run={plan.folder}",
         f"deepeyes.agent_config={recipes / 'tiny/agent.yaml'}",
+        f"actor_rollout_ref.rollout.name={plan.engine}",
     ]
     if plan.rl_steps is not None:
         steps = plan.rl_steps
@@ -191,7 +193,8 @@ def reinforce(plan: Plan, recipes: Path, report: Report) -> dict[str, Any]:
 
 
 def evaluate(plan: Plan, recipes: Path, report: Report) -> dict[str, Any]:
-    """Serve both models with ``transformers serve`` and ask VLMEvalKit's own command."""
+    """Serve both models by the engine's own command and evaluate them by VLMEvalKit's."""
+    engine = ENGINES[plan.engine]
     folder = plan.folder / "evaluation"
     shutil.rmtree(folder, ignore_errors=True)
     runs = {
@@ -211,39 +214,43 @@ def evaluate(plan: Plan, recipes: Path, report: Report) -> dict[str, Any]:
 
     with ExitStack() as servers:
         urls = {
-            model: servers.enter_context(serve(model, plan.folder / f"logs/serve_{model.name}.log"))
+            model: servers.enter_context(
+                serve(engine, model, recipes, plan.folder / f"logs/serve_{model.name}.log")
+            )
             for model in {model for model, *_ in runs.values()}
         }
         processes = [
-            vlmevalkit(folder / name, plan, urls[model], model, recipes / "tiny" / agent, data)
+            vlmevalkit(
+                folder / name, plan, engine, urls[model], model, recipes / "tiny" / agent, data
+            )
             for name, (model, agent, data, _) in runs.items()
         ]
         run(processes, progress, limit=LONGEST_STAGE)
     return {name: read_evaluation(folder / name) for name in runs}
 
 
-def serve(model: Path, log: Path) -> Any:
-    """A running ``transformers serve`` of a checkpoint, as a context manager."""
-    command = [
-        script("transformers"),
-        "serve",
-        str(model),
-        *("--device", "cpu", "--host", "127.0.0.1", "--port", "{port}"),
-    ]
-    # Its list of models scans the hub's cache, which must exist even though nothing is in it.
+def serve(engine: Engine, model: Path, recipes: Path, log: Path) -> AbstractContextManager[str]:
+    """A running server of a checkpoint, as a context manager that gives its URL."""
+    # The list of models of `transformers serve` scans the hub's cache, which must exist.
     cache = log.parent / "hub-cache"
     cache.mkdir(parents=True, exist_ok=True)
-    variables = {"OMP_NUM_THREADS": "1", "HF_HUB_CACHE": str(cache.resolve())}
-    return model_server(command, log, variables)
+    variables = {**engine.server, "HF_HUB_CACHE": str(cache.resolve())}
+    return model_server(engine.command(model, recipes, "{port}"), log, variables)
 
 
 def vlmevalkit(
-    folder: Path, plan: Plan, url: str, model: Path, agent_config: Path, data: str
+    folder: Path,
+    plan: Plan,
+    engine: Engine,
+    url: str,
+    model: Path,
+    agent_config: Path,
+    data: str,
 ) -> Process:
     """Start one evaluation."""
     command = [
         *(sys.executable, "-m", "vlmeval", "--model", "DeepEyesV2", "--data", BENCHMARK),
-        *("--work-dir", str(folder / "work"), "--api-nproc", "4"),
+        *("--work-dir", str(folder / "work"), "--api-nproc", str(engine.requests)),
     ]
     environment = {
         "LMUData": str((plan.folder / "data" / data).resolve()),
@@ -252,7 +259,7 @@ def vlmevalkit(
         "DEEPEYES_OPENAI_URL": url,
         "DEEPEYES_OPENAI_MODEL": str(model),
         "DEEPEYES_OPENAI_MAX_TOKENS": "80",
-        "DEEPEYES_OPENAI_SEND_STOP": "0",
+        **engine.client,
         "DEEPEYES_EVAL_SYSTEM_PROMPT": SYSTEM_PROMPT,
         "OMP_NUM_THREADS": "1",
     }

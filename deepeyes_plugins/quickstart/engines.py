@@ -1,0 +1,86 @@
+"""The engines that generate for the quickstart: in the RL stage and behind the evaluation."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+class EngineName(StrEnum):
+    """Name of an engine, as verl knows it (``actor_rollout_ref.rollout.name``)."""
+
+    VLLM = "vllm"
+    TRANSFORMERS = "transformers"
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """How an engine is run.
+
+    Attributes:
+        name: Its name, which is also that of its distribution and of its command.
+        serve: Arguments of ``<name> serve`` behind the model; ``{recipes}`` is the folder of the
+            tiny recipes.
+        server: Environment variables of the server.
+        client: Environment variables of the policy that talks to the server.
+        requests: Requests of one evaluation at a time.
+    """
+
+    name: EngineName
+    serve: tuple[str, ...]
+    server: dict[str, str] = field(default_factory=dict)
+    client: dict[str, str] = field(default_factory=dict)
+    requests: int = 4
+
+    @property
+    def version(self) -> str:
+        """The installed version; the local part names vLLM's build for a CPU."""
+        return version(self.name)
+
+    def command(self, model: Path, recipes: Path, port: str) -> list[str]:
+        """The command line of a server of ``model``."""
+        arguments = (part.format(recipes=recipes / "tiny") for part in self.serve)
+        program = Path(sys.executable).parent / self.name
+        return [
+            *(str(program), "serve", str(model), "--host", "127.0.0.1", "--port", port),
+            *arguments,
+        ]
+
+
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        Engine(
+            EngineName.VLLM,
+            serve=("--config", "{recipes}/serve.yaml"),
+            # One thread for each server: a tiny model gains nothing from more.
+            server={"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"},
+            client={"DEEPEYES_OPENAI_PROFILE": "vllm"},
+            requests=16,
+        ),
+        Engine(
+            EngineName.TRANSFORMERS,
+            serve=("--device", "cpu"),
+            server={"OMP_NUM_THREADS": "1"},
+            client={"DEEPEYES_OPENAI_SEND_STOP": "0"},
+        ),
+    )
+}
+
+
+def why_not_vllm() -> str | None:
+    """Why vLLM's build for a CPU cannot run here; ``None`` if it can."""
+    if (system := f"{platform.system()} {platform.machine()}") != "Linux x86_64":
+        return f"its build for a CPU needs Linux x86_64, this is {system}"
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
+    if "avx2" not in flags:
+        return "this CPU lacks AVX2"
+    try:
+        version(EngineName.VLLM)
+    except PackageNotFoundError:
+        return "it is not installed: make install"
+    return None
