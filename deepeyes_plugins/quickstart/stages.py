@@ -6,8 +6,8 @@ import csv
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import yaml
 from deepeyes_plugins.quickstart.datasets import write_rl, write_sft, write_vlmevalkit
 from deepeyes_plugins.quickstart.engines import ENGINES, Engine
 from deepeyes_plugins.quickstart.plan import Plan
-from deepeyes_plugins.quickstart.process import Process, StageError, model_server, run
+from deepeyes_plugins.quickstart.process import Process, StageError, model_servers, run
 from deepeyes_plugins.quickstart.task import SYSTEM_PROMPT, split_examples, task_texts
 from deepeyes_plugins.rewards.form import is_well_formed
 from deepeyes_plugins.rollout import Trajectory
@@ -212,16 +212,12 @@ def evaluate(plan: Plan, recipes: Path, report: Report) -> dict[str, Any]:
     def progress() -> None:
         report(sum(count_lines(folder / name / FILE_NAME) for name in runs), total)
 
-    with ExitStack() as servers:
-        urls = {
-            model: servers.enter_context(
-                serve(engine, model, recipes, plan.folder / f"logs/serve_{model.name}.log")
-            )
-            for model in {model for model, *_ in runs.values()}
-        }
+    models = list(dict.fromkeys(model for model, *_ in runs.values()))
+    with serve(engine, models, recipes, plan.folder / "logs") as urls:
+        served = dict(zip(models, urls, strict=True))
         processes = [
             vlmevalkit(
-                folder / name, plan, engine, urls[model], model, recipes / "tiny" / agent, data
+                folder / name, plan, engine, served[model], model, recipes / "tiny" / agent, data
             )
             for name, (model, agent, data, _) in runs.items()
         ]
@@ -229,13 +225,18 @@ def evaluate(plan: Plan, recipes: Path, report: Report) -> dict[str, Any]:
     return {name: read_evaluation(folder / name) for name in runs}
 
 
-def serve(engine: Engine, model: Path, recipes: Path, log: Path) -> AbstractContextManager[str]:
-    """A running server of a checkpoint, as a context manager that gives its URL."""
+def serve(
+    engine: Engine, models: Sequence[Path], recipes: Path, logs: Path
+) -> AbstractContextManager[list[str]]:
+    """Running servers of checkpoints, as a context manager that gives their URLs."""
     # The list of models of `transformers serve` scans the hub's cache, which must exist.
-    cache = log.parent / "hub-cache"
+    cache = logs / "hub-cache"
     cache.mkdir(parents=True, exist_ok=True)
-    variables = {**engine.server, "HF_HUB_CACHE": str(cache.resolve())}
-    return model_server(engine.command(model, recipes, "{port}"), log, variables)
+    commands = {
+        logs / f"serve_{number}_{model.name}.log": engine.command(model, recipes, "{port}")
+        for number, model in enumerate(models, 1)
+    }
+    return model_servers(commands, {**engine.server, "HF_HUB_CACHE": str(cache.resolve())})
 
 
 def vlmevalkit(
