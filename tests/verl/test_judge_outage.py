@@ -69,6 +69,7 @@ def training(folder: Path, model: Path, agent: Path) -> list[str]:
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
         "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra]",
         "actor_rollout_ref.rollout.n=2",
+        "actor_rollout_ref.rollout.name=transformers",  # the second choice trains, too
         "reward.custom_reward_function.path=pkg://tests.verl.judged_reward",
         "trainer.logger=[file]",
         "trainer.val_before_train=false",

@@ -96,6 +96,10 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         f"actor_rollout_ref.rollout.n={GROUP}",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={BATCH}",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
+        "actor_rollout_ref.actor.optim.lr=1e-3",
+        "actor_rollout_ref.rollout.calculate_log_probs=true",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
+        "algorithm.rollout_correction.bypass_mode=false",
         "trainer.logger=[console,file,tensorboard]",
         "trainer.total_training_steps=8",
         "trainer.save_freq=8",
@@ -159,6 +163,14 @@ def test_figures_of_a_step_are_those_of_its_trajectories(run: Run) -> None:
     assert figures["deepeyes/all/response_tokens/mean"] == pytest.approx(
         figures["response_length/mean"]
     )
+
+
+def test_vllm_and_the_actor_agree_also_after_an_update(run: Run) -> None:
+    """Weights that were not sent would show: an update at this rate changes many tokens."""
+    assert run.metrics[1]["actor/grad_norm"] > 0
+    for step in (1, 2, 3):
+        assert run.metrics[step]["training/rollout_probs_diff_mean"] <= 1e-4
+        assert run.metrics[step]["training/rollout_probs_diff_max"] <= 1e-2
 
 
 def test_figures_of_the_validation_arrive_too(run: Run) -> None:

@@ -8,7 +8,8 @@ first accuracy should be near chance, the second near one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -64,12 +65,24 @@ def measure_leakage(
         heldout: What it is measured on.
         seed: Seed of the probe's weights and of the order of its training.
     """
-    train, test = (_views(image_processor, group) for group in (examples, heldout))
-    accuracies = [
-        probe_accuracy((train[view], train[-1]), (test[view], test[-1]), seed=seed)
-        for view in range(2)
-    ]
+    with _one_thread():
+        train, test = (_views(image_processor, group) for group in (examples, heldout))
+        accuracies = [
+            probe_accuracy((train[view], train[-1]), (test[view], test[-1]), seed=seed)
+            for view in range(2)
+        ]
     return Leakage(*accuracies)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute in one thread: tensors this small gain nothing from more, which wait by spinning."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _views(
