@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -74,13 +75,24 @@ ENGINES = {
 
 def why_not_vllm() -> str | None:
     """Why vLLM's build for a CPU cannot run here; ``None`` if it can."""
-    if (system := f"{platform.system()} {platform.machine()}") != "Linux x86_64":
+    cpu = Path("/proc/cpuinfo")
+    flags = cpu.read_text(encoding="utf-8", errors="replace").split() if cpu.exists() else []
+    lack = lacks(f"{platform.system()} {platform.machine()}", flags)
+    if lack is None:
+        try:
+            version(EngineName.VLLM)
+        except PackageNotFoundError:
+            lack = "it is not installed: make install"
+    return lack
+
+
+def lacks(system: str, cpu_flags: Collection[str]) -> str | None:
+    """What a machine lacks for vLLM's build for a CPU; ``None`` for nothing.
+
+    Args:
+        system: Operating system and architecture.
+        cpu_flags: What the CPU can do, in the words of ``/proc/cpuinfo``.
+    """
+    if system != "Linux x86_64":
         return f"its build for a CPU needs Linux x86_64, this is {system}"
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
-    if "avx2" not in flags:
-        return "this CPU lacks AVX2"
-    try:
-        version(EngineName.VLLM)
-    except PackageNotFoundError:
-        return "it is not installed: make install"
-    return None
+    return None if "avx2" in cpu_flags else "this CPU lacks AVX2"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import torch
+from transformers import AutoModelForImageTextToText
 
 from deepeyes_plugins.hosts.openai import ChatClient, OpenAIPolicy, OpenAISettings
 from deepeyes_plugins.protocol.content import EncodedImage, Message
@@ -99,3 +104,47 @@ async def test_images_of_extreme_shapes_are_seen(url: str, size: tuple[int, int]
         turn = await (await conversation(opened, "Look: ", picture(*size))).act()
     assert turn is not None
     assert turn.tokens > 0
+
+
+async def test_log_probabilities_are_those_of_the_model(
+    url: str, checkpoint: Path, processor: Any
+) -> None:
+    """Of vLLM in float32 and of transformers, which trains: the same conversation, the same ids."""
+    image = picture()
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x"}]}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    encoded = base64.b64encode(image.data).decode()
+    content = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}},
+        {"type": "text", "text": "x"},
+    ]
+    async with httpx.AsyncClient(timeout=120) as http:
+        models = (await http.get(f"{url}/models")).json()
+        body = {
+            "model": models["data"][0]["id"],
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 200,
+            "temperature": 1.0,
+            "logprobs": True,
+            "return_token_ids": True,
+        }
+        reply = await http.post(f"{url}/chat/completions", json=body)
+    (choice,) = reply.raise_for_status().json()["choices"]
+    ids = choice["token_ids"]
+    sampled = torch.tensor([one["logprob"] for one in choice["logprobs"]["content"]])
+
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    inputs = processor(text=[text], images=[image.pil()], return_tensors="pt")
+    prompt = inputs.pop("input_ids")
+    whole = torch.cat([prompt, torch.tensor([ids])], dim=1)
+    with torch.no_grad():
+        logits = model(
+            input_ids=whole,
+            attention_mask=torch.ones_like(whole),
+            mm_token_type_ids=(whole == model.config.image_token_id).long(),
+            pixel_values=inputs["pixel_values"],
+            image_grid_thw=inputs["image_grid_thw"],
+        ).logits[0, prompt.shape[1] - 1 : -1]
+    expected = logits.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
+    assert (sampled - expected).abs().mean() <= 1e-4
+    assert len(ids) == len(sampled) > 10

@@ -24,7 +24,7 @@ class RenderingClient(ChatClient):
     """Lets the real server tokenise each request, and answers from a script."""
 
     def __init__(self, url: str, turns: Iterable[str]) -> None:
-        super().__init__(OpenAISettings(url=url, profile="vllm"))
+        super().__init__(OpenAISettings(url=url, profile="vllm", max_tokens=80))
         self._turns = iter(turns)
         self.prompts: list[list[int]] = []
 
