@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,6 @@ def test_the_command_of_a_server_is_what_a_user_would_type(name: EngineName) -> 
     program, *arguments = command
     assert Path(program).is_file()
     assert arguments[:6] == ["serve", "model", "--host", "127.0.0.1", "--port", "8123"]
-    for option, value in zip(arguments, arguments[1:], strict=False):
+    for option, value in itertools.pairwise(arguments):
         if option == "--config":
             assert yaml.safe_load(Path(value).read_text(encoding="utf-8"))["dtype"] == "float32"

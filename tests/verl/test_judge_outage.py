@@ -24,7 +24,7 @@ from tests.judge.scripts import honest
 from tests.openai.server import Body, ChatServer, Reply
 
 ROOT = Path(__file__).parents[2]
-ENDS_WITHIN = 400
+ENDS_WITHIN = 900
 
 
 def write_agent(folder: Path, url: str, **judge: Any) -> Path:

@@ -24,7 +24,7 @@ from tests.verl.training import ROLLOUTS, Training, family
 
 TOKEN_VARIABLE = SandboxSettings.model_fields["token_env"].default
 EXCLUDED = "training/infrastructure/excluded_trajectories"
-LONGEST_RUN = 400.0
+LONGEST_RUN = 900.0
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,10 @@ from deepeyes_plugins.quickstart.task import task_texts
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_model")
     make_tiny_qwen2_5_vl(folder, task_texts())
+    processor = AutoProcessor.from_pretrained(folder)
+    # Bounds as wide as a real model's, in which an image keeps its shape.
+    processor.image_processor.size = {"shortest_edge": 56**2, "longest_edge": 448**2}
+    processor.save_pretrained(folder)
     return folder
 
 
