@@ -18,7 +18,7 @@ SOURCES := pyproject.toml constraints.txt constraints-vllm.txt distributions/vll
 VLLM := $(shell test "$$(uname -sm)" = "Linux x86_64" && grep -qw avx2 /proc/cpuinfo && echo vllm)
 VERSIONS := torch torchvision torchaudio
 
-.PHONY: help install quickstart quickstart-fast test lint format bench
+.PHONY: help install quickstart quickstart-fast test lint format bench docs
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,3 +65,7 @@ format: install ## Format the code and mend what can be mended
 
 bench: install ## Measure and print what the documentation claims
 	@shopt -s nullglob; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+docs: install ## Build the documentation into site/; a broken link or anchor is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open site/index.html, or serve it: $(BIN)/python -m http.server --directory site"

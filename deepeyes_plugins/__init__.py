@@ -15,7 +15,7 @@ A third-party plugin needs one name from here::
 # alone would cost it several milliseconds. Type checkers know the name.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from deepeyes_plugins.hookspecs import hookimpl as hookimpl
+    from deepeyes_plugins.plugins import hookimpl as hookimpl
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "hookimpl"]
@@ -23,7 +23,7 @@ __all__ = ["__version__", "hookimpl"]
 
 def __getattr__(name: str) -> object:
     if name == "hookimpl":
-        from deepeyes_plugins.hookspecs import hookimpl
+        from deepeyes_plugins.plugins import hookimpl
 
         return hookimpl
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -34,6 +34,7 @@ HOOKS = {
     "llamafactory.data.loader": (
         "deepeyes_plugins.hosts.llamafactory.register:register_processors"
     ),
+    "vlmeval.smp.file": "eval_plugins.vlmevalkit.tables:keep_texts",
     "vlmeval.config": "eval_plugins.vlmevalkit.register:register",
 }
 """Registry module of a framework, and ``module:function`` to call with it once it is imported."""

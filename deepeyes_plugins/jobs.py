@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from deepeyes_plugins.rollout.log import append_line
+from deepeyes_plugins.files import append_line, whole_file
 
 Advance = Callable[[int, int], None]
 """Is told after each result how many there are and how many there will be."""
@@ -111,11 +111,8 @@ class Ledger(Generic[Record]):
             OSError: The file cannot be read or written.
         """
         kept = [record for record in self._records() if belongs(record)]
-        partial = self.path.with_name(self.path.name + ".partial")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
+        with whole_file(self.path) as partial, partial.open("w", encoding="utf-8") as file:
             file.writelines(record.model_dump_json() + "\n" for record in kept)
-        partial.replace(self.path)
         return kept
 
     def append(self, record: Record) -> None:

@@ -1,4 +1,8 @@
-"""The plugin manager: built-ins and third parties register through the same hooks."""
+"""The plugin manager: built-ins and third parties register through the same hooks.
+
+A room with an extension point has a module ``hooks`` (its hook specifications and registries) and a
+module ``builtin`` (what the room registers itself). This module finds them by name and knows none.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +11,17 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from importlib.resources import files
+from pkgutil import resolve_name
+from typing import Any, Generic, TypeVar, cast
 
 import pluggy
 
-from deepeyes_plugins import hookspecs
+PROJECT = "deepeyes"
+ENTRY_POINT_GROUP = "deepeyes_plugins"
 
-if TYPE_CHECKING:
-    from deepeyes_plugins.data.contracts import Formatter
-    from deepeyes_plugins.rewards.contracts import RewardFactory
-    from deepeyes_plugins.search.contracts import ImageProviderFactory, TextProviderFactory
-    from deepeyes_plugins.tools.resources import EnvironmentFactory, ToolFactory
-
-BUILT_INS = (
-    "deepeyes_plugins.tools.builtin",
-    "deepeyes_plugins.environments.builtin",
-    "deepeyes_plugins.rewards.builtin",
-    "deepeyes_plugins.data.builtin",
-    "deepeyes_plugins.search.builtin",
-)
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl: Callable[..., Any] = pluggy.HookimplMarker(PROJECT)
 
 T = TypeVar("T")
 
@@ -42,15 +38,19 @@ class UnknownNameError(PluginError, KeyError):
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Names and what they stand for, each with its owner."""
+    """Names and what they stand for, each with its owner.
+
+    A value may be registered as the string ``module:attribute``: it is imported when it is looked
+    up, so that a name can be checked without importing what it stands for.
+    """
 
     def __init__(self, kind: str) -> None:
         """Make an empty registry of ``kind``, a singular noun for messages."""
         self.kind = kind
-        self._entries: dict[str, tuple[T, str]] = {}
+        self._entries: dict[str, tuple[T | str, str]] = {}
 
-    def add(self, name: str, value: T, *, owner: str) -> None:
-        """Register ``value``.
+    def add(self, name: str, value: T | str, *, owner: str) -> None:
+        """Register ``value``, or where it is as ``module:attribute``.
 
         Raises:
             PluginError: The name is taken; both owners are named.
@@ -63,18 +63,39 @@ class Registry(Mapping[str, T], Generic[T]):
             )
         self._entries[name] = (value, owner)
 
-    def owner(self, name: str) -> str:
-        """Return the plugin that registered ``name``."""
-        self[name]
-        return self._entries[name][1]
+    def require(self, name: str) -> None:
+        """Check that ``name`` is registered, without importing what it stands for.
 
-    def __getitem__(self, name: str) -> T:
+        Raises:
+            UnknownNameError: It is not; the message lists what is, and the nearest name.
+        """
         if name not in self._entries:
             near = difflib.get_close_matches(name, self._entries, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             known = ", ".join(sorted(self._entries)) or "none"
             raise UnknownNameError(f"unknown {self.kind} {name!r}.{hint} Registered: {known}.")
-        return self._entries[name][0]
+
+    def owner(self, name: str) -> str:
+        """Return the plugin that registered ``name``.
+
+        Raises:
+            UnknownNameError: Nothing of that name is registered.
+        """
+        self.require(name)
+        return self._entries[name][1]
+
+    def __getitem__(self, name: str) -> T:
+        self.require(name)
+        value, owner = self._entries[name]
+        if isinstance(value, str):
+            try:
+                value = cast(T, resolve_name(value))
+            except (ImportError, AttributeError, ValueError) as error:
+                raise PluginError(
+                    f"{self.kind} {name!r} of {owner} cannot be imported from {value!r}: {error!r}"
+                ) from error
+            self._entries[name] = (value, owner)
+        return value
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -88,16 +109,18 @@ class Registry(Mapping[str, T], Generic[T]):
 
 @cache
 def manager() -> pluggy.PluginManager:
-    """The process's plugin manager, with built-ins and installed plugins loaded.
+    """The process's plugin manager, with the installed plugins loaded.
 
     Raises:
         PluginError: An installed plugin fails to import; the message names it.
     """
-    plugin_manager = pluggy.PluginManager(hookspecs.PROJECT)
-    plugin_manager.add_hookspecs(hookspecs)
-    for name in BUILT_INS:
-        plugin_manager.register(importlib.import_module(name), name)
-    for entry_point in entry_points(group=hookspecs.ENTRY_POINT_GROUP):
+    plugin_manager = pluggy.PluginManager(PROJECT)
+    installed = entry_points(group=ENTRY_POINT_GROUP)
+    if installed:  # A hook that a plugin implements and nobody specifies is an error.
+        for room in files(__package__).iterdir():
+            if room.joinpath("hooks.py").is_file():
+                _specify(plugin_manager, f"{__package__}.{room.name}.hooks")
+    for entry_point in installed:
         package = entry_point.dist.name if entry_point.dist else entry_point.value
         try:
             plugin_manager.register(entry_point.load(), entry_point.name)
@@ -110,50 +133,30 @@ def manager() -> pluggy.PluginManager:
     return plugin_manager
 
 
-def collect(kind: str, hook: pluggy.HookCaller) -> Registry[Any]:
-    """Ask every plugin behind ``hook`` and return what they registered.
+def collect(kind: str, specification: Callable[..., None]) -> Registry[Any]:
+    """Ask every plugin behind a hook and return what they registered.
+
+    Args:
+        kind: What is registered, a singular noun for messages.
+        specification: The hook, as the module ``hooks`` of its room declares it.
 
     Raises:
         PluginError: Two plugins claim one name.
     """
+    plugin_manager = manager()
+    _specify(plugin_manager, specification.__module__)
     registry: Registry[Any] = Registry(kind)
+    hook: pluggy.HookCaller = getattr(plugin_manager.hook, specification.__name__)
     for implementation in hook.get_hookimpls():
         register: Callable[..., None] = partial(registry.add, owner=implementation.plugin_name)
         implementation.function(register=register)
     return registry
 
 
-@cache
-def tools() -> Registry[ToolFactory]:
-    """Tool factories by name."""
-    return collect("tool", manager().hook.register_tools)
-
-
-@cache
-def environments() -> Registry[EnvironmentFactory]:
-    """Environment factories by name."""
-    return collect("environment", manager().hook.register_environments)
-
-
-@cache
-def rewards() -> Registry[RewardFactory]:
-    """Reward factories by data source."""
-    return collect("reward", manager().hook.register_rewards)
-
-
-@cache
-def formatters() -> Registry[Formatter]:
-    """Dataset formatters by name."""
-    return collect("formatter", manager().hook.register_formatters)
-
-
-@cache
-def search_providers() -> Registry[TextProviderFactory]:
-    """Factories of text-search providers by name."""
-    return collect("search provider", manager().hook.register_search_providers)
-
-
-@cache
-def image_search_providers() -> Registry[ImageProviderFactory]:
-    """Factories of image-search providers by name."""
-    return collect("image search provider", manager().hook.register_image_search_providers)
+def _specify(plugin_manager: pluggy.PluginManager, hooks: str) -> None:
+    """Add the hooks of a room and what the room registers itself, once."""
+    built_in = f"{hooks.removesuffix('.hooks')}.builtin"
+    if plugin_manager.has_plugin(built_in):
+        return
+    plugin_manager.add_hookspecs(importlib.import_module(hooks))
+    plugin_manager.register(importlib.import_module(built_in), built_in)

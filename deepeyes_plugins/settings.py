@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableVariableError
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.judge.settings import JudgeSettings
 from deepeyes_plugins.protocol.coordinates import Coordinates
 from deepeyes_plugins.rewards.settings import RewardSettings
@@ -31,6 +32,7 @@ SETTINGS_VARIABLE = "DEEPEYES_AGENT_CONFIG"
 """Environment variable with the path of agent.yaml, for hosts that cannot pass one."""
 
 
+_MERGE_TAG = "tag:yaml.org,2002:merge"
 _REASONS = {
     "dict_type": "expected keys and values",
     "list_type": "expected a list",
@@ -38,10 +40,6 @@ _REASONS = {
     "tuple_type": "expected a list",
 }
 """Reasons in the words of YAML, by the type of a validation error."""
-
-
-class SettingsError(ValueError):
-    """A setting is wrong; the message names the file, the key and the reason."""
 
 
 class LayeredSettings(BaseSettings):
@@ -139,12 +137,55 @@ def load_settings(
         ) from error
 
 
+class DuplicateKeyError(yaml.YAMLError):
+    """A key stands twice in one mapping; the message names it and both lines."""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A safe loader that refuses duplicate keys, of which PyYAML keeps the last in silence.
+
+    Keys that a merge (``<<``) brings may be set again: that is what merges are for.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping.
+
+        Raises:
+            DuplicateKeyError: A key stands in it twice.
+        """
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        found: dict[tuple[str, str], yaml.ScalarNode] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE_TAG:
+                continue
+            first = found.setdefault((key.tag, key.value), key)
+            if first is not key:
+                raise DuplicateKeyError(
+                    f"the key {key.value!r} stands in line {first.start_mark.line + 1} and again "
+                    f"in line {key.start_mark.line + 1}: put what belongs together under one, and "
+                    "remove the other"
+                )
+        return node
+
+
+def load_yaml(text: str) -> Any:
+    """Read a YAML document.
+
+    Raises:
+        DuplicateKeyError: A key stands twice in one mapping.
+        yaml.YAMLError: It is no YAML.
+    """
+    return yaml.load(text, _UniqueKeyLoader)
+
+
 def _read(path: Path) -> dict[str, Any]:
     """Return the keys and values of a YAML file; a key without a value counts as absent."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    except DuplicateKeyError as error:
+        raise SettingsError(f"{path}: {error}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"{path}: cannot be read as YAML: {error}") from error
     if values is None:

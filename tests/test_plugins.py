@@ -13,8 +13,14 @@ from typing import Any
 import pytest
 
 from deepeyes_plugins import hookimpl, plugins
+from deepeyes_plugins.data.hooks import formatters
+from deepeyes_plugins.environments.hooks import environments
+from deepeyes_plugins.plugins import PluginError, UnknownNameError
+from deepeyes_plugins.rewards.hooks import rewards
 from deepeyes_plugins.rollout import Environment, Tool
+from deepeyes_plugins.search.hooks import image_search_providers, search_providers
 from deepeyes_plugins.settings import AgentSettings
+from deepeyes_plugins.tools.hooks import tools
 from deepeyes_plugins.tools.resources import Resources
 
 Register = Callable[[str, Any], None]
@@ -34,31 +40,31 @@ def manager() -> Iterator[Any]:
 
 def _forget() -> None:
     for registry in (
-        plugins.tools,
-        plugins.environments,
-        plugins.rewards,
-        plugins.formatters,
-        plugins.search_providers,
-        plugins.image_search_providers,
+        tools,
+        environments,
+        rewards,
+        formatters,
+        search_providers,
+        image_search_providers,
     ):
         registry.cache_clear()
 
 
 def test_the_built_ins_are_registered_like_any_plugin() -> None:
-    assert {"python", "search", "image_search"} <= set(plugins.tools())
-    assert {"deepeyes_v2", "visual_toolbox_v2", "none"} <= set(plugins.environments())
-    assert plugins.tools().owner("python") == "deepeyes_plugins.tools.builtin"
+    assert {"python", "search", "image_search"} <= set(tools())
+    assert {"deepeyes_v2", "visual_toolbox_v2", "none"} <= set(environments())
+    assert tools().owner("python") == "deepeyes_plugins.tools.builtin"
 
 
 def test_every_tool_and_environment_can_be_made() -> None:
     resources = Resources(AgentSettings())
 
-    for name, make in plugins.tools().items():
+    for name, make in tools().items():
         tool = make(resources)
         assert isinstance(tool, Tool)
         assert tool.name == name
         assert tool.schema["type"] == "object"
-    for make_environment in plugins.environments().values():
+    for make_environment in environments().values():
         assert isinstance(make_environment(resources), Environment)
 
 
@@ -70,8 +76,8 @@ def test_a_plugin_is_an_object_with_marked_functions(manager: Any) -> None:
 
     manager.register(Plugin(), "orienteering")
 
-    assert plugins.tools()["compass"](Resources(AgentSettings())) == "a compass"
-    assert plugins.tools().owner("compass") == "orienteering"
+    assert tools()["compass"](Resources(AgentSettings())) == "a compass"
+    assert tools().owner("compass") == "orienteering"
 
 
 def test_two_plugins_with_one_name_are_both_named(manager: Any) -> None:
@@ -82,16 +88,16 @@ def test_two_plugins_with_one_name_are_both_named(manager: Any) -> None:
 
     manager.register(Plugin(), "snake-farm")
 
-    with pytest.raises(plugins.PluginError) as caught:
-        plugins.tools()
+    with pytest.raises(PluginError) as caught:
+        tools()
     assert "'python' is registered twice" in str(caught.value)
     assert "snake-farm" in str(caught.value)
     assert "deepeyes_plugins.tools.builtin" in str(caught.value)
 
 
 def test_a_misspelt_name_brings_the_nearest_and_all_others() -> None:
-    with pytest.raises(plugins.UnknownNameError) as caught:
-        plugins.environments()["deepeyes_v3"]
+    with pytest.raises(UnknownNameError) as caught:
+        environments()["deepeyes_v3"]
     message = str(caught.value)
     assert "unknown environment 'deepeyes_v3'. Did you mean 'deepeyes_v2'?" in message
     assert "visual_toolbox_v2" in message

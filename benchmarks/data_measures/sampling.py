@@ -19,7 +19,7 @@ from pathlib import Path
 from reporting.measures import Figure
 from stubs import chat_stub
 
-from deepeyes_plugins.hosts.openai import OpenAISettings
+from deepeyes_plugins.hosts.openai import OpenAISettings, ServedModel
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.task import split_examples
 from deepeyes_plugins.selection.filtering import VARIANTS
@@ -47,7 +47,7 @@ def _measure(name: str, variants: Sequence[Variant], turns: int, questions: int)
         write_rl(split_examples("train", questions), data, "train")
         sampling = Sampling(
             AgentSettings(),
-            OpenAISettings(url=url),
+            ServedModel(OpenAISettings(url=url)),
             Path(folder) / "work",
             variants,
             1,

@@ -12,8 +12,8 @@ from PIL import Image
 from transformers import AutoProcessor
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
-from deepeyes_plugins.hosts.transformers.tiny_model import make_tiny_qwen2_5_vl
 from deepeyes_plugins.protocol.content import EncodedImage
+from deepeyes_plugins.quickstart.tiny_model import make_tiny_qwen2_5_vl
 from rollouts.simulation import ANSWER, CALL
 
 BOUNDS = {"shortest_edge": 56**2, "longest_edge": 1280 * 28**2}

@@ -23,10 +23,10 @@ import yaml
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
-from deepeyes_plugins.hosts.transformers.tiny_model import make_tiny_qwen2_5_vl
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.process import Process, run
 from deepeyes_plugins.quickstart.task import split_examples, task_texts
+from deepeyes_plugins.quickstart.tiny_model import make_tiny_qwen2_5_vl
 from rollouts import stub
 
 TURNS = 3

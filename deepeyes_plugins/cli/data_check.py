@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deepeyes_plugins.data.dataset_info import DATASET_INFO, entries_at
 from deepeyes_plugins.data.files import row_count
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.kinds import files_in, kind_of_file
@@ -24,7 +25,8 @@ from deepeyes_plugins.data.output import refuse_inputs, whole_file
 from deepeyes_plugins.data.pieces import Piece
 from deepeyes_plugins.data.rl_checks import RowRules
 from deepeyes_plugins.data.survey import FileSurvey, Role, Source, survey, together
-from deepeyes_plugins.settings import SettingsError, load_settings
+from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.settings import load_settings
 
 CANNOT_BE_CHECKED = 2
 INTERRUPTED = 130
@@ -34,6 +36,14 @@ Paths = Annotated[list[Path], typer.Argument(help="Files, or folders of such.", 
 KindOption = Annotated[
     str | None,
     typer.Option("--kind", help="sft, rl or search-cache. [default: told by the content]"),
+]
+DatasetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Entry of the dataset_info.json at a path; repeatable. [default: those that name "
+        "the file, in a folder all]",
+    ),
 ]
 MediaOption = Annotated[
     Path | None,
@@ -62,6 +72,7 @@ def check(
         list[Path] | None,
         typer.Option(help="Validation files, of which training must know nothing. Repeatable."),
     ] = None,
+    dataset: DatasetOption = None,
     kind: KindOption = None,
     media_root: MediaOption = None,
     config: ConfigOption = None,
@@ -87,12 +98,15 @@ def check(
 ) -> None:
     """Check data for SFT and RL and caches of image searches, before a GPU is taken.
 
+    Files that a dataset_info.json beside them names are read as its entry says.
+
     Ends with 0 if all is fine, 1 if there are errors, 2 if something cannot be checked. An
     interrupted check goes on where it was when it is called again.
     """
     try:
         rules = _rules(config, media_root, tokenizer, max_prompt_length, cutoff_len, opening)
-        sources = _sources(paths, kind, "train") + _sources(validation or [], kind, "validation")
+        sources = _sources(paths, kind, "train", dataset or ())
+        sources += _sources(validation, kind, "validation") if validation else []
         refuse_inputs(filter(None, (problems, html)), (source.path for source in sources))
         with ExitStack() as stack:
             # Both now, so that a folder where nothing can be written is told before the work.
@@ -129,6 +143,7 @@ def check(
 
 def stats(
     paths: Paths,
+    dataset: DatasetOption = None,
     kind: KindOption = None,
     media_root: MediaOption = None,
     config: ConfigOption = None,
@@ -143,7 +158,7 @@ def stats(
     """
     try:
         rules = _rules(config, media_root, tokenizer, 8192, 20480, "", decode=False)
-        sources = _sources(paths, kind, "train")
+        sources = _sources(paths, kind, "train", dataset or ())
         surveys = _survey(sources, rules, state, processes, as_json, None, compare=False)
     except (DataError, SettingsError, OSError) as error:
         _complain(str(error))
@@ -178,14 +193,42 @@ def _rules(
     )
 
 
-def _sources(paths: Sequence[Path], kind: str | None, role: Role) -> list[Source]:
+def _sources(
+    paths: Sequence[Path], kind: str | None, role: Role, datasets: Sequence[str] = ()
+) -> list[Source]:
+    """Find files, those that entries of a dataset_info.json name with their entries.
+
+    Raises:
+        DataError: There is nothing to check, or an entry cannot be honoured.
+    """
     kinds: dict[str, Kind] = {"sft": "sft", "rl": "rl", "search-cache": "search-cache"}
     if kind is not None and kind not in kinds:
         raise DataError(f"--kind {kind}: it can be {', '.join(kinds)}")
-    return [
-        Source(path, kind_of_file(path) if kind is None else kinds[kind], role)
-        for path in files_in(paths)
-    ]
+    if kind in ("rl", "search-cache"):
+        return [Source(path, kinds[kind], role) for path in files_in(paths)]
+    sources: list[Source] = []
+    for path in paths:
+        entries = entries_at(path, datasets)
+        found = [
+            Source(file, "sft", role, entry) for entry in entries for file in files_in([entry.path])
+        ]
+        if not datasets and path.name != DATASET_INFO:
+            named = {source.path.resolve() for source in found}
+            found += (
+                Source(file, kind_of_file(file) if kind is None else kinds[kind], role)
+                for file in files_in([path], may_be_empty=bool(found))
+                if file.resolve() not in named
+            )
+        sources += found
+    known = {source.entry.name for source in sources if source.entry}
+    if unknown := [name for name in datasets if name not in known]:
+        raise DataError(
+            f"--dataset {unknown[0]}: no {DATASET_INFO} at these paths has such an entry with a "
+            "formatting of ours"
+        )
+    if not sources:
+        raise DataError(f"no data set of ours in {', '.join(map(str, paths))}")
+    return sources
 
 
 def _survey(
@@ -242,6 +285,7 @@ def _facts(one: FileSurvey) -> dict[str, Any]:
         "file": str(one.source.path),
         "kind": one.source.kind,
         "role": one.source.role,
+        "dataset": None if one.source.entry is None else one.source.entry.name,
         "ok": one.ok,
         "rows": seen.rows,
         "bad_rows": seen.bad_rows,
@@ -254,8 +298,12 @@ def _facts(one: FileSurvey) -> dict[str, Any]:
 def _show_problems(console: Console, one: FileSurvey) -> None:
     seen = one.seen
     verdict = "[green]fine[/]" if one.ok else "[red]has errors[/]"
+    read_as = ""
+    if one.source.entry is not None:
+        read_as = f", as {one.source.entry.name} of {one.source.entry.info.name}"
+    what = escape(f"{one.source.path} ({one.source.kind}, {one.source.role}{read_as})")
     console.print(
-        f"{escape(str(one.source.path))} ({one.source.kind}, {one.source.role}): {verdict}; "
+        f"{what}: {verdict}; "
         f"{seen.rows:,} rows, {seen.bad_rows:,} cannot be used, {seen.long_rows:,} are too long",
         highlight=False,
         soft_wrap=True,

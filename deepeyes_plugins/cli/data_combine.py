@@ -114,6 +114,10 @@ def _show(combined: Combined, as_json: bool) -> None:
         facts = {
             "files": {str(file): sources for file, sources in combined.files.items()},
             "duplicates": combined.duplicates,
+            "short": {
+                source: {"asked": asked, "found": found}
+                for source, (asked, found) in combined.short.items()
+            },
         }
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
@@ -122,5 +126,11 @@ def _show(combined: Combined, as_json: bool) -> None:
         console.print(f"{file}: {sum(sources.values()):,} rows", highlight=False, soft_wrap=True)
         for source, count in sources.items():
             console.print(f"  {count:>9,}  {escape(source)}", highlight=False)
+    for source, (asked, found) in combined.short.items():
+        console.print(
+            f"{asked:,} rows of {escape(source)} were asked for, but there are only {found:,}",
+            highlight=False,
+            soft_wrap=True,
+        )
     if combined.duplicates:
         console.print(f"{combined.duplicates:,} rows ask what another one asks", highlight=False)

@@ -19,23 +19,24 @@ from rich.console import Console
 from rich.markup import escape
 
 from deepeyes_plugins.cli.progress import progress
-from deepeyes_plugins.cli.reward import read_references
+from deepeyes_plugins.cli.reward import read_references, score_logs
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.output import refuse_inputs, whole_file
 from deepeyes_plugins.environments.preflight import check_tools
-from deepeyes_plugins.hosts.openai import OpenAISettings, load_openai_settings
+from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.extras import install_command
+from deepeyes_plugins.hosts.openai import OpenAISettings, ServedModel, load_openai_settings
 from deepeyes_plugins.hosts.openai.settings import ENVIRONMENT_PREFIX
 from deepeyes_plugins.jobs import ServiceLostError
 from deepeyes_plugins.plugins import PluginError
-from deepeyes_plugins.rewards.scoring import Scorer
+from deepeyes_plugins.rewards.scoring import Scorer, configured_judge
 from deepeyes_plugins.rewards.stored import (
     Line,
     Place,
     ScoreRecord,
     lines_of,
     log_files,
-    score_log,
 )
 from deepeyes_plugins.rollout.contracts import InfrastructureError
 from deepeyes_plugins.rollout.log import FILE_NAME
@@ -50,7 +51,7 @@ from deepeyes_plugins.selection.filtering import (
 from deepeyes_plugins.selection.questions import BadRow, places, read_questions, references_of
 from deepeyes_plugins.selection.sampling import Sampled, Sampling, Variant
 from deepeyes_plugins.selection.sft import Choice, Made, write_rows
-from deepeyes_plugins.settings import AgentSettings, SettingsError, load_settings
+from deepeyes_plugins.settings import AgentSettings, load_settings
 
 _DEFAULTS = Thresholds()
 _NAMED = 5
@@ -120,7 +121,7 @@ def filter_questions(
         columns = common_columns(data)
         sampling = Sampling(
             agent,
-            _server(url, model, temperature),
+            ServedModel(_server(url, model, temperature)),
             output.with_suffix(".work"),
             VARIANTS,
             samples,
@@ -174,7 +175,7 @@ def synthesize(
         prompt = _text_of(teacher_prompt) if teacher_prompt else None
         sampling = Sampling(
             agent,
-            _server(url, model, temperature),
+            ServedModel(_server(url, model, temperature)),
             output / "work",
             [Variant("teacher", system_prompt=prompt)],
             samples,
@@ -250,7 +251,7 @@ def from_trajectories(
             references = read_references(data, skip_bad=True)  # Named below.
             with progress("scoring", console, show=not as_json) as advance:
                 outcomes, records = asyncio.run(
-                    score_log(
+                    score_logs(
                         logs,
                         output / "scores.jsonl",
                         agent,
@@ -265,8 +266,11 @@ def from_trajectories(
             failures = [str(one.reason) for one in outcomes if one.kind == "failed"]
         choice = Choice(best, least_score, least_accuracy, least_format)
         questions = read_questions(data, agent.environment)
-        made = write_rows(logs, records, questions, output, name, choice)
-        made.left += left
+        made = write_rows(
+            *(logs, records, questions, output, name, choice),
+            left=left,
+            allow_empty=bool(failures),
+        )
         _finish(_summary(made), output, [*bad, *made.bad], failures, console, as_json)
 
 
@@ -291,7 +295,7 @@ def _judged_elsewhere(results: Sequence[Path], logs: Sequence[Path]) -> Iterator
     try:
         from eval_plugins.report.verdicts import judged_trajectories
     except ImportError as error:
-        raise SettingsError(f"{error}: pip install 'deepeyes-plugins[eval]'") from error
+        raise SettingsError(f"{error}: {install_command('eval')}") from error
     for judged in judged_trajectories(results, logs):
         trajectory = Trajectory.model_validate_json(judged.line)
         line = Line(Place(judged.log), judged.line.decode(errors="replace").rstrip("\r\n"))
@@ -314,7 +318,8 @@ def _sample(
     console: Console,
     as_json: bool,
 ) -> Sampled:
-    Scorer(agent).check(references_of(data))
+    scorer = Scorer(agent.rewards, configured_judge(agent.judge), agent.plugins)
+    scorer.check(references_of(data))
     played = places(data, agent.environment)
     ways = sampling.variants
     check_tools(agent, ((way.environment or own, source) for own, source in played for way in ways))

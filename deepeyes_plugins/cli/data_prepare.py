@@ -27,9 +27,10 @@ from deepeyes_plugins.data.prepare import REPORT_NAME, Prepared, prepare_rl, pre
 from deepeyes_plugins.data.rl_checks import RowRules
 from deepeyes_plugins.data.sources import Progress as Told
 from deepeyes_plugins.data.sources import Sources as Found
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.search.image_cache import ImageCacheError
 from deepeyes_plugins.search.image_conversion import convert
-from deepeyes_plugins.settings import SettingsError, load_settings
+from deepeyes_plugins.settings import load_settings
 
 Sources = Annotated[
     list[Path],

@@ -22,7 +22,8 @@ def prompt(
     path: Annotated[
         Path,
         typer.Argument(
-            help="A data file: parquet for RL, JSON or JSON lines for SFT.", show_default=False
+            help="A data file, parquet for RL, JSON or JSON lines for SFT; or a folder of them.",
+            show_default=False,
         ),
     ],
     output: Annotated[

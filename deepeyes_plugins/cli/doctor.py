@@ -23,10 +23,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deepeyes_plugins import _activation, plugins
+from deepeyes_plugins import _activation
 from deepeyes_plugins.cli.paths import tested_versions
 from deepeyes_plugins.cli.probes import MARK, Registration
-from deepeyes_plugins.settings import SETTINGS_VARIABLE, AgentSettings, SettingsError, load_settings
+from deepeyes_plugins.data.hooks import formatters
+from deepeyes_plugins.environments.hooks import environments
+from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.extras import install_command
+from deepeyes_plugins.plugins import PluginError, UnknownNameError
+from deepeyes_plugins.rewards.hooks import rewards
+from deepeyes_plugins.settings import SETTINGS_VARIABLE, AgentSettings, load_settings
+from deepeyes_plugins.tools.hooks import tools
 from eval_plugins.vlmevalkit.settings import load_evaluation
 
 Status = Literal["ok", "warning", "problem", "absent"]
@@ -244,10 +251,8 @@ def check_settings() -> Iterator[Finding]:
     source = os.environ.get(SETTINGS_VARIABLE) or f"defaults; {SETTINGS_VARIABLE} names no file"
     yield Finding("settings", "agent.yaml", "ok", source)
     try:
-        environments, tools = plugins.environments(), plugins.tools()
-        rewards = plugins.rewards()
-        counts = (len(tools), len(environments), len(rewards), len(plugins.formatters()))
-    except plugins.PluginError as error:
+        counts = (len(tools()), len(environments()), len(rewards()), len(formatters()))
+    except PluginError as error:
         yield Finding("plugins", "registered", "problem", str(error), "See `deepeyes plugins`.")
         return
     yield Finding(
@@ -257,14 +262,14 @@ def check_settings() -> Iterator[Finding]:
         "{} tools, {} environments, {} rewards, {} formatters".format(*counts),
     )
     try:
-        environments[settings.environment]
+        environments().require(settings.environment)
         for name, chosen in settings.tools.items():
-            environments[name]
+            environments().require(name)
             for tool in chosen:
-                tools[tool]
+                tools().require(tool)
         for name in settings.rewards.sources.values():
-            rewards[name]
-    except plugins.UnknownNameError as error:
+            rewards().require(name)
+    except UnknownNameError as error:
         yield Finding(
             "settings", "names", "problem", str(error), "Correct the name, or install its plugin."
         )
@@ -318,7 +323,7 @@ def check_framework(purpose: str) -> Iterator[Finding]:
     """
     framework = _PURPOSES[purpose]
     if find_spec(framework) is None:
-        install = f"pip install 'deepeyes-plugins[{purpose}]'"
+        install = install_command(purpose)
         if purpose == "eval":
             install += " && pip install --no-deps ms-vlmeval==0.0.20"
         yield Finding(purpose, framework, "absent", "not installed", install)
@@ -424,7 +429,7 @@ def check_sandbox() -> Iterator[Finding]:
             "server",
             "absent",
             f"not installed: {', '.join(missing)}",
-            "pip install 'deepeyes-plugins[sandbox]', or set DEEPEYES_SANDBOX_URL to a server.",
+            f"{install_command('sandbox')}, or set DEEPEYES_SANDBOX_URL to a server.",
         )
         return
     from deepeyes_plugins.sandbox.client import SandboxClient

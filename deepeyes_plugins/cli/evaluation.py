@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 
 from deepeyes_plugins.cli.errors import complain
-from deepeyes_plugins.settings import SETTINGS_VARIABLE, SettingsError, load_settings
+from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.settings import SETTINGS_VARIABLE, load_settings
 from eval_plugins.vlmevalkit.launch import (
     LaunchError,
     Outcome,

@@ -80,6 +80,7 @@ def _mount(
     )
     def command(context: typer.Context) -> None:
         from deepeyes_plugins.cli.errors import complain
+        from deepeyes_plugins.extras import install_command
 
         module, _, function = home.partition(":")
         inner = _typer(add_completion=False)
@@ -92,7 +93,7 @@ def _mount(
             extra = _EXTRAS.get(context.command_path.split()[1])
             if extra is None or (error.name or "").startswith(("deepeyes_plugins", "eval_plugins")):
                 raise
-            complain(f"{error}: pip install 'deepeyes-plugins[{extra}]'")
+            complain(f"{error}: {install_command(extra)}")
         except OSError as error:  # A full disk, a folder for a file: for the user, not for us.
             complain(str(error))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import deepeyes_plugins
+from deepeyes_plugins.extras import install_command
 
 
 def recipes_folder() -> Path:
@@ -18,8 +19,8 @@ def recipes_folder() -> Path:
         if folder.is_dir():
             return folder
     raise FileNotFoundError(
-        f"no recipes in {package} or beside it; install the package again: "
-        "pip install --force-reinstall --no-deps deepeyes-plugins"
+        f"no recipes in {package} or beside it; install the package again, with "
+        f"--force-reinstall --no-deps: {install_command()}"
     )
 
 

@@ -10,8 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deepeyes_plugins import plugins as registries
 from deepeyes_plugins.cli.errors import complain
+from deepeyes_plugins.data.hooks import formatters
+from deepeyes_plugins.environments.hooks import environments
+from deepeyes_plugins.plugins import PluginError
+from deepeyes_plugins.rewards.hooks import rewards
+from deepeyes_plugins.search.hooks import image_search_providers, search_providers
+from deepeyes_plugins.tools.hooks import tools
 
 
 def plugins(
@@ -22,16 +27,16 @@ def plugins(
         found = [
             {"kind": registry.kind, "name": name, "owner": registry.owner(name)}
             for registry in (
-                registries.tools(),
-                registries.environments(),
-                registries.rewards(),
-                registries.formatters(),
-                registries.search_providers(),
-                registries.image_search_providers(),
+                tools(),
+                environments(),
+                rewards(),
+                formatters(),
+                search_providers(),
+                image_search_providers(),
             )
             for name in sorted(registry)
         ]
-    except registries.PluginError as error:
+    except PluginError as error:
         complain(str(error))
     if as_json:
         typer.echo(json.dumps(found, indent=2))

@@ -60,12 +60,15 @@ def llamafactory() -> list[Registration]:
 
 
 def vlmeval() -> list[Registration]:
-    """The model of VLMEvalKit."""
-    config = import_module("vlmeval.config")
+    """The model of VLMEvalKit, and the reading and writing of its tables."""
+    config, file = import_module("vlmeval.config"), import_module("vlmeval.smp.file")
     return [
         Registration(
             "model 'DeepEyesV2'", "DeepEyesV2" in config.supported_VLM, _outcome(config.__name__)
-        )
+        ),
+        Registration(
+            "texts of predictions", hasattr(file.load, "__wrapped__"), _outcome(file.__name__)
+        ),
     ]
 
 
@@ -73,9 +76,11 @@ def verl() -> list[Registration]:
     """What we add to verl and, without a GPU, the platform and engine that replace it."""
     loops = import_module("verl.experimental.agent_loop.agent_loop")
     replicas = import_module("verl.workers.rollout.replica")
+    algorithms = import_module("verl.trainer.ppo.core_algos")
     trainers = import_module("verl.trainer.ppo.v1")
     known = {
         "agent loop 'deepeyes'": "deepeyes" in loops._agent_loop_registry,
+        "advantage estimator 'deepeyes_grpo'": "deepeyes_grpo" in algorithms.ADV_ESTIMATOR_REGISTRY,
         "figures and early end of trainers": _activation.state.get(trainers.__name__)
         == "registered",
     }
@@ -86,7 +91,7 @@ def verl() -> list[Registration]:
         known["rollout engine 'transformers'"] = "transformers" in engines
     reason = _why_verl_did_not_load_us()
     if not reason:
-        outcomes = (_outcome(module.__name__) for module in (loops, replicas, trainers))
+        outcomes = (_outcome(module.__name__) for module in (loops, replicas, algorithms, trainers))
         reason = "; ".join(outcome for outcome in outcomes if outcome != "registered")
     return [Registration(what, registered, reason) for what, registered in known.items()]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -19,20 +20,51 @@ from deepeyes_plugins.cli.progress import progress
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.rl_rows import task_from_row
+from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.jobs import Advance
 from deepeyes_plugins.plugins import PluginError
+from deepeyes_plugins.rewards.scoring import Scorer, configured_judge
 from deepeyes_plugins.rewards.stored import (
     Outcome,
     Reference,
     ScoreRecord,
+    fingerprint,
     log_files,
     score_log,
 )
 from deepeyes_plugins.selection.questions import read_rows
-from deepeyes_plugins.settings import SettingsError, load_settings
+from deepeyes_plugins.settings import AgentSettings, load_settings
 
-SHOWN_PARTS = ("acc", "format", "tool", "judged", "answered")
+SHOWN_PARTS = ("acc", "format", "tool", "judged", "undecided", "answered")
 NAMED_LINES = 20
 """Lines that could not be scored are named up to this many."""
+
+
+async def score_logs(
+    paths: Sequence[Path],
+    output: Path,
+    settings: AgentSettings,
+    references: Mapping[tuple[str, str], Reference],
+    *,
+    concurrency: int,
+    restart: bool = False,
+    leave_out: Container[str] = frozenset(),
+    advance: Advance | None = None,
+) -> tuple[list[Outcome], list[ScoreRecord]]:
+    """Score logs as agent.yaml says; see :func:`~deepeyes_plugins.rewards.stored.score_log`."""
+    scorer = Scorer(settings.rewards, configured_judge(settings.judge), settings.plugins)
+    async with aclosing(scorer):
+        return await score_log(
+            paths,
+            output,
+            scorer,
+            fingerprint(settings.rewards, settings.judge, settings.plugins),
+            references,
+            concurrency=concurrency,
+            restart=restart,
+            leave_out=leave_out,
+            advance=advance,
+        )
 
 
 def score(
@@ -83,7 +115,7 @@ def score(
         )
         with progress("scoring", console, show=not as_json) as advance:
             outcomes, records = asyncio.run(
-                score_log(
+                score_logs(
                     paths,
                     path,
                     settings,

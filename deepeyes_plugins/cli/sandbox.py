@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from deepeyes_plugins.cli.options import LogLevel, Port, redis_url
-from deepeyes_plugins.settings import SettingsError, load_settings
+from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.settings import load_settings
 
 
 class LogFormat(StrEnum):

@@ -16,8 +16,10 @@ from rich.table import Table
 
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.options import LARGEST_PORT, redis_url
+from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.extras import install_command
 from deepeyes_plugins.sandbox.contracts import SandboxError
-from deepeyes_plugins.settings import SettingsError, load_settings
+from deepeyes_plugins.settings import load_settings
 
 if TYPE_CHECKING:
     from deepeyes_plugins.hosts.ray.sandbox import NodeServer
@@ -135,7 +137,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
     try:
         from deepeyes_plugins.hosts.ray import sandbox as deployment
     except ModuleNotFoundError as error:
-        complain(f"{error}; on the machines of a Ray cluster: pip install 'deepeyes-plugins[rl]'")
+        complain(f"{error}; on the machines of a Ray cluster: {install_command('rl')}")
     try:
         with deployment.cluster(address):
             yield deployment

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.options import LogLevel, Port, redis_url
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.search.client import Search
 from deepeyes_plugins.search.contracts import (
     MAXIMUM_RESULTS,
@@ -20,7 +21,7 @@ from deepeyes_plugins.search.contracts import (
     SearchResults,
 )
 from deepeyes_plugins.search.settings import SearchSettings
-from deepeyes_plugins.settings import SettingsError, load_settings
+from deepeyes_plugins.settings import load_settings
 
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Provider = Annotated[

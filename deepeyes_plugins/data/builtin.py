@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from deepeyes_plugins.data.contracts import Formatter
-from deepeyes_plugins.data.formatter import format_sharegpt
-from deepeyes_plugins.hookspecs import hookimpl
+from deepeyes_plugins.plugins import hookimpl
 
 
 @hookimpl
-def register_formatters(register: Callable[[str, Formatter], None]) -> None:
+def register_formatters(register: Callable[[str, str], None]) -> None:
     """Register ``deepeyes``: ShareGPT-style conversations in the DeepEyesV2 protocol."""
-    register("deepeyes", format_sharegpt)
+    register("deepeyes", "deepeyes_plugins.data.formatter:format_sharegpt")

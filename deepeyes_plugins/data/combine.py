@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from deepeyes_plugins.data.changes import Outcome
+from deepeyes_plugins.data.dataset_info import DATASET_INFO
 from deepeyes_plugins.data.files import data_rows, parquet_schema
 from deepeyes_plugins.data.findings import DataError, Problem
 from deepeyes_plugins.data.identity import question_words
-from deepeyes_plugins.data.media import MediaRoot, is_archived, read_media
+from deepeyes_plugins.data.media import MediaRoot, is_archived, is_inline, read_media
 from deepeyes_plugins.data.rl_checks import RowRules
 from deepeyes_plugins.data.rl_repair import common_schema, repair_rl_row
 from deepeyes_plugins.data.row_checks import form_findings
 from deepeyes_plugins.data.sft_checks import repaired_findings
 from deepeyes_plugins.data.sft_repair import repair_sft_row
 from deepeyes_plugins.data.sources import Progress, Sources, no_progress
-from deepeyes_plugins.data.writers import DATASET_INFO, register_dataset, row_writer
+from deepeyes_plugins.data.writers import register_dataset, row_writer
 from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
 
 _REPORT_EVERY = 100
@@ -89,10 +90,13 @@ class Combined:
     Attributes:
         files: Rows of each source in each file.
         duplicates: Rows that ask what an earlier one asks.
+        short: By source, how many rows were asked for and how many there were, where these were
+            fewer.
     """
 
     files: dict[Path, dict[str, int]]
     duplicates: int
+    short: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def merge(
@@ -137,7 +141,7 @@ def merge(
         picked = rows.pick(groups, take, seed, among=chosen, default_all=True)
         chosen = bytearray(one & other for one, other in zip(chosen, picked, strict=True))
     duplicates = len(rows.digests) - len(groups)
-    return Combined(rows.write({1: output}, chosen), duplicates)
+    return Combined(rows.write({1: output}, chosen), duplicates, rows.short)
 
 
 def split(
@@ -170,7 +174,8 @@ def split(
     groups = rows.scan()
     rows.require_sources(validation)
     chosen = bytearray(one + 1 for one in rows.pick(groups, validation, seed))
-    return Combined(rows.write({1: train, 2: held_out}, chosen), len(rows.digests) - len(groups))
+    files = rows.write({1: train, 2: held_out}, chosen)
+    return Combined(files, len(rows.digests) - len(groups), rows.short)
 
 
 class _Rows:
@@ -197,6 +202,7 @@ class _Rows:
         self._source_names: dict[str, int] = {}
         self._source_of = array("l")
         self._has_images = bytearray()
+        self.short: dict[str, tuple[int, int]] = {}
 
     def require_suffix(self, output: Path) -> None:
         if output.suffix != self.suffix:
@@ -241,6 +247,10 @@ class _Rows:
             number: amounts.of(name, rows[number], rows[number] if default_all else 0)
             for name, number in self._source_names.items()
         }
+        for name, number in self._source_names.items():
+            asked = amounts.named.get(name, amounts.other)
+            if isinstance(asked, int) and asked > rows[number]:
+                self.short[name] = (asked, rows[number])
         key = str(seed).encode()
         order = sorted(groups, key=lambda one: hashlib.blake2b(one, key=key).digest())
         picked = bytearray(len(among))
@@ -329,7 +339,7 @@ class _Rows:
 
     def _locate(self, name: str) -> str:
         """Take what `prepare` has written as it is: that names places outside of the sources."""
-        if is_archived(name) or os.path.isabs(name):
+        if is_archived(name) or is_inline(name) or os.path.isabs(name):
             return MediaRoot(None).locate(name)
         return self._sources.places.locate(name)
 

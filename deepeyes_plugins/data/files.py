@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,9 +16,9 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deepeyes_plugins.data.column_types import ColumnTypes
+from deepeyes_plugins.data.dataset_info import RowForm, form_of
 from deepeyes_plugins.data.findings import DataError, Finding
-from deepeyes_plugins.search.image_cache import ImageCacheError
-from deepeyes_plugins.search.image_conversion import read_entries
 
 ROWS_AT_A_TIME = 16
 """Rows that are read, and checked, together."""
@@ -29,8 +29,6 @@ _CHARACTERS_AT_A_TIME = 1 << 20
 _SHOWN_CHARACTERS = 30
 _LONGEST_WORD = len("-Infinity") + 1
 """Of JSON, as Python reads it; a number or an escape is wrong where it ends."""
-_SETTLING_CHARACTERS = 10 << 20
-"""Where in JSON lines Hugging Face datasets has settled on columns and their types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +38,36 @@ class Row:
     Attributes:
         number: Counted from 1; ``None`` where the whole file is concerned.
         value: The row.
-        offset: Where its line starts, in characters; 0 within a JSON array, which trainers read as
-            a whole.
+        offset: Where its line starts, in bytes; ``None`` within a JSON array, which trainers read
+            as a whole.
         finding: Instead of a value where the file cannot be read on.
     """
 
     number: int | None
     value: Any = None
-    offset: int = 0
+    offset: int | None = None
     finding: Finding | None = None
 
 
 def data_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file for reinforcement learning (parquet) or fine-tuning (JSON)."""
-    return parquet_rows(path, ("prompt",)) if path.suffix == ".parquet" else json_rows(path)
+    """Yield the rows of a file for reinforcement learning (parquet) or fine-tuning (JSON).
+
+    The latter in the form of our formatter, if a ``dataset_info.json`` says where that is.
+
+    Raises:
+        DataError: It says what cannot be honoured.
+    """
+    if path.suffix == ".parquet":
+        yield from parquet_rows(path, ("prompt",))
+        return
+    form = form_of(path)
+    for row in json_rows(path):
+        yield replace(row, value=form.read(row.value)) if isinstance(row.value, dict) else row
+
+
+def conversation_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file for fine-tuning, parquet or JSON, as they stand there."""
+    return parquet_rows(path, ()) if path.suffix == ".parquet" else json_rows(path)
 
 
 def json_rows(path: Path) -> Iterator[Row]:
@@ -61,7 +75,7 @@ def json_rows(path: Path) -> Iterator[Row]:
     number: int | None = None
     try:
         # Windows programs put a mark of the byte order in front of UTF-8.
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.read(1)
             while first.isspace():
                 first = file.read(1)
@@ -80,6 +94,10 @@ def json_rows(path: Path) -> Iterator[Row]:
 
 def cache_rows(path: Path) -> Iterator[Row]:
     """Yield the entries of a published cache of image searches, which is read as a whole."""
+    # Here, so that checking training data imports no search.
+    from deepeyes_plugins.search.image_cache import ImageCacheError
+    from deepeyes_plugins.search.image_conversion import read_entries
+
     try:
         entries = read_entries(path)
     except ImageCacheError as error:
@@ -100,7 +118,7 @@ def _line_rows(lines: Iterable[str]) -> Iterator[Row]:
                 yield Row(number, finding=Finding(_not_json(error, line)))
             else:
                 yield Row(number, value, offset)
-        offset += len(line)
+        offset += len(line) if line.isascii() else len(line.encode())
 
 
 def _array_rows(file: TextIO) -> Iterator[Row]:
@@ -155,16 +173,22 @@ def _skip_space(text: str, position: int) -> int:
     return position
 
 
-def training_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of JSON, and say where Hugging Face datasets, as it trains, reads otherwise.
+def training_rows(path: Path, form: RowForm | None = None) -> Iterator[Row]:
+    """Yield rows for fine-tuning, and say where Hugging Face datasets reads them otherwise.
 
-    It takes no mark of the byte order ahead of an array, and none of the images that come late in
-    JSON lines.
+    Of JSON, it takes no mark of the byte order ahead of an array, and one type per column.
+
+    Args:
+        path: The file.
+        form: Of the rows, which names columns that some row has to have.
     """
-    settled = False
+    types: ColumnTypes | None = None
     marked = _is_marked_array(path)
-    for row in json_rows(path):
+    seen: dict[str, None] = {}
+    for row in conversation_rows(path):
         yield row
+        if isinstance(row.value, dict):
+            seen |= dict.fromkeys(row.value)
         if marked:
             marked = False
             reason = (
@@ -172,15 +196,12 @@ def training_rows(path: Path) -> Iterator[Row]:
                 "datasets takes for the beginning of JSON lines: save it without"
             )
             yield Row(row.number, finding=Finding(reason))
-        if settled or not isinstance(row.value, Mapping) or not row.value.get("images"):
-            continue
-        settled = True
-        if row.offset > _SETTLING_CHARACTERS:
-            reason = (
-                "the first row with images, but Hugging Face datasets settles the columns of JSON "
-                "lines by their first 10 MiB: move it to the top or write a JSON array"
-            )
-            yield Row(row.number, finding=Finding(reason, "images"))
+        if isinstance(row.value, dict) and row.number is not None and path.suffix != ".parquet":
+            types = types or ColumnTypes(lines=row.offset is not None)
+            for finding in types.findings(row.value, row.number, row.offset or 0):
+                yield Row(row.number, finding=finding)
+    if seen and form is not None and (missing := form.missing(seen)):
+        yield Row(None, finding=Finding(missing, "system"))
 
 
 def _is_marked_array(path: Path) -> bool:
@@ -213,7 +234,9 @@ def parquet_rows(
         with open_parquet(path) as file:
             missing = [name for name in columns if name not in file.schema_arrow.names]
             for name in missing:
-                yield Row(None, finding=Finding("the column is missing", name))
+                there = ", ".join(file.schema_arrow.names) or "none"
+                reason = f"the column {name!r} is missing; the file's columns: {there}"
+                yield Row(None, finding=Finding(reason, name))
             if missing:
                 return
             for batch in row_batches(file, row_groups):
@@ -224,8 +247,24 @@ def parquet_rows(
                     yield Row(number, value)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         where = f"behind row {number}" if number else "from its start"
-        reason = f"cannot be read as parquet {where}, perhaps cut short: {error}"
-        yield Row(None, finding=Finding(reason))
+        yield Row(None, finding=Finding(unreadable(error, where)))
+
+
+def unreadable(error: Exception, where: str = "", form: str = "parquet") -> str:
+    """Say why a file cannot be read: a file that is not there is not one that was cut short.
+
+    Args:
+        error: What reading it raised.
+        where: How far it could be read.
+        form: What it was read as.
+    """
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder"
+    if isinstance(error, PermissionError):
+        return f"cannot be read: {error.strerror}"
+    return f"cannot be read as {' '.join(filter(None, (form, where)))}, perhaps cut short: {error}"
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -243,7 +282,7 @@ def parquet_schema(path: Path) -> pa.Schema:
         with open_parquet(path) as file:
             return file.schema_arrow
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as parquet, perhaps cut short: {error}") from error
+        raise DataError(f"{path}: {unreadable(error)}") from error
 
 
 def row_count(path: Path) -> int | None:

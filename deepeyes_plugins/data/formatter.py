@@ -19,9 +19,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError
+from deepeyes_plugins.data.message_parts import image_source, plain_contents
 from deepeyes_plugins.protocol.actions import AnswerAction, MalformedAction, parse_action
 from deepeyes_plugins.protocol.content import Role
 from deepeyes_plugins.protocol.dialect import CONTROL_TOKENS, IMAGE_PLACEHOLDER, VISION_TOKENS
+from deepeyes_plugins.protocol.missing import is_missing
 
 ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -44,14 +46,22 @@ def format_sharegpt(row: Mapping[str, Any]) -> Conversation:
     """Make a conversation of ``messages`` (role, content) or ``conversations`` (from, value).
 
     Args:
-        row: One row, optionally with ``images``: paths, bytes, ``{"bytes", "path"}`` or Pillow
-            images, one per ``<image>`` in the user turns. Roles ``tool`` and ``observation`` are
-            user turns.
+        row: One row; contents are texts or lists of parts, as in
+            :func:`~deepeyes_plugins.data.message_parts.plain_contents`. Optionally with ``images``:
+            paths, bytes, ``{"bytes", "path"}`` or Pillow images, one per ``<image>`` in the user
+            turns; and with ``system``, the system prompt of a conversation that does not begin
+            with one. Roles ``tool`` and ``observation`` are user turns.
 
     Raises:
         RowError: The row would train something wrong or not at all.
     """
-    conversation = Conversation(tuple(_turns(row)), tuple(_images(row)))
+    messages = list(_messages(row))
+    contents, images = plain_contents([content for _, content in messages], _images(row))
+    turns = [(role, content) for (role, _), content in zip(messages, contents, strict=True)]
+    for number, (role, content) in enumerate(turns, 1):
+        if not isinstance(content, str):
+            raise RowError(f"turn {number} ({role}) is a {type(content).__name__}, not a string")
+    conversation = Conversation(tuple(turns), tuple(images))
     check_structure(conversation)
     check_actions(conversation)
     return conversation
@@ -191,15 +201,21 @@ def doubts(conversation: Conversation) -> Iterator[str]:
             yield f"turn {number} (assistant) has an empty answer"
 
 
-def _turns(row: Mapping[str, Any]) -> Iterator[tuple[Role, str]]:
+def _messages(row: Mapping[str, Any]) -> Iterator[tuple[Role, Any]]:
     messages = row.get("messages")
-    if messages is None:
+    if is_missing(messages):
         messages = row.get("conversations")
     if not isinstance(messages, list | tuple):
+        # Hugging Face datasets gives every row the columns of all, null where it has none.
+        there = {str(key): value for key, value in row.items() if not is_missing(value)}
+        listed = ", ".join(f"{key} ({type(there[key]).__name__})" for key in sorted(there))
         raise RowError(
             "no list 'messages' (with role and content) or 'conversations' (with from and value); "
-            f"the row has {', '.join(sorted(map(str, row))) or 'no keys'}"
+            f"the row has {listed or 'nothing'}"
         )
+    system = row.get("system")
+    if system is not None and not isinstance(system, str):
+        raise RowError(f"'system' is a {type(system).__name__}, not a text")
     for number, message in enumerate(messages, 1):
         if not isinstance(message, (dict, Mapping)):  # The abstract class alone takes longer.
             raise RowError(f"turn {number} is a {type(message).__name__}, not a role and a content")
@@ -208,18 +224,24 @@ def _turns(row: Mapping[str, Any]) -> Iterator[tuple[Role, str]]:
             role, content = message.get("from"), message.get("value")
         if not isinstance(role, str) or role not in ROLES:
             raise RowError(f"turn {number} has the unknown role {role!r}")
-        if not isinstance(content, str):
-            raise RowError(f"turn {number} ({role}) is a {type(content).__name__}, not a string")
+        if system and number == 1 and ROLES[role] != "system":
+            yield "system", system
         yield ROLES[role], content
 
 
 def _images(row: Mapping[str, Any]) -> list[Any]:
     images = row.get("images")
-    if images is None:
+    if is_missing(images):
+        if not is_missing(row.get("image")):
+            raise RowError(
+                "the row has 'image', as LLaVA's rows have; images belong under 'images', as a "
+                "list: rename it to 'images': [...]"
+            )
         return []
     if not isinstance(images, list | tuple):
         raise RowError(f"'images' is a {type(images).__name__}, not a list")
-    for number, image in enumerate(images, 1):
-        if not image:
+    sources = list(map(image_source, images))
+    for number, image in enumerate(sources, 1):
+        if image is None:
             raise RowError(f"image {number} of 'images' is empty")
-    return list(images)
+    return sources

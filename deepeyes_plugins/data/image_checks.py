@@ -9,7 +9,7 @@ from typing import Any
 
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import Finding
-from deepeyes_plugins.data.media import MediaRoot, read_media
+from deepeyes_plugins.data.media import MediaRoot, read_media, short_name
 from deepeyes_plugins.data.rl_rows import image_from
 from deepeyes_plugins.protocol.content import (
     MAXIMUM_ASPECT_RATIO,
@@ -18,9 +18,10 @@ from deepeyes_plugins.protocol.content import (
     exif_orientation,
     upright_size,
 )
+from deepeyes_plugins.protocol.pixels import describe_depth
 
 _UPRIGHT = (None, 1)
-_COMMON_MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1")
+_COMMON_MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "I", "F")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class SeenImage:
         mode: Of its pixels, as Pillow names it, for instance ``RGB``.
         orientation: In its EXIF data, 1 to 8.
         animated: Whether it has several frames.
+        depth: What becomes of more than 8 bits per channel; empty where there are no more.
     """
 
     image: EncodedImage
@@ -42,6 +44,7 @@ class SeenImage:
     mode: str
     orientation: int | None
     animated: bool
+    depth: str
 
 
 def see_image(
@@ -57,7 +60,9 @@ def see_image(
         media_root: What paths are relative to.
         decode: Whether the pixels are decoded; otherwise only the header is read.
     """
-    name = f"image {number} ({image})" if isinstance(image, str | Path) else f"image {number}"
+    name = f"image {number}"
+    if isinstance(image, str | Path):
+        name = f"{name} ({short_name(image)})"
     try:
         if isinstance(media_root, MediaRoot):
             if isinstance(image, str):
@@ -65,6 +70,7 @@ def see_image(
             media_root = None
         file = image_from(image, media_root)
         with file.open() as opened:
+            depth = describe_depth(opened)
             orientation = exif_orientation(opened)
             try:
                 # Looks for a second frame, and falls over a broken one.
@@ -76,7 +82,7 @@ def see_image(
                 raise ImageError(f"cannot be decoded: {error}") from error
             size = upright_size(opened, orientation)
             kind, mode = str(opened.format), opened.mode
-            return SeenImage(file, size, kind, mode, orientation, animated)
+            return SeenImage(file, size, kind, mode, orientation, animated, depth)
     except (RowError, ImageError) as error:
         return Finding(f"{name}: {error}", "images")
 
@@ -98,13 +104,13 @@ def image_doubts(number: int, seen: SeenImage) -> Iterator[Finding]:
         )
     if seen.animated:
         yield _doubt(f"image {number}: an animation; training sees its first frame only")
-    if seen.mode.startswith("I"):
-        yield _doubt(f"image {number}: 16-bit grey; training sees 8 bits, scaled by 1/256")
-    elif seen.mode == "CMYK":
+    if seen.depth:
+        yield _doubt(f"image {number}: {seen.depth}, in training as in tools")
+    if seen.mode == "CMYK":
         yield _doubt(
             f"image {number}: CMYK; training sees it converted to RGB without its colour profile"
         )
-    elif seen.mode not in _COMMON_MODES:
+    elif seen.mode not in _COMMON_MODES and not seen.mode.startswith("I;16"):
         yield _doubt(f"image {number}: mode {seen.mode}; training sees it converted to RGB")
 
 

@@ -42,8 +42,12 @@ def kind_of_file(path: Path) -> Kind:
     )
 
 
-def files_in(paths: Iterable[Path]) -> Iterator[Path]:
+def files_in(paths: Iterable[Path], *, may_be_empty: bool = False) -> Iterator[Path]:
     """Yield files, and of folders those that can be data, in the order of their names.
+
+    Args:
+        paths: Files and folders.
+        may_be_empty: Whether a folder may have no such file.
 
     Raises:
         DataError: There is nothing of that name, or nothing in it.
@@ -59,6 +63,6 @@ def files_in(paths: Iterable[Path]) -> Iterator[Path]:
             for file in path.iterdir()
             if file.suffix in _SUFFIXES and file.name not in NO_ROWS_IN and file.is_file()
         )
-        if not found:
+        if not found and not may_be_empty:
             raise DataError(f"{path}: no {', '.join(_SUFFIXES)} in this folder")
         yield from found

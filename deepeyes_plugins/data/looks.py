@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from deepeyes_plugins import plugins
 from deepeyes_plugins.data import rl_rows
-from deepeyes_plugins.data.contracts import Conversation, RowError, TokenCounter
+from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError, TokenCounter
+from deepeyes_plugins.data.dataset_info import Entry, RowForm
 from deepeyes_plugins.data.findings import DataError, Finding
 from deepeyes_plugins.data.formatter import check_opening, doubts, format_row
+from deepeyes_plugins.data.hooks import formatters
 from deepeyes_plugins.data.image_checks import SeenImage, image_doubts, see_image
 from deepeyes_plugins.data.media import MediaError, MediaRoot
 from deepeyes_plugins.data.rl_checks import (
@@ -22,8 +23,10 @@ from deepeyes_plugins.data.rl_checks import (
     with_images,
 )
 from deepeyes_plugins.data.statistics import RowFacts
+from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.protocol.actions import AnswerAction, parse_action
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, IMAGE_PLACEHOLDER
+from deepeyes_plugins.protocol.missing import text_of
 
 Kind = Literal["sft", "rl", "search-cache"]
 
@@ -65,8 +68,16 @@ class Look:
     facts: RowFacts | None = None
 
 
-def look_for(kind: Kind, path: Path, rules: LookRules) -> Callable[[Mapping[str, Any]], Look]:
+def look_for(
+    kind: Kind, path: Path, rules: LookRules, entry: Entry | None = None
+) -> Callable[[Mapping[str, Any]], Look]:
     """Return what looks at the rows of a file.
+
+    Args:
+        kind: Of the file.
+        path: The file.
+        rules: How rows are looked at.
+        entry: Of a dataset_info.json that names the file; image paths are relative to its folder.
 
     Raises:
         DataError: What its images are relative to, or the formatter, is not there.
@@ -76,15 +87,22 @@ def look_for(kind: Kind, path: Path, rules: LookRules) -> Callable[[Mapping[str,
     if kind == "search-cache":
         root = (rules.media or path.parent).absolute()
         return lambda row: _look_at_cache(row, rules, root)
+    folder = path.parent if entry is None else entry.info.parent
+    form = RowForm() if entry is None else entry.form
+    name = entry.formatting if entry and entry.formatting in formatters() else rules.formatter
     try:
-        media = MediaRoot.open(path.parent if rules.media is None else rules.media)
-        plugins.formatters()[rules.formatter]
-    except (MediaError, plugins.UnknownNameError) as error:
+        media = MediaRoot.open(folder if rules.media is None else rules.media)
+        formatter = formatters()[name]
+    except (MediaError, UnknownNameError) as error:
         raise DataError(f"{path}: {error}") from error
-    return lambda row: _look_at_sft(row, rules, media)
+    return lambda row: _look_at_sft(form.read(row), formatter, rules, media)
 
 
 def _look_at_rl(row: Mapping[str, Any], rules: LookRules, root: Path) -> Look:
+    try:
+        row = rl_rows.plain_row(row)
+    except RowError as error:
+        return Look((Finding(str(error), "prompt"),))
     seen = see_images(row, root, decode=rules.decode)
     findings = list(shape_findings(seen))
     good = _good(seen)
@@ -123,18 +141,20 @@ def _look_at_rl(row: Mapping[str, Any], rules: LookRules, root: Path) -> Look:
         images=tuple(good),
         turns=len(messages),
         characters=sum(len(message.text) for message in messages),
-        source=str(source or ""),
-        environment=str(environment or ""),
-        answer=None if truth is None else str(truth),
+        source=text_of(source),
+        environment=text_of(environment),
+        answer=text_of(truth) or None,
         tokens=tokens,
     )
     return Look(tuple(findings), facts)
 
 
-def _look_at_sft(row: Mapping[str, Any], rules: LookRules, media: MediaRoot) -> Look:
+def _look_at_sft(
+    row: Mapping[str, Any], formatter: Formatter, rules: LookRules, media: MediaRoot
+) -> Look:
     findings: list[Finding] = []
     try:
-        conversation = format_row(plugins.formatters()[rules.formatter], row)
+        conversation = format_row(formatter, row)
     except RowError as error:
         return Look((Finding(str(error)),))
     try:

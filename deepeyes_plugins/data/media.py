@@ -7,16 +7,20 @@ keeps one open handle per zip file; a member is read by random access.
 
 from __future__ import annotations
 
+import base64
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
+from urllib.parse import unquote_to_bytes
 from zipfile import ZipFile, ZipInfo
 
 from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.files import unreadable
 from deepeyes_plugins.data.findings import DataError
 
 ARCHIVE_NAME = "images.zip"
@@ -26,6 +30,9 @@ MAXIMUM_MEMBER_BYTES = 256 << 20
 """Unpacked size of a zip member above which it is refused, as a decompression bomb (ours)."""
 
 _SCHEME = "zip://"
+_FILE = "file://"
+_INLINE = "data:"
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SEPARATOR = "::"
 _ENCRYPTED = 0x1
 _OPEN_ARCHIVES = 256
@@ -43,7 +50,8 @@ class MediaRoot:
     Attributes:
         folder: A folder; ``None`` if there is only a zip file.
         archive: A zip file; ``None`` if there is only a folder.
-        reads_archives: Whether names may be addresses in zip files.
+        reads_archives: Whether names may be addresses in zip files, or the images themselves (data
+            URIs).
     """
 
     folder: Path | None
@@ -81,6 +89,15 @@ class MediaRoot:
         """
         if is_archived(name):
             return self._address(name)
+        if is_inline(name):
+            if not self.reads_archives:
+                raise RowError(
+                    "it stands in the row itself (a data URI), from which only the templates "
+                    "deepeyes_qwen2_vl and deepeyes_qwen3_vl read; `deepeyes data prepare sft` "
+                    "writes it to a file"
+                )
+            return name
+        name = local_path(name)
         # Not by pathlib, which takes several times longer: a data set names many thousands.
         if self.folder is not None and os.path.isfile(path := os.path.join(self.folder, name)):
             return path
@@ -165,7 +182,9 @@ class MediaPlaces:
                     "images to allow that"
                 )
             return MediaRoot(None).locate(name)
-        plain = name.removeprefix("file://").replace("\\", "/")
+        if is_inline(name):
+            return name
+        plain = local_path(name).replace("\\", "/")
         if ".." in plain.split("/"):
             raise RowError("a path with .. in it may lead anywhere and is not followed")
         candidates = [plain]
@@ -201,6 +220,44 @@ def is_archived(name: str) -> bool:
     return name.startswith(_SCHEME) and _SEPARATOR in name
 
 
+def is_inline(name: str) -> bool:
+    """Whether ``name`` is no name but an image itself: a data URI."""
+    return name.startswith(_INLINE)
+
+
+def local_path(name: str) -> str:
+    """Return the path in ``name``, which may be a ``file://`` address.
+
+    Raises:
+        RowError: It is an address on the network.
+    """
+    path = name.removeprefix(_FILE)
+    if _REMOTE.match(path) and not is_archived(path):
+        raise RowError(
+            f"{path:.200} is an address on the network, and nothing is downloaded: save the image "
+            "to a file and name that"
+        )
+    return path
+
+
+def short_name(name: object) -> str:
+    """Return what a message calls an image; a data URI without its data."""
+    text = str(name)
+    return f"{text.partition(',')[0][:80]},…" if is_inline(text) else f"{text:.300}"
+
+
+def _inline_bytes(uri: str) -> bytes:
+    header, comma, data = uri.partition(",")
+    try:
+        if not comma:
+            raise ValueError("it has no comma")
+        if header.endswith(";base64"):
+            return base64.b64decode("".join(data.split()), validate=True)
+        return unquote_to_bytes(data)
+    except ValueError as error:
+        raise RowError(f"the data URI cannot be read: {error}") from error
+
+
 def _split(address: str) -> tuple[str, Path]:
     member, _, archive = address.removeprefix(_SCHEME).rpartition(_SEPARATOR)
     return member, Path(archive)
@@ -212,6 +269,8 @@ def read_media(name: str) -> bytes:
     Raises:
         RowError: It cannot be read.
     """
+    if is_inline(name):
+        return _inline_bytes(name)
     if not is_archived(name):
         try:
             return Path(name).read_bytes()
@@ -255,10 +314,7 @@ def _open(archive: Path) -> ZipFile:
         stat = archive.stat()
         return _opened(archive, (stat.st_mtime_ns, stat.st_size), os.getpid())
     except Exception as error:
-        raise MediaError(
-            f"{archive} cannot be read as a zip file, perhaps cut short or still being copied: "
-            f"{error}"
-        ) from error
+        raise MediaError(f"{archive} {unreadable(error, form='a zip file')}") from error
 
 
 @lru_cache(maxsize=_OPEN_ARCHIVES)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from deepeyes_plugins import files
 from deepeyes_plugins.data.findings import DataError
 
 
@@ -21,20 +20,14 @@ def whole_file(target: Path) -> Iterator[Path]:
     Raises:
         DataError: It cannot be written, for instance for want of space.
     """
-    partial = target.with_name(f".{target.name}.partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        _to_disk(partial)
-        partial.replace(target)
-        _to_disk(target.parent)
+        with files.whole_file(target, sync=True) as partial:
+            yield partial
     except OSError as error:
         raise DataError(
             f"{target} cannot be written: {error.strerror or error}. What was finished before is "
             "kept: make room or choose another folder, and run the same again"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -74,22 +67,12 @@ def one_at_a_time(lock: Path) -> Iterator[None]:
     Raises:
         DataError: Another process is at work there, or the folder cannot be made.
     """
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("w")
-    except OSError as error:
-        raise DataError(f"{lock.parent} cannot be written: {error.strerror or error}") from error
-    with file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            stack.enter_context(files.exclusive(lock, wait=False))
+        except BlockingIOError as error:
             raise DataError(f"another process is writing to {lock.parent}; wait for it") from error
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f"{lock.parent} cannot be written: {reason}") from error
         yield
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

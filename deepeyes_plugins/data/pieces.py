@@ -7,7 +7,6 @@ in NumPy's format. It appears when it is whole.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from deepeyes_plugins.data.identity import image_hash, pair_hash, question_hash
 from deepeyes_plugins.data.looks import TOO_LONG, Look
 from deepeyes_plugins.data.statistics import Statistics
 from deepeyes_plugins.data.tally import Tally
+from deepeyes_plugins.files import whole_file
 
 PIECE_ROWS = 1000
 """Rows of a piece: what an interruption may lose, for each process."""
@@ -123,9 +123,8 @@ class PieceWriter:
             )
             with path.with_suffix(".problems").open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(one) + "\n" for one in self._problems)
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(_PIECE.dump_json(self.piece))
-            os.replace(partial, path.with_suffix(".json"))
+            with whole_file(path.with_suffix(".json")) as partial:
+                partial.write_bytes(_PIECE.dump_json(self.piece))
 
 
 @contextmanager

@@ -11,13 +11,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from deepeyes_plugins import plugins
 from deepeyes_plugins.data import rl_rows
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.files import parquet_rows
 from deepeyes_plugins.data.findings import Finding, Report
 from deepeyes_plugins.data.image_checks import SeenImage, see_image, stretch_findings
 from deepeyes_plugins.data.row_checks import check_rows
+from deepeyes_plugins.environments.hooks import environments
+from deepeyes_plugins.plugins import UnknownNameError
+from deepeyes_plugins.rewards.hooks import rewards
 
 COLUMNS = ("prompt", "data_source", "reward_model")
 """Columns that a file has to have."""
@@ -74,6 +76,11 @@ def rl_findings(
     row: Mapping[str, Any], *, rules: RowRules, media_root: Path | None = None
 ) -> Iterator[Finding]:
     """Yield what is wrong with a row for reinforcement learning; its images are decoded."""
+    try:
+        row = rl_rows.plain_row(row)
+    except RowError as error:
+        yield Finding(str(error), "prompt")
+        return
     seen = see_images(row, media_root)
     yield from shape_findings(seen)
     images = None if any(isinstance(one, Finding) for one in seen) else seen
@@ -128,14 +135,14 @@ def column_findings(
         yield Finding(f"{stale!r} is a stale name and read as {current!r}", "env_name", "warning")
     name = rl_rows.environment_name(row, rules.environment)
     try:
-        plugins.environments()[name]
-    except plugins.UnknownNameError as error:
+        environments().require(name)
+    except UnknownNameError as error:
         yield Finding(str(error), "env_name")
     source = row.get("data_source")
     if source and isinstance(source, str):
         try:
-            plugins.rewards()[rules.sources.get(source, source)]
-        except plugins.UnknownNameError as error:
+            rewards().require(rules.sources.get(source, source))
+        except UnknownNameError as error:
             hint = "Name the one to use under rewards.sources in agent.yaml."
             yield Finding(f"{error} {hint}", "data_source")
 

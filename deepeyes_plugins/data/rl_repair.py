@@ -11,8 +11,10 @@ import pyarrow as pa
 from deepeyes_plugins.data.changes import Change, Outcome
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import Finding
-from deepeyes_plugins.data.rl_rows import STALE_ENVIRONMENTS
-from deepeyes_plugins.data.sft_repair import plain_content
+from deepeyes_plugins.data.media import is_inline, short_name
+from deepeyes_plugins.data.message_parts import image_source
+from deepeyes_plugins.data.rl_rows import STALE_ENVIRONMENTS, plain_row
+from deepeyes_plugins.protocol.missing import is_missing
 
 _TEXT = pa.string()
 _FIXED: Mapping[str, pa.DataType] = {
@@ -109,12 +111,13 @@ def repair_rl_row(
     """
     outcome = Outcome(None)
     note = outcome.changes.append
+    messages, images = _prompt(row, outcome)
     fixed = {
-        "prompt": _prompt(row.get("prompt"), note),
-        "images": _images(row.get("images"), read_image, outcome),
-        "data_source": row.get("data_source") or source or None,
-        "env_name": row.get("env_name") if "env_name" in row else environment,
-        "extra_info": _parsed(row.get("extra_info"), "extra_info", note),
+        "prompt": messages,
+        "images": _images(images, read_image, outcome),
+        "data_source": _present(row.get("data_source")) or source or None,
+        "env_name": _present(row.get("env_name")) if "env_name" in row else environment,
+        "extra_info": _parsed(_present(row.get("extra_info")), "extra_info", note),
     }
     fixed["reward_model"] = _reward_model(row.get("reward_model"), fixed["extra_info"], outcome)
     if fixed["data_source"] != row.get("data_source"):
@@ -134,24 +137,30 @@ def repair_rl_row(
     return outcome
 
 
-def _prompt(value: Any, note: Callable[[Change], None]) -> Any:
-    messages = _parsed(value, "prompt", note)
+def _prompt(row: Mapping[str, Any], outcome: Outcome) -> tuple[Any, Any]:
+    """Return the prompt, and the images of the row with those that stand in the prompt."""
+    note = outcome.changes.append
+    messages, images = _parsed(row.get("prompt"), "prompt", note), row.get("images")
     if not isinstance(messages, list):
-        return messages
+        return messages, images
+    try:
+        plain = plain_row({"prompt": messages, "images": images})
+    except RowError as error:
+        outcome.faults.append(Finding(str(error), "prompt"))
+        return messages, images
     repaired = []
-    for message in messages:
+    for before, message in zip(messages, plain["prompt"], strict=True):
         if isinstance(message, Mapping):
-            plain = {"role": message.get("role"), "content": plain_content(message.get("content"))}
-            if plain != message:
-                note(Change("prompt", message, plain, "a message is a role and a text"))
-            message = plain
+            message = {"role": message.get("role"), "content": message.get("content")}
+            if message != before:
+                note(Change("prompt", before, message, "a message is a role and a text"))
         repaired.append(message)
-    return repaired
+    return repaired, plain["images"]
 
 
 def _images(value: Any, read_image: ReadImage, outcome: Outcome) -> list[Any]:
     note = outcome.changes.append
-    if value is None:
+    if is_missing(value):
         note(Change("images", None, [], "no images are an empty list"))
         return []
     if not isinstance(value, list):
@@ -159,20 +168,15 @@ def _images(value: Any, read_image: ReadImage, outcome: Outcome) -> list[Any]:
         value = [value]
     images = []
     for number, image in enumerate(value, 1):
-        entry: dict[str, Any] = {"bytes": None, "path": None}
-        if isinstance(image, Mapping):
-            data = image.get("bytes") or image.get("image")
-            entry["bytes"] = data if isinstance(data, bytes) else None
-            entry["path"] = image.get("path") or (data if isinstance(data, str) else None)
-        elif isinstance(image, bytes):
-            entry["bytes"] = image
-        elif isinstance(image, str):
-            entry["path"] = image
-        if not entry["bytes"] and isinstance(entry["path"], str) and entry["path"]:
+        source = image_source(image)
+        path = image.get("path") if isinstance(image, Mapping) else None
+        entry = {"bytes": source if isinstance(source, bytes) else None, "path": path}
+        if isinstance(source, str):
+            entry["path"] = None if is_inline(source) else source
             try:
-                entry["bytes"] = read_image(entry["path"])
+                entry["bytes"] = read_image(source)
             except RowError as error:
-                reason = f"image {number} ({entry['path']:.300}): {error}"
+                reason = f"image {number} ({short_name(source)}): {error}"
                 outcome.faults.append(Finding(reason, "images"))
             else:
                 note(Change("images", image, entry, "an image file is held in its row"))
@@ -186,9 +190,10 @@ def _reward_model(value: Any, extra_info: Any, outcome: Outcome) -> dict[str, An
     note = outcome.changes.append
     parsed = _parsed(value, "reward_model", note)
     model = dict(parsed) if isinstance(parsed, Mapping) else {"ground_truth": parsed}
-    truth = model.get("ground_truth")
-    if truth in (None, "") and isinstance(extra_info, Mapping) and extra_info.get("answer"):
-        truth = extra_info["answer"]
+    truth = _present(model.get("ground_truth"))
+    known = _present(extra_info.get("answer")) if isinstance(extra_info, Mapping) else None
+    if truth is None and known is not None:
+        truth = known
         note(Change("reward_model", model.get("ground_truth"), truth, "the answer of extra_info"))
     if isinstance(truth, list | Mapping):
         # As text it would be a reference answer that nobody has given.
@@ -199,10 +204,14 @@ def _reward_model(value: Any, extra_info: Any, outcome: Outcome) -> dict[str, An
         note(Change("reward_model", truth, str(truth), "a ground truth is text"))
         truth = str(truth)
     model["ground_truth"] = truth
-    if not model.get("style"):
+    if is_missing(model.get("style")):
         note(Change("reward_model", model.get("style"), "rule", "the style of a reward"))
         model["style"] = "rule"
     return model
+
+
+def _present(value: Any) -> Any:
+    return None if is_missing(value) else value
 
 
 def _parsed(value: Any, key: str, note: Callable[[Change], None]) -> Any:

@@ -19,6 +19,8 @@ from typing import Any, cast, get_args
 from PIL import Image, ImageFile
 
 from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.media import is_inline, local_path, read_media
+from deepeyes_plugins.data.message_parts import image_source, is_list, plain_contents
 from deepeyes_plugins.protocol.content import (
     EncodedImage,
     Message,
@@ -27,6 +29,8 @@ from deepeyes_plugins.protocol.content import (
     fill_placeholders,
 )
 from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
+from deepeyes_plugins.protocol.missing import is_missing, text_of
+from deepeyes_plugins.protocol.observations import plain
 from deepeyes_plugins.rollout.contracts import Task
 
 NO_ENVIRONMENT = "none"
@@ -52,7 +56,7 @@ def task_from_row(row: Mapping[str, Any]) -> Task:
     extra_info = metadata(row)
     index = extra_info.get("index")
     return Task(
-        id=_fingerprint(messages) if index is None else str(index),
+        id=text_of(index) or _fingerprint(messages),
         messages=messages,
         data_source=data_source(row),
         ground_truth=ground_truth(row),
@@ -61,7 +65,7 @@ def task_from_row(row: Mapping[str, Any]) -> Task:
 
 
 def prompt_messages(row: Mapping[str, Any], media_root: Path | None = None) -> tuple[Message, ...]:
-    """Return the prompt with its images in their places.
+    """Return the prompt with its images in their places; all other control strings are text.
 
     Args:
         row: As in :func:`task_from_row`.
@@ -73,9 +77,12 @@ def prompt_messages(row: Mapping[str, Any], media_root: Path | None = None) -> t
     if row.get("raw_prompt") is not None:
         messages = messages_from_raw_prompt(row["raw_prompt"])
     else:
+        row = plain_row(row)
         entries = list(_sequence(row.get("images"), "images", or_none=True))
         images = (image_from(entry, media_root) for entry in entries)
-        messages = _messages(row.get("prompt"), images)
+        singular = not entries and not is_missing(row.get("image"))
+        hint = "; the row has 'image': rename it to 'images', a list" if singular else ""
+        messages = _messages(row.get("prompt"), images, hint)
         if left_over := sum(1 for _ in images):
             raise RowError(
                 f"{len(entries)} images in 'images' but only {len(entries) - left_over} "
@@ -86,6 +93,27 @@ def prompt_messages(row: Mapping[str, Any], media_root: Path | None = None) -> t
     return messages
 
 
+def plain_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row whose prompt is text: images within its messages are moved to ``images``.
+
+    Raises:
+        RowError: A message has a part that is neither a text nor an image.
+    """
+    prompt: Any = row.get("prompt")
+    if not is_list(prompt):
+        return row  # Refused by whoever reads it.
+    contents = [one.get("content") if isinstance(one, Mapping) else None for one in prompt]
+    if all(content is None or isinstance(content, str) for content in contents):
+        return row
+    images = list(_sequence(row.get("images"), "images", or_none=True))
+    plain, images = plain_contents(contents, images)
+    messages = [
+        {**message, "content": content} if isinstance(message, Mapping) else message
+        for message, content in zip(prompt, plain, strict=True)
+    ]
+    return {**row, "prompt": messages, "images": images}
+
+
 def data_source(row: Mapping[str, Any]) -> str:
     """Return the data set that the row comes from.
 
@@ -93,7 +121,7 @@ def data_source(row: Mapping[str, Any]) -> str:
         RowError: There is none.
     """
     source = row.get("data_source")
-    if not source or not isinstance(source, str):
+    if is_missing(source) or not isinstance(source, str):
         raise RowError("no 'data_source'; it chooses the reward")
     return source
 
@@ -102,11 +130,11 @@ def ground_truth(row: Mapping[str, Any]) -> str:
     """Return the reference answer.
 
     Raises:
-        RowError: There is none, or it is no text or number.
+        RowError: There is none (a NaN of a data frame is none either), or it is no text or number.
     """
     reward_model = row.get("reward_model")
     truth = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
-    if truth is None or truth == "":
+    if is_missing(truth):
         raise RowError("no ground truth in 'reward_model'")
     if not isinstance(truth, str | int | float):
         raise RowError(
@@ -122,7 +150,7 @@ def metadata(row: Mapping[str, Any]) -> dict[str, Any]:
         RowError: It is not a mapping.
     """
     extra_info = row.get("extra_info")
-    if extra_info is None:
+    if is_missing(extra_info):
         return {}
     if not isinstance(extra_info, Mapping):
         raise RowError(f"'extra_info' is a {type(extra_info).__name__}, not a mapping")
@@ -154,7 +182,7 @@ def environment_name(row: Mapping[str, Any], default: str) -> str:
     """
     if "env_name" not in row:
         return default
-    if not row["env_name"]:
+    if is_missing(row["env_name"]):
         return NO_ENVIRONMENT
     name = str(row["env_name"])
     if name in STALE_ENVIRONMENTS:
@@ -167,8 +195,8 @@ def image_from(entry: Any, media_root: Path | None = None) -> EncodedImage:
     """Hold an image of a row, with its original bytes where they can be had.
 
     Args:
-        entry: Bytes, a path, a Pillow image, or a mapping with one of them under ``bytes``,
-            ``image`` or ``path`` (the first that is set counts).
+        entry: Bytes, a path, a data URI, a Pillow image, or a mapping with one of them under
+            ``bytes``, ``image``, ``path``, ``url`` or ``image_url`` (the first that is set counts).
         media_root: Folder that paths are relative to and must not leave; without it any path of
             this machine is read.
 
@@ -177,7 +205,7 @@ def image_from(entry: Any, media_root: Path | None = None) -> EncodedImage:
             read.
     """
     if isinstance(entry, Mapping):
-        found = next((entry[key] for key in ("bytes", "image", "path") if entry.get(key)), None)
+        found = image_source(entry)
         if found is None:
             raise RowError(f"an image without bytes or path (it has {sorted(entry)})")
         entry = found
@@ -192,7 +220,7 @@ def image_from(entry: Any, media_root: Path | None = None) -> EncodedImage:
     raise RowError(f"an image given as {type(entry).__name__}; expected bytes, a path or Pillow's")
 
 
-def _messages(prompt: Any, images: Iterator[EncodedImage]) -> tuple[Message, ...]:
+def _messages(prompt: Any, images: Iterator[EncodedImage], hint: str = "") -> tuple[Message, ...]:
     messages = []
     for number, message in enumerate(_sequence(prompt, "prompt"), 1):
         if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
@@ -207,14 +235,14 @@ def _messages(prompt: Any, images: Iterator[EncodedImage]) -> tuple[Message, ...
             except ValueError as error:
                 raise RowError(
                     f"more {IMAGE_PLACEHOLDER} placeholders in 'prompt' than images in 'images': "
-                    f"message {number} lacks one"
+                    f"message {number} lacks one{hint}"
                 ) from error
         else:
             where = f"message {number} of 'prompt'"
             parts = tuple(
                 _part(entry, where) for entry in _sequence(content, f"content of {where}")
             )
-        messages.append(Message(role, parts))
+        messages.append(plain(Message(role, parts)))
     return tuple(messages)
 
 
@@ -229,16 +257,18 @@ def _part(entry: Any, where: str) -> Part:
 
 def _sequence(value: Any, name: str, *, or_none: bool = False) -> Iterable[Any]:
     """Accept lists, tuples and NumPy arrays, which is what frameworks make of a list column."""
-    if value is None and or_none:
+    if is_missing(value) and or_none:
         return ()
-    if value is None or isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
-        kind = "missing" if value is None else f"a {type(value).__name__}, not a list"
+    if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
+        kind = "missing" if is_missing(value) else f"a {type(value).__name__}, not a list"
         raise RowError(f"'{name}' is {kind}")
     return cast(Iterable[Any], value)
 
 
 def _read(path: str | Path, media_root: Path | None) -> bytes:
-    file = Path(str(path).removeprefix("file://"))
+    if is_inline(str(path)):
+        return read_media(str(path))
+    file = Path(local_path(str(path)))
     if media_root is not None:
         # A link that the owner of the folder put there may lead out of it; a data file may not.
         inside = file.is_relative_to(media_root) or not file.is_absolute()
@@ -265,7 +295,7 @@ def _original(image: Image.Image) -> EncodedImage | None:
             source = EncodedImage(Path(os.fsdecode(image.filename)).read_bytes())
         else:
             return None
-        return source if source.size == image.size else None
+        return source if source.open().size == image.size else None
     except (OSError, ValueError):
         return None
 

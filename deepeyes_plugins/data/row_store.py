@@ -24,20 +24,26 @@ from typing import Any
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from deepeyes_plugins import __version__, plugins
+from deepeyes_plugins import __version__
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.files import parquet_schema, runs_of_row_groups
 from deepeyes_plugins.data.findings import DataError, Report
+from deepeyes_plugins.data.media import is_inline
+from deepeyes_plugins.data.message_parts import image_source
 from deepeyes_plugins.data.rl_checks import RowRules, check_rl_parquet
-from deepeyes_plugins.data.rl_rows import image_from
+from deepeyes_plugins.data.rl_rows import image_from, plain_row
 from deepeyes_plugins.data.workers import Workers, alone, processes_worth
+from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.protocol.content import ImageError
+from deepeyes_plugins.rewards.hooks import rewards
 
 IMAGE_SIZES = "deepeyes_image_sizes"
 """Column with the width and height of each image; ``None`` where one cannot be read."""
 
-_LAYOUT = 1
+_LAYOUT = 2
 _CONTENTS = "contents.json"
+_PROMPT = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+_IMAGES = pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +127,7 @@ def _fingerprint(path: Path, rules: RowRules) -> str:
     facts = {
         "file": [str(path.absolute()), stat.st_size, stat.st_mtime_ns],
         "rules": asdict(rules),
-        "names": [sorted(plugins.environments()), sorted(plugins.rewards())],
+        "names": [sorted(environments()), sorted(rewards())],
         "version": [_LAYOUT, __version__],
     }
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]
@@ -181,7 +187,7 @@ def _store_span(span: _Span, rules: RowRules, threads: int) -> tuple[Shard, Repo
         writer: list[pa.RecordBatchFileWriter] = []
 
         def keep(batch: pa.RecordBatch) -> None:
-            batch = _with_sizes(_plain(batch), root)
+            batch = _with_sizes(_with_columns(_plain(batch)), root)
             with _writing(span.target):
                 if not writer:
                     sink = stack.enter_context(pa.OSFile(str(span.target), "wb"))
@@ -220,6 +226,46 @@ def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch
 
 
+def _with_columns(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Move images that stand within messages to the column of images; see :func:`plain_row`."""
+    if not _has_parts(batch.schema):
+        return batch
+    rows: list[Mapping[str, Any]] = []
+    for row in batch.to_pylist():
+        try:
+            rows.append(plain_row(row))
+        except RowError:  # The check names the row.
+            rows.append({"prompt": [], "images": []})
+    prompts = [
+        [{"role": one["role"], "content": one["content"]} for one in row["prompt"] or ()]
+        for row in rows
+    ]
+    images = [list(map(_entry, row.get("images") or ())) for row in rows]
+    for name, values, kind in (("prompt", prompts, _PROMPT), ("images", images, _IMAGES)):
+        column, at = pa.array(values, kind), batch.schema.get_field_index(name)
+        batch = batch.append_column(name, column) if at < 0 else batch.set_column(at, name, column)
+    return batch
+
+
+def _entry(image: Any) -> dict[str, Any]:
+    source = image_source(image)
+    return {
+        "bytes": source if isinstance(source, bytes) else None,
+        "path": source if isinstance(source, str) else None,
+    }
+
+
+def _has_parts(schema: pa.Schema) -> bool:
+    """Whether messages are lists of parts."""
+    if "prompt" not in schema.names or not pa.types.is_list(kind := schema.field("prompt").type):
+        return False
+    message = kind.value_type
+    if not pa.types.is_struct(message) or not {"role", "content"} <= {one.name for one in message}:
+        return False
+    content = message.field("content").type
+    return pa.types.is_list(content) or pa.types.is_large_list(content)
+
+
 def _with_sizes(batch: pa.RecordBatch, root: Path) -> pa.RecordBatch:
     names = batch.schema.names
     rows = batch.column("images").to_pylist() if "images" in names else [None] * batch.num_rows
@@ -251,15 +297,17 @@ def _joined(path: Path, reports: Sequence[Report]) -> Report:
 
 def _columns(path: Path) -> tuple[str, ...]:
     try:
-        return tuple(parquet_schema(path).names)
+        schema = parquet_schema(path)
     except DataError:
         return ()
+    more = ("images",) if _has_parts(schema) else ()
+    return tuple(dict.fromkeys([*schema.names, *more]))
 
 
 def _placed(image: Any, root: Path) -> Any:
     """Make the path of an image absolute; the check has seen to it that it stays in ``root``."""
     if isinstance(image, str):
-        return str(root / image.removeprefix("file://"))
+        return image if is_inline(image) else str(root / image.removeprefix("file://"))
     if isinstance(image, dict) and not image.get("bytes") and image.get("path"):
         return {**image, "path": _placed(image["path"], root)}
     return image

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError
-from deepeyes_plugins.data.files import training_rows
+from deepeyes_plugins.data.files import conversation_rows, training_rows
 from deepeyes_plugins.data.findings import Finding, Problem, Report
 from deepeyes_plugins.data.formatter import check_opening, doubts, format_row, format_sharegpt
 from deepeyes_plugins.data.image_checks import see_image
@@ -23,8 +23,9 @@ def check_sft_file(
     *,
     formatter: Formatter = format_sharegpt,
     limit: int | None = None,
+    is_loaded: bool = False,
 ) -> Report:
-    """Check a file for supervised fine-tuning: a JSON array of rows, or JSON lines.
+    """Check a file for supervised fine-tuning: a JSON array of rows, JSON lines or parquet.
 
     Args:
         path: The file.
@@ -32,6 +33,8 @@ def check_sft_file(
             ``path``.
         formatter: What reads the rows.
         limit: Rows to check at most.
+        is_loaded: Whether Hugging Face datasets has read the file already, so that whether it can
+            is no question.
     """
     path = Path(path)
     if not isinstance(media_root, MediaRoot):
@@ -39,7 +42,7 @@ def check_sft_file(
             media_root = MediaRoot.open(path.parent if media_root is None else media_root)
         except MediaError as error:
             return Report(path, problems=[Problem(path, None, "", str(error), "error")])
-    rows = islice(training_rows(path), limit)
+    rows = islice(conversation_rows(path) if is_loaded else training_rows(path), limit)
     return check_rows(path, rows, partial(sft_findings, formatter=formatter, media_root=media_root))
 
 

@@ -15,8 +15,9 @@ from deepeyes_plugins.data.changes import Change, Outcome
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import Finding
 from deepeyes_plugins.data.formatter import ROLES
+from deepeyes_plugins.data.media import short_name
+from deepeyes_plugins.data.message_parts import image_source, plain_contents
 from deepeyes_plugins.protocol.content import encodable
-from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
 
 Locate = Callable[[str], str]
 
@@ -28,7 +29,8 @@ def repair_sft_row(
 
     Args:
         row: A row as read.
-        locate: Turns the name of an image into a path or address that holds anywhere.
+        locate: Turns the name of an image, or a data URI, into a path or address that holds
+            anywhere.
         columns: Others to keep.
         prefill: What every assistant turn has to begin with, for instance ``<think>``. It is
             supplied where the turn closes it once more than it opens it.
@@ -39,8 +41,12 @@ def repair_sft_row(
     """
     outcome = Outcome(None)
     note = outcome.changes.append
-    messages = _messages(row, note)
     images = _images(row, note)
+    try:
+        messages, images = _messages(row, images, note)
+    except RowError as error:
+        outcome.faults.append(Finding(str(error), "messages"))
+        messages = row.get("messages")
     placed = []
     for number, name in enumerate(images, 1):
         try:
@@ -48,7 +54,8 @@ def repair_sft_row(
                 raise RowError(f"a {type(name).__name__}, not a path")
             placed.append(locate(name))
         except RowError as error:
-            outcome.faults.append(Finding(f"image {number} ({name!s:.300}): {error}", "images"))
+            reason = f"image {number} ({short_name(name)}): {error}"
+            outcome.faults.append(Finding(reason, "images"))
             placed.append(name)
     if placed != images:
         note(Change("images", images, placed, "where the images are"))
@@ -68,20 +75,33 @@ def repair_sft_row(
     return outcome
 
 
-def _messages(row: Mapping[str, Any], note: Callable[[Change], None]) -> Any:
+def _messages(
+    row: Mapping[str, Any], images: Sequence[Any], note: Callable[[Change], None]
+) -> tuple[Any, list[Any]]:
+    """Return the messages, and the images of the row with those that stand in messages.
+
+    Raises:
+        RowError: A message has a part that is neither a text nor an image.
+    """
     key = "messages" if row.get("messages") is not None else "conversations"
     messages = row.get(key)
     if not isinstance(messages, list | tuple):
-        return messages
+        return messages, list(images)
+    contents = [
+        message.get("content", message.get("value")) if isinstance(message, Mapping) else None
+        for message in messages
+    ]
+    contents, found = plain_contents(contents, images)
+    if len(found) > len(images):
+        note(Change("images", images, found, "images that stand in messages"))
     repaired: list[Any] = []
-    for message in messages:
+    for message, content in zip(messages, contents, strict=True):
         if not isinstance(message, Mapping):
             repaired.append(message)
             continue
         role = message.get("role", message.get("from"))
-        content = message.get("content", message.get("value"))
         plain = {"role": ROLES.get(role, role) if isinstance(role, str) else role}
-        plain["content"] = plain_content(content)
+        plain["content"] = content
         repaired.append(plain)
         if plain != message:
             note(Change(key, message, plain, "a turn is a role and a text"))
@@ -93,23 +113,7 @@ def _messages(row: Mapping[str, Any], note: Callable[[Change], None]) -> Any:
         if first != "system":
             repaired.insert(0, {"role": "system", "content": system})
             note(Change("system", system, None, "the system prompt is the first turn"))
-    return repaired
-
-
-def plain_content(content: Any) -> Any:
-    """Write a content of parts, as chat servers take it, as text with ``<image>`` in it."""
-    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
-        return content
-    texts = []
-    for part in content:
-        kind = part.get("type")
-        if kind in ("image", "image_url"):
-            texts.append(IMAGE_PLACEHOLDER)
-        elif kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        else:
-            return content
-    return "".join(texts)
+    return repaired, found
 
 
 def _images(row: Mapping[str, Any], note: Callable[[Change], None]) -> list[Any]:
@@ -122,9 +126,9 @@ def _images(row: Mapping[str, Any], note: Callable[[Change], None]) -> list[Any]
         note(Change("images", images[0], images, "one image is a list of one"))
     names = []
     for image in images:
-        if isinstance(image, Mapping) and isinstance(image.get("path"), str):
-            names.append(image["path"])
-            note(Change("images", image, image["path"], "an image is named by its path"))
+        if isinstance(image, Mapping) and isinstance(source := image_source(image), str):
+            names.append(source)
+            note(Change("images", image, source, "an image is named by its path"))
         elif image is None or image == "":
             note(Change("images", image, None, "an entry without an image"))
         else:

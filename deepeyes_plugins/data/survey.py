@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from deepeyes_plugins import __version__, plugins
+from deepeyes_plugins import __version__
+from deepeyes_plugins.data.dataset_info import Entry
 from deepeyes_plugins.data.files import (
     ROWS_AT_A_TIME,
     Row,
@@ -28,6 +29,7 @@ from deepeyes_plugins.data.files import (
     training_rows,
 )
 from deepeyes_plugins.data.findings import Finding
+from deepeyes_plugins.data.hooks import formatters
 from deepeyes_plugins.data.likeness import Hashes, duplicates, leaks
 from deepeyes_plugins.data.looks import Kind, Look, LookRules, look_for
 from deepeyes_plugins.data.pieces import (
@@ -42,6 +44,8 @@ from deepeyes_plugins.data.pieces import (
 from deepeyes_plugins.data.rl_checks import COLUMNS
 from deepeyes_plugins.data.row_checks import form_findings, in_threads
 from deepeyes_plugins.data.workers import Progress, Workers, alone, processes_worth
+from deepeyes_plugins.environments.hooks import environments
+from deepeyes_plugins.rewards.hooks import rewards
 
 Role = Literal["train", "validation"]
 
@@ -53,11 +57,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file to look at, what it is and what it is for."""
+    """A file to look at, what it is and what it is for.
+
+    Attributes:
+        path: The file.
+        kind: What it is.
+        role: What it is for.
+        entry: Of a dataset_info.json that says how rows for SFT are read.
+    """
 
     path: Path
     kind: Kind
     role: Role = "train"
+    entry: Entry | None = None
 
 
 @dataclass(slots=True)
@@ -110,7 +122,8 @@ def survey(
             or a process was killed.
     """
     for source in sources:
-        look_for(source.kind, source.path, rules)  # What is missing is said before any work.
+        # What is missing is said before any work.
+        look_for(source.kind, source.path, rules, source.entry)
     with ExitStack() as stack:
         folders = [state / _fingerprint(source, rules) for source in sources]
         for folder in sorted(set(folders)):
@@ -170,7 +183,7 @@ def survey_part(
     if (part.folder / _ALL_DONE).exists():
         return
     last = max((piece.last_row for piece in done), default=0)
-    look = look_for(part.source.kind, part.source.path, rules)
+    look = look_for(part.source.kind, part.source.path, rules, part.source.entry)
 
     def play(row: Row) -> Look:
         findings = form_findings(row)
@@ -211,7 +224,7 @@ def _rows(part: _Part) -> Iterator[Row]:
         return parquet_rows(path, COLUMNS, part.row_groups, part.first_row)
     if part.source.kind == "search-cache":
         return cache_rows(path)
-    return training_rows(path)
+    return training_rows(path, None if part.source.entry is None else part.source.entry.form)
 
 
 def _parts(source: Source, folder: Path) -> Iterator[_Part]:
@@ -227,11 +240,9 @@ def _fingerprint(source: Source, rules: LookRules) -> str:
     stat = source.path.stat()
     facts = {
         "file": [str(source.path.absolute()), stat.st_size, stat.st_mtime_ns, source.kind],
+        "entry": repr(source.entry),
         "rules": repr(rules),
-        "names": [
-            sorted(names)
-            for names in (plugins.environments(), plugins.rewards(), plugins.formatters())
-        ],
+        "names": [sorted(names) for names in (environments(), rewards(), formatters())],
         "version": [_LAYOUT, __version__],
     }
     text = json.dumps(facts, default=str)

@@ -12,9 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from deepeyes_plugins.data.files import json_rows, open_parquet, row_batches
+from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.files import data_rows, open_parquet, row_batches, unreadable
 from deepeyes_plugins.data.findings import DataError, Problem
-from deepeyes_plugins.data.sft_repair import plain_content
+from deepeyes_plugins.data.kinds import files_in
+from deepeyes_plugins.data.message_parts import plain_contents
 
 _REPORT_EVERY = 1000
 
@@ -40,16 +42,23 @@ class SystemPrompt:
 def system_prompts(
     path: Path, progress: Callable[[str, int, int | None], None] = lambda file, done, total: None
 ) -> list[SystemPrompt]:
-    """Return the distinct system prompts of a data file, the most frequent first.
+    """Return the distinct system prompts of a data set, the most frequent first.
 
     Args:
         path: Parquet for reinforcement learning, of which only the prompts are read, or JSON for
-            supervised fine-tuning.
+            supervised fine-tuning; or a folder of such files.
         progress: Told the file, how many rows are done, and of how many if that is known.
 
     Raises:
-        DataError: The file cannot be read to its end, or a prompt is no text.
+        DataError: A file cannot be read to its end, or a prompt is no text.
     """
+    counts: Counter[str | None] = Counter()
+    for file in files_in([path]):
+        counts += _counted(file, progress)
+    return [SystemPrompt(text, count) for text, count in counts.most_common()]
+
+
+def _counted(path: Path, progress: Callable[[str, int, int | None], None]) -> Counter[str | None]:
     counts: Counter[str | None] = Counter()
     rows = _parquet_prompts(path) if path.suffix == ".parquet" else _json_prompts(path)
     for number, (messages, total) in enumerate(rows, 1):
@@ -70,23 +79,26 @@ def system_prompts(
             progress(path.name, number, total)
     if not counts:
         raise DataError(f"{path}: the file has no rows")
-    return [SystemPrompt(text, count) for text, count in counts.most_common()]
+    return counts
 
 
 def _parquet_prompts(path: Path) -> Iterator[tuple[Any, int | None]]:
     try:
         with open_parquet(path) as file:
             if "prompt" not in file.schema_arrow.names:
-                raise DataError(f"{path}: has no column 'prompt'")
+                there = ", ".join(file.schema_arrow.names) or "none"
+                raise DataError(
+                    f"{path}: the column 'prompt' is missing; the file's columns: {there}"
+                )
             for batch in row_batches(file, None, columns=["prompt"]):
                 for messages in batch.column("prompt").to_pylist():
                     yield messages, file.metadata.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as parquet, perhaps cut short: {error}") from error
+        raise DataError(f"{path}: {unreadable(error)}") from error
 
 
 def _json_prompts(path: Path) -> Iterator[tuple[Any, int | None]]:
-    for row in json_rows(path):
+    for row in data_rows(path):
         if row.finding is not None:
             raise DataError(str(Problem(path, row.number, "", row.finding.reason, "error")))
         value = row.value if isinstance(row.value, Mapping) else {}
@@ -107,4 +119,8 @@ def _system_prompt(messages: Any) -> Any:
     first = messages[0] if isinstance(messages, list) and messages else None
     if not isinstance(first, Mapping) or first.get("role", first.get("from")) != "system":
         return None
-    return plain_content(first.get("content", first.get("value")))
+    content = first.get("content", first.get("value"))
+    try:
+        return plain_contents([content], [])[0][0]
+    except RowError:
+        return content

@@ -6,7 +6,6 @@ would run the main program once more.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pickle
 import signal
@@ -23,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from deepeyes_plugins.data.findings import DataError
+from deepeyes_plugins.files import exclusive
 
 _SMALL_BYTES = 64 << 20
 
@@ -41,9 +41,7 @@ def processes_worth(paths: Iterable[Path]) -> int:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Let one process at a time work on a store; a lock ends with the process that holds it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(folder.with_name(f"{folder.name}.lock"), wait=True):
         yield
 
 

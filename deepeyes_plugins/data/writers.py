@@ -15,9 +15,6 @@ from deepeyes_plugins.data.files import ROWS_AT_A_TIME
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.output import whole_file, write_text
 
-DATASET_INFO = "dataset_info.json"
-"""Where LLaMA-Factory looks up data sets."""
-
 _ROW_GROUP_BYTES = 64 << 20
 _PAGE_ROWS = 16
 """Rows between two looks at the size of a page; pyarrow's 1,024 make pages of a gigabyte."""

@@ -3,49 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
-from deepeyes_plugins import plugins
-from deepeyes_plugins.environments.tool_environment import ToolEnvironment
-from deepeyes_plugins.hookspecs import hookimpl
-from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, PLAIN, VISUAL_TOOLBOX_V2, Dialect
-from deepeyes_plugins.rollout.contracts import Environment
-from deepeyes_plugins.tools.resources import EnvironmentFactory, Resources
-
-_PRESETS: tuple[tuple[str, Dialect, tuple[str, ...], int | None], ...] = (
-    ("deepeyes_v2", DEEPEYES_V2, ("python", "search", "image_search"), None),
-    ("visual_toolbox_v2", VISUAL_TOOLBOX_V2, ("image_zoom_in_tool", "image_rotate_tool"), 5),
-    ("none", PLAIN, (), 1),
-)
-
-
-def make_environment(
-    name: str,
-    dialect: Dialect,
-    tools: tuple[str, ...],
-    turns: int | None,
-    resources: Resources,
-) -> Environment:
-    """Make a fresh environment from a preset and the settings.
-
-    Args:
-        name: Name of the preset; ``settings.tools`` may give it other tools.
-        dialect: How turns are opened and closed.
-        tools: Names of its own tools.
-        turns: Most turns by its own nature; the settings can only lower it.
-        resources: Settings and shared connections.
-    """
-    settings = resources.settings
-    registry = plugins.tools()
-    chosen = [registry[tool](resources) for tool in settings.tools.get(name, tools)]
-    limits = settings.limits
-    if turns is not None and turns < limits.turns:
-        limits = limits.model_copy(update={"turns": turns})
-    return ToolEnvironment(dialect, chosen, limits)
+from deepeyes_plugins.plugins import hookimpl
 
 
 @hookimpl
-def register_environments(register: Callable[[str, EnvironmentFactory], None]) -> None:
+def register_environments(register: Callable[[str, str], None]) -> None:
     """Register ``deepeyes_v2``, ``visual_toolbox_v2`` (DeepEyes V1) and ``none``."""
-    for name, dialect, tools, turns in _PRESETS:
-        register(name, partial(make_environment, name, dialect, tools, turns))
+    for name in ("deepeyes_v2", "visual_toolbox_v2", "none"):
+        register(name, f"deepeyes_plugins.environments.presets:{name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from deepeyes_plugins import plugins
+from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.settings import AgentSettings
 from deepeyes_plugins.tools.resources import Resources
 
@@ -22,4 +22,4 @@ def check_tools(settings: AgentSettings, played: Iterable[tuple[str, str]]) -> N
     """
     resources = Resources(settings)
     for name, data_source in dict.fromkeys(played):
-        plugins.environments()[name](resources).preflight(data_source)
+        environments()[name](resources).preflight(data_source)

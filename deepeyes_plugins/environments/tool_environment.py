@@ -13,6 +13,7 @@ from deepeyes_plugins.protocol.actions import (
     MalformedAction,
     ToolCallAction,
 )
+from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.protocol.dialect import Dialect
 from deepeyes_plugins.protocol.observations import code_observation, defuse, tool_response
 from deepeyes_plugins.rollout.contracts import (
@@ -79,16 +80,13 @@ class ToolEnvironment(Environment):
         if tool is None or (isinstance(action, ToolCallAction) and name == CODE_TOOL):
             return Step(_refusal(self._unknown(name)))
         try:
-            return Step(await tool.call(arguments), tool=name)
+            return Step(_checked(await tool.call(arguments)), tool=name)
         except InfrastructureError as error:
             logger.warning("tool %s failed: %s", name, error)
-            reason = f"The tool {name} is unavailable at the moment."
-            parts = (
-                code_observation("", reason)
-                if name == CODE_TOOL
-                else tool_response([f"Error: {reason}"])
-            )
-            return Step(Observation(parts, error=str(error), infrastructure=True), tool=name)
+            return Step(_unavailable(name, str(error)), tool=name)
+        except Exception as error:  # Whatever a tool raises is a fault of the tool.
+            logger.exception("tool %s failed", name)
+            return Step(_unavailable(name, f"the tool {name} failed: {error!r}"), tool=name)
 
     async def close(self) -> None:
         """Close all tools; a failure to do so is logged."""
@@ -103,6 +101,32 @@ class ToolEnvironment(Environment):
         known = ", ".join(callable_names) or "none"
         code = " Python runs in <code> blocks." if CODE_TOOL in self._tools else ""
         return f"There is no tool {defuse(name)!r}. Tools: {known}.{code}"
+
+
+def _checked(observation: Observation) -> Observation:
+    """Return what a tool returned, which may be anybody's.
+
+    Raises:
+        TypeError: It is no observation of texts and images.
+    """
+    if not isinstance(observation, Observation):
+        raise TypeError(f"it returned a {type(observation).__name__}, not an Observation")
+    if not isinstance(observation.parts, tuple):
+        kind = type(observation.parts).__name__
+        raise TypeError(f"the parts of its Observation are a {kind}, not a tuple")
+    for part in observation.parts:
+        if not isinstance(part, str | EncodedImage):
+            kind = type(part).__name__
+            raise TypeError(f"its Observation has a {kind}, neither a text nor an EncodedImage")
+    return observation
+
+
+def _unavailable(name: str, error: str) -> Observation:
+    reason = f"The tool {name} is unavailable at the moment."
+    parts = (
+        code_observation("", reason) if name == CODE_TOOL else tool_response([f"Error: {reason}"])
+    )
+    return Observation(parts, error=error, infrastructure=True)
 
 
 def _refusal(reason: str) -> Observation:

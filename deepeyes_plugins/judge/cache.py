@@ -6,20 +6,20 @@ the same moment.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import logging
 import sqlite3
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from cachetools import LRUCache
 from filelock import AsyncFileLock, Timeout
 
 from deepeyes_plugins.judge.contracts import Verdict
+from deepeyes_plugins.remote.single_flight import SingleFlight
 from deepeyes_plugins.sqlite_file import SqliteFile
 
 logger = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class VerdictCache:
             patience: Seconds to wait for another process that asks the same.
         """
         self._size = size
-        self._known: OrderedDict[str, bool] = OrderedDict()
-        self._asking: dict[str, asyncio.Task[Verdict]] = {}
+        self._known: LRUCache[str, bool] = LRUCache(size)
+        self._asking: SingleFlight[str, Verdict] = SingleFlight()
         self._shared = _SharedVerdicts(folder, size) if folder is not None and size else None
         self._patience = patience
 
@@ -77,35 +77,22 @@ class VerdictCache:
             return await ask()
         started = time.monotonic()
         if key in self._known:
-            self._known.move_to_end(key)
             return Verdict(self._known[key], cached=True, seconds=0.0, calls=0)
-        if first := key not in self._asking:
-            task = asyncio.create_task(self._find(key, ask))
-            self._asking[key] = task
-            task.add_done_callback(lambda done: self._forget(key, done))
-        verdict = await asyncio.shield(self._asking[key])
+        first = key not in self._asking
+        verdict = await self._asking.run(key, lambda: self._find(key, ask))
         if first:
             return verdict
         return Verdict(verdict.correct, cached=True, seconds=time.monotonic() - started, calls=0)
 
     async def aclose(self) -> None:
         """Stop asking and close the file."""
-        for task in list(self._asking.values()):
-            task.cancel()
-        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        await self._asking.aclose()
         if self._shared is not None:
             await self._shared.aclose()
-
-    def _forget(self, key: str, task: asyncio.Task[Verdict]) -> None:
-        del self._asking[key]
-        if not task.cancelled():
-            task.exception()  # Those who wait get it; if none is left, it is nobody's.
 
     async def _find(self, key: str, ask: Callable[[], Awaitable[Verdict]]) -> Verdict:
         verdict = await self._ask_once(key, ask)
         self._known[key] = verdict.correct
-        while len(self._known) > self._size:
-            self._known.popitem(last=False)
         return verdict
 
     async def _ask_once(self, key: str, ask: Callable[[], Awaitable[Verdict]]) -> Verdict:

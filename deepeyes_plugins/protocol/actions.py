@@ -8,6 +8,7 @@ message tells the model what to write instead.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ _OPENING_FENCE = re.compile(r"```(?:python|py)?[ \t]*\r?\n")
 _CLOSING_LINE = re.compile(r"(?:\A|\r?\n)[ \t]*```[ \t]*(?=\r?\n|\Z)")
 _CLOSING_FENCE = re.compile(r"```[ \t]*(?=\r?\n|\Z)")
 _THINK_END = "</think>"
+_ARGUMENTS = ("arguments", "parameters")
+"""Where a call has its arguments: the form of the protocol first, then that of other models."""
+_ENVELOPE = ("name", "id", "type")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +126,23 @@ def _parse_tool_call(body: str) -> Action:
         return MalformedAction(f"The <tool_call> is not valid JSON: {error}.")
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
         return MalformedAction('A <tool_call> is a JSON object with a string "name".')
-    arguments = call.get("arguments", {})
-    if arguments is None:
-        arguments = {}
+    given = [call[key] for key in _ARGUMENTS if call.get(key) not in (None, "")]
+    stray = [key for key in call if key not in (*_ARGUMENTS, *_ENVELOPE)]
+    if not given and stray:
+        return MalformedAction(
+            f'A <tool_call> has its arguments under "arguments", as a JSON object, and not beside '
+            f'"name"; found: {", ".join(stray)}.'
+        )
+    if len(given) > 1 and given[0] != given[1]:
+        return MalformedAction(
+            'A <tool_call> has both "arguments" and "parameters", and they differ: write '
+            '"arguments" only.'
+        )
+    arguments = given[0] if given else {}
+    if isinstance(arguments, str):
+        # OpenAI's API has the arguments as JSON text, and models learn it there.
+        with contextlib.suppress(ValueError, RecursionError):  # Refused below.
+            arguments = json.loads(arguments)
     if not isinstance(arguments, dict):
         return MalformedAction('The "arguments" of a <tool_call> are a JSON object.')
     return ToolCallAction(call["name"], arguments)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from deepeyes_plugins.protocol.pixels import is_8bit, to_8bit, to_rgb
 
 Role = Literal["system", "user", "assistant"]
 
@@ -20,9 +22,12 @@ MAXIMUM_PIXELS = 178_956_970
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """File formats that are read. Pillow knows more, some of which start programs (EPS)."""
 
+_PLAIN_FORMATS = ("PNG", "JPEG", "MPO", "WEBP")
 _ORIENTATION = 0x0112
 _ON_THEIR_SIDE = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
+_TIFF_SIZE = (256, 257)
+"""Tags of a TIFF file with the width and height of its pixels as they are stored."""
 
 
 class ImageError(ValueError):
@@ -42,11 +47,9 @@ class EncodedImage:
 
     @classmethod
     def from_pil(cls, image: Image.Image) -> EncodedImage:
-        """Encode a Pillow image as PNG (lossless, lightly compressed)."""
+        """Encode a Pillow image as PNG (lossless, lightly compressed), upright, in 8 bits."""
         buffer = io.BytesIO()
-        if image.mode not in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"):
-            image = image.convert("RGB")
-        image.save(buffer, "PNG", compress_level=1)
+        to_8bit(turn_upright(image)).save(buffer, "PNG", compress_level=1)
         return cls(buffer.getvalue())
 
     @cached_property
@@ -79,29 +82,46 @@ class EncodedImage:
     def pil(self) -> Image.Image:
         """Decode to an RGB Pillow image, upright (EXIF rotation applied), in original size.
 
-        Transparent pixels come out white, 16-bit grey values scaled to 8 bits; of an animation
-        the first frame is taken.
+        Transparent pixels come out white, values of more than 8 bits as
+        :func:`~deepeyes_plugins.protocol.pixels.to_8bit` scales them; of an animation the first
+        frame is taken.
 
         Raises:
             ImageError: The bytes are no image, are cut short, or hold too many pixels.
         """
-        file = self.open()
-        try:
-            return _as_rgb(
-                file if exif_orientation(file) is None else ImageOps.exif_transpose(file)
-            )
-        # Decoders raise whatever they stumble on: struct.error, KeyError, zlib.error, ...
-        except Exception as error:
-            raise ImageError(f"the image cannot be decoded: {error}") from error
+        return self._decoded(lambda file: turn_upright(to_rgb(file)))
 
     def upright(self) -> EncodedImage:
-        """Return the image without EXIF rotation: itself, or re-encoded where it has one.
+        """Return the image without EXIF rotation and transparent pixels, so that code sees it.
+
+        That is the image itself, or where it has one of these a file with the pixels of
+        :meth:`pil`: code that drops the alpha channel would find the colours stored under it.
 
         Raises:
             ImageError: The bytes are no readable image.
         """
-        turned = exif_orientation(self.open()) not in (None, 1)
-        return EncodedImage.from_pil(self.pil()) if turned else self
+        file = self.open()
+        as_stored = exif_orientation(file) in (None, 1)
+        if as_stored and file.has_transparency_data:
+            alpha = self._decoded(lambda file: to_8bit(file).convert("RGBA").getchannel("A"))
+            as_stored = alpha.getextrema() == (255, 255)
+        return self if as_stored else EncodedImage.from_pil(self.pil())
+
+    def plain(self) -> EncodedImage:
+        """Return the image as a file that every program decodes to the same pixels.
+
+        That is a PNG, JPEG or WebP file of 8-bit RGB or grey, opaque and upright. Another one, of
+        which programs make different pictures (palette, transparency, more bits, EXIF rotation) or
+        none, is re-encoded with the pixels of :meth:`pil`.
+
+        Raises:
+            ImageError: The bytes are no readable image.
+        """
+        file = self.open()
+        is_plain = file.format in _PLAIN_FORMATS and file.mode in ("RGB", "L") and is_8bit(file)
+        if is_plain and exif_orientation(file) in (None, 1):
+            return self
+        return EncodedImage.from_pil(self.pil())
 
     def open(self) -> ImageFile.ImageFile:
         """Read the header; Pillow decodes the pixels, as they are stored, when they are needed.
@@ -121,6 +141,14 @@ class EncodedImage:
         if image.width * image.height > MAXIMUM_PIXELS:
             raise ImageError(f"image of {image.width} x {image.height} pixels is too large")
         return image
+
+    def _decoded(self, convert: Callable[[ImageFile.ImageFile], Image.Image]) -> Image.Image:
+        file = self.open()
+        try:
+            return convert(file)
+        # Decoders raise whatever they stumble on: struct.error, KeyError, zlib.error, ...
+        except Exception as error:
+            raise ImageError(f"the image cannot be decoded: {error}") from error
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EncodedImage) and self.data == other.data
@@ -143,20 +171,17 @@ def exif_orientation(image: Image.Image) -> int | None:
 
 def upright_size(image: Image.Image, orientation: int | None) -> tuple[int, int]:
     """Return width and height in pixels once the EXIF orientation (1 to 8) is applied."""
-    width, height = image.size
+    # Of a TIFF file Pillow tells the upright size in some versions, or once it is decoded.
+    tags = getattr(image, "tag_v2", {})
+    width, height = (tags.get(tag, side) for tag, side in zip(_TIFF_SIZE, image.size, strict=True))
     return (height, width) if orientation in _ON_THEIR_SIDE else (width, height)
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        # Pillow would clip every value above 255 to white.
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        canvas = Image.new("RGB", image.size, "white")
-        canvas.paste(image, mask=image)
-        return canvas
-    return image.convert("RGB")
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; an image without one is returned as it is."""
+    image.load()  # Pillow turns TIFF files itself, and forgets their orientation.
+    upright = exif_orientation(image) in (None, 1)
+    return image if upright else ImageOps.exif_transpose(image)
 
 
 Part = str | EncodedImage

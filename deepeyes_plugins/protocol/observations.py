@@ -1,7 +1,8 @@
 """Render what a tool returned as the text and images that the model reads.
 
 Byte for byte the forms of the DeepEyesV2 and DeepEyes training code; released checkpoints depend
-on them. Everything a tool returned is data: control strings in it are defused first.
+on them. Everything a tool returned is data: control strings in it are defused first, and so are
+those in what users and data sets say.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deepeyes_plugins.protocol.content import EncodedImage, Part, encodable
+from deepeyes_plugins.protocol.content import EncodedImage, Message, Part, encodable
 
 MAXIMUM_IMAGES = 10
 """Images that one observation carries at most, as in the DeepEyesV2 training code."""
@@ -37,6 +38,19 @@ def defuse(text: str) -> str:
     surrogates, on which tokenizers fail, become U+FFFD. All other text stays as it is.
     """
     return _CONTROL.sub("< ", encodable(text))
+
+
+def plain(message: Message) -> Message:
+    """Return ``message`` with its texts as :func:`defuse` has them, as every engine is to read it.
+
+    What users, data sets and tools say is text; only the model's own turns are not to pass here.
+    """
+    parts = tuple(defuse(part) if isinstance(part, str) else part for part in message.parts)
+    joined = _join(*parts)
+    if any(isinstance(part, str) and _CONTROL.search(part) for part in joined):
+        # Two texts make a token together: chat templates put them side by side.
+        parts = tuple(defuse(part) if isinstance(part, str) else part for part in joined)
+    return message if parts == message.parts else Message(message.role, parts)
 
 
 def code_observation(

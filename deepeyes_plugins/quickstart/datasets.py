@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from deepeyes_plugins.data.writers import DATASET_INFO, register_dataset
+from deepeyes_plugins.data.dataset_info import DATASET_INFO
+from deepeyes_plugins.data.writers import register_dataset
 from deepeyes_plugins.quickstart.task import Example, demonstration, prompt
 
 _RL_SCHEMA = pa.schema(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deepeyes_plugins.files import whole_file
 from deepeyes_plugins.quickstart.engines import EngineName
 
 
@@ -85,9 +86,6 @@ class RunState:
     def finish(self, stage: str, result: dict[str, Any]) -> None:
         """Record a finished stage; a crash leaves the old record or the new one, never half."""
         self.stages[stage] = result
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(
-            json.dumps({"plan": self._plan, "stages": self.stages}, indent=1), encoding="utf-8"
-        )
-        partial.replace(self._path)
+        text = json.dumps({"plan": self._plan, "stages": self.stages}, indent=1)
+        with whole_file(self._path) as partial:
+            partial.write_text(text, encoding="utf-8")

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from deepeyes_plugins.quickstart.datasets import write_rl, write_sft, write_vlmevalkit
 from deepeyes_plugins.quickstart.engines import ENGINES, Engine
 from deepeyes_plugins.quickstart.plan import Plan
@@ -22,6 +20,7 @@ from deepeyes_plugins.quickstart.task import SYSTEM_PROMPT, split_examples, task
 from deepeyes_plugins.rewards.form import is_well_formed
 from deepeyes_plugins.rollout import Trajectory
 from deepeyes_plugins.rollout.log import FILE_NAME, read_log
+from deepeyes_plugins.settings import load_yaml
 
 BENCHMARK = "DeepEyesQuickstart"
 LONGEST_STAGE = 3600.0
@@ -50,8 +49,8 @@ class Stage:
 
 def prepare(plan: Plan, recipes: Path, report: Report) -> dict[str, Any]:
     """Make the tiny model and the data, and check that the task cannot be solved without tools."""
-    from deepeyes_plugins.hosts.transformers.probe import load_image_processor, measure_leakage
-    from deepeyes_plugins.hosts.transformers.tiny_model import make_tiny_qwen2_5_vl
+    from deepeyes_plugins.quickstart.leakage import load_image_processor, measure_leakage
+    from deepeyes_plugins.quickstart.tiny_model import make_tiny_qwen2_5_vl
 
     del recipes
     shutil.rmtree(plan.folder / "data", ignore_errors=True)
@@ -322,7 +321,7 @@ def trained_model(plan: Plan) -> Path:
 
 def recipe_steps(recipes: Path) -> int:
     """Training steps of the RL recipe."""
-    recipe = yaml.safe_load((recipes / "tiny/rl.yaml").read_text(encoding="utf-8"))
+    recipe = load_yaml((recipes / "tiny/rl.yaml").read_text(encoding="utf-8"))
     return int(recipe["trainer"]["total_training_steps"])
 
 

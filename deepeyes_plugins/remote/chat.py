@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,13 +13,37 @@ from deepeyes_plugins.remote.errors import RemoteRefusedError
 from deepeyes_plugins.remote.service import RemoteService, Reply
 from deepeyes_plugins.remote.settings import RemoteSettings
 
+logger = logging.getLogger(__name__)
+
 _LIMIT_STATUSES = frozenset({400, 413, 422})
 _UNAUTHORISED_STATUSES = frozenset({401, 403})
-_CONTEXT_LENGTH = re.compile(r"context.?length|model length", re.IGNORECASE)
+_TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
+"""Fields of a request that limit the generated tokens."""
+_CONTEXT_LENGTH = re.compile(
+    r"context.?length|model length"
+    r"|max_(?:completion_)?tokens\b.{0,40}\b(?:too large|cannot be greater than)",
+    re.IGNORECASE | re.DOTALL,
+)
+_CONTEXT_TOKENS = re.compile(r"maximum context length (?:is|of) (\d+) tokens")
+_PROMPT_TOKENS = re.compile(
+    r"(?:contains |has |\(|: )(\d+) (?:input tokens|in the messages|tokens from the input messages)"
+)
+_PROMPT_ALONE = re.compile(r"\b(?:input|prompt)(?: length)? \((?:length )?\d+", re.IGNORECASE)
+"""How a message begins that says the prompt itself is longer than the context."""
 
 
 class ContextLengthError(Exception):
-    """The conversation, or what was asked for beyond it, does not fit the model's context."""
+    """The conversation, or what was asked for beyond it, does not fit the model's context.
+
+    Attributes:
+        room: Tokens that the context has left for a completion, 0 or less for none; ``None`` where
+            the server does not say how long context and prompt are.
+    """
+
+    def __init__(self, message: str, room: int | None = None) -> None:
+        """Say what happened."""
+        super().__init__(message)
+        self.room = room
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +124,9 @@ class ChatEndpoint(RemoteService):
     ) -> Completion:
         """Generate the next message of a conversation.
 
+        A limit of tokens that the server refuses because its context is shorter is lowered to the
+        room that is left, and the request is sent once more.
+
         Args:
             messages: The messages as JSON, each serialised once by its owner: a conversation
                 with large images is sent again with every turn.
@@ -110,11 +138,26 @@ class ChatEndpoint(RemoteService):
             RemoteUnavailableError: The server does not work at the moment.
             RemoteRefusedError: The server refuses for good.
         """
-        head = json.dumps({"model": await self.model(retries=retries), **fields}).encode()
-        body = b'%s, "messages": [%s]}' % (head[:-1], b", ".join(messages))
-        return await self.call(
-            "POST", "/chat/completions", self._read_completion, content=body, retries=retries
-        )
+        model, conversation = await self.model(retries=retries), b", ".join(messages)
+
+        async def send(fields: Mapping[str, Any]) -> Completion:
+            head = json.dumps({"model": model, **fields}).encode()
+            body = b'%s, "messages": [%s]}' % (head[:-1], conversation)
+            return await self.call(
+                "POST", "/chat/completions", self._read_completion, content=body, retries=retries
+            )
+
+        try:
+            return await send(fields)
+        except ContextLengthError as error:
+            fitting = {name: value for name, value in fields.items() if name not in _TOKEN_LIMITS}
+            if len(fitting) == len(fields) or (error.room is not None and error.room < 1):
+                raise
+            # Without a limit, vLLM and SGLang use the room that is left.
+            if error.room is not None:
+                fitting["max_tokens"] = error.room
+            logger.info("%s; the request is sent again, limited to the room that is left", error)
+        return await send(fitting)
 
     def _only(self, names: list[str] | None) -> str:
         if names is not None and len(names) == 1:
@@ -138,13 +181,21 @@ class ChatEndpoint(RemoteService):
 
     def _read_completion(self, reply: Reply) -> Completion:
         if reply.status in _LIMIT_STATUSES and _CONTEXT_LENGTH.search(reply.text):
-            raise ContextLengthError(reply.excerpt)
+            raise ContextLengthError(reply.excerpt, _room(reply.text))
         if reply.status >= 400:
             raise self.refusal(reply)
         try:
             return _parse_completion(reply.json())
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise reply.unreadable(f"no chat completion ({error!r})") from error
+
+
+def _room(message: str) -> int | None:
+    """Tokens that the context has left beside the prompt, if the server's message tells."""
+    if _PROMPT_ALONE.search(message):
+        return 0
+    context, prompt = _CONTEXT_TOKENS.search(message), _PROMPT_TOKENS.search(message)
+    return int(context[1]) - int(prompt[1]) if context and prompt else None
 
 
 def text_message(role: str, text: str) -> bytes:

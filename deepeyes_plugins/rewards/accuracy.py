@@ -3,47 +3,59 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
+
+from deepeyes_plugins.rewards.values import Number, Percentage, Quantity, read, same
 
 LONGEST_RULE_TRUTH = 60
 """Characters; a longer reference is a sentence that rules cannot compare. Our own bound."""
 
-_OPTION = re.compile(r"\(?([A-Za-z])(?:[).:]|\s*\Z)")
-_NUMBER = re.compile(
-    r"(?P<sign>[-+]?)\s?\$?\s?"
-    r"(?P<value>(?:\d{1,3}(?:[, ]\d{3})+|\d+)?(?:\.\d+)?(?:/\d+)?)"
-    r"\s?(?P<percent>%?)"
-)
-_WHOLE = re.compile(r"[-+]?\d+")
+_OPTION = re.compile(r"\(?([A-Za-z])(?:\)|[.:](?=\s|\Z)|\s*\Z)")
+_WHOLE = re.compile(r"[\d/\s]+")
 _BOLD = re.compile(r"\*\*(.+?)\*\*")
 _ARTICLES = {"a", "an", "the"}
 # Only what never changes the meaning: "-5", "C#" and ".5" are other words than "5" and "C".
-_BEFORE_WORD = "\"'`([{“‘«"
-_AFTER_WORD = "\"'`)]}”’».,;:!?…。"
+_BEFORE_WORD = "\"'`“‘«"
+_AFTER_WORD = "\"'`”’».,;:!?。"
+_QUOTED = re.compile(r"[\"'`“](.*)[\"'`”]\.?", re.DOTALL)
+_BRACKETED_WORD = re.compile(r"[([{]*([^\W\d_][^()\[\]{}]*)[)\]}]*")
 
 
 def normalize(text: str) -> str:
-    """Lower-case, without articles, the punctuation of sentences and runs of white space."""
-    words = text.casefold().split()
-    bare = [word.lstrip(_BEFORE_WORD).rstrip(_AFTER_WORD) for word in words]
-    kept = [word for word in bare if word and word not in _ARTICLES]
-    return " ".join(kept or filter(None, bare))
+    """Lower-case, without articles, the punctuation of sentences and runs of white space.
+
+    What belongs to a number or a name stays: the brackets of ``[1,2)``, the ``!`` of ``5!``, the
+    comma of ``1, 2`` and the ``A`` of ``Terminal A``.
+    """
+    bare = [word for word in map(_bare_word, text.split()) if word]
+    if bare:
+        bare[-1] = bare[-1].rstrip(",;:")
+    kept = [word for at, word in enumerate(bare) if not _is_article(word, at, len(bare))]
+    return " ".join(kept or bare).casefold()
+
+
+def _is_article(word: str, at: int, words: int) -> bool:
+    """A capital A inside a text, or any at its end, is a name: ``Terminal A``."""
+    return word.casefold() in _ARTICLES and at + 1 < words and (at == 0 or word != "A")
+
+
+def _bare_word(word: str) -> str:
+    bare = word.lstrip(_BEFORE_WORD).rstrip(_AFTER_WORD)
+    if len(bare) == 1 or any(map(str.isdigit, bare)):
+        after = word[word.index(bare) + len(bare) :]
+        return bare + (after[0] if after[:1] in set("!,;:'\"") else "")
+    bracketed = _BRACKETED_WORD.fullmatch(bare)
+    return bracketed[1].rstrip(_AFTER_WORD) if bracketed else bare
 
 
 def _plain(text: str) -> str:
     return _BOLD.sub(r"\1", text).strip() or text.strip()
 
 
-def _number(text: str) -> Fraction | None:
-    compact = text.replace("−", "-").removeprefix("$").strip().rstrip(".")
-    match = _NUMBER.fullmatch(compact)
-    if match is None:
-        return None
-    try:
-        value = Fraction(match["sign"] + match["value"].replace(",", "").replace(" ", ""))
-    except (ValueError, ZeroDivisionError):
-        return None
-    return value / 100 if match["percent"] else value
+def _amount(text: str) -> Number | Percentage | Quantity | None:
+    """Read a number, percentage or quantity; its words may end a sentence."""
+    quoted = _QUOTED.fullmatch(text)
+    value = read((quoted[1] if quoted else text).removesuffix("."))
+    return value if isinstance(value, Number | Percentage | Quantity) else None
 
 
 def _letter(truth: str) -> str | None:
@@ -63,7 +75,10 @@ def rule_verdict(answer: str | None, ground_truth: str) -> bool | None:
     Equal are, in bold type or not: the same text up to case, articles and punctuation; the same
     number however it is written (``1,000`` and ``1000.0``, ``50%`` and ``0.5``, ``1/2`` and
     ``0.5``); where the reference is an option letter, an answer that starts with it (``B``,
-    ``(b)``, ``B. red``). Surely different are another option letter, and another whole number.
+    ``(b)``, ``B. red``). Surely different are another option letter, another whole number, and
+    the same number of another unit.
+
+    Undecided is what may be more than a number: ``5/6`` and ``10/12`` may be dates or scores.
 
     Args:
         answer: The model's answer; ``None`` or empty is wrong.
@@ -81,14 +96,22 @@ def rule_verdict(answer: str | None, ground_truth: str) -> bool | None:
     if letter is not None:
         option = _option(given)
         return None if option is None else option == letter
-    number, other = _number(truth), _number(given)
-    if number is not None and other is not None:
-        if number == other:
-            return True
-        return False if _WHOLE.fullmatch(truth) and _WHOLE.fullmatch(given) else None
-    if number is None and normalize(truth) and normalize(given) == normalize(truth):
+    amount, other = _amount(truth), _amount(given)
+    if amount is not None and other is not None:
+        if "/" in given + truth and _WHOLE.fullmatch(given) and _WHOLE.fullmatch(truth):
+            return _same_slashed(given, truth)
+        return same(amount, other, lambda _a, _b: None)
+    if amount is None and other is None and normalize(given) == normalize(truth) != "":
         return True
     return None
+
+
+def _same_slashed(given: str, truth: str) -> bool | None:
+    """A fraction, a date or a score: 5/6 is no 10/12, but may be what 5 is meant for."""
+    if [part.split() for part in given.split("/")] == [part.split() for part in truth.split("/")]:
+        return True
+    amount, other = _amount(truth), _amount(given)
+    return None if amount == other or not ("/" in given and "/" in truth) else False
 
 
 def rule_accuracy(answer: str | None, ground_truth: str) -> float:
@@ -107,13 +130,17 @@ def rules_can_decide(ground_truth: str) -> bool:
     words, which only a judge sees.
     """
     truth = _plain(ground_truth)
-    if _letter(truth) is not None or _number(truth) is not None:
+    if _letter(truth) is not None or _amount(truth) is not None:
         return True
     return len(truth) <= LONGEST_RULE_TRUTH
 
 
 def starts_with_truth(answer: str | None, ground_truth: str) -> bool:
-    """Return whether ``answer`` begins with the words of ``ground_truth``, whatever their case."""
-    truth = re.escape(_plain(ground_truth))
-    given = _plain(answer or "")
-    return bool(given and truth and re.match(rf"{truth}(?!\w)", given, re.IGNORECASE))
+    """Return whether ``answer`` begins with the words of ``ground_truth``, whatever their case.
+
+    A number does not begin with another one: ``5.5``, ``5 000``, ``5/6`` and ``5%`` not with ``5``.
+    """
+    truth, given = _plain(ground_truth), _plain(answer or "")
+    more = r"\w|[.,:/-]\d|\s?%|\s\d" if truth[-1:].isdigit() else r"\w"
+    start = rf"{re.escape(truth)}(?!{more})"
+    return bool(given and truth and re.match(start, given, re.IGNORECASE))

@@ -13,7 +13,7 @@ import logging
 import sys
 from importlib.util import find_spec
 
-from deepeyes_plugins.rewards.mathematics import bare_mathematics, is_expression
+from deepeyes_plugins.rewards.mathematics import mathematics_verdict
 
 logger = logging.getLogger(__name__)
 
@@ -38,22 +38,27 @@ class Algebra:
     async def equal(self, answer: str, ground_truth: str, *, timeout: float) -> bool | None:
         """Return whether both are the same mathematical object.
 
+        math-verify is asked only about pairs of expressions that it reads as people do; what
+        stands around them, and all else, is compared by :mod:`deepeyes_plugins.rewards.values`.
+
         Args:
             answer: The model's answer.
             ground_truth: The reference.
             timeout: Seconds for the comparison, waiting for its turn not counted.
 
         Returns:
-            ``None`` where it cannot tell: prose, an expression it does not understand, no time.
+            ``None`` where it cannot tell: no expressions, some that it does not understand, no
+            time.
         """
-        given, truth = bare_mathematics(answer), bare_mathematics(ground_truth)
-        if not is_expression(given) or not is_expression(truth):
-            return None
+        questions: list[tuple[str, str]] = []
+        verdict = mathematics_verdict(answer, ground_truth, lambda *pair: questions.append(pair))
+        if not questions:
+            return verdict
         async with self._turn:
             try:
-                return await self._ask(truth, given, timeout)
+                return await self._ask(ground_truth, answer, timeout)
             except (TimeoutError, OSError, ValueError) as error:
-                logger.debug("math-verify gave no verdict on %r: %r", given, error)
+                logger.debug("math-verify gave no verdict on %r: %r", answer, error)
                 await self._kill()
                 return None
             except asyncio.CancelledError:

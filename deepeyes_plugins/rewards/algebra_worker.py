@@ -1,7 +1,7 @@
 """The program that runs math-verify, apart from everything that must not wait for it.
 
 ``python -m deepeyes_plugins.rewards.algebra_worker``: one JSON line ``[reference, answer]`` in, one
-JSON line ``true``, ``false`` or ``null`` (not understood) out. It ends when its input does.
+JSON line ``true``, ``false`` or ``null`` (undecided) out. It ends when its input does.
 """
 
 from __future__ import annotations
@@ -12,19 +12,30 @@ import resource
 import sys
 from typing import Any
 
+from deepeyes_plugins.rewards.mathematics import mathematics_verdict
+
 SOFT_SECONDS = 2
 """math-verify's own limit for each of its steps; it cannot interrupt C code, its parent can."""
 MEMORY_BYTES = 4 << 30
 
 
+EXACT_DIGITS = 12
+"""Decimals that must agree; with math-verify's own 6, 0.333333 is a third."""
+
+
 def compare(reference: str, answer: str) -> bool | None:
-    """Return whether math-verify finds both equal; ``None`` if it understands one of them not."""
+    """Return whether both are equal, their expressions as math-verify finds them."""
+    return mathematics_verdict(answer, reference, equal)
+
+
+def equal(a: str, b: str) -> bool | None:
+    """Return whether math-verify finds two expressions equal; ``None`` if it cannot read one."""
     from math_verify import parse, verify
 
-    given, truth = (_expressions(parse, text) for text in (answer, reference))
-    if not given or not truth:
+    first, second = (_expressions(parse, text) for text in (a, b))
+    if not first or not second:
         return None
-    return bool(verify(truth, given, timeout_seconds=SOFT_SECONDS))
+    return bool(verify(first, second, float_rounding=EXACT_DIGITS, timeout_seconds=SOFT_SECONDS))
 
 
 def _expressions(parse: Any, text: str) -> list[Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from deepeyes_plugins.judge.contracts import Judge
 from deepeyes_plugins.rewards.algebra import Algebra
+from deepeyes_plugins.rewards.settings import RewardSettings
 from deepeyes_plugins.rollout.contracts import Reward
-from deepeyes_plugins.settings import AgentSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,13 +17,15 @@ class RewardResources:
     """What a reward may use.
 
     Attributes:
-        settings: All settings; those of a plugin are under ``settings.plugins``.
+        settings: The section ``rewards`` of the settings.
         judge: The judge that the settings name; ``None`` where they name none.
+        plugins: Settings of third-party plugins, by plugin name.
         algebra: Compares mathematical expressions.
     """
 
-    settings: AgentSettings
+    settings: RewardSettings
     judge: Judge | None = None
+    plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     algebra: Algebra = field(default_factory=Algebra)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from deepeyes_plugins.judge.contracts import Comparison, Judge, PromptName
 from deepeyes_plugins.rewards.accuracy import rule_verdict
 from deepeyes_plugins.rewards.algebra import Algebra
-from deepeyes_plugins.rewards.guards import lists_alternatives, speaks_to_judge
+from deepeyes_plugins.rewards.guards import lists_alternatives, speaks_to_judge, spells_protocol
 from deepeyes_plugins.rewards.mathematics import bare_mathematics
 from deepeyes_plugins.rewards.settings import ScoreSettings
 
@@ -23,6 +23,7 @@ class Decision:
     Attributes:
         correct: The answer is right.
         guarded: It was refused for a trick, unseen by the judge.
+        undecided: Neither rules nor computer algebra were sure, and there is no judge.
         judged: A judge decided.
         cached: The judge's verdict was known already.
         calls: Requests to the judge.
@@ -31,6 +32,7 @@ class Decision:
 
     correct: bool
     guarded: bool = False
+    undecided: bool = False
     judged: bool = False
     cached: bool = False
     calls: int = 0
@@ -68,21 +70,26 @@ class Accuracy:
         """
         if not answer or not answer.strip():
             return Decision(False)
-        if lists_alternatives(answer, ground_truth):
+        known = f"{question}\n{ground_truth}"
+        # Rules read how an answer begins: what only a trick goes on with is no right answer.
+        if spells_protocol(answer, known) or lists_alternatives(answer, ground_truth, self.rules):
             return Decision(False, guarded=True)
         judge = None if self.settings.decide == "rules" else self.judge
         if self.settings.decide != "judge":
             sure = self.rules(answer, ground_truth)
             if sure is not None:
                 return Decision(sure)
-        if self.settings.math_verify and await self.algebra.equal(
-            answer, ground_truth, timeout=self.settings.math_timeout
-        ):
+        equal = None
+        if self.settings.math_verify:
+            equal = await self.algebra.equal(
+                answer, ground_truth, timeout=self.settings.math_timeout
+            )
+        if equal:
             return Decision(True)
-        if self._tricks(answer, ground_truth):
+        if speaks_to_judge(answer, known, ground_truth):
             return Decision(False, guarded=True)
         if judge is None:
-            return Decision(False)
+            return Decision(False, undecided=equal is None)
         if self.prompt == "equivalence":
             answer = bare_mathematics(answer)
         verdict = await judge.compare(self.prompt, Comparison(question, ground_truth, answer))
@@ -93,7 +100,3 @@ class Accuracy:
             calls=verdict.calls,
             seconds=verdict.seconds,
         )
-
-    def _tricks(self, answer: str, ground_truth: str) -> bool:
-        """Does the answer speak to the judge, in words that the reference does not have?"""
-        return speaks_to_judge(answer) and rule_verdict(answer, ground_truth) is not True

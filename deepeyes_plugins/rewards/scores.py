@@ -25,6 +25,7 @@ PARTS = (
     "answered",
     "answer_too_long",
     "answer_refused",
+    "undecided",
     "idle_code",
     "judged",
     "judge_cached",
@@ -93,8 +94,9 @@ class DeepEyesScore:
             The score within :attr:`bounds` and its parts: ``acc`` (0 or 1), ``format`` (0 or 1;
             −1 or 0 in DeepEyes V1), ``tool`` (0 or 1), ``cumulative_tool`` (0 to 1),
             ``search_penalty`` (the share it took), ``answered``, ``answer_too_long`` and
-            ``answer_refused`` (a guard saw a trick; 0 or 1 each), ``idle_code`` (turns whose code
-            computes nothing), ``judged`` and ``judge_cached`` (0 or 1), ``judge_calls`` and
+            ``answer_refused`` (a guard saw a trick), ``undecided`` (rules were not sure and there
+            is no judge: not paid; 0 or 1 each), ``idle_code`` (turns whose code computes
+            nothing), ``judged`` and ``judge_cached`` (0 or 1), ``judge_calls`` and
             ``judge_seconds``.
 
         Raises:
@@ -133,6 +135,7 @@ class DeepEyesScore:
             "answered": float(bool(answer)),
             "answer_too_long": float(too_long),
             "answer_refused": float(decision.guarded),
+            "undecided": float(decision.undecided),
             "idle_code": float(sum(map(is_idle_code, trajectory.turns))),
             "judged": float(decision.judged),
             "judge_cached": float(decision.cached),

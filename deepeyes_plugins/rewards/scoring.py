@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from deepeyes_plugins import plugins
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.judge.contracts import Judge, JudgeOutageError
 from deepeyes_plugins.judge.judge import open_judge
+from deepeyes_plugins.judge.settings import JudgeSettings
+from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.rewards.accuracy import rules_can_decide
 from deepeyes_plugins.rewards.contracts import RewardResources
+from deepeyes_plugins.rewards.hooks import rewards
+from deepeyes_plugins.rewards.settings import RewardSettings
 from deepeyes_plugins.rollout.contracts import InfrastructureError, Reward, RewardResult, Task
 from deepeyes_plugins.rollout.trajectory import EndReason, Trajectory
-from deepeyes_plugins.settings import AgentSettings, SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +28,15 @@ INFRASTRUCTURE_FAILED = "infrastructure_failed"
 UNDECIDABLE_SHARE = 0.05
 """Share of references beyond rules from which a data source needs a judge. Our own bound."""
 
-JudgeFactory = Callable[[AgentSettings], Judge | None]
 
-
-def configured_judge(settings: AgentSettings) -> Judge | None:
+def configured_judge(settings: JudgeSettings) -> Judge | None:
     """Return the judge that the settings name, ``None`` where they name none.
 
     Raises:
         SettingsError: It cannot be made of what they say.
     """
     try:
-        return open_judge(settings.judge)
+        return open_judge(settings)
     except (ValueError, OSError) as error:
         raise SettingsError(f"judge: {error}") from error
 
@@ -43,26 +45,27 @@ class Scorer:
     """Keeps one reward per data source, and the judge that they share; for one event loop."""
 
     def __init__(
-        self, settings: AgentSettings, *, judge_factory: JudgeFactory = configured_judge
+        self,
+        settings: RewardSettings,
+        judge: Judge | None = None,
+        plugins: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """Use ``settings.rewards`` and the registered rewards; nothing is connected yet.
+        """Use the registered rewards; nothing is connected yet.
 
         Args:
-            settings: All settings.
-            judge_factory: Makes the judge of the settings.
-
-        Raises:
-            SettingsError: The judge cannot be made.
+            settings: The section ``rewards`` of the settings.
+            judge: Decides where rules are not sure; closed together with the scorer.
+            plugins: Settings of third-party plugins, by plugin name.
         """
-        self._settings = settings.rewards
-        self._resources = RewardResources(settings, judge_factory(settings))
+        self._settings = settings
+        self._resources = RewardResources(settings, judge, plugins or {})
         self._rewards: dict[str, Reward] = {}
         self._complained: set[str] = set()
 
     @property
     def part_names(self) -> tuple[str, ...]:
         """The parts that all registered rewards declare; see :meth:`aligned`."""
-        names = {name: None for factory in plugins.rewards().values() for name in _parts(factory)}
+        names = {name: None for factory in rewards().values() for name in _parts(factory)}
         return (*names, INFRASTRUCTURE_FAILED)
 
     def reward_for(self, data_source: str) -> Reward:
@@ -75,9 +78,9 @@ class Scorer:
         if data_source not in self._rewards:
             name = self._settings.sources.get(data_source, data_source)
             try:
-                factory = plugins.rewards()[name]
-            except plugins.UnknownNameError as error:
-                raise plugins.UnknownNameError(
+                factory = rewards()[name]
+            except UnknownNameError as error:
+                raise UnknownNameError(
                     f"data source {data_source!r} has no reward: {error} Name the one to use under "
                     "rewards.sources in agent.yaml."
                 ) from error

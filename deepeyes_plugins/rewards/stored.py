@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.jobs import Advance, Ledger, work_through
+from deepeyes_plugins.judge.settings import JudgeSettings
 from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.protocol.content import Message
+from deepeyes_plugins.protocol.missing import is_missing
 from deepeyes_plugins.rewards.scoring import INFRASTRUCTURE_FAILED, Scorer
+from deepeyes_plugins.rewards.settings import RewardSettings
 from deepeyes_plugins.rollout.contracts import InfrastructureError, Task
 from deepeyes_plugins.rollout.log import FILE_NAME
 from deepeyes_plugins.rollout.trajectory import EndReason, Trajectory
-from deepeyes_plugins.settings import AgentSettings, SettingsError
 
 Labels = dict[str, int | float | str]
 """Where a trajectory was played; see :class:`Trajectory`."""
@@ -153,16 +157,19 @@ def _text(line: bytes) -> str:
     return line.decode("utf-8", "replace").rstrip("\r\n")
 
 
-def fingerprint(settings: AgentSettings) -> str:
+def fingerprint(
+    rewards: RewardSettings, judge: JudgeSettings, plugins: Mapping[str, Mapping[str, Any]]
+) -> str:
     """Name what scores depend on: the settings of rewards, judge and plugins."""
-    parts = settings.model_dump_json(include={"rewards", "judge", "plugins"})
-    return hashlib.sha256(parts.encode()).hexdigest()[:16]
+    parts = [rewards.model_dump(mode="json"), judge.model_dump(mode="json"), plugins]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 async def score_log(
     paths: Sequence[Path],
     output: Path,
-    settings: AgentSettings,
+    scorer: Scorer,
+    settings: str,
     references: Mapping[tuple[str, str], Reference] | None = None,
     *,
     concurrency: int = 64,
@@ -175,7 +182,8 @@ async def score_log(
     Args:
         paths: The logs.
         output: JSON lines of scores; what is there is kept as far as it belongs to the lines.
-        settings: All settings.
+        scorer: With the judge.
+        settings: The fingerprint of the scorer's settings, which tells old scores from these.
         references: Reference answers by data source and task id; they win over recorded ones.
         concurrency: Lines in work at a time.
         restart: Score everything anew.
@@ -189,34 +197,29 @@ async def score_log(
         SettingsError: The settings lack what a reward needs, such as a judge.
         OSError: A file cannot be read or written; what was scored before is kept.
     """
-    mark = fingerprint(settings)
     wanted = {key for line in lines_of(paths) if (key := line.key) not in leave_out}
     ledger = Ledger(output, ScoreRecord)
     records = ledger.resume(
-        lambda record: not restart and record.settings == mark and record.trajectory in wanted
+        lambda record: not restart and record.settings == settings and record.trajectory in wanted
     )
     done = {record.trajectory for record in records}
     missing = (line for line in lines_of(paths) if line.key in wanted and line.key not in done)
-    scorer = Scorer(settings)
     left: list[Outcome] = []
     tell = advance or (lambda count, total: None)
     tell(len(done), len(wanted))
-    try:
-        outcomes = work_through(
-            missing,
-            lambda line: score_line(line, scorer, mark, references or {}),
-            concurrency=concurrency,
-        )
-        async with aclosing(outcomes):
-            async for outcome in outcomes:
-                if outcome.record is None:
-                    left.append(outcome)
-                else:
-                    ledger.append(outcome.record)
-                    records.append(outcome.record)
-                tell(len(records) + len(left), len(wanted))
-    finally:
-        await scorer.aclose()
+    outcomes = work_through(
+        missing,
+        lambda line: score_line(line, scorer, settings, references or {}),
+        concurrency=concurrency,
+    )
+    async with aclosing(outcomes):
+        async for outcome in outcomes:
+            if outcome.record is None:
+                left.append(outcome)
+            else:
+                ledger.append(outcome.record)
+                records.append(outcome.record)
+            tell(len(records) + len(left), len(wanted))
     return left, records
 
 
@@ -248,7 +251,7 @@ async def score_line(
     source = trajectory.data_source
     known = references.get((source, trajectory.task_id))
     known = known or Reference(trajectory.ground_truth, trajectory.question)
-    if not known.ground_truth:
+    if is_missing(known.ground_truth):
         reason = f"no reference answer for task {trajectory.task_id!r}: give its data set (--data)"
         return Outcome(line.place, "bad", reason=reason, data_source=source)
     if trajectory.end_reason is EndReason.INFRASTRUCTURE:

@@ -9,15 +9,13 @@ folder/images/<sha256>.png    one file per image, whichever trajectories show it
 from __future__ import annotations
 
 import atexit
-import fcntl
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
+from deepeyes_plugins.files import append_line, whole_file
 from deepeyes_plugins.protocol.actions import Action
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.rollout.contracts import AssistantTurn, Environment, Step, Task
@@ -173,53 +171,9 @@ class TrajectoryLog:
         for image in images:
             path = self._images / f"{image.sha256}.{image.media_type.rpartition('/')[2]}"
             if not path.exists():
-                # Readers see a whole image or none.
-                partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
-                try:
+                with whole_file(path, shared=True) as partial:
                     partial.write_bytes(image.data)
-                    partial.replace(path)
-                except OSError:
-                    partial.unlink(missing_ok=True)
-                    raise
         append_line(self.path, trajectory.model_dump_json().encode())
-
-
-def append_line(path: Path, line: bytes) -> None:
-    """Append a line to a file that threads and processes share, whole or not at all.
-
-    A torn last line, of a writer that was killed, is removed first.
-
-    Args:
-        path: The file; it is created.
-        line: Without a newline.
-
-    Raises:
-        OSError: The file cannot be written; it is as it was before.
-    """
-    with path.open("ab+", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        end = _end_of_last_line(file)
-        rest = memoryview(line + b"\n")
-        try:
-            file.truncate(end)
-            while rest:
-                rest = rest[file.write(rest) :]
-        except OSError:
-            file.truncate(end)
-            raise
-
-
-def _end_of_last_line(file: BinaryIO) -> int:
-    """Return the position after the last newline."""
-    position = file.seek(0, os.SEEK_END)
-    while position:
-        start = max(0, position - _BLOCK)
-        file.seek(start)
-        block = file.read(position - start)
-        if (newline := block.rfind(b"\n")) >= 0:
-            return start + newline + 1
-        position = start
-    return 0
 
 
 def read_log(folder: str | Path) -> Iterator[Trajectory]:

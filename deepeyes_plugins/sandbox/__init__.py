@@ -9,17 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .blocking import BlockingSandboxClient, BlockingSandboxSession
-    from .client import SandboxClient, SandboxSession
-    from .contracts import (
+    from deepeyes_plugins.sandbox.blocking import BlockingSandboxClient, BlockingSandboxSession
+    from deepeyes_plugins.sandbox.client import SandboxClient, SandboxSession
+    from deepeyes_plugins.sandbox.contracts import (
         ExecutionResult,
         Health,
         Outcome,
         SandboxError,
         SandboxUnavailable,
     )
-    from .embedded import EmbeddedServer, ensure_server, start_server
-    from .settings import SandboxSettings
+    from deepeyes_plugins.sandbox.embedded import EmbeddedServer, ensure_server, start_server
+    from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 _HOMES = {
     "BlockingSandboxClient": "blocking",

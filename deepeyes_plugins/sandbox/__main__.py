@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from .options import ServerOptions
-from .serve import configure_logging, run_worker, serve
-from .settings import SandboxSettings
-from .workers import Crew
+from deepeyes_plugins.sandbox.options import ServerOptions
+from deepeyes_plugins.sandbox.serve import configure_logging, run_worker, serve
+from deepeyes_plugins.sandbox.settings import SandboxSettings
+from deepeyes_plugins.sandbox.workers import Crew
 
 
 def _arguments() -> argparse.Namespace:

@@ -8,8 +8,8 @@ from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from .client import SandboxClient, SandboxSession
-from .contracts import ExecutionResult, Health
+from deepeyes_plugins.sandbox.client import SandboxClient, SandboxSession
+from deepeyes_plugins.sandbox.contracts import ExecutionResult, Health
 
 T = TypeVar("T")
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
@@ -17,11 +16,17 @@ from typing import Any, Self, TypeVar
 
 import httpx
 import msgpack
+from cachetools import LRUCache
 
-from .connections import WORKER, WORKER_HEADER, Connections
-from .contracts import ExecutionResult, Health, SandboxError, SandboxUnavailable
-from .placement import Server, parse_urls, preferred
-from .settings import SandboxSettings
+from deepeyes_plugins.sandbox.connections import WORKER, WORKER_HEADER, Connections
+from deepeyes_plugins.sandbox.contracts import (
+    ExecutionResult,
+    Health,
+    SandboxError,
+    SandboxUnavailable,
+)
+from deepeyes_plugins.sandbox.placement import Server, parse_urls, preferred
+from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
 
@@ -175,19 +180,11 @@ class SandboxClient:
 
     async def _upload(self, server: Server, digest: str, image: bytes, worker: str | None) -> None:
         """Sends an image to a server once, however many sessions wait for it."""
-        if digest not in server.uploads:
 
-            async def upload() -> None:
-                await self._send(server, "PUT", f"/v1/images/{digest}", image, worker=worker)
+        async def upload() -> None:
+            await self._send(server, "PUT", f"/v1/images/{digest}", image, worker=worker)
 
-            def uploaded(task: asyncio.Task[None]) -> None:
-                del server.uploads[digest]
-                if not task.cancelled():
-                    task.exception()  # Nobody may be waiting any more.
-
-            server.uploads[digest] = asyncio.create_task(upload())
-            server.uploads[digest].add_done_callback(uploaded)
-        await asyncio.shield(server.uploads[digest])
+        await server.uploads.run(digest, upload)
 
     async def _first(
         self,
@@ -450,18 +447,19 @@ class _Digests:
     """
 
     def __init__(self) -> None:
-        self._recent: OrderedDict[int, tuple[bytes, asyncio.Task[str]]] = OrderedDict()
+        self._recent: LRUCache[int, tuple[bytes, asyncio.Task[str]]] = LRUCache(
+            _REMEMBERED_IMAGE_BYTES, getsizeof=lambda held: len(held[0])
+        )
 
     async def of(self, image: bytes) -> str:
         if len(image) < _LARGE_IMAGE_BYTES:
             return _sha256(image)
+        if len(image) > self._recent.maxsize:
+            return await asyncio.to_thread(_sha256, image)
         if id(image) not in self._recent:
             hashing = asyncio.create_task(asyncio.to_thread(_sha256, image))
             self._recent[id(image)] = image, hashing
-        self._recent.move_to_end(id(image))
         _, hashing = self._recent[id(image)]
-        while sum(len(held) for held, _ in self._recent.values()) > _REMEMBERED_IMAGE_BYTES:
-            self._recent.popitem(last=False)
         return await asyncio.shield(hashing)
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from .contracts import SandboxUnavailable
-from .settings import SandboxSettings
+from deepeyes_plugins.sandbox.contracts import SandboxUnavailable
+from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
 

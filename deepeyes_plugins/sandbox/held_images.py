@@ -6,8 +6,8 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 
-from .kernels.contract import ImagesMissing, Kernel, KernelProvider
-from .snapshots import SnapshotStore, StoreUnavailable
+from deepeyes_plugins.sandbox.kernels.contract import ImagesMissing, Kernel, KernelProvider
+from deepeyes_plugins.sandbox.snapshots import SnapshotStore, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 

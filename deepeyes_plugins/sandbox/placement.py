@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
 import random
@@ -13,7 +12,8 @@ from weakref import WeakSet
 
 import httpx
 
-from .contracts import SandboxError
+from deepeyes_plugins.remote.single_flight import SingleFlight
+from deepeyes_plugins.sandbox.contracts import SandboxError
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Server:
         self.local = _is_local(url)
         self.sessions: WeakSet[object] = WeakSet()
         self.opening = 0
-        self.uploads: dict[str, asyncio.Task[None]] = {}
+        self.uploads: SingleFlight[str, None] = SingleFlight()
         self._rest = 0.0
         self._rests_until = 0.0
 

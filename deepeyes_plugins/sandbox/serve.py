@@ -14,13 +14,13 @@ import sys
 
 import uvicorn
 
-from .contracts import SandboxUnavailable
-from .options import ServerOptions, announce
-from .protocol import BoundedHttp
-from .server import create_app
-from .settings import SandboxSettings
-from .supervisor import supervise
-from .workers import Crew
+from deepeyes_plugins.sandbox.contracts import SandboxUnavailable
+from deepeyes_plugins.sandbox.options import ServerOptions, announce
+from deepeyes_plugins.sandbox.protocol import BoundedHttp
+from deepeyes_plugins.sandbox.server import create_app
+from deepeyes_plugins.sandbox.settings import SandboxSettings
+from deepeyes_plugins.sandbox.supervisor import supervise
+from deepeyes_plugins.sandbox.workers import Crew
 
 logger = logging.getLogger(__name__)
 

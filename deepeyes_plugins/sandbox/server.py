@@ -28,17 +28,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deepeyes_plugins import __version__
-
-from . import api
-from .contracts import ExecutionResult, Health, SandboxUnavailable
-from .held_images import HeldImages
-from .kernels import make_provider
-from .kernels.contract import ImageRejected, ImagesMissing, KernelProvider
-from .metrics import Metrics
-from .sessions import CellHasRun, Sessions, new_id
-from .settings import SandboxSettings
-from .snapshots import make_store
-from .workers import RELAYED_HEADER, WORKER_HEADER, Crew, Relay, WorkerGone
+from deepeyes_plugins.sandbox import api
+from deepeyes_plugins.sandbox.contracts import ExecutionResult, Health, SandboxUnavailable
+from deepeyes_plugins.sandbox.held_images import HeldImages
+from deepeyes_plugins.sandbox.kernels import make_provider
+from deepeyes_plugins.sandbox.kernels.contract import ImageRejected, ImagesMissing, KernelProvider
+from deepeyes_plugins.sandbox.metrics import Metrics
+from deepeyes_plugins.sandbox.sessions import CellHasRun, Sessions, new_id
+from deepeyes_plugins.sandbox.settings import SandboxSettings
+from deepeyes_plugins.sandbox.snapshots import make_store
+from deepeyes_plugins.sandbox.workers import RELAYED_HEADER, WORKER_HEADER, Crew, Relay, WorkerGone
 
 logger = logging.getLogger(__name__)
 

@@ -12,13 +12,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
-from .contracts import ExecutionResult, SandboxError, SandboxUnavailable
-from .held_images import HeldImages
-from .kernels.contract import Kernel, KernelProvider, SnapshotFailed
-from .metrics import Metrics
-from .pressure import available_bytes
-from .settings import SandboxSettings
-from .snapshots import SnapshotStore, StoredSession, StoreUnavailable, TakenOver
+from deepeyes_plugins.remote.single_flight import SingleFlight
+from deepeyes_plugins.sandbox.contracts import ExecutionResult, SandboxError, SandboxUnavailable
+from deepeyes_plugins.sandbox.held_images import HeldImages
+from deepeyes_plugins.sandbox.kernels.contract import Kernel, KernelProvider, SnapshotFailed
+from deepeyes_plugins.sandbox.metrics import Metrics
+from deepeyes_plugins.sandbox.pressure import available_bytes
+from deepeyes_plugins.sandbox.settings import SandboxSettings
+from deepeyes_plugins.sandbox.snapshots import (
+    SnapshotStore,
+    StoredSession,
+    StoreUnavailable,
+    TakenOver,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +83,7 @@ class Sessions:
         self._opening = 0
         self._room = asyncio.Lock()
         self._paused = asyncio.Event()
-        self._adopting: dict[str, asyncio.Task[Session]] = {}
+        self._adopting: SingleFlight[str, Session] = SingleFlight()
         self._behind: set[asyncio.Task[None]] = set()
         self._planned: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
@@ -237,11 +243,7 @@ class Sessions:
 
         if not self._store.shared:
             raise KeyError(session_id)
-        task = self._adopting.get(session_id)
-        if task is None:
-            task = self._adopting[session_id] = asyncio.ensure_future(adopt())
-            task.add_done_callback(lambda _: self._adopting.pop(session_id))
-        return await asyncio.shield(task)
+        return await self._adopting.run(session_id, adopt)
 
     async def _wake(self, session: Session) -> None:
         """Gives a session that was put away a process again, with what was saved of it."""

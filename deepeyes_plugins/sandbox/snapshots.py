@@ -13,8 +13,8 @@ from uuid import uuid4
 
 import msgpack
 
-from .contracts import SandboxError
-from .settings import SandboxSettings
+from deepeyes_plugins.sandbox.contracts import SandboxError
+from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
 

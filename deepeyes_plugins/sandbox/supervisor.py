@@ -17,9 +17,9 @@ from collections import deque
 from dataclasses import asdict
 from pathlib import Path
 
-from .metrics import MULTIPROCESS_VARIABLE, forget_process
-from .options import ServerOptions, announce
-from .settings import SandboxSettings
+from deepeyes_plugins.sandbox.metrics import MULTIPROCESS_VARIABLE, forget_process
+from deepeyes_plugins.sandbox.options import ServerOptions, announce
+from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ and circuit breakers are the providers' own (:mod:`deepeyes_plugins.remote`).
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
@@ -20,6 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from uuid import uuid4
 
 from deepeyes_plugins.remote.settings import RemoteSettings
+from deepeyes_plugins.remote.single_flight import SingleFlight
 from deepeyes_plugins.remote.statistics import CallStatistics
 from deepeyes_plugins.search.cache import AnswerStore
 from deepeyes_plugins.search.contracts import (
@@ -169,7 +169,7 @@ class Broker(Generic[Query, Answer]):
         self._store = store
         self._cache = cache
         self._run = run or uuid4().hex
-        self._flights: dict[str, asyncio.Task[Answer]] = {}
+        self._flights: SingleFlight[str, Answer] = SingleFlight()
 
     async def search(self, query: Query) -> Answer:
         """Answer a query; whoever is cancelled leaves others who ask the same undisturbed.
@@ -179,27 +179,16 @@ class Broker(Generic[Query, Answer]):
                 said.
         """
         key = self._form.identify(query)
-        if (flight := self._flights.get(key)) is not None:
-            self.counts["shared"] += 1
-            return self._form.as_kept(await asyncio.shield(flight))
-        flight = asyncio.create_task(self._answer(key, query))
-        self._flights[key] = flight
-        flight.add_done_callback(lambda done: self._land(key, done))
-        return await asyncio.shield(flight)
+        shared = key in self._flights
+        self.counts["shared"] += shared
+        answer = await self._flights.run(key, lambda: self._answer(key, query))
+        return self._form.as_kept(answer) if shared else answer
 
     async def aclose(self) -> None:
         """Stop asking and close the providers."""
-        flights = list(self._flights.values())
-        for flight in flights:
-            flight.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
+        await self._flights.aclose()
         for source in self.sources:
             await source.provider.aclose()
-
-    def _land(self, key: str, flight: asyncio.Task[Answer]) -> None:
-        del self._flights[key]
-        if not flight.cancelled():
-            flight.exception()  # Those who wait get it; if none is left, it is nobody's.
 
     async def _answer(self, key: str, query: Query) -> Answer:
         refusals: list[SearchError] = []

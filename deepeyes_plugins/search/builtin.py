@@ -2,61 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-from deepeyes_plugins.hookspecs import hookimpl
-from deepeyes_plugins.search.contracts import (
-    ImageProviderFactory,
-    ImageSearchProvider,
-    TextProviderFactory,
-    TextSearchProvider,
-)
-from deepeyes_plugins.search.providers.brave import Brave
-from deepeyes_plugins.search.providers.exa import Exa
-from deepeyes_plugins.search.providers.google_cse import GoogleCse
-from deepeyes_plugins.search.providers.image_cache import CachedImages
-from deepeyes_plugins.search.providers.local import Local
-from deepeyes_plugins.search.providers.retriever import Retriever
-from deepeyes_plugins.search.providers.searxng import Searxng
-from deepeyes_plugins.search.providers.serpapi import SerpApi
-from deepeyes_plugins.search.providers.serper import Serper
-from deepeyes_plugins.search.providers.tavily import Tavily
-from deepeyes_plugins.search.providers.template import Template
-from deepeyes_plugins.search.providers.web_images import ImageTemplate, SerpApiLens
-from deepeyes_plugins.search.recording import ImageReplay, Replay, ReplayOptions
+from deepeyes_plugins.plugins import hookimpl
 
-
-def _replay(options: Mapping[str, Any]) -> TextSearchProvider:
-    return Replay(ReplayOptions.recording("providers.replay", options))
-
-
-def _image_replay(options: Mapping[str, Any]) -> ImageSearchProvider:
-    return ImageReplay(ReplayOptions.recording("image_providers.replay", options))
+_TEXT = {
+    "local": "providers.local:Local",
+    "serper": "providers.serper:Serper",
+    "serpapi": "providers.serpapi:SerpApi",
+    "brave": "providers.brave:Brave",
+    "tavily": "providers.tavily:Tavily",
+    "exa": "providers.exa:Exa",
+    "google_cse": "providers.google_cse:GoogleCse",
+    "searxng": "providers.searxng:Searxng",
+    "retriever": "providers.retriever:Retriever",
+    "http": "providers.template:Template",
+    "replay": "recording:open_replay",
+}
+_IMAGES = {
+    "cache": "providers.image_cache:CachedImages",
+    "serpapi_lens": "providers.web_images:SerpApiLens",
+    "http": "providers.web_images:ImageTemplate",
+    "replay": "recording:open_image_replay",
+}
 
 
 @hookimpl
-def register_search_providers(register: Callable[[str, TextProviderFactory], None]) -> None:
+def register_search_providers(register: Callable[[str, str], None]) -> None:
     """Register the providers of text search."""
-    for provider in (
-        Local,
-        Serper,
-        SerpApi,
-        Brave,
-        Tavily,
-        Exa,
-        GoogleCse,
-        Searxng,
-        Retriever,
-        Template,
-    ):
-        register(provider.name, provider)
-    register(Replay.name, _replay)
+    for name, provider in _TEXT.items():
+        register(name, f"deepeyes_plugins.search.{provider}")
 
 
 @hookimpl
-def register_image_search_providers(register: Callable[[str, ImageProviderFactory], None]) -> None:
+def register_image_search_providers(register: Callable[[str, str], None]) -> None:
     """Register the providers of search by image."""
-    for provider in (CachedImages, SerpApiLens, ImageTemplate):
-        register(provider.name, provider)
-    register(ImageReplay.name, _image_replay)
+    for name, provider in _IMAGES.items():
+        register(name, f"deepeyes_plugins.search.{provider}")

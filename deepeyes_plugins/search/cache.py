@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from deepeyes_plugins.extras import install_command
 from deepeyes_plugins.search.contracts import SearchNotConfiguredError
 from deepeyes_plugins.search.settings import CacheSettings
 from deepeyes_plugins.sqlite_file import SqliteFile
@@ -178,7 +179,7 @@ class RedisStore(AnswerStore):
             from redis.asyncio import Redis
         except ModuleNotFoundError as error:
             raise SearchNotConfiguredError(
-                f"search.cache.redis_url: {error}; pip install 'deepeyes-plugins[search]'"
+                f"search.cache.redis_url: {error}; {install_command('search')}"
             ) from error
         self._errors = (redis.RedisError, OSError)
         try:

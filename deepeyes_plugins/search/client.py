@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from deepeyes_plugins import plugins
 from deepeyes_plugins.plugins import Registry, UnknownNameError
 from deepeyes_plugins.remote.errors import RemoteRefusedError, RemoteUnavailableError
 from deepeyes_plugins.remote.service import RemoteService, Reply
@@ -29,6 +28,7 @@ from deepeyes_plugins.search.contracts import (
     SearchUnavailableError,
     TextSearchProvider,
 )
+from deepeyes_plugins.search.hooks import image_search_providers, search_providers
 from deepeyes_plugins.search.pages import PageReader
 from deepeyes_plugins.search.settings import Budget, Kind, SearchSettings
 from deepeyes_plugins.search.wire import (
@@ -134,7 +134,7 @@ class Search:
         """The providers of text search, where they are not a service's."""
         settings = self.settings
         names = (settings.provider, *settings.fallbacks)
-        sources = self._sources(names, "providers", plugins.search_providers())
+        sources = self._sources(names, "providers", search_providers())
         return Broker(TEXT, sources, self._store, settings.cache, settings.run)
 
     @cached_property
@@ -142,7 +142,7 @@ class Search:
         """The providers of search by image, where they are not a service's."""
         settings = self.settings
         names = (settings.image_provider, *settings.image_fallbacks)
-        sources = self._sources(names, "image_providers", plugins.image_search_providers())
+        sources = self._sources(names, "image_providers", image_search_providers())
         return Broker(IMAGES, sources, self._store, settings.cache, settings.run)
 
     @cached_property
@@ -166,7 +166,7 @@ class Search:
         """Make the providers of those names; no other name in the settings is unknown either."""
         options: Mapping[str, Mapping[str, Any]] = getattr(self.settings, section)
         budgets = self.settings.budgets
-        others = {*plugins.search_providers(), *plugins.image_search_providers()}
+        others = {*search_providers(), *image_search_providers()}
         for where, name in (
             *((section, name) for name in (*names, *options)),
             *(("budgets", name) for name in budgets if name not in others),

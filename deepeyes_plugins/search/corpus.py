@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deepeyes_plugins.protocol.content import encodable
+from deepeyes_plugins.protocol.missing import is_missing
 
 _BATCH_ROWS = 1024
 _FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -24,7 +25,8 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "link": ("link", "url", "source"),
     "date": ("date", "published", "timestamp"),
 }
-"""Names of columns, the first that is there counts: those of Search-R1, BEIR, MS MARCO and DPR."""
+"""Names of columns, the first that is not empty counts:
+those of Search-R1, BEIR, MS MARCO and DPR."""
 _HEADING = re.compile(r"^(?:#{1,6}[ \t]+(.+?)[ \t#]*)$", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?…](?=\s)|[。！？]|\n")
 
@@ -116,7 +118,7 @@ class Corpus:
             return None
         found = {field: _first(row, names) for field, names in _FIELDS.items()}
         title, text = found["title"], found["text"]
-        if not text.strip():
+        if not text:
             names = ", ".join(_FIELDS["text"])
             self._skip(file, number, f"no text; it is looked for under {names}")
             return None
@@ -211,10 +213,10 @@ def cut(text: str, characters: int) -> list[str]:
 
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """The value under the first of some names, as text without what UTF-8 has no form for."""
+    """The first value under some names, as text without what UTF-8 has no form for."""
     for name in names:
         value = row.get(name)
-        if value is not None and not isinstance(value, list | dict | bytes):
+        if not is_missing(value) and not isinstance(value, list | dict | bytes):
             return encodable(str(value))
     return ""
 

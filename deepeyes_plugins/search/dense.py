@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from deepeyes_plugins.extras import install_command
 from deepeyes_plugins.search.corpus import LocalIndexError
 
 FILE = "vectors.f16"
@@ -38,7 +39,7 @@ class Encoder:
             # Not imported by name: it brings torch, which nobody else here needs.
             library: Any = import_module("sentence_transformers")
         except ImportError as error:
-            raise LocalIndexError(f"{error}; pip install 'deepeyes-plugins[dense]'") from error
+            raise LocalIndexError(f"{error}; {install_command('dense')}") from error
         try:
             self._model = library.SentenceTransformer(model)
         except Exception as error:  # Hub, disk, torch: each has its own.

@@ -19,10 +19,8 @@ folder that the next one removes. Open indexes go on with the data that they hav
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import shutil
 import threading
 import uuid
@@ -37,6 +35,7 @@ from typing import Any, Final, cast
 import tantivy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from deepeyes_plugins.files import PARTIAL, exclusive, whole_file
 from deepeyes_plugins.search.corpus import Corpus, LocalIndexError, Passage
 from deepeyes_plugins.search.dense import Encoder, Vectors, VectorWriter
 from deepeyes_plugins.search.segmentation import document_terms, query_terms
@@ -386,12 +385,8 @@ def _load(data: bytes) -> Passage:
 
 def _publish(path: Path, manifest: Manifest) -> None:
     """Make the manifest the current one; it is there as a whole or not at all."""
-    fresh = path / f"{MANIFEST}.new"
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(manifest.model_dump_json(indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path / MANIFEST)
+    with whole_file(path / MANIFEST, sync=True) as fresh:
+        fresh.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def _current(path: Path) -> str:
@@ -402,7 +397,8 @@ def _current(path: Path) -> str:
 
 
 def _is_ours(path: Path) -> bool:
-    return path.name in (MANIFEST, f"{MANIFEST}.new", ".lock") or path.name.startswith("data-")
+    ours = (MANIFEST, f".{MANIFEST}{PARTIAL}", ".lock")
+    return path.name in ours or path.name.startswith("data-")
 
 
 def _remove_data(path: Path, keep: str) -> None:
@@ -414,9 +410,9 @@ def _remove_data(path: Path, keep: str) -> None:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Keep other builds out; the lock ends with the process that holds it."""
-    with (path / ".lock").open("w") as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            stack.enter_context(exclusive(path / ".lock", wait=False))
+        except BlockingIOError as error:
             raise LocalIndexError(f"{path}: another build is going on there") from error
         yield

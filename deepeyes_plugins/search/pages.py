@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from deepeyes_plugins.extras import install_command
 from deepeyes_plugins.search.cache import AnswerStore
 from deepeyes_plugins.search.contracts import SearchNotConfiguredError, Text
 from deepeyes_plugins.search.fetching import Fetcher, FetchError, FetchRefusedError, FetchRules
@@ -130,7 +131,7 @@ class PageReader:
                 raise FetchError("its text could not be taken out in time") from error
             except ModuleNotFoundError as error:
                 raise SearchNotConfiguredError(
-                    f"read_page: {error}; pip install 'deepeyes-plugins[search]'"
+                    f"read_page: {error}; {install_command('search')}"
                 ) from error
         if page is None:
             raise FetchRefusedError("there is no text in it")

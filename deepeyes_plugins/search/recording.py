@@ -233,6 +233,24 @@ class ImageReplay(_Played[ImageQuery], ImageSearchProvider):
         return ImageResultsMessage.model_validate(answer).answer()
 
 
+def open_replay(options: Mapping[str, Any]) -> TextSearchProvider:
+    """Make the provider of text search ``replay``.
+
+    Raises:
+        SearchNotConfiguredError: The recording cannot be read, or an option is wrong.
+    """
+    return Replay(ReplayOptions.recording("providers.replay", options))
+
+
+def open_image_replay(options: Mapping[str, Any]) -> ImageSearchProvider:
+    """Make the provider of image search ``replay``.
+
+    Raises:
+        SearchNotConfiguredError: The recording cannot be read, or an option is wrong.
+    """
+    return ImageReplay(ReplayOptions.recording("image_providers.replay", options))
+
+
 class Recorder(TextSearchProvider):
     """Hands queries on and writes down what comes back; what is written is given again."""
 

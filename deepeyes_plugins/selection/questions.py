@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from deepeyes_plugins.data.contracts import RowError
-from deepeyes_plugins.data.files import open_parquet, row_batches
+from deepeyes_plugins.data.files import open_parquet, row_batches, unreadable
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.rl_rows import (
     data_source,
@@ -91,9 +91,8 @@ def read_rows(
                         number += 1
                         yield path, number, row
         except (pa.ArrowException, OSError) as error:
-            where = f" behind row {number}" if number else ""
-            reason = f"cannot be read as parquet{where}, perhaps cut short: {error}"
-            raise DataError(f"{path}: {reason}") from error
+            where = f"behind row {number}" if number else ""
+            raise DataError(f"{path}: {unreadable(error, where)}") from error
 
 
 def read_questions(files: Iterable[Path], environment: str) -> Iterator[Question | BadRow]:

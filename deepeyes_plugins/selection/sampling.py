@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol, Self
 
-from deepeyes_plugins import plugins
 from deepeyes_plugins.data.output import one_at_a_time
-from deepeyes_plugins.hosts.openai import ChatClient, OpenAIPolicy, OpenAISettings
+from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.jobs import Advance, Ledger, Patience, work_through
-from deepeyes_plugins.rewards.scoring import Scorer
+from deepeyes_plugins.protocol.dialect import Dialect
+from deepeyes_plugins.rewards.scoring import Scorer, configured_judge
 from deepeyes_plugins.rewards.stored import (
     Labels,
     Line,
@@ -25,7 +26,7 @@ from deepeyes_plugins.rewards.stored import (
     score_line,
 )
 from deepeyes_plugins.rollout import EndReason, Trajectory, rollout
-from deepeyes_plugins.rollout.contracts import InfrastructureError
+from deepeyes_plugins.rollout.contracts import InfrastructureError, Policy
 from deepeyes_plugins.rollout.log import FILE_NAME, RecordingEnvironment, TrajectoryLog
 from deepeyes_plugins.sandbox.contracts import SandboxUnavailable
 from deepeyes_plugins.sandbox.embedded import ensure_server
@@ -36,18 +37,43 @@ from deepeyes_plugins.tools.resources import Resources
 
 SCORES = "scores.jsonl"
 
-_ASKING = {
-    *("temperature", "top_p", "max_tokens", "max_total_tokens", "max_pixels"),
-    *("extra_body", "profile", "prefill", "send_stop"),
-}
-"""Settings of the model's server that change what it says."""
-
 _OPERATION_OF_SANDBOX = {
     *("url", "token_env", "redis_url", "redis_password_env", "idle_timeout", "max_lifetime"),
     *("max_sessions", "room_timeout", "min_free_memory_mb", "spare_sessions", "startup_timeout"),
     *("snapshot_store_mb", "image_cache_mb", "patience", "circuit_failures", "circuit_seconds"),
 }
 _OPERATION_OF_SEARCH = {"url", "token_env", "cache", "budgets", "run"}
+
+
+class Model(Protocol):
+    """A model that plays, on whatever server: an asynchronous context manager."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Settings that change what the model says, as JSON values."""
+
+    async def __aenter__(self) -> Self:
+        """Return the model itself; nothing is connected yet."""
+
+    async def __aexit__(self, *error: object) -> None:
+        """Close the connections."""
+
+    async def check(self) -> None:
+        """Ask the server whether it can be asked.
+
+        Raises:
+            InfrastructureError: It does not answer, or has no such model.
+        """
+
+    async def name(self) -> str:
+        """Return the name of the model, as the server has it.
+
+        Raises:
+            InfrastructureError: The server does not answer.
+        """
+
+    def policy(self, dialect: Dialect, *, seed: int) -> Policy:
+        """Make the policy of one trajectory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +121,7 @@ class Sampling:
 
     Attributes:
         agent: Settings of environment, tools, rewards and judge.
-        openai: Settings of the model.
+        model: Plays.
         folder: Receives the log of trajectories and their scores, which the next run continues.
         variants: Ways in which each question is played.
         samples: Times that each is played in each way.
@@ -105,7 +131,7 @@ class Sampling:
     """
 
     agent: AgentSettings
-    openai: OpenAISettings
+    model: Model
     folder: Path
     variants: Sequence[Variant]
     samples: int
@@ -133,13 +159,14 @@ class Sampling:
             OSError: The folder cannot be written; what was played is kept.
         """
         with one_at_a_time(self.folder / "lock"):
-            async with ChatClient(self.openai) as client:
-                await client.check()
-                model = await client.model()
+            async with self.model as model:
+                await model.check()
+                name = await model.name()
                 resources = Resources(self.agent, _sandbox_that_starts())
-                scorer = Scorer(self.agent)
+                judge = configured_judge(self.agent.judge)
+                scorer = Scorer(self.agent.rewards, judge, self.agent.plugins)
                 try:
-                    player = _Player(self, client, model, resources, scorer)
+                    player = _Player(self, name, resources, scorer)
                     return await self._run(questions, total, advance, player)
                 finally:
                     await scorer.aclose()
@@ -154,7 +181,7 @@ class Sampling:
     ) -> Sampled:
         plays_of_one = len(self.variants) * self.samples
         count = total * plays_of_one
-        mark, tell = fingerprint(self.agent), advance or (lambda done, total: None)
+        mark, tell = _score_settings(self.agent), advance or (lambda done, total: None)
         ledger = Ledger(self.folder / SCORES, ScoreRecord)
         known = ledger.resume(
             lambda record: record.settings == mark and player.is_own(record.labels)
@@ -210,18 +237,16 @@ class _Player:
     def __init__(
         self,
         sampling: Sampling,
-        client: ChatClient,
         model: str,
         resources: Resources,
         scorer: Scorer,
     ) -> None:
         self._sampling = sampling
-        self._client = client
         self._model = model
         self._resources = resources
         self._scorer = scorer
         self._log = TrajectoryLog(sampling.folder)
-        self._mark = fingerprint(sampling.agent)
+        self._mark = _score_settings(sampling.agent)
         self._settings = _fingerprint(sampling, model)
 
     def is_own(self, labels: Labels) -> bool:
@@ -243,8 +268,8 @@ class _Player:
         if variant.system_prompt is not None:
             task = replace(task, messages=with_system_prompt(task.messages, variant.system_prompt))
         name = variant.environment or play.question.environment
-        environment = RecordingEnvironment(plugins.environments()[name](self._resources))
-        policy = OpenAIPolicy(self._client, environment.dialect, seed=play.seed)
+        environment = RecordingEnvironment(environments()[name](self._resources))
+        policy = self._sampling.model.policy(environment.dialect, seed=play.seed)
         trajectory: Trajectory = await rollout(policy, environment, task, name=name)
         if trajectory.end_reason is EndReason.INFRASTRUCTURE:
             return f"{play.question.name}: {trajectory.error}"
@@ -281,6 +306,10 @@ def _sandbox_that_starts() -> Callable[[SandboxSettings], str]:
     return find
 
 
+def _score_settings(agent: AgentSettings) -> str:
+    return fingerprint(agent.rewards, agent.judge, agent.plugins)
+
+
 def _name(labels: Labels) -> tuple[str, str, int]:
     return str(labels["question"]), str(labels["variant"]), int(labels["sample"])
 
@@ -298,7 +327,6 @@ def _fingerprint(sampling: Sampling, model: str) -> str:
         exclude={"sandbox": _OPERATION_OF_SANDBOX, "search": _OPERATION_OF_SEARCH},
         mode="json",
     )
-    openai = sampling.openai.model_dump(include=_ASKING, mode="json")
     variants = [(one.name, one.environment, one.system_prompt) for one in sampling.variants]
-    facts = [model, agent, openai, sampling.seed, variants]
+    facts = [model, agent, dict(sampling.model.settings), sampling.seed, variants]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -12,10 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from deepeyes_plugins import files
 from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.dataset_info import DATASET_INFO
+from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.formatter import format_row, format_sharegpt
 from deepeyes_plugins.data.output import whole_file
-from deepeyes_plugins.data.writers import DATASET_INFO, register_dataset
+from deepeyes_plugins.data.writers import register_dataset
+from deepeyes_plugins.files import PARTIAL
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
 from deepeyes_plugins.rewards.stored import Place, ScoreRecord, lines_of
@@ -72,6 +76,9 @@ def write_rows(
     folder: Path,
     name: str,
     choice: Choice,
+    *,
+    left: Counter[str] | None = None,
+    allow_empty: bool = True,
 ) -> Made:
     """Write ``folder/name.json``, its images, a report and its entry in ``dataset_info.json``.
 
@@ -85,13 +92,15 @@ def write_rows(
         folder: Receives the data set.
         name: Of the data set.
         choice: What is kept.
+        left: Trajectories that were left out before, by reason.
+        allow_empty: Write a data set without rows, too.
 
     Raises:
         OSError: A log cannot be read.
-        DataError: Something cannot be read or written, or ``dataset_info.json`` is none; an
-            earlier file of that name stays.
+        DataError: There are no rows and ``allow_empty`` is off, something cannot be read or
+            written, or ``dataset_info.json`` is none; an earlier file of that name stays.
     """
-    made = Made()
+    made = Made(left=Counter(left or {}))
     good: dict[str, ScoreRecord] = {}
     for record in records:
         if choice.accepts(record):
@@ -119,6 +128,9 @@ def write_rows(
                 facts = _write_question(one, found, file, folder, choice.best, made)
             report.write(json.dumps(facts, ensure_ascii=False) + "\n")
         file.write("\n]\n")
+        if not made.rows and not allow_empty:
+            why = "; ".join(f"{count:,} {reason}" for reason, count in made.left.most_common(5))
+            raise DataError(f"no trajectory could be made a row: {why or 'the logs hold none'}")
     register_dataset(folder / DATASET_INFO, name, f"{name}.json")
     return made
 
@@ -245,7 +257,7 @@ def _logged(log: Path, sha256: str) -> Path:
         if (path := folder / f"{sha256}.{kind}").exists():
             return path
     for path in folder.glob(f"{sha256}.*"):
-        if path.suffix != ".partial":  # Left by a process that was killed.
+        if path.suffix != PARTIAL:  # Left by a process that was killed.
             return path
     raise RowError("an image is missing beside the log")
 
@@ -259,14 +271,12 @@ def _file_name(image: EncodedImage | Path) -> str:
 def _store(image: EncodedImage | Path, path: Path) -> None:
     if path.exists():
         return
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    if isinstance(image, EncodedImage):
-        partial.write_bytes(image.data)
-    else:
+    with files.whole_file(path) as partial:
+        if isinstance(image, EncodedImage):
+            partial.write_bytes(image.data)
+            return
         partial.unlink(missing_ok=True)
         try:
             os.link(image, partial)
         except OSError:  # Another file system.
             shutil.copyfile(image, partial)
-    partial.replace(path)

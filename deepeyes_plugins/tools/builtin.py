@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from deepeyes_plugins.hookspecs import hookimpl
-from deepeyes_plugins.tools.image_search import ImageSearchTool
-from deepeyes_plugins.tools.image_tools import RotateTool, ZoomTool
-from deepeyes_plugins.tools.python import PythonTool
-from deepeyes_plugins.tools.read_page import ReadPageTool
-from deepeyes_plugins.tools.resources import ToolFactory
-from deepeyes_plugins.tools.search import SearchTool
+from deepeyes_plugins.plugins import hookimpl
+
+_TOOLS = {
+    "python": "python:PythonTool",
+    "search": "search:SearchTool",
+    "image_search": "image_search:ImageSearchTool",
+    "read_page": "read_page:ReadPageTool",
+    "image_zoom_in_tool": "image_tools:ZoomTool",
+    "image_rotate_tool": "image_tools:RotateTool",
+}
 
 
 @hookimpl
-def register_tools(register: Callable[[str, ToolFactory], None]) -> None:
+def register_tools(register: Callable[[str, str], None]) -> None:
     """Register every tool under the name that the model calls it by."""
-    for tool in (PythonTool, SearchTool, ImageSearchTool, ReadPageTool, ZoomTool, RotateTool):
-        register(tool.name, tool)
+    for name, tool in _TOOLS.items():
+        register(name, f"deepeyes_plugins.tools.{tool}")

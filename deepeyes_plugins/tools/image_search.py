@@ -9,28 +9,24 @@ from typing import Any
 
 from deepeyes_plugins.protocol.content import EncodedImage, ImageError, fit_for_model
 from deepeyes_plugins.protocol.observations import SearchResult, image_search_observation
-from deepeyes_plugins.rollout.contracts import InfrastructureError, Observation, Task, Tool
+from deepeyes_plugins.rollout.contracts import Observation, Task
 from deepeyes_plugins.search.contracts import (
     ImageQuery,
     ImageResults,
-    QueryRefusedError,
-    SearchError,
 )
 from deepeyes_plugins.tools.image_tools import BoxError, clamp_box
 from deepeyes_plugins.tools.resources import Resources
 from deepeyes_plugins.tools.search import (
-    SearchPolicy,
+    ArgumentError,
+    BaseSearchTool,
     answer_figures,
     cut,
-    preflight,
-    refusal,
-    switched_off,
 )
 
 logger = logging.getLogger(__name__)
 
 
-class ImageSearchTool(Tool):
+class ImageSearchTool(BaseSearchTool[ImageQuery, ImageResults]):
     """Searches for the original image of the question, whatever was shown since.
 
     It works ``search.image_searches`` times per trajectory. A search that did not come about (no
@@ -38,12 +34,12 @@ class ImageSearchTool(Tool):
     """
 
     name = "image_search"
+    kind = "image"
+    refused = "the image cannot be searched for"
 
     def __init__(self, resources: Resources) -> None:
         """Search with what ``resources`` has."""
-        self._search = resources.search
-        self._settings = resources.settings.search
-        self._policy = SearchPolicy(self._settings)
+        super().__init__(resources)
         self._coordinates = resources.settings.coordinates
         self._image: EncodedImage | None = None
         self._data_id = ""
@@ -59,49 +55,33 @@ class ImageSearchTool(Tool):
             }
             self.schema = {"type": "object", "properties": {"region": region}}
 
-    def preflight(self, data_source: str) -> None:
-        """Look for key or file of the image providers, where search is on."""
-        preflight(self.name, self._search, "image", data_source)
-
     async def open(self, task: Task) -> None:
         """Keep the question's first image, and look whether search is on for the task."""
-        self._policy.open(task)
+        await super().open(task)
         self._image = task.images[0] if task.images else None
         self._data_id = task.id
         self._made = 0
 
-    async def call(self, arguments: Mapping[str, Any]) -> Observation:
-        """Search; ``arguments["region"]`` counts only if the settings allow it.
-
-        Raises:
-            InfrastructureError: No provider answers.
-        """
-        if not self._policy.is_on:
-            return switched_off(self.name)
+    async def query(self, arguments: Mapping[str, Any]) -> ImageQuery:
+        """Take the image; ``arguments["region"]`` counts only if the settings allow it."""
         if self._image is None:
-            return refusal("the question has no image to search for")
+            raise ArgumentError("the question has no image to search for")
         limit = self._settings.image_searches
         if self._made >= limit:
             times = "once" if limit == 1 else f"{limit} times"
-            return refusal(f"{self.name} works at most {times} per question; go on without it")
+            raise ArgumentError(f"{self.name} works at most {times} per question; go on without it")
         region = arguments.get("region") if self._settings.image_region else None
         try:
-            query = await asyncio.to_thread(self._query, self._image, region)
-            async with asyncio.timeout(self._settings.timeout):
-                found = await self._search.images.search(query)
+            return await asyncio.to_thread(self._query, self._image, region)
         except BoxError as error:
-            return refusal(str(error))
-        except (QueryRefusedError, ImageError) as error:
-            logger.info("a search by image is refused: %s", error)
-            return Observation(refusal("the image cannot be searched for").parts, error=str(error))
-        except SearchError as error:
-            raise InfrastructureError(str(error)) from error
-        except TimeoutError as error:
-            raise InfrastructureError(f"no answer within {self._settings.timeout:g} s") from error
-        if found.partial:
-            if not found.results:
-                raise InfrastructureError(found.partial)
-            logger.info("results are missing: %s", found.partial)
+            raise ArgumentError(str(error)) from error
+
+    async def find(self, query: ImageQuery) -> ImageResults:
+        """Ask the image providers."""
+        return await self._search.images.search(query)
+
+    async def observation(self, arguments: Mapping[str, Any], found: ImageResults) -> Observation:
+        """Return titles and thumbnails within their limits."""
         self._made += 1
         shown = await asyncio.to_thread(self._shown, found)
         images = float(sum(result.image is not None for result in shown))

@@ -63,7 +63,12 @@ def clamp_box(
     left, top, right, bottom = coordinates.box_in_pixels(numbers, width, height)
     left, top, right, bottom = max(0, left), max(0, top), min(width, right), min(height, bottom)
     if right <= left or bottom <= top:
-        raise BoxError(f"{name} {box} is empty within the image of {width} x {height} pixels")
+        missing = "width (x2 must be greater than x1)" if right <= left else ""
+        missing = missing or "height (y2 must be greater than y1)"
+        raise BoxError(
+            f"{name} {box} is empty: it has no {missing} within the image of {width} x {height} "
+            "pixels"
+        )
     shorter, longer = sorted((right - left, bottom - top))
     if shorter <= MINIMUM_BOX_SIDE:
         raise BoxError(f"{name} {box} is too small: each side must exceed {MINIMUM_BOX_SIDE} px")

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from deepeyes_plugins.protocol.observations import defuse, tool_response
-from deepeyes_plugins.rollout.contracts import InfrastructureError, Observation, Task, Tool
+from deepeyes_plugins.rollout.contracts import Observation, Task, Tool
 from deepeyes_plugins.search.contracts import SearchNotConfiguredError
 from deepeyes_plugins.search.fetching import FetchError, FetchRefusedError
 from deepeyes_plugins.tools.resources import Resources
-from deepeyes_plugins.tools.search import SearchPolicy, refusal, switched_off
+from deepeyes_plugins.tools.search import SearchPolicy, not_configured, refusal, switched_off
 
 
 class ReadPageTool(Tool):
@@ -38,11 +38,7 @@ class ReadPageTool(Tool):
         self._policy.open(task)
 
     async def call(self, arguments: Mapping[str, Any]) -> Observation:
-        """Read the page at ``arguments["url"]``.
-
-        Raises:
-            InfrastructureError: Pages cannot be read in this installation.
-        """
+        """Read the page at ``arguments["url"]``."""
         if not self._policy.is_on:
             return switched_off(self.name)
         url = arguments.get("url")
@@ -55,6 +51,6 @@ class ReadPageTool(Tool):
         except FetchError as error:
             return refusal(f"the page cannot be read: {error}")
         except SearchNotConfiguredError as error:
-            raise InfrastructureError(str(error)) from error
+            return not_configured(self.name, error)
         head = "\n".join(filter(None, (page.title, page.link, page.date)))
         return Observation(tool_response([defuse(f"{head}\n\n{page.text}")]))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
+from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.protocol.content import ImageError
 from deepeyes_plugins.protocol.observations import (
     SearchResult,
     defuse,
@@ -20,14 +23,17 @@ from deepeyes_plugins.search.contracts import (
     QueryRefusedError,
     SearchError,
     SearchNotConfiguredError,
+    SearchQuery,
     SearchResults,
 )
 from deepeyes_plugins.search.policy import search_is_on
 from deepeyes_plugins.search.settings import Kind, SearchSettings
-from deepeyes_plugins.settings import SettingsError
 from deepeyes_plugins.tools.resources import Resources
 
 logger = logging.getLogger(__name__)
+
+Query = TypeVar("Query")
+Found = TypeVar("Found", SearchResults, ImageResults)
 
 _LONGEST_LINK = 2000
 _CUT = "…"
@@ -92,62 +98,110 @@ def not_configured(tool: str, error: SearchNotConfiguredError) -> Observation:
     return Observation(parts, error=str(error), infrastructure=True)
 
 
-class SearchTool(Tool):
-    """Text search."""
+class ArgumentError(ValueError):
+    """A call that cannot be carried out as it is; the message is for the model."""
 
-    name = "search"
-    schema: Mapping[str, Any] = {
-        "type": "object",
-        "properties": {"query": {"type": "string", "description": "What to search for."}},
-        "required": ["query"],
-    }
+
+class BaseSearchTool(Tool, Generic[Query, Found]):
+    """What every search does around its query: policy, limits in time, and what goes wrong."""
+
+    kind: ClassVar[Kind]
+    refused: ClassVar[str]
+    """What the model reads where a provider refuses the query."""
 
     def __init__(self, resources: Resources) -> None:
         """Search with what ``resources`` has."""
         self._search = resources.search
-        self._policy = SearchPolicy(resources.settings.search)
+        self._settings = resources.settings.search
+        self._policy = SearchPolicy(self._settings)
 
     def preflight(self, data_source: str) -> None:
-        """Look for key or index of the text providers, where search is on."""
-        preflight(self.name, self._search, "text", data_source)
+        """Look for key, index or file of the providers, where search is on."""
+        preflight(self.name, self._search, self.kind, data_source)
 
     async def open(self, task: Task) -> None:
         """Look whether search is on for the task."""
         self._policy.open(task)
 
+    @abstractmethod
+    async def query(self, arguments: Mapping[str, Any]) -> Query:
+        """Return what is searched for.
+
+        Raises:
+            ArgumentError: The call does not say it, or there is no search left.
+            ImageError: The image to search for cannot be read.
+        """
+
+    @abstractmethod
+    async def find(self, query: Query) -> Found:
+        """Search.
+
+        Raises:
+            SearchError: No provider answers.
+        """
+
+    @abstractmethod
+    async def observation(self, arguments: Mapping[str, Any], found: Found) -> Observation:
+        """Return what the model reads of the results."""
+
     async def call(self, arguments: Mapping[str, Any]) -> Observation:
-        """Search for ``arguments["query"]``.
+        """Search for what ``arguments`` say.
 
         Raises:
             InfrastructureError: No provider answers.
         """
         if not self._policy.is_on:
             return switched_off(self.name)
-        text = arguments.get("query")
-        if not isinstance(text, str) or not text.strip():
-            return refusal("the argument 'query' must be a text that is not empty")
-        settings = self._search.settings
+        timeout = self._search.settings.timeout
         try:
-            async with asyncio.timeout(settings.timeout):
-                found = await self._search.text.search(self._search.query(text))
-        except QueryRefusedError as error:
-            logger.info("a query is refused: %s", error)
-            return Observation(
-                refusal("the query is refused; a shorter one may work").parts, error=str(error)
-            )
+            query = await self.query(arguments)
+            async with asyncio.timeout(timeout):
+                found = await self.find(query)
+        except ArgumentError as error:
+            return refusal(str(error))
+        except (QueryRefusedError, ImageError) as error:
+            logger.info("a query of %s is refused: %s", self.name, error)
+            return Observation(refusal(self.refused).parts, error=str(error))
         except SearchNotConfiguredError as error:
             return not_configured(self.name, error)
         except SearchError as error:
             raise InfrastructureError(str(error)) from error
         except TimeoutError as error:
-            raise InfrastructureError(f"no answer within {settings.timeout:g} s") from error
+            raise InfrastructureError(f"no answer within {timeout:g} s") from error
         if found.partial:
             if not found.results:
                 raise InfrastructureError(found.partial)
             logger.info("results are missing: %s", found.partial)
-        return Observation(
-            text_search_observation(text, shortened(found, settings)), figures=answer_figures(found)
-        )
+        return await self.observation(arguments, found)
+
+
+class SearchTool(BaseSearchTool[SearchQuery, SearchResults]):
+    """Text search."""
+
+    name = "search"
+    kind = "text"
+    refused = "the query is refused; a shorter one may work"
+    schema: Mapping[str, Any] = {
+        "type": "object",
+        "properties": {"query": {"type": "string", "description": "What to search for."}},
+        "required": ["query"],
+    }
+
+    async def query(self, arguments: Mapping[str, Any]) -> SearchQuery:
+        """Take ``arguments["query"]``."""
+        text = arguments.get("query")
+        if not isinstance(text, str) or not text.strip():
+            raise ArgumentError("the argument 'query' must be a text that is not empty")
+        return self._search.query(text)
+
+    async def find(self, query: SearchQuery) -> SearchResults:
+        """Ask the text providers."""
+        return await self._search.text.search(query)
+
+    async def observation(self, arguments: Mapping[str, Any], found: SearchResults) -> Observation:
+        """Return titles, links, dates and snippets within their limits."""
+        parts = text_search_observation(arguments["query"], shortened(found, self._settings))
+        return Observation(parts, figures=answer_figures(found))
 
 
 def answer_figures(found: SearchResults | ImageResults) -> dict[str, float]:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -38,7 +39,6 @@ NO_LETTER = "Failed in Prefetch"
 """VLMEvalKit's mark of an answer in which no option was found, where no judge was asked."""
 
 _RUN_FOLDER = re.compile(r"T\d{8}([-_].*)?")
-_OPTION_COLUMNS = tuple("ABCDEFGH")
 # Columns that hold a sample's score, 0 to 1, in the order of preference.
 _SCORES = ("hit", "score", "correct", "eval_score", "verifier_score", "verifier_match")
 # Columns that tell how it was found.
@@ -305,7 +305,7 @@ def _read(result: DatasetResults) -> None:
 
 def _sample(row: Mapping[str, str]) -> Sample:
     prediction = row["prediction"]
-    options = {letter: row[letter] for letter in _OPTION_COLUMNS if row.get(letter)}
+    options = {letter: row[letter] for letter in string.ascii_uppercase if row.get(letter)}
     question = row.get("question", "")
     cluster = row["index"]
     if row.get("qid"):  # DynaMath: variants of one question

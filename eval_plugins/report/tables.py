@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from deepeyes_plugins.protocol.content import encodable
+from eval_plugins.cells import decoded
 
 TABLE_SUFFIXES = (".xlsx", ".tsv", ".csv", ".json")
 """In the order of preference. Pickles run code when they are read, so they are not."""
@@ -43,10 +44,10 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     try:
         if path.suffix == ".xlsx":
-            return pd.read_excel(path, dtype=str, na_filter=False)
+            return pd.read_excel(path, dtype=str, na_filter=False).map(decoded)
         if path.suffix in (".tsv", ".csv"):
             separator = "\t" if path.suffix == ".tsv" else ","
-            return pd.read_csv(path, sep=separator, dtype=str, na_filter=False)
+            return pd.read_csv(path, sep=separator, dtype=str, na_filter=False).map(decoded)
         if path.suffix == ".json":
             return _from_json(json.loads(path.read_text(encoding="utf-8")))
     except OSError:

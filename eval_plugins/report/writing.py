@@ -29,6 +29,8 @@ from typing import Any
 
 from PIL import Image
 
+from deepeyes_plugins.protocol.content import turn_upright
+from deepeyes_plugins.protocol.pixels import to_8bit
 from deepeyes_plugins.rollout.trajectory import PartRecord, Trajectory
 from eval_plugins.report.building import Run
 from eval_plugins.report.contents import Report
@@ -280,7 +282,7 @@ def _copy(source: Path, target: Path, side: int) -> None:
         with Image.open(source, formats=_FORMATS) as image:
             if image.format == "JPEG":
                 image.draft("RGB", (side, side))  # Decodes to a smaller size right away.
-            small = image.convert("RGBA" if image.has_transparency_data else "RGB")
+            small = to_8bit(turn_upright(image))
         small.thumbnail((side, side), Image.Resampling.LANCZOS)
         small.save(target, "WEBP", quality=85, method=2)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -14,17 +14,13 @@ from deepeyes_plugins.environments.preflight import check_tools
 from deepeyes_plugins.rollout import EndReason, Task, Trajectory
 from deepeyes_plugins.rollout.log import TrajectoryLog
 from deepeyes_plugins.rollout.trajectory import MessageRecord
+from eval_plugins.cells import fitting
 from eval_plugins.vlmevalkit.runner import EpisodeRunner
 from eval_plugins.vlmevalkit.samples import Item, make_task, note
 from eval_plugins.vlmevalkit.settings import load_evaluation
 from eval_plugins.vlmevalkit.wording import UNANSWERED
 
 logger = logging.getLogger(__name__)
-
-LONGEST_PREDICTION = 10_000
-"""Characters of a prediction, its end; a spreadsheet cell holds 32,767."""
-_SPREADSHEET = ("=", "{=", "mailto:", "internal:", "external:", "file://")
-"""Beginnings of texts that xlsxwriter does not write as they are."""
 
 
 class DeepEyesV2(BaseAPI):
@@ -199,11 +195,12 @@ class DeepEyesV2(BaseAPI):
 
 
 def prediction(trajectory: Trajectory) -> str:
-    """What VLMEvalKit scores: the answer, or else what the last turn says after its thinking."""
+    """What VLMEvalKit scores: the answer, or else what the last turn says after its thinking.
+
+    Of a text that is too long for a spreadsheet's cell, the end, where answers stand.
+    """
     text = trajectory.answer
     if text is None and trajectory.turns:
         text = trajectory.turns[-1].text.rpartition("</think>")[2]
-    text = (text or "").strip().encode("utf-8", "replace").decode("utf-8")
-    text = text[-LONGEST_PREDICTION:] or UNANSWERED
-    # VLMEvalKit's spreadsheet would take it for a formula or a link, and read 0 where it wrote =5.
-    return f" {text}" if text.startswith(_SPREADSHEET) else text
+    text = (text or "").encode("utf-8", "replace").decode("utf-8")
+    return fitting(text.strip()).strip() or UNANSWERED

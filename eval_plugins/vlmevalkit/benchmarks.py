@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
+from deepeyes_plugins.protocol.missing import is_missing, text_of
 from eval_plugins.vlmevalkit.wording import SEARCH_COLUMNS
 
 Candidate = str | dict[str, list[float]]
@@ -80,14 +81,14 @@ def read_fvqa(source: Path) -> Iterator[Question]:
             raise SourceError(f"{where}: prompt has no user message")
         reward = row["reward_model"] or {}
         yield Question(
-            index=str(row.get("data_id") or number),
+            index=text_of(row.get("data_id")) or str(number),
             question=_text(asked[-1].get("content"), where, "prompt")
             .removeprefix("<image>")
             .strip(),
             answer=_text(reward.get("ground_truth"), where, "reward_model.ground_truth"),
             candidates=_candidates(reward.get("candidate_answers"), where),
             images=tuple(_image(image, where) for image in row["images"] or []),
-            category=str(row.get("category") or ""),
+            category=text_of(row.get("category")),
         )
 
 
@@ -110,12 +111,12 @@ def read_mmsearch(source: Path, only_with_image: bool = False) -> Iterator[Quest
         if image is None and only_with_image:
             continue
         yield Question(
-            index=str(row.get("sample_id") or number),
+            index=text_of(row.get("sample_id")) or str(number),
             question=_text(row["query"], where, "query"),
             answer=_text(row["gt_answer"], where, "gt_answer"),
             candidates=_candidates(row.get("alternative_gt_answers"), where),
             images=() if image is None else (_image(image, where),),
-            category=str(row.get("area") or ""),
+            category=text_of(row.get("area")),
         )
 
 
@@ -153,7 +154,7 @@ def read_infoseek(
         if path is None:
             raise SourceError(f"{where}: no image {name!r} in {images}")
         yield Question(
-            index=str(row.get("data_id") or number),
+            index=text_of(row.get("data_id")) or str(number),
             question=_text(row.get("question"), where, "question"),
             answer=_text(answers[0] if answers else None, where, "answer"),
             candidates=_candidates([*answers[1:], *_entries(row.get("answer_eval"), where)], where),
@@ -274,7 +275,7 @@ def _draw(rows: list[Any], count: int | None, seed: int) -> list[Any]:
 
 
 def _text(value: Any, where: str, key: str) -> str:
-    text = str(value).strip() if isinstance(value, str | int | float) else ""
+    text = text_of(value).strip() if isinstance(value, str | int | float) else ""
     if not text:
         raise SourceError(f"{where}: {key} is empty")
     return text
@@ -284,7 +285,7 @@ def _listed(value: Any) -> list[Any]:
     """A list; one that is written as JSON text is read, a single value put in a list."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         value = json.loads(value)
-    if value is None or value == "":
+    if is_missing(value):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
 
@@ -299,6 +300,8 @@ def _entries(value: Any, where: str) -> list[Any]:
 def _candidates(value: Any, where: str) -> tuple[Candidate, ...]:
     found: list[Candidate] = []
     for entry in _entries(value, where):
+        if is_missing(entry):
+            continue
         if isinstance(entry, dict) and "range" in entry:
             try:
                 low, high = map(float, entry["range"][:2])
@@ -307,7 +310,7 @@ def _candidates(value: Any, where: str) -> tuple[Candidate, ...]:
             found.append({"range": [low, high]})
         elif isinstance(entry, str | int | float):
             found.append(str(entry).strip())
-        elif entry is not None:
+        else:
             raise SourceError(f"{where}: {entry!r} is no answer")
     return tuple(filter(None, found))
 

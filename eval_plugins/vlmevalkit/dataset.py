@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 from vlmeval.dataset.image_base import ImageBaseDataset
-from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path, load
+from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path
 
+from deepeyes_plugins.protocol.missing import is_missing
+from eval_plugins.report.tables import read_table
 from eval_plugins.vlmevalkit.wording import (
     NO_VERDICT,
     RULES_ONLY,
@@ -46,7 +48,7 @@ class AnswerTable(ImageBaseDataset):
 
         Raises:
             FileNotFoundError: The table is not there; the message says where it belongs.
-            ValueError: A column is missing.
+            ValueError: A column or an answer is missing.
         """
         path = Path(LMUDataRoot()) / f"{dataset}.tsv"
         if not path.exists():
@@ -57,6 +59,7 @@ class AnswerTable(ImageBaseDataset):
         missing = [column for column in self.COLUMNS if column not in table]
         if missing:
             raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+        check_answers(table, path)
         return table
 
     def evaluate(self, eval_file: str, **judge_kwargs: Any) -> pd.DataFrame:
@@ -67,9 +70,11 @@ class AnswerTable(ImageBaseDataset):
             ``not_scored``. It is also written beside ``eval_file``, as ``…_acc.csv``; the single
             scores are in ``…_results``.
         """
-        table = read_predictions(eval_file)
-        predictions = table["prediction"].astype(str)
-        failed = [any(marker in text for marker in self.INFER_FAIL_MARKERS) for text in predictions]
+        table = read_table(Path(eval_file))
+        failed = [
+            any(marker in text for marker in self.INFER_FAIL_MARKERS)
+            for text in table["prediction"]
+        ]
         scores = self.score(table, failed, eval_file, judge_kwargs)
         table["answer"] = list(self.rows(table)["answer"])
         return write_scores(table, scores, eval_file)
@@ -187,7 +192,7 @@ class DeepEyesSearchQA(AnswerTable):
         from eval_plugins.vlmevalkit.scoring import score_samples
 
         samples = [
-            _sample(row, str(text), lost)
+            _sample(row, text, lost)
             for (_, row), text, lost in zip(
                 self.rows(table).iterrows(), table["prediction"], failed, strict=True
             )
@@ -197,17 +202,18 @@ class DeepEyesSearchQA(AnswerTable):
         return scores
 
 
-def read_predictions(eval_file: str) -> pd.DataFrame:
-    """Read a file of predictions; an answer like ``None`` and an index like ``007`` stay texts."""
-    keep: dict[str, Any] = {"keep_default_na": False, "dtype": {"index": str, "prediction": str}}
-    match Path(eval_file).suffix:
-        case ".xlsx":
-            return pd.read_excel(eval_file, **keep)
-        case ".tsv":
-            return pd.read_csv(eval_file, sep="\t", **keep)
-    table = pd.DataFrame(load(eval_file))  # A list of rows, where they are JSON.
-    table["prediction"] = table["prediction"].fillna("").astype(str)
-    return table
+def check_answers(table: pd.DataFrame, path: Path) -> None:
+    """See to it that every row has a reference answer.
+
+    Raises:
+        ValueError: Some have none; the message names them by their index.
+    """
+    empty = [str(index) for index in table.loc[table["answer"].map(is_missing), "index"]]
+    if empty:
+        raise ValueError(
+            f"{path}: {len(empty)} rows have no answer: index {', '.join(empty[:5])}"
+            f"{', …' if len(empty) > 5 else ''}"
+        )
 
 
 def write_scores(

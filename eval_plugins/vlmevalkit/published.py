@@ -25,7 +25,8 @@ from vlmeval.smp.file import INFER_FAIL_MSG
 from vlmeval.utils.matching_util import can_infer
 
 from deepeyes_plugins.judge.contracts import Comparison
-from eval_plugins.vlmevalkit.dataset import read_predictions, write_scores
+from eval_plugins.report.tables import read_table
+from eval_plugins.vlmevalkit.dataset import check_answers, write_scores
 from eval_plugins.vlmevalkit.scoring import Sample, Scoring, as_published, score_samples
 from eval_plugins.vlmevalkit.shuffling import base_name
 
@@ -94,18 +95,19 @@ def rescore(
 
     Raises:
         SettingsError: No judge is configured.
-        ValueError: A file lacks a column.
+        ValueError: A file lacks a column or an answer.
     """
     arguments = {"model": judge, "api_base": base_url, "nproc": 32}
     for path in prediction_files(folder):
         match = _PREDICTIONS.fullmatch(path.stem)
         assert match is not None, path
         dataset = match["dataset"]
-        table = read_predictions(str(path))
+        table = read_table(path)
         chart = base_name(dataset) == CHART_QA
         wanted = ("question", "answer", "prediction", *(() if chart else ("A", "B")))
         if missing := [name for name in wanted if name not in table]:
             raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+        check_answers(table, path)
         make = _chart_sample if chart else _choice_sample
         samples = [make(row) for _, row in table.iterrows()]
         scores, scoring = score_samples(samples, arguments, path, config)
@@ -131,12 +133,8 @@ def _choice_sample(row: pd.Series) -> Sample:
 
     The authors' judge gets the letter as its reference and no options; ours sees both.
     """
-    prediction, answer = str(row["prediction"]), str(row["answer"])
-    options = {
-        letter: str(row[letter])
-        for letter in string.ascii_uppercase
-        if letter in row and not pd.isna(row[letter]) and row[letter] != ""
-    }
+    prediction, answer = row["prediction"], row["answer"]
+    options = {letter: row[letter] for letter in string.ascii_uppercase if row.get(letter)}
     found = can_infer(prediction, dict(options))  # It changes the dictionary.
     listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
     return Sample(
@@ -150,11 +148,11 @@ def _choice_sample(row: pd.Series) -> Sample:
 
 def _chart_sample(row: pd.Series) -> Sample:
     """ChartQA: the judge is asked where the relaxed match fails, except between two numbers."""
-    prediction, answer = str(row["prediction"]).strip(), str(row["answer"])
+    prediction, answer = row["prediction"].strip(), row["answer"]
     right = relaxed_correctness(answer, prediction)
     numbers = _is_number(prediction) and _is_number(answer)
     return Sample(
-        Comparison(str(row["question"]), answer, prediction),
+        Comparison(row["question"], answer, prediction),
         sure=bool(right) if right or numbers or not prediction else None,
         failed=INFER_FAIL_MSG in prediction,
     )

@@ -8,7 +8,7 @@ import threading
 from concurrent.futures import Future
 from typing import Self
 
-from deepeyes_plugins import plugins
+from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.hosts.openai import ChatClient, OpenAIPolicy, OpenAISettings
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.rollout import Task, Trajectory, rollout
@@ -41,7 +41,7 @@ class EpisodeRunner:
         """
         self._agent = agent
         self._openai = openai
-        self._environment: EnvironmentFactory = plugins.environments()[agent.environment]
+        self._environment: EnvironmentFactory = environments()[agent.environment]
         self._loop: asyncio.AbstractEventLoop
         self._client: ChatClient
         self._resources: Resources

@@ -21,8 +21,6 @@ dataset gives one, and with what :func:`note` has added."""
 
 _INDEX = "deepeyes_index"
 _ORIGINAL = "deepeyes_original"
-_ORIENTATION = 0x0112
-_OPAQUE = ("RGB", "L")
 
 
 def note(prompt: Any, line: Mapping[str, Any]) -> Any:
@@ -104,16 +102,15 @@ def _original(text: Any, path: Path) -> bytes | None:
     """The image file in the dataset, of which VLMEvalKit has written ``path``.
 
     VLMEvalKit encodes it anew, with losses where the name says JPEG, and much larger where it says
-    PNG. ``None`` where the dataset has shown another picture: other sides, or other pixels, since
-    VLMEvalKit drops transparency and rotation.
+    PNG, and without transparency, EXIF rotation and the upper bits. ``None`` where the dataset has
+    shown another picture: one of other sides.
     """
     if not isinstance(text, str):
         return None
     try:
         data = base64.b64decode(text, validate=True)
         with Image.open(io.BytesIO(data)) as image, Image.open(path) as written:
-            turned = image.getexif().get(_ORIENTATION, 1) != 1
-            same = image.size == written.size and image.mode in _OPAQUE and not turned
+            same = image.size == written.size
     except (binascii.Error, OSError, ValueError):
         return None
     return data if same else None

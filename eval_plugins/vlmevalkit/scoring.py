@@ -19,11 +19,12 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.judge.contracts import Comparison, JudgeUnavailableError
 from deepeyes_plugins.judge.judge import LLMJudge
 from deepeyes_plugins.judge.settings import BASE_VARIABLE, JudgeEndpoint, JudgeSettings
 from deepeyes_plugins.remote.errors import RemoteError
-from deepeyes_plugins.settings import SettingsError, load_settings
+from deepeyes_plugins.settings import load_settings
 from eval_plugins.vlmevalkit.wording import NO_VERDICT, RULES_ONLY
 
 CACHE_FOLDER = "verdicts"

@@ -20,10 +20,11 @@ from typing import Any
 from pydantic import Field, ValidationError
 from pydantic_settings import SettingsConfigDict
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.hosts.openai import OpenAISettings, load_openai_settings
 from deepeyes_plugins.protocol.prompts import deepeyes_v2_prompt
 from deepeyes_plugins.search.policy import EVALUATION, SEARCH_TOOLS, search_is_on
-from deepeyes_plugins.settings import AgentSettings, LayeredSettings, SettingsError, load_settings
+from deepeyes_plugins.settings import AgentSettings, LayeredSettings, load_settings
 
 PUBLISHED: Mapping[str, Any] = {"limits": {"turns": 10}, "sandbox": {"cell_timeout": 60.0}}
 """The agent of the published evaluation: 10 turns, 60 s per cell (Visual-Agent/DeepEyesV2, the

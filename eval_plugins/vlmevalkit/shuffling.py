@@ -38,7 +38,8 @@ class Shuffled:
     Attributes:
         path: The table.
         rows: Its rows.
-        kept: Rows in their old order, since an option speaks of the others' places.
+        kept: Rows in their original order: an option refers to others by their places, or the
+            right option is an empty cell.
         before: How often each letter was right.
         after: How often each letter is right now.
     """
@@ -125,6 +126,8 @@ def _shuffle(row: dict[str, str], seed: int, where: str) -> bool:
     """Put the options of a row in another order; ``False`` if they must stay."""
     letters = [letter for letter in string.ascii_uppercase if row.get(letter)]
     if row["answer"] not in letters:
+        if row["answer"] in [*string.ascii_uppercase] and row["answer"] in row:
+            return False
         raise TableError(f"{where}: the answer {row['answer']!r} is none of its options {letters}")
     if any(_REFERS.search(row[letter]) for letter in letters):
         return False

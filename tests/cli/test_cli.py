@@ -149,6 +149,7 @@ def test_the_doctor_finds_our_plugins_in_every_framework() -> None:
     assert ("sft", "tokenization between turns found") in registered
     assert ("rl", "agent loop 'deepeyes' found") in registered
     assert ("eval", "model 'DeepEyesV2' found") in registered
+    assert ("eval", "texts of predictions found") in registered
     assert [row for row in found if row["status"] == "problem"] == []
     assert answer.returncode == 0
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from deepeyes_plugins.cli.main import app
 from deepeyes_plugins.data import pieces
-from deepeyes_plugins.hosts.transformers.tiny_model import make_tiny_qwen2_5_vl
+from deepeyes_plugins.quickstart.tiny_model import make_tiny_qwen2_5_vl
 from tests.data.test_media import zipped
 from tests.full_disk import full_disk
 
@@ -110,7 +110,11 @@ def test_unusual_images_are_warnings_that_say_what_training_sees(tmp_path: Path)
     assert result.exit_code == 0
     rows = {entry["examples"][0]["row"]: entry["kind"] for entry in found["problems"]}
     assert sorted(rows) == [1, 3, 4, 5]
-    assert "CMYK" in rows[1] and "grey" in rows[3] and "first frame" in rows[4]
+    assert (
+        "CMYK" in rows[1]
+        and "16-bit channels, scaled to 8-bit" in rows[3]
+        and "first frame" in rows[4]
+    )
     assert "see it upright" in rows[5]
     assert found["statistics"]["heights"]["maximum"] == 40
 

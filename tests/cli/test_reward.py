@@ -16,9 +16,10 @@ import typer
 from typer.testing import CliRunner
 
 from deepeyes_plugins.cli import reward
+from deepeyes_plugins.rewards.scoring import Scorer
+from deepeyes_plugins.rewards.settings import RewardSettings
 from deepeyes_plugins.rewards.stored import score_log
 from deepeyes_plugins.rollout import EndReason, Trajectory, TurnRecord
-from deepeyes_plugins.settings import AgentSettings
 from tests.cli.test_cli import deepeyes
 
 
@@ -227,6 +228,8 @@ class TestReferencesOfADataSet:
 
 async def test_concurrency_is_bounded_and_nothing_is_lost(tmp_path: Path) -> None:
     log = write(tmp_path / "log.jsonl", *(line(str(n), "red") for n in range(300)))
-    left, records = await score_log([log], tmp_path / "out.jsonl", AgentSettings(), concurrency=7)
+    scorer = Scorer(RewardSettings())
+    left, records = await score_log([log], tmp_path / "out.jsonl", scorer, "", concurrency=7)
+    await scorer.aclose()
     assert not left
     assert sorted(int(record.task_id) for record in records) == list(range(300))

@@ -379,7 +379,8 @@ def test_parquet_that_cannot_be_used_at_all(tmp_path: Path) -> None:
     other = check_rl_parquet(tmp_path / "other.parquet").problems
 
     assert "cannot be read as parquet from its start, perhaps cut short" in str(cut)
-    assert "gone.parquet" in str(gone)
+    assert str(gone).endswith("gone.parquet: there is no such file")
+    assert other[0].reason == "the column 'prompt' is missing; the file's columns: question"
     assert [(problem.row, problem.key) for problem in other] == [
         (None, "prompt"),
         (None, "data_source"),

@@ -235,3 +235,20 @@ def test_the_commands(rl_files: Path, tmp_path: Path) -> None:
     )
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout)["files"][str(out / "validation.parquet")]["reason"] == 4
+
+
+def test_more_rows_than_there_are_is_told(rl_files: Path, tmp_path: Path) -> None:
+    take = Amounts.parse(["perception=100", "reason=40"])
+    combined = merge([rl_files], tmp_path / "out.parquet", take=take, drop_duplicates=True)
+    assert combined.short == {"perception": (100, 60)}
+    assert combined.files[tmp_path / "out.parquet"] == {"perception": 60, "reason": 40}
+
+    command = [sys.executable, "-m", "deepeyes_plugins.cli", "data", "merge", str(rl_files)]
+    said = subprocess.run(
+        [*command, "-o", str(tmp_path / "b.parquet"), "--take", "reason=0.5", "--take", "99"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "99 rows of perception were asked for, but there are only 80" in said.stdout
+    assert "reason were asked for" not in said.stdout

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepeyes_plugins import plugins
 from deepeyes_plugins.data.contracts import Conversation, RowError
 from deepeyes_plugins.data.formatter import doubts, format_row, format_sharegpt
+from deepeyes_plugins.data.hooks import formatters
 
 CODE = "<think>Zoom.</think>\n<code>\n```python\nimage_1.crop((0, 0, 9, 9))\n```\n</code>"
 SEARCH = (
@@ -37,7 +37,7 @@ def tool_row(*images: Any, first: str = CODE, last: str = ANSWER) -> dict[str, A
 
 
 def test_formatter_is_registered_as_deepeyes() -> None:
-    assert plugins.formatters()["deepeyes"] is format_sharegpt
+    assert formatters()["deepeyes"] is format_sharegpt
 
 
 def test_trajectory_with_several_images_in_an_observation() -> None:
@@ -112,7 +112,16 @@ def test_plain_chain_of_thought_may_answer_in_any_form(text: str) -> None:
         ({"messages": [message("user", 5)]}, r"turn 1 \(user\) is a int, not a string"),
         ({"messages": [message("critic", "no")]}, "turn 1 has the unknown role 'critic'"),
         ({"messages": ["hi"]}, "turn 1 is a str, not a role and a content"),
-        ({"text": "hi"}, "no list 'messages'.*the row has text"),
+        ({"text": "hi"}, r"no list 'messages'.*the row has text \(str\)"),
+        (
+            {"messages": "hi", "images": None, "id": 1.0, "tools": float("nan")},
+            r"the row has id \(float\), messages \(str\)$",
+        ),
+        ({"messages": None, "images": None}, "the row has nothing"),
+        (
+            {"messages": [message("user", "<image>a"), message("assistant", ANSWER)], "image": "a"},
+            "the row has 'image', as LLaVA's rows have",
+        ),
         ({"messages": [], "images": "a.png"}, "'images' is a str, not a list"),
     ],
 )

@@ -31,6 +31,7 @@ from deepeyes_plugins.data.sft_checks import check_sft_file
 from deepeyes_plugins.data.survey import Source, survey
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.task import split_examples
+from deepeyes_plugins.rewards.hooks import rewards
 from deepeyes_plugins.search.image_cache import ImageCache
 from tests.data.test_checks import PLAIN, image_bytes, with_image, write
 from tests.data.test_media import zipped
@@ -519,6 +520,20 @@ def test_a_cut_parquet_file_does_not_undo_the_others(
     assert prepare_rl([good, cut], tmp_path / "out").found == 1
 
 
+def test_a_ground_truth_that_is_nan_is_none(rl_rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    nan = {"ground_truth": float("nan"), "style": "rule"}
+    known = spoilt(rl_rows[0], reward_model=nan, extra_info={"index": 1.0, "answer": "B"})
+    unknown = spoilt(rl_rows[1], reward_model=nan, extra_info={"index": float("nan")})
+    write_parquet(tmp_path / "in/a.parquet", [known, unknown])
+
+    prepared = prepare_rl([tmp_path / "in"], tmp_path / "out")
+
+    assert (prepared.summary.bad, prepared.summary.written) == (1, 1)
+    assert "no ground truth in 'reward_model'" in prepared.summary.faults[0]
+    [row] = pq.read_table(prepared.files[0]).to_pylist()
+    assert row["reward_model"]["ground_truth"] == "B"
+
+
 def test_a_ground_truth_of_several_values_is_not_made_into_a_text(
     rl_rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -547,12 +562,12 @@ def test_a_reward_that_was_installed_since_is_known(
 
     plugin = OurReward()
     plugins.manager().register(plugin, "our-reward")
-    plugins.rewards.cache_clear()
+    rewards.cache_clear()
     try:
         assert prepare_rl([source], tmp_path / "out").summary.written == 2
     finally:
         plugins.manager().unregister(plugin)
-        plugins.rewards.cache_clear()
+        rewards.cache_clear()
 
 
 def test_both_kinds_may_share_a_folder(

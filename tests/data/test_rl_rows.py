@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from deepeyes_plugins.data import rl_rows
 from deepeyes_plugins.data.contracts import RowError
@@ -58,6 +59,47 @@ def test_row_becomes_a_task_without_its_answer() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "absent", [None, float("nan"), np.float32("nan"), pd.NA, "", "  "], ids=repr
+)
+def test_what_data_frames_have_for_no_value_is_none(absent: Any) -> None:
+    with pytest.raises(RowError, match="no ground truth in 'reward_model'"):
+        task_from_row(row(reward_model={"ground_truth": absent, "style": "rule"}))
+    with pytest.raises(RowError, match="no ground truth in 'reward_model'"):
+        task_from_row(row(reward_model=absent))
+    with pytest.raises(RowError, match="no 'data_source'"):
+        task_from_row(row(data_source=absent))
+    with pytest.raises(RowError, match="'prompt' is missing"):
+        task_from_row(row(prompt=absent, images=None))
+    unnamed = task_from_row(row(extra_info={"index": absent, "question": absent}))
+    assert unnamed.id == task_from_row(row(extra_info=absent)).id
+    assert unnamed.question == "Compare  with ."
+    assert environment_name(row(env_name=absent), "deepeyes_v2") == "none"
+    text = row(prompt=[{"role": "user", "content": "Why?"}], images=absent)
+    assert task_from_row(text).images == ()
+    files = [{"bytes": absent, "path": absent}, jpeg()]
+    with pytest.raises(RowError, match="an image without bytes or path"):
+        task_from_row(row(images=files))
+
+
+@pytest.mark.parametrize("written", ["nan", "None", "N/A", 0, False])
+def test_what_somebody_wrote_is_an_answer(written: Any) -> None:
+    truth = {"ground_truth": written, "style": "rule"}
+    assert task_from_row(row(reward_model=truth)).ground_truth == str(written)
+
+
+def test_the_name_of_a_singular_column_gets_a_hint() -> None:
+    with pytest.raises(RowError, match="the row has 'image': rename it to 'images', a list"):
+        task_from_row(row(images=None, image=jpeg()))
+
+
+def test_control_strings_are_text_but_for_the_placeholder() -> None:
+    asked = [{"role": "user", "content": "<image> and <image>: <|image_pad|>, <video>?"}]
+    task = task_from_row(row(prompt=asked))
+    assert len(task.images) == 2
+    assert task.messages[0].text == " and : < |image_pad|>, < video>?"
+
+
 def test_images_as_paths_bytes_and_pillow(tmp_path: Path) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(jpeg())
@@ -66,6 +108,24 @@ def test_images_as_paths_bytes_and_pillow(tmp_path: Path) -> None:
     for entry in (file, str(file), f"file://{file}", {"path": str(file)}, jpeg()):
         assert rl_rows.image_from(entry).data == jpeg()
     assert rl_rows.image_from({"bytes": None, "image": drawn}).pil().size == (33, 44)
+
+
+def test_a_pillow_image_on_its_side_is_turned_once(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = tmp_path / "turned.jpg"
+    Image.new("RGB", (60, 40)).save(file, exif=exif)
+    opened = Image.open(file)
+
+    for entry in (opened, opened.copy(), ImageOps.exif_transpose(opened)):
+        assert rl_rows.image_from(entry).pil().size == (40, 60)
+    assert rl_rows.image_from(opened).data == file.read_bytes()
+
+
+def test_a_pillow_image_of_16_bits_keeps_its_range() -> None:
+    for mode in ("I", "I;16"):
+        drawn = Image.new(mode, (33, 44), 0x8000)
+        assert rl_rows.image_from(drawn).pil().getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_question_without_index_is_named_by_its_content() -> None:

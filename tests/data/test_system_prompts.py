@@ -99,3 +99,19 @@ def test_a_file_that_cannot_be_read(name: str, data: bytes, reason: str, tmp_pat
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=reason):
         system_prompts(tmp_path / name)
+
+
+def test_a_folder_is_read_as_a_whole(tmp_path: Path) -> None:
+    data_file(tmp_path / "a.parquet", ["one", "two"])
+    data_file(tmp_path / "b.json", ["two", None])
+    found = [(one.text, one.rows) for one in system_prompts(tmp_path)]
+    assert found[0] == ("two", 2)
+    assert set(found) == {("two", 2), ("one", 1), (None, 1)}
+
+
+def test_what_is_not_there_is_not_called_cut_short(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no such file or folder"):
+        system_prompts(tmp_path / "gone.parquet")
+    pq.write_table(pa.table({"question": ["a"]}), tmp_path / "other.parquet")
+    with pytest.raises(DataError, match="'prompt' is missing; the file's columns: question"):
+        system_prompts(tmp_path / "other.parquet")

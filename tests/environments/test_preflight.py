@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from deepeyes_plugins.environments.preflight import check_tools
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.search.corpus import Corpus
 from deepeyes_plugins.search.image_cache import ImageCacheWriter
 from deepeyes_plugins.search.index import build
-from deepeyes_plugins.settings import AgentSettings, SettingsError
+from deepeyes_plugins.settings import AgentSettings
 
 KEY_VARIABLE = "DEEPEYES_TEST_PREFLIGHT_KEY"
 EXA = {"provider": "exa", "providers": {"exa": {"key_env": KEY_VARIABLE}}}

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from deepeyes_plugins import plugins
+from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.environments.tool_environment import ToolEnvironment
+from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.protocol.content import EncodedImage, Message
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, PLAIN, VISUAL_TOOLBOX_V2
 from deepeyes_plugins.rollout import (
@@ -69,7 +70,7 @@ def call(json: str) -> str:
 
 
 async def play(name: str, resources: Resources, task: Task, *lines: Line | Cue) -> Trajectory:
-    environment = plugins.environments()[name](resources)
+    environment = environments()[name](resources)
     return await rollout(ScriptedPolicy(lines), environment, task, name=name)
 
 
@@ -227,7 +228,7 @@ class TestSettings:
         ],
     )
     def test_dialect_and_turns(self, name: str, dialect: object, turns: int) -> None:
-        environment = plugins.environments()[name](Resources(AgentSettings()))
+        environment = environments()[name](Resources(AgentSettings()))
         assert environment.dialect == dialect
         assert environment.limits.turns == turns
 
@@ -236,7 +237,7 @@ class TestSettings:
     )
     def test_settings_lower_the_turns(self, name: str, turns: int) -> None:
         settings = AgentSettings(limits=Limits(turns=3, images=2))
-        environment = plugins.environments()[name](Resources(settings))
+        environment = environments()[name](Resources(settings))
         assert environment.limits == Limits(turns=turns, images=2)
 
     async def test_settings_choose_the_tools(self, task: Task) -> None:
@@ -246,12 +247,12 @@ class TestSettings:
 
     def test_an_unknown_tool_is_named(self) -> None:
         resources = Resources(AgentSettings(tools={"deepeyes_v2": ["pyhton"]}))
-        with pytest.raises(plugins.UnknownNameError, match="Did you mean 'python'"):
-            plugins.environments()["deepeyes_v2"](resources)
+        with pytest.raises(UnknownNameError, match="Did you mean 'python'"):
+            environments()["deepeyes_v2"](resources)
 
     def test_an_unknown_environment_is_named(self) -> None:
-        with pytest.raises(plugins.UnknownNameError, match="Did you mean 'deepeyes_v2'"):
-            plugins.environments()["deepeyes_v3"]
+        with pytest.raises(UnknownNameError, match="Did you mean 'deepeyes_v2'"):
+            environments()["deepeyes_v3"]
 
 
 class SlowTool(Tool):
@@ -303,3 +304,40 @@ class TestToolsOfAnEnvironment:
         slow = SlowTool()
         await ToolEnvironment(PLAIN, [BrokenTool(slow), slow], Limits()).close()
         assert slow.events == ["closed"]
+
+
+class OddTool(Tool):
+    """A tool of a plugin that does what no tool should."""
+
+    name = "odd"
+
+    def __init__(self, returned: Any) -> None:
+        self.returned = returned
+
+    async def call(self, arguments: Mapping[str, Any]) -> Observation:
+        if isinstance(self.returned, Exception):
+            raise self.returned
+        return self.returned  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("a text", "it returned a str, not an Observation"),
+        (None, "it returned a NoneType, not an Observation"),
+        ({"parts": []}, "it returned a dict, not an Observation"),
+        (Observation("a text"), "the parts of its Observation are a str, not a tuple"),  # type: ignore[arg-type]
+        (Observation((Image.new("L", (9, 9)),)), "its Observation has a Image"),  # type: ignore[arg-type]
+        (KeyError("url"), "KeyError('url')"),
+    ],
+)
+async def test_a_tool_that_is_wrong_is_named_and_no_model_error(returned: Any, said: str) -> None:
+    environment = ToolEnvironment(DEEPEYES_V2, [OddTool(returned)], Limits())
+    policy = ScriptedPolicy([call('{"name": "odd"}'), ANSWER])
+    trajectory = await rollout(policy, environment, Task("1", ()))
+    turn = trajectory.turns[0]
+    assert (turn.tool, turn.infrastructure_error) == ("odd", True)
+    assert turn.error is not None and turn.error.startswith("the tool odd failed: ")
+    assert said in turn.error
+    assert "The tool odd is unavailable at the moment." in str(turn.observation)
+    assert trajectory.end_reason is EndReason.ANSWER

@@ -8,7 +8,7 @@ import sys
 
 from PIL import Image
 
-from deepeyes_plugins import plugins
+from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.protocol.content import EncodedImage, Message
 from deepeyes_plugins.rewards.scoring import Scorer
 from deepeyes_plugins.rollout import Task, rollout
@@ -33,9 +33,9 @@ async def play(agent_yaml: str) -> dict[str, object]:
         data_source="picture-size",
         ground_truth="60 x 40",
     )
-    environment = plugins.environments()[settings.environment](resources)
+    environment = environments()[settings.environment](resources)
     trajectory = await rollout(ScriptedPolicy(TURNS), environment, task, name=settings.environment)
-    result = await Scorer(settings).score(task, trajectory)
+    result = await Scorer(settings.rewards, plugins=settings.plugins).score(task, trajectory)
     await resources.aclose()
     return {
         "trajectory": trajectory.model_dump(mode="json"),

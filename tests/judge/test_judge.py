@@ -209,7 +209,10 @@ async def test_a_question_that_the_judge_cannot_bear_is_marked_and_no_outage() -
 
 
 async def test_a_text_beyond_the_context_is_marked_at_once() -> None:
-    reply = Reply(status=400, body="maximum context length is 4096 tokens")
+    reply = Reply(
+        status=400,
+        body="maximum context length is 4096 tokens. However, your request has 5000 input tokens",
+    )
     with ChatServer(lambda body: reply) as server:
         async with judge(server, outage="wait") as asked:
             with pytest.raises(JudgeUnavailableError, match="refuses: maximum context length"):

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.judge.settings import BASE_VARIABLE, JudgeSettings
-from deepeyes_plugins.settings import SettingsError, load_settings
+from deepeyes_plugins.settings import load_settings
 
 
 def load(folder: Path, text: str) -> JudgeSettings:

@@ -16,9 +16,9 @@ from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
 from llamafactory.hparams import get_train_args
 from llamafactory.model import load_tokenizer
 
-from deepeyes_plugins.hosts.transformers.tiny_model import make_tiny_qwen2_5_vl
 from deepeyes_plugins.quickstart.datasets import write_sft
 from deepeyes_plugins.quickstart.task import split_examples, task_texts
+from deepeyes_plugins.quickstart.tiny_model import make_tiny_qwen2_5_vl
 
 Rows = list[dict[str, Any]]
 

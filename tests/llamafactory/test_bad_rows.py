@@ -17,9 +17,11 @@ from llamafactory.data.parser import get_dataset_list
 from deepeyes_plugins import hookimpl, plugins
 from deepeyes_plugins.data.contracts import Conversation, RowError
 from deepeyes_plugins.data.findings import DataError
+from deepeyes_plugins.data.hooks import formatters
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.hosts.llamafactory.converter import BAD_ROWS_VARIABLE
 from deepeyes_plugins.hosts.llamafactory.register import register_converters
-from deepeyes_plugins.settings import SettingsError
+from deepeyes_plugins.plugins import PluginError
 from tests.llamafactory.conftest import Rows, tokenized, train_arguments, write_dataset
 
 Arguments = Callable[..., dict[str, Any]]
@@ -136,15 +138,15 @@ def colour_plugin() -> Iterator[None]:
 
     plugin = ColourPlugin()
     plugins.manager().register(plugin, "colour-plugin")
-    plugins.formatters.cache_clear()
+    formatters.cache_clear()
     yield
     plugins.manager().unregister(plugin)
-    plugins.formatters.cache_clear()
+    formatters.cache_clear()
     converter.DATASET_CONVERTERS.pop("colours", None)
 
 
 def test_formatter_of_a_third_party(arguments: Arguments, rows: Rows, colour_plugin: None) -> None:
-    with pytest.raises(plugins.PluginError, match="'alpaca' of colour-plugin"):
+    with pytest.raises(PluginError, match="'alpaca' of colour-plugin"):
         register_converters(converter)
     own_columns = [
         {"asked": "What colour?", "seen": "red", "colour": "red", "file": rows[0]["images"][0]},

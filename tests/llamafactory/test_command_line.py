@@ -45,9 +45,8 @@ def runs(
         "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",  # LLaMA-Factory calls it by name.
     }
     workers = {"preprocessing_num_workers": 2}
-    # By itself Transformers would hand out parts of one batch, which images do not stand.
-    streaming = {"streaming": True, "accelerator_config": {"dispatch_batches": False}}
     from_zip = {"media_dir": str(archive), "dataloader_num_workers": 1}
+    streaming = {"media_dir": str(archive), "streaming": True}
 
     def start(
         name: str,
@@ -65,7 +64,7 @@ def runs(
         "good": (rows, {**workers, **from_zip}, {}),
         "stop": (bad, workers, {BAD_ROWS_VARIABLE: "stop"}),
         "drop": (bad, {**workers, "cutoff_len": 120}, {BAD_ROWS_VARIABLE: "drop"}),
-        "torchrun": (rows, {**from_zip, **streaming}, torchrun),
+        "torchrun": (rows, streaming, torchrun),
     }
     worker = [sys.executable, str(RAY_WORKER)]
     with ThreadPoolExecutor() as pool:

@@ -15,10 +15,11 @@ from PIL import Image
 from transformers import AutoProcessor, Qwen2VLImageProcessor
 
 from deepeyes_plugins.data.media import MediaRoot
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.hosts.transformers.images import image_bounds, model_image
 from deepeyes_plugins.protocol.content import EncodedImage
-from deepeyes_plugins.settings import SettingsError
 from tests.llamafactory.conftest import Rows, tokenized, train_arguments, write_dataset
+from tests.pictures import chart, unusual_pictures
 
 PLUGINS = ("deepeyes_qwen2_vl", "deepeyes_qwen3_vl")
 MOST_PIXELS = 512 * 512
@@ -34,35 +35,9 @@ def processor(tiny_model_path: Path) -> Any:
     return loaded
 
 
-def files(folder: Path) -> list[Path]:
-    """One file of every kind that other code paths treat otherwise."""
-    noise = Image.effect_noise((700, 500), 90)
-    colours = Image.merge("RGB", [noise, noise.rotate(90, expand=False), noise.transpose(0)])
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    deep = Image.frombytes("I;16", (40, 30), bytes(range(240)) * 10)
-    clear = colours.convert("RGBA")
-    clear.putalpha(noise)
-    frames = [colours.quantize(8), Image.new("RGB", (700, 500)).quantize(8)]
-    writers = {
-        "plain.png": lambda path: colours.save(path),
-        "turned.jpg": lambda path: colours.save(path, exif=turned),
-        "cmyk.jpg": lambda path: colours.convert("CMYK").save(path),
-        "palette.png": lambda path: colours.quantize(16).save(path, transparency=3),
-        "deep.png": lambda path: deep.save(path),
-        "clear.png": lambda path: clear.save(path),
-        "animated.gif": lambda path: frames[0].save(path, save_all=True, append_images=frames[1:]),
-        "thin.png": lambda path: Image.new("RGB", (3, 3000), "blue").save(path),
-        "tiny.png": lambda path: Image.new("L", (1, 1), 9).save(path),
-    }
-    for name, write in writers.items():
-        write(folder / name)
-    return [folder / name for name in writers]
-
-
 @pytest.mark.parametrize("name", PLUGINS)
 def test_same_pixels_for_the_same_file(processor: Any, tmp_path: Path, name: str) -> None:
-    paths = files(tmp_path)
+    paths = unusual_pictures(tmp_path)
     with ZipFile(tmp_path / "images.zip", "w") as archive:
         for path in paths:
             archive.write(path, path.name)
@@ -72,13 +47,34 @@ def test_same_pixels_for_the_same_file(processor: Any, tmp_path: Path, name: str
 
     seen = plugin.get_mm_inputs(images, [], [], [], [], [], [], processor)
 
-    bounds = image_bounds(processor.image_processor, {"max_pixels": MOST_PIXELS})
+    settings = {"min_pixels": 56**2, "max_pixels": MOST_PIXELS}
+    bounds = image_bounds(processor.image_processor, settings)
     in_rl = [model_image(EncodedImage(path.read_bytes()), bounds) for path in paths] * 2
-    expected = processor.image_processor(in_rl, return_tensors="pt")
+    expected = processor.image_processor(in_rl, return_tensors="pt", **settings)
     assert torch.equal(seen["image_grid_thw"], expected["image_grid_thw"])
     assert torch.equal(seen["pixel_values"], expected["pixel_values"])
     turned = expected["image_grid_thw"][1]
     assert turned[1] > turned[2], "the photograph stands upright"
+    counted = plugin._get_mm_token_metadata(images, [], [], processor)
+    assert torch.equal(counted["image_grid_thw"], expected["image_grid_thw"])
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_palette_chart_is_scaled_as_its_rgb_copy(
+    processor: Any, tmp_path: Path, name: str
+) -> None:
+    """LLaMA-Factory's own plugin picks single pixels of a palette image and loses lines."""
+    palette, copy = tmp_path / "palette.png", tmp_path / "rgb.png"
+    chart().resize((700, 500)).quantize(8).save(palette)  # Over the limit, so scaled.
+    Image.open(palette).convert("RGB").save(copy)
+
+    def seen(plugin: str, path: Path) -> torch.Tensor:
+        plugin = get_mm_plugin(plugin, image_token="<|image_pad|>", video_token="<|video_pad|>")
+        return plugin.get_mm_inputs([str(path)], [], [], [], [], [], [], processor)["pixel_values"]
+
+    assert torch.equal(seen(name, palette), seen(name, copy))
+    upstream = name.removeprefix("deepeyes_")
+    assert not torch.allclose(seen(upstream, palette), seen(upstream, copy), atol=0.1)
 
 
 sides = st.integers(1, 900) | st.sampled_from([1, 28, 40, 56, 8000])

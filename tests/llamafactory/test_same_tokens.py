@@ -19,11 +19,11 @@ from transformers import AutoProcessor
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from deepeyes_plugins.hosts.openai import ChatClient, OpenAIPolicy, OpenAISettings
-from deepeyes_plugins.hosts.transformers.tiny_model import make_tiny_qwen2_5_vl
 from deepeyes_plugins.protocol.content import EncodedImage, Message, Part
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
 from deepeyes_plugins.protocol.observations import code_observation, text_search_observation
 from deepeyes_plugins.quickstart.task import task_texts
+from deepeyes_plugins.quickstart.tiny_model import make_tiny_qwen2_5_vl
 from deepeyes_plugins.rollout import Observation, Task
 from tests.llamafactory.conftest import tokenized, train_arguments, write_dataset
 from tests.openai.server import ChatServer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,7 +26,7 @@ from deepeyes_plugins.rollout import (
     rollout,
 )
 from deepeyes_plugins.rollout.contracts import Environment
-from tests.openai.server import Body, ChatServer, Reply
+from tests.openai.server import ChatServer, Reply
 
 CODE = "<think>look</think>\n<code>\n```python\nprint(1)\n```\n</code>"
 ANSWER = "<think>seen</think><answer>red</answer>"
@@ -279,27 +280,119 @@ async def test_a_server_that_is_not_there_is_named() -> None:
             await client.check()
 
 
-OVERFLOW = Reply(status=400, body="This model's maximum context length is 4096 tokens.")
+VLLM_0_24 = "This model's maximum context length is 4096 tokens. However, you requested "
+REDUCE = "Please reduce the length of the input prompt or the number of requested output tokens. "
+SGLANG = "Requested token count exceeds the model's maximum context length of 4096 tokens. "
+
+# Refusals of 20,480 tokens where there is room for fewer, and the limit of the next request:
+# `None` (no limit) where the message does not say how long the prompt is.
+NO_SUCH_ROOM: dict[str, tuple[str, int | None]] = {
+    "vLLM 0.24.0, more than the context": (
+        "max_tokens=20480 cannot be greater than max_model_len=max_total_tokens=4096. Please "
+        "request fewer output tokens. (parameter=max_tokens, value=20480)",
+        None,
+    ),
+    "vLLM 0.24.0, the prompt was cut": (
+        f"{VLLM_0_24}3500 output tokens and your prompt contains at least 597 input tokens, for a "
+        f"total of at least 4097 tokens. {REDUCE}(parameter=input_tokens, value=597)",
+        None,
+    ),
+    "vLLM 0.24.0, counted in characters": (
+        f"{VLLM_0_24}4090 output tokens and your prompt contains 154 characters (more than 120 "
+        f"characters, which is the upper bound for 6 input tokens). {REDUCE}(parameter=input_text, "
+        "value=154)",
+        None,
+    ),
+    "vLLM 0.24.0, the prompt was counted": (
+        f"{VLLM_0_24}3500 output tokens and your prompt contains 1000 input tokens, for a total of "
+        f"4500 tokens. {REDUCE}(parameter=input_tokens, value=1000)",
+        3096,
+    ),
+    "vLLM 0.10 to 0.13": (
+        "'max_tokens' or 'max_completion_tokens' is too large: 20480. This model's maximum context "
+        "length is 32768 tokens and your request has 20000 input tokens (20480 > 32768 - 20000).",
+        12768,
+    ),
+    "vLLM before 0.10, OpenAI": (
+        "This model's maximum context length is 4096 tokens. However, you requested 21292 tokens "
+        "(812 in the messages, 20480 in the completion). Please reduce the length of the messages "
+        "or completion.",
+        3284,
+    ),
+    "SGLang 0.5.12, more than the context": (
+        "max_completion_tokens is too large: 20480.This model supports at most 4096 completion "
+        "tokens.",
+        None,
+    ),
+    "SGLang 0.5.12, more than the room": (
+        f"{SGLANG}You requested a total of 4912 tokens: 912 tokens from the input messages and "
+        "4000 tokens for the completion. Please reduce the number of tokens in the input messages "
+        "or the completion to fit within the limit.",
+        3184,
+    ),
+    "OpenAI": (
+        "max_tokens is too large: 20480. This model supports at most 16384 completion tokens, "
+        "whereas you provided 20480.",
+        None,
+    ),
+}
+# Refusals of prompts, whatever the limit.
+NO_ROOM = {
+    "vLLM 0.24.0": "Input length (4097) exceeds model's maximum context length (4096).",
+    "vLLM 0.24.0, exactly full": "The decoder prompt (length 4096) plus the number of requested "
+    "output tokens (at least 1) is longer than the maximum model length of 4096. Make sure that "
+    "`max_model_len` is no smaller than the number of text tokens (prompt + requested output "
+    "tokens).",
+    "vLLM 0.10": "This model's maximum context length is 4096 tokens. However, your request has "
+    "5000 input tokens. Please reduce the length of the input messages.",
+    "SGLang 0.5.12": "The input (5000 tokens) is longer than the model's context length (4096 "
+    "tokens).",
+}
 
 
-async def test_a_limit_beyond_the_context_is_dropped() -> None:
-    def script(body: Body) -> Reply:
-        return OVERFLOW if "max_tokens" in body else Reply(ANSWER)
+def refusal(message: str) -> Reply:
+    """As vLLM sends it; SGLang leaves out the envelope."""
+    error = {"message": message, "type": "BadRequestError", "param": None, "code": 400}
+    return Reply(status=400, body=json.dumps({"error": error}))
 
-    with ChatServer(script) as server:
-        async with policy_for(server.url) as policy:
+
+@pytest.mark.parametrize(("message", "room"), NO_SUCH_ROOM.values(), ids=NO_SUCH_ROOM.keys())
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+async def test_a_limit_beyond_the_context_becomes_the_room_that_is_left(
+    message: str, room: int | None, field: str
+) -> None:
+    limit: dict[str, Any] = {"max_tokens": 20480}
+    if field != "max_tokens":
+        limit = {"max_tokens": None, "extra_body": {field: 20480}}
+    with ChatServer.saying(refusal(message), ANSWER) as server:
+        async with policy_for(server.url, **limit) as policy:
             trajectory = await rollout(policy, Echo(), task())
 
-    assert trajectory.answer == "red"
+    assert (trajectory.answer, trajectory.end_reason) == ("red", EndReason.ANSWER)
+    first, second = server.requests
+    assert first[field] == 20480
+    assert second.get("max_tokens") == room and "max_completion_tokens" not in second
+    assert second["messages"] == first["messages"]
 
 
-async def test_a_conversation_beyond_the_context_ends_for_want_of_tokens() -> None:
-    with ChatServer.saying(CODE, OVERFLOW, OVERFLOW) as server:
+@pytest.mark.parametrize("message", NO_ROOM.values(), ids=NO_ROOM.keys())
+async def test_a_conversation_beyond_the_context_ends_for_want_of_tokens(message: str) -> None:
+    with ChatServer.saying(CODE, refusal(message)) as server:
         async with policy_for(server.url) as policy:
             trajectory = await rollout(policy, Echo(), task())
 
     assert trajectory.end_reason is EndReason.TOKENS
     assert trajectory.assistant_turns == [CODE]
+
+
+async def test_a_limit_is_lowered_once() -> None:
+    refused = refusal(NO_SUCH_ROOM["vLLM 0.24.0, the prompt was cut"][0])
+    with ChatServer.saying(CODE, refused, refused) as server:
+        async with policy_for(server.url) as policy:
+            trajectory = await rollout(policy, Echo(), task())
+
+    assert trajectory.end_reason is EndReason.TOKENS
+    assert len(server.requests) == 3
 
 
 async def test_the_token_budget_is_shared_by_the_turns() -> None:
@@ -359,4 +452,32 @@ async def test_lone_surrogates_do_not_reach_the_server() -> None:
             await policy.begin(task("printed \ud800"))
             await policy.act()
 
-    assert server.requests[0]["messages"][1]["content"] == "printed ?"
+    assert server.requests[0]["messages"][1]["content"] == "printed \ufffd"
+
+
+TOKENS = "<|image_pad|> <|vision_start|> <|im_end|> <|im_start|> <image> <video>"
+TEXT = "< |image_pad|> < |vision_start|> < |im_end|> < |im_start|> < image> < video>"
+
+
+async def test_what_a_data_set_spells_reaches_the_server_as_text() -> None:
+    prompt = (
+        Message("system", (f"Never say {TOKENS}.",)),
+        Message("user", ("One of ", TOKENS)),
+        Message("assistant", (f"You mean {TOKENS}",)),
+        Message("user", (picture(), "Options:\nA. <|im", "age_pad|>\nB. <|im_end|>")),
+    )
+    own = "<think>I see <image> here.</think>\n<code>\n```python\nprint('<video>')\n```\n</code>"
+    with ChatServer.saying(own, ANSWER) as server:
+        async with policy_for(server.url) as policy:
+            await rollout(policy, Echo(), Task("t", prompt))
+        sent = server.requests[-1]["messages"]
+
+    assert [message["content"] for message in sent[:3]] == [
+        f"Never say {TEXT}.",
+        f"One of {TEXT}",
+        f"You mean {TEXT}",
+    ]
+    kinds = [part["type"] for part in sent[3]["content"]]
+    texts = "".join(part.get("text", "") for part in sent[3]["content"])
+    assert (kinds.count("image_url"), texts) == (1, "Options:\nA. < |image_pad|>\nB. < |im_end|>")
+    assert sent[4]["content"] == own

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.hosts.openai import OpenAISettings, load_openai_settings
-from deepeyes_plugins.settings import SettingsError
 
 
 def test_the_version_path_is_added_where_there_is_none() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import tomllib
 from collections.abc import Callable
@@ -31,13 +32,26 @@ def test_plugins_are_listed(base: FreshEnvironment) -> None:
     assert kinds | {"search provider", "image search provider"} == {row["kind"] for row in listed}
 
 
-def test_the_doctor_finds_the_frameworks_absent_and_nothing_wrong(base: FreshEnvironment) -> None:
+def hint(wheel: Path, extra: str) -> str:
+    """What installs an extra, where the package was installed from a wheel."""
+    return f"pip install 'deepeyes-plugins[{extra}] @ {wheel.as_uri()}'"
+
+
+def test_the_doctor_finds_the_frameworks_absent_and_nothing_wrong(
+    base: FreshEnvironment, wheel: Path
+) -> None:
     findings = json.loads(base.run("deepeyes", "doctor", "--json"))
 
     absent = {row["area"]: row for row in findings if row["status"] == "absent"}
     assert {"sft", "rl", "eval", "sandbox"} <= set(absent)
-    assert absent["rl"]["action"] == "pip install 'deepeyes-plugins[rl]'"
+    assert absent["rl"]["action"] == hint(wheel, "rl")
     assert "problem" not in {row["status"] for row in findings}
+
+
+def test_what_the_doctor_says_can_be_installed(base: FreshEnvironment, wheel: Path) -> None:
+    command = shlex.split(hint(wheel, "rl"))
+
+    base.pip(*command[1:], "--quiet", "--dry-run", "--no-deps", "--no-index")
 
 
 @pytest.mark.parametrize("area", ["sft", "rl", "eval", "sandbox"])
@@ -57,7 +71,7 @@ def test_what_is_required_must_not_be_absent(base: FreshEnvironment, area: str) 
     ],
 )
 def test_a_command_says_which_extra_it_lacks(
-    base: FreshEnvironment, tmp_path: Path, command: str, extra: str
+    base: FreshEnvironment, wheel: Path, tmp_path: Path, command: str, extra: str
 ) -> None:
     answer = subprocess.run(
         [base.folder / "bin" / "deepeyes", *command.split()],
@@ -69,5 +83,5 @@ def test_a_command_says_which_extra_it_lacks(
     )
 
     assert answer.returncode == 1
-    assert f"pip install 'deepeyes-plugins[{extra}]'" in answer.stderr
+    assert hint(wheel, extra) in answer.stderr
     assert "Traceback" not in answer.stderr

@@ -17,6 +17,7 @@ WAITING = dict.fromkeys(
         "llamafactory.data.loader",
         "llamafactory.data.template",
         "vlmeval.config",
+        "vlmeval.smp.file",
     ),
     "waiting",
 )

@@ -150,6 +150,29 @@ class TestFences:
         assert parse_action(code_turn(code)) == CodeAction(code)
 
 
+class TestToolCallArguments:
+    @pytest.mark.parametrize(
+        "given",
+        [
+            '"arguments": {"query": "a"}',
+            '"parameters": {"query": "a"}',
+            r'"arguments": "{\"query\": \"a\"}"',
+            r'"parameters": "{\"query\": \"a\"}"',
+            '"arguments": null, "parameters": {"query": "a"}',
+            '"arguments": {"query": "a"}, "parameters": {"query": "a"}',
+            '"id": "1", "type": "function", "arguments": {"query": "a"}',
+        ],
+    )
+    def test_the_forms_of_other_models_are_read(self, given: str) -> None:
+        action = parse_action(tool_turn(f'{{"name": "search", {given}}}'))
+        assert action == ToolCallAction("search", {"query": "a"})
+
+    @pytest.mark.parametrize("given", ["", ', "arguments": null', ', "parameters": ""'])
+    def test_there_may_be_none(self, given: str) -> None:
+        action = parse_action(tool_turn(f'{{"name": "image_search"{given}}}'))
+        assert action == ToolCallAction("image_search", {})
+
+
 class TestToolCallFaults:
     @pytest.mark.parametrize(
         ("body", "told"),
@@ -166,6 +189,11 @@ class TestToolCallFaults:
             ('{"name": 3}', '"name"'),
             ('{"name": "search", "arguments": "query"}', '"arguments"'),
             ('{"name": "search", "arguments": ["query"]}', '"arguments"'),
+            ('{"name": "search", "parameters": ["query"]}', '"arguments"'),
+            ('{"name": "search", "arguments": "[1]"}', '"arguments"'),
+            ('{"name": "search", "arguments": {"query": "a"}, "parameters": {}}', "differ"),
+            ('{"name": "search", "query": "a"}', "found: query"),
+            ('{"name": "search", "args": {"query": "a"}}', "found: args"),
         ],
     )
     def test_the_model_is_told_what_is_wrong(self, body: str, told: str) -> None:

@@ -114,11 +114,50 @@ class TestReading:
     def test_broken_exif_data_are_ignored(self, exif: bytes) -> None:
         assert encoded(red(), "JPEG", exif=exif).pil().size == (60, 40)
 
-    def test_upright_leaves_other_files_as_they_are(self) -> None:
-        assert turned(1).upright() is not None
-        straight, rotated = encoded(red()), turned(6)
-        assert straight.upright() is straight
-        assert rotated.upright().pil().size == rotated.upright().upright().size == (40, 60)
+    def test_a_turned_tiff_file_has_one_size(self) -> None:
+        """Pillow swaps the sides of these before it decodes them, of other formats afterwards."""
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image = encoded(red(60, 40), "TIFF", exif=exif)
+        assert image.size == image.pil().size == (40, 60)
+
+    def test_code_gets_other_files_as_they_are(self) -> None:
+        opaque = encoded(red(mode="RGBA"))
+        for image in (turned(1), encoded(red(mode="P")), opaque):
+            assert image.upright() is image
+
+    def test_code_gets_an_upright_image_without_transparent_pixels(self) -> None:
+        """``convert("RGB")`` would bring out the black that is stored under them."""
+        clear = encoded(Image.new("RGBA", (60, 40), (0, 0, 0, 0)))
+        keyed = encoded(Image.new("P", (60, 40)), transparency=0)
+        for image in (clear, keyed):
+            assert image.upright().open().convert("RGB").getpixel((5, 5)) == (255, 255, 255)
+        assert turned(6).upright().open().size == (40, 60)
+
+    def test_a_plain_file_stays_as_it_is(self) -> None:
+        for image in (turned(1), encoded(red()), encoded(red(mode="L")), encoded(red(), "WEBP")):
+            assert image.plain() is image
+
+    @pytest.mark.parametrize(
+        "image",
+        [
+            turned(6),
+            encoded(red(mode="P")),
+            encoded(red(mode="1")),
+            encoded(Image.new("RGBA", (60, 40), (255, 0, 0, 100))),
+            encoded(Image.new("L", (60, 40), 7), transparency=7),
+            encoded(Image.new("I;16", (60, 40), 40_000)),
+            encoded(red(mode="CMYK"), "JPEG"),
+            encoded(red(), "TIFF"),
+            encoded(red(), "PPM"),
+        ],
+    )
+    def test_of_others_every_program_decodes_the_same_pixels(self, image: EncodedImage) -> None:
+        plain = image.plain()
+        with Image.open(io.BytesIO(plain.data)) as decoded:
+            assert (decoded.mode, decoded.format) == ("RGB", "PNG")
+            assert decoded.tobytes() == image.pil().tobytes()
+        assert plain.plain() is plain
 
 
 class TestRefusing:
@@ -176,6 +215,12 @@ class TestIdentity:
     )
     def test_any_pillow_image_can_be_encoded(self, mode: str) -> None:
         assert EncodedImage.from_pil(red(mode=mode)).size == (60, 40)
+
+    def test_a_pillow_image_is_encoded_upright(self) -> None:
+        """Also a copy, which still has the EXIF data of the file."""
+        photo = turned(6).open()
+        assert EncodedImage.from_pil(photo.copy()).pil().size == (40, 60)
+        assert EncodedImage.from_pil(photo).pil().size == (40, 60)
 
 
 class TestFitForModel:

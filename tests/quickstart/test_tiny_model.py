@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from deepeyes_plugins.hosts.transformers.probe import (
+from deepeyes_plugins.quickstart.leakage import (
     load_image_processor,
     measure_leakage,
     model_views,
 )
-from deepeyes_plugins.hosts.transformers.tiny_model import VIEW_SIDE, make_tiny_qwen2_5_vl
 from deepeyes_plugins.quickstart.task import (
     CELL_NAMES,
     COLOURS,
@@ -29,6 +28,7 @@ from deepeyes_plugins.quickstart.task import (
     split_examples,
     task_texts,
 )
+from deepeyes_plugins.quickstart.tiny_model import VIEW_SIDE, make_tiny_qwen2_5_vl
 
 TEXT_SETTINGS = settings(deadline=None, max_examples=200)
 

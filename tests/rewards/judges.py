@@ -81,7 +81,7 @@ def settings(rewards: Mapping[str, Any] | None = None) -> AgentSettings:
 
 
 def scorer(judge: ScriptedJudge | None = None, rewards: Mapping[str, Any] | None = None) -> Scorer:
-    return Scorer(settings(rewards), judge_factory=lambda _: judge)
+    return Scorer(settings(rewards).rewards, judge)
 
 
 async def score(

@@ -9,7 +9,12 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from deepeyes_plugins.rewards.accuracy import normalize, rule_accuracy, starts_with_truth
+from deepeyes_plugins.rewards.accuracy import (
+    normalize,
+    rule_accuracy,
+    rule_verdict,
+    starts_with_truth,
+)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +101,48 @@ def test_another_number(answer: str, truth: str) -> None:
     assert rule_accuracy(answer, truth) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("answer", "truth", "verdict"),
+    [
+        ("5/6", "5/7", False),
+        ("10/12", "5/6", None),  # Dates, scores?
+        ("12/4", "3", None),
+        ("4/5", "4", None),
+        ("5 / 6", "5/6", True),
+        ("2 1/4", "21/4", False),
+        ("50", "50%", None),
+        ("50%", "60%", False),
+        ("5%", "$0.05", None),
+        ("5 cm", "5 m", False),
+        ("10 minutes", "10 min", True),
+        ("60 minutes", "1 hour", True),
+        ("$5", "€5", None),
+        ("$5", "5 cents", False),
+        ("5'", "5", None),
+        ("5!", "5", None),
+        ("5…", "5", None),
+        ("n!", "n", None),
+        ("(1,2]", "[1,2)", None),
+        ("1 2", "1, 2", None),
+        ("10:30", "10.30", None),
+        ("2024-05-01", "2024/05/01", None),
+        ("1.000", "1,000", None),
+        ("3.1", "3", None),
+    ],
+)
+def test_what_may_be_more_than_a_number(answer: str, truth: str, verdict: bool | None) -> None:
+    assert rule_verdict(answer, truth) is verdict
+    assert rule_verdict(truth, answer) is verdict
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth"),
+    [("Terminal", "Terminal A"), ("team", "the A team"), ("e.g. red", "E"), ("a.m.", "A")],
+)
+def test_letters_that_are_no_articles_and_no_options(answer: str, truth: str) -> None:
+    assert rule_verdict(answer, truth) is not True
+
+
 @pytest.mark.parametrize("truth", ["B", "b", "(B)", "B."])
 @pytest.mark.parametrize("answer", ["B", "b", "(b)", "B.", "B) red", "(B) red", "B. red", "B: red"])
 def test_the_same_option(answer: str, truth: str) -> None:
@@ -158,6 +205,14 @@ def test_normal_form_is_clean(text: str) -> None:
         (None, "red", False),
         ("red", "", False),
         ("C++ (2011)", "C++", True),
+        ("5 cars", "5", True),
+        ("5. It is red.", "5", True),
+        ("5.5", "5", False),
+        ("5,000", "5", False),
+        ("5 000", "5", False),
+        ("5/6", "5", False),
+        ("5%", "5", False),
+        ("5-7", "5", False),
     ],
 )
 def test_starts_with_the_reference(answer: str | None, truth: str, expected: bool) -> None:

@@ -11,15 +11,14 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepeyes_plugins.rewards import algebra, builtin
+from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.rewards import algebra, presets
 from deepeyes_plugins.rewards.algebra import Algebra
 from deepeyes_plugins.rewards.mathematics import (
     bare_mathematics,
     boxed,
-    is_expression,
     mathematics_verdict,
 )
-from deepeyes_plugins.settings import SettingsError
 from tests.rewards.judges import ScriptedJudge, answer, score, scorer
 
 SETTINGS = {"reason": {"math_verify": True}}
@@ -59,7 +58,8 @@ def test_the_same_answer(text: str, truth: str) -> None:
         ("5", "6", False),
         ("$5$", "6", False),
         ("B", "A", False),
-        ("5 km", "5000 meters", None),
+        ("5 km", "5000 meters", True),
+        ("5 km", "5000", None),
         (r"\sqrt{12}", r"2\sqrt{3}", None),
         ("0.333", r"\frac{1}{3}", None),
         ("x = 5, y = 6", "5", None),
@@ -89,11 +89,6 @@ def test_unwrapping_ends_and_leaves_something(text: str) -> None:
     assert bool(bare_mathematics(text)) == bool(text.strip())
 
 
-@pytest.mark.parametrize("text", ["dog", "the value", "x is five", "5" * 300, ""])
-def test_prose_is_no_expression(text: str) -> None:
-    assert not is_expression(text)
-
-
 @pytest_asyncio.fixture(loop_scope="class", scope="class")
 async def verifier() -> AsyncIterator[Algebra]:
     found = Algebra()
@@ -112,7 +107,7 @@ class TestMathVerify:
             (r"\{2, 1\}", r"\{1, 2\}", True),
             ("x^2", "x^3", False),
             ("god", "dog", None),
-            ("7", "7 or 8", False),
+            ("7", "7 or 8", None),
             (r"\frac{", "1", None),
         ],
     )
@@ -136,7 +131,7 @@ class TestMathVerify:
 
         counting = asyncio.ensure_future(count())
         started = time.monotonic()
-        assert await verifier.equal(bomb, "x^2+1", timeout=0.5) is None
+        assert await verifier.equal(bomb, "2^{10}", timeout=0.5) is None
         assert 0.4 < time.monotonic() - started < 10
         assert beats > 10  # Nothing else had to wait.
         counting.cancel()
@@ -149,7 +144,7 @@ class TestMathVerify:
         assert await asyncio.gather(*asked) == [n < 3 for n in range(9)]
 
     async def test_a_cancelled_question_does_not_shift_the_others(self, verifier: Algebra) -> None:
-        lost = asyncio.ensure_future(verifier.equal("9^{9^{9^9}}", "x+y", timeout=30))
+        lost = asyncio.ensure_future(verifier.equal("9^{9^{9^9}}", "2^{10}", timeout=30))
         await asyncio.sleep(0)
         lost.cancel()
         await asyncio.gather(lost, return_exceptions=True)
@@ -181,7 +176,7 @@ async def test_it_decides_before_the_judge_is_asked() -> None:
 
 
 def test_without_the_package_it_cannot_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builtin.algebra, "available", lambda: False)
+    monkeypatch.setattr(presets.algebra, "available", lambda: False)
     assert algebra.available() is False
     with pytest.raises(SettingsError, match=r"reason\.math_verify is on, but .* pip install"):
         scorer(rewards=SETTINGS).reward_for("reason")

@@ -7,14 +7,16 @@ import logging
 import pytest
 from pydantic import ValidationError
 
-from deepeyes_plugins import plugins
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.judge.contracts import (
     Comparison,
     JudgeOutageError,
     PromptName,
     Verdict,
 )
-from deepeyes_plugins.plugins import UnknownNameError
+from deepeyes_plugins.plugins import Registry, UnknownNameError
+from deepeyes_plugins.rewards import scoring
+from deepeyes_plugins.rewards.hooks import rewards
 from deepeyes_plugins.rewards.scores import PARTS
 from deepeyes_plugins.rewards.settings import RewardSettings
 from deepeyes_plugins.rollout import (
@@ -24,7 +26,7 @@ from deepeyes_plugins.rollout import (
     Task,
     Trajectory,
 )
-from deepeyes_plugins.settings import SettingsError, load_settings
+from deepeyes_plugins.settings import load_settings
 from tests.rewards.judges import (
     RIGHT,
     WRONG,
@@ -155,7 +157,9 @@ class TestJudge:
         ending = f"<think></think><answer>{text}</answer>"
         result = await score(source, say(ending), truth="m", judge=judge)
         assert result.parts["acc"] == 1.0
-        assert [(prompt, seen.answer) for prompt, seen in judge.asked] == [("equivalence", "n!")]
+        assert [(prompt, seen.answer) for prompt, seen in judge.asked] == [
+            ("equivalence", "x = n!")
+        ]
 
     @pytest.mark.parametrize("text", ["red", "Red.", "**red**"])
     async def test_is_not_asked_where_rules_are_sure(self, text: str) -> None:
@@ -333,11 +337,11 @@ class TestParts:
             async def score(self, task: Task, trajectory: Trajectory) -> RewardResult:
                 return RewardResult(1.0, {"please": 1.0, "thanks": 1.0})
 
-        registry = plugins.Registry("reward")
-        for name, factory in plugins.rewards().items():
+        registry = Registry("reward")
+        for name, factory in rewards().items():
             registry.add(name, factory, owner="built-in")
         registry.add("polite", Politeness, owner="a test")
-        monkeypatch.setattr(plugins, "rewards", lambda: registry)
+        monkeypatch.setattr(scoring, "rewards", lambda: registry)
 
         judging = scorer()
         polite, other = [

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from deepeyes_plugins.files import append_line
 from deepeyes_plugins.rollout import EndReason, Trajectory
-from deepeyes_plugins.rollout.log import BackgroundWriter, TrajectoryLog, append_line, read_log
+from deepeyes_plugins.rollout.log import BackgroundWriter, TrajectoryLog, read_log
 
 
 def trajectory(name: str) -> Trajectory:
@@ -111,7 +112,8 @@ def test_a_write_that_fails_is_counted_and_the_next_ones_go_on(
 def test_what_waits_when_the_process_ends_is_still_written(tmp_path: Path) -> None:
     program = f"""
 import time
-from deepeyes_plugins.rollout.log import BackgroundWriter, append_line
+from deepeyes_plugins.files import append_line
+from deepeyes_plugins.rollout.log import BackgroundWriter
 from pathlib import Path
 writer = BackgroundWriter("notes")
 for number in range(50):

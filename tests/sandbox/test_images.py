@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageDraw
 
+from deepeyes_plugins.protocol.pixels import to_8bit
 from deepeyes_plugins.sandbox import SandboxClient, SandboxError, SandboxSession
 from deepeyes_plugins.sandbox.kernels.fork.images import encode_png
 
@@ -38,25 +39,77 @@ async def test_a_crop_as_last_expression_is_returned(client: SandboxClient) -> N
     assert same(decoded(result.images[0]), image.crop((8, 4, 40, 36)))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
-async def test_every_mode_arrives_unchanged(client: SandboxClient, mode: str) -> None:
-    kind = "TIFF" if mode in ("CMYK", "I;16", "I", "F") else "PNG"
-    image = gradient().convert("I").point(lambda v: v, "F") if mode == "F" else None
-    image = image or (
-        gradient().convert("L").convert("I").convert("I;16")
-        if mode == "I;16"
-        else gradient().convert(mode)
-    )
-    async with await client.create_session([encoded(image, kind)]) as session:
+@pytest.mark.parametrize(
+    ("show", "missing"),
+    [
+        ("display(image.crop((10, 10, 10, 20)))", "0 x 10 pixels, it has no width"),
+        ("image.crop((10, 10, 20, 10)).show()", "10 x 0 pixels, it has no height"),
+        ("image.crop((10, 10, 10, 20))", "it has no width"),
+        ("plt.imshow(image.crop((10, 10, 10, 20)))", "it has no width"),
+        ("plt.gca().imshow(np.array(image)[5:5])", "it has no height"),
+    ],
+)
+async def test_an_empty_image_is_told_in_words(
+    session: SandboxSession, show: str, missing: str
+) -> None:
+    start = "import numpy as np, matplotlib.pyplot as plt\nfrom PIL import Image\n"
+    code = f"{start}image = Image.new('RGB', (30, 30))\n{show}"
+    result = await session.execute(code, timeout=20)
+    assert "the image is empty: " in result.stderr and missing in result.stderr
+
+
+async def test_displayed_data_that_is_no_image_is_told(session: SandboxSession) -> None:
+    code = "from IPython import display as d\nd.display(d.Image(data=b'xx', format='png'))"
+    result = await session.execute(code, timeout=10)
+    assert result.stderr == "displayed data is not a readable image\n"
+
+
+RAMP = np.linspace(0, 1, 256)[None].repeat(8, 0)
+DEEP = {
+    "I;16": Image.fromarray((RAMP * 65535).astype(np.uint16)),
+    "I": Image.fromarray((RAMP * 65535).astype(np.int32)),
+    "F": Image.fromarray(RAMP.astype(np.float32)),
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "arrives"),
+    [
+        *((mode, mode) for mode in ("L", "LA", "RGB", "RGBA")),
+        *(("P", "RGB"), ("1", "L"), ("CMYK", "RGB"), ("I;16", "L"), ("I", "L"), ("F", "L")),
+    ],
+)
+async def test_every_mode_arrives_as_it_looks(
+    client: SandboxClient, mode: str, arrives: str
+) -> None:
+    """In 8 bits, so that arrays hold colours and resizing works; what has them is unchanged."""
+    image = DEEP[mode] if mode in DEEP else gradient().convert(mode)
+    file = encoded(image, "TIFF" if mode in (*DEEP, "CMYK") else "PNG")
+    async with await client.create_session([file]) as session:
         result = await session.execute(
             "from hashlib import md5\n"
             "(image_1.mode, image_1.size, md5(image_1.tobytes()).hexdigest())",
             timeout=10,
         )
         shown = await session.execute("image_1", timeout=10)
-    expected = (image.mode, image.size, hashlib.md5(image.tobytes()).hexdigest())
+    seen = to_8bit(image)
+    expected = (arrives, image.size, hashlib.md5(seen.tobytes()).hexdigest())
     assert result.result == repr(expected)
-    assert shown.outcome == "ok" and len(shown.images) == 1
+    assert same(decoded(shown.images[0]), seen)
+
+
+async def test_displayed_images_of_more_bits_keep_their_range(session: SandboxSession) -> None:
+    """A ramp from black to white is one, not white with a thin dark edge."""
+    result = await session.execute(
+        "import numpy as np\nfrom PIL import Image\n"
+        "ramp = np.linspace(0, 1, 256)[None].repeat(8, 0)\n"
+        "for pixels in ((ramp * 65535).astype('u2'), (ramp * 65535).astype('i4'), ramp):\n"
+        "    display(Image.fromarray(pixels))",
+        timeout=10,
+    )
+    shown = [np.asarray(decoded(image).convert("L")) for image in result.images]
+    assert [pixels.mean() for pixels in shown] == pytest.approx([127.5] * 3, abs=1)
+    assert [(pixels.min(), pixels.max()) for pixels in shown] == [(0, 255)] * 3
 
 
 async def test_metadata_such_as_orientation_survives(client: SandboxClient) -> None:

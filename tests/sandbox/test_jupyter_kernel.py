@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from PIL import Image
 
 from deepeyes_plugins.sandbox import (
     SandboxClient,
@@ -21,12 +22,12 @@ from deepeyes_plugins.sandbox import (
     SandboxUnavailable,
     start_server,
 )
-from deepeyes_plugins.sandbox.kernels import conformance
 from deepeyes_plugins.sandbox.kernels.contract import SnapshotFailed
 from deepeyes_plugins.sandbox.kernels.fork.isolation import LAYERS
 from deepeyes_plugins.sandbox.kernels.jupyter import JupyterKernel, JupyterProvider
+from deepeyes_plugins.testing import kernels as conformance
 
-from .conftest import children, decoded, eventually, gradient, png, running
+from .conftest import children, decoded, encoded, eventually, gradient, png, running
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = SandboxSettings(kernel="jupyter", max_images=3, allow_unisolated=True)
@@ -258,6 +259,20 @@ async def test_a_cell_without_a_reply_is_an_error(kernel: JupyterKernel) -> None
     assert await value(kernel, "x") == "1"
 
 
+async def test_images_have_the_8_bits_that_a_person_sees() -> None:
+    """The kernel opens them with its own Pillow, which would turn 16 bits white."""
+    ramp = Image.frombytes("I;16", (256, 1), bytes(level for n in range(256) for level in (n, n)))
+    images = [encoded(ramp, "PNG"), encoded(gradient().quantize(8), "PNG")]
+    digests = [hashlib.sha256(image).hexdigest() for image in images]
+    async with started(SETTINGS) as provider:
+        for image, digest in zip(images, digests, strict=True):
+            await provider.add_image(digest, image)
+        kernel = await provider.open(digests)
+        pixels = "(image_1.mode, image_1.getpixel((128, 0)), image_2.mode)"
+        assert await value(kernel, pixels) == "('L', 128, 'RGB')"
+        await kernel.close()
+
+
 async def test_images_that_were_not_used_for_long_make_room() -> None:
     async with started(SETTINGS.model_copy(update={"image_cache_mb": 1})) as provider:
         noise = [os.urandom(700 * 500 * 3) for _ in range(2)]
@@ -272,8 +287,6 @@ async def test_images_that_were_not_used_for_long_make_room() -> None:
 
 
 def _noisy(pixels: bytes) -> bytes:
-    from PIL import Image
-
     return png(Image.frombytes("RGB", (700, 500), pixels))
 
 

@@ -16,9 +16,10 @@ from deepeyes_plugins.sandbox import (
     SandboxUnavailable,
     start_server,
 )
-from deepeyes_plugins.sandbox.kernels import conformance, make_provider
-from deepeyes_plugins.sandbox.kernels.conformance import CHECKS, Check, check_provider
+from deepeyes_plugins.sandbox.kernels import make_provider
 from deepeyes_plugins.sandbox.kernels.contract import KernelProvider
+from deepeyes_plugins.testing import kernels as conformance
+from deepeyes_plugins.testing.kernels import CHECKS, Check, check_provider
 
 from .conftest import gradient, png
 from .third_party_kernel import SubprocessKernel, SubprocessProvider

@@ -10,15 +10,6 @@ import pytest
 from PIL import Image
 
 from deepeyes_plugins.protocol.content import EncodedImage, ImageError, fit_for_model
-from deepeyes_plugins.search import conformance
-from deepeyes_plugins.search.conformance import (
-    IMAGE_CHECKS,
-    TEXT_CHECKS,
-    ImageSamples,
-    Samples,
-    check_image_provider,
-    check_text_provider,
-)
 from deepeyes_plugins.search.contracts import (
     ImageQuery,
     ImageResult,
@@ -30,6 +21,15 @@ from deepeyes_plugins.search.contracts import (
     SearchResults,
     SearchUnavailableError,
     TextSearchProvider,
+)
+from deepeyes_plugins.testing import search as conformance
+from deepeyes_plugins.testing.search import (
+    IMAGE_CHECKS,
+    TEXT_CHECKS,
+    ImageSamples,
+    Samples,
+    check_image_provider,
+    check_text_provider,
 )
 
 PAGES = {f"https://example.org/{number}": f"red panda fact number {number}" for number in range(30)}

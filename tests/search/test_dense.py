@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepeyes_plugins.search.conformance import TEXT_CHECKS, Samples, TextCheck
 from deepeyes_plugins.search.contracts import SearchNotConfiguredError, SearchQuery
 from deepeyes_plugins.search.corpus import Corpus, LocalIndexError
 from deepeyes_plugins.search.index import Index, build
 from deepeyes_plugins.search.providers.local import Local
+from deepeyes_plugins.testing.search import TEXT_CHECKS, Samples, TextCheck
 
 WORDS = ["panda", "bear", "bamboo", "whale", "sea", "query:"]
 MEANING = np.array(

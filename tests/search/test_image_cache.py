@@ -26,7 +26,6 @@ from typer.testing import CliRunner
 
 from deepeyes_plugins.cli.main import app
 from deepeyes_plugins.protocol.content import EncodedImage, ImageError, fit_for_model
-from deepeyes_plugins.search.conformance import IMAGE_CHECKS, ImageCheck, ImageSamples
 from deepeyes_plugins.search.contracts import (
     ImageQuery,
     ImageResult,
@@ -39,6 +38,7 @@ from deepeyes_plugins.search.image_cache import ImageCache, ImageCacheError, Ima
 from deepeyes_plugins.search.image_conversion import convert
 from deepeyes_plugins.search.providers.image_cache import CachedImages
 from deepeyes_plugins.search.thumbnails import MOST_PIXELS, thumbnail
+from deepeyes_plugins.testing.search import IMAGE_CHECKS, ImageCheck, ImageSamples
 from tests.search.test_fetching import HOME
 from tests.serving import LocalServer
 

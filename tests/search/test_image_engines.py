@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deepeyes_plugins.protocol.content import EncodedImage
-from deepeyes_plugins.search.conformance import IMAGE_CHECKS, ImageCheck, ImageSamples
 from deepeyes_plugins.search.contracts import (
     ImageQuery,
     ImageSearchProvider,
@@ -25,6 +24,7 @@ from deepeyes_plugins.search.contracts import (
     SearchUnavailableError,
 )
 from deepeyes_plugins.search.providers.web_images import ImageTemplate, SerpApiLens
+from deepeyes_plugins.testing.search import IMAGE_CHECKS, ImageCheck, ImageSamples
 from tests.search.test_image_cache import bomb, encoded, photo
 from tests.serving import LocalServer
 

@@ -22,9 +22,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from deepeyes_plugins.cli.main import app
-from deepeyes_plugins.search.conformance import TEXT_CHECKS, Samples, TextCheck
 from deepeyes_plugins.search.contracts import SearchNotConfiguredError, SearchQuery
-from deepeyes_plugins.search.corpus import Corpus, CorpusError, cut
+from deepeyes_plugins.search.corpus import Corpus, CorpusError, Passage, cut
 from deepeyes_plugins.search.index import (
     K1,
     MANIFEST,
@@ -37,6 +36,7 @@ from deepeyes_plugins.search.index import (
 )
 from deepeyes_plugins.search.providers.local import Local
 from deepeyes_plugins.search.segmentation import document_terms, query_terms
+from deepeyes_plugins.testing.search import TEXT_CHECKS, Samples, TextCheck
 
 Write = Callable[..., Path]
 
@@ -285,6 +285,31 @@ class TestBuild:
         assert passage("htmlword")[1] == "Page"
         assert index.search("menuword", 5) == []
         assert len(index.search("panda", 5)) == 1, "titles are searched"
+
+    @pytest.mark.parametrize("empty", ["", " \n", None, float("nan")])
+    def test_takes_the_first_column_that_is_not_empty(
+        self, tmp_path: Path, empty: str | float | None
+    ) -> None:
+        rows = [
+            {"id": empty, "docid": "d", "title": empty, "name": "N", "text": empty, "body": "zeta"},
+            {
+                "id": 2,
+                "title": "U",
+                "text": "other",
+                "contents": "unread",
+                "link": empty,
+                "url": "u",
+            },
+            {"id": 3, "text": empty, "contents": empty},
+        ]
+        lines = "\n".join(map(json.dumps, rows))
+        (tmp_path / "c.jsonl").write_text(lines)
+        corpus = Corpus([tmp_path / "c.jsonl"], 500)
+        assert list(corpus) == [
+            Passage("d", "zeta", "N"),
+            Passage("2", "other", "U", "u"),
+        ]
+        assert (corpus.skipped, "row 3: no text" in corpus.first_fault) == (1, True)
 
     def test_leaves_out_odd_rows_and_says_so(self, tmp_path: Path) -> None:
         path = tmp_path / "c.jsonl"

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from deepeyes_plugins import plugins
-from deepeyes_plugins.search.conformance import TEXT_CHECKS, Samples, check_text_provider
 from deepeyes_plugins.search.contracts import (
     KeyMissingError,
     KeyRefusedError,
@@ -24,7 +22,9 @@ from deepeyes_plugins.search.contracts import (
     SearchQuery,
     SearchUnavailableError,
 )
+from deepeyes_plugins.search.hooks import search_providers
 from deepeyes_plugins.search.providers.web import WebProvider
+from deepeyes_plugins.testing.search import TEXT_CHECKS, Samples, check_text_provider
 from tests.search.engines import (
     ENGINES,
     KEY,
@@ -48,7 +48,7 @@ async def make(engine: Engine, url: str) -> AsyncIterator[Make]:
     made: list[WebProvider[Any]] = []
 
     def maker(**options: Any) -> WebProvider[Any]:
-        made.append(engine.make(plugins.search_providers()[engine.name], url, **options))
+        made.append(engine.make(search_providers()[engine.name], url, **options))
         return made[-1]
 
     yield maker

@@ -218,6 +218,11 @@ def test_trajectories_of_a_validation_make_no_rows(data: Path, tmp_path: Path) -
     assert json.loads(answer.stdout)["rows"] == 2
     assert json.loads(answer.stdout)["left_out"]["of split 'train'"] == 1
 
+    answer = deepeyes(*command, "-o", str(tmp_path / "none"), "--least-accuracy", "2")
+    assert answer.returncode == 1
+    assert "no trajectory could be made a row: 2 not right or not well formed" in answer.stderr
+    assert not (tmp_path / "none/rejection_sampled.json").exists()
+
 
 def test_a_missing_search_key_is_named_before_the_first_question(
     data: Path, tmp_path: Path

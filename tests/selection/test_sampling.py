@@ -17,7 +17,7 @@ import pytest
 
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.output import one_at_a_time
-from deepeyes_plugins.hosts.openai import OpenAISettings
+from deepeyes_plugins.hosts.openai import OpenAISettings, ServedModel
 from deepeyes_plugins.jobs import Advance
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.task import split_examples
@@ -58,7 +58,7 @@ class Bench:
         told: list[tuple[int, int]] = []
         sampling = Sampling(
             AgentSettings(**(agent or {})),
-            OpenAISettings(url=self.server.url, **(openai or {})),
+            ServedModel(OpenAISettings(url=self.server.url, **(openai or {}))),
             self.folder / "work",
             [PLAIN],
             **{"samples": 1, **options},

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from deepeyes_plugins.settings import AgentSettings, SettingsError, load_settings
+from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.settings import AgentSettings, load_settings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 WriteYaml = Callable[[str], Path]
@@ -110,6 +111,10 @@ class TestMistakes:
             ("limits: {turns: 0, images: -1}", "; limits.images: "),
             ("- a", "expected keys and values, found list"),
             ("just text", "expected keys and values, found str"),
+            ("limits: {}\nsearch: {}\nlimits: {}", "'limits' stands in line 1 and again in line"),
+            ("limits:\n  turns: 3\n  turns: 4", "'turns' stands in line 2 and again in line 3"),
+            ("limits: {turns: 3, 'turns': 4}", "'turns' stands in line 1 and again in line 1"),
+            ("judge:\n  endpoints:\n  - url: x\n    url: y", "'url' stands in line 3 and again"),
             ("a: [", "cannot be read as YAML"),
             ("!!python/object:os.system {}", "cannot be read as YAML"),
         ],
@@ -120,6 +125,16 @@ class TestMistakes:
             load_settings(path)
         assert str(error.value).startswith(f"{path}: ")
         assert told in str(error.value)
+
+    def test_a_merge_may_be_overridden(self, write: WriteYaml) -> None:
+        text = (
+            "plugins:\n  one: &one {a: 1, b: 2}\n  two: {<<: *one, a: 3}\n  three: {<<: *one, b: 4}"
+        )
+        assert load_settings(write(text)).plugins == {
+            "one": {"a": 1, "b": 2},
+            "two": {"a": 3, "b": 2},
+            "three": {"a": 1, "b": 4},
+        }
 
     def test_no_such_file(self, tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match=r"agent\.yaml: cannot be read"):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deepeyes_plugins.protocol.content import EncodedImage, Message
-from deepeyes_plugins.rollout import InfrastructureError, Observation, Task
+from deepeyes_plugins.rollout import Observation, Task
 from deepeyes_plugins.search.contracts import ImageResult
 from deepeyes_plugins.search.image_cache import ImageCacheWriter
 from deepeyes_plugins.settings import AgentSettings
@@ -140,11 +140,15 @@ async def test_what_the_policy_switches_off_says_so(make: Make) -> None:
     assert observation.error is not None and "switched off" in observation.error
 
 
-async def test_without_a_provider_it_is_our_failure_and_not_counted(make: Make) -> None:
+async def test_without_a_provider_the_model_need_not_try_again(make: Make) -> None:
     tool = make(image_providers={})
-    for _ in range(2):
-        with pytest.raises(InfrastructureError, match="image-cache convert"):
-            await ask(tool)
+    for _ in range(2):  # A search that did not come about is not counted.
+        observation = await ask(tool)
+        assert "the tool image_search is not configured; answer without it" in str(
+            observation.parts
+        )
+        assert observation.infrastructure
+        assert observation.error is not None and "image-cache convert" in observation.error
 
 
 async def test_titles_have_their_limits(make: Make) -> None:

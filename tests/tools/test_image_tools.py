@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,6 +58,15 @@ class TestZoom:
         assert image.size == (50, 50)
         assert set(image.pil().getdata()) == {(255, 0, 0)}
 
+    async def test_an_image_of_16_bits_keeps_its_range(self) -> None:
+        file = io.BytesIO()
+        Image.new("I;16", (100, 100), 0x8000).save(file, "PNG")
+        observation = await call(
+            ZoomTool, {"bbox_2d": [0, 0, 50, 50]}, EncodedImage(file.getvalue())
+        )
+        [image] = [part for part in observation.parts if isinstance(part, EncodedImage)]
+        assert set(image.pil().getdata()) == {(128, 128, 128)}
+
     async def test_the_rules_for_boxes_are_in_pixels_whatever_the_model_counts_in(self) -> None:
         observation = await zoom([0, 0, 50, 500], Coordinates.THOUSANDTHS)  # 20 x 150 pixels
         assert observation.error is not None and "too small" in observation.error
@@ -104,7 +114,9 @@ class TestZoom:
             ([100, 50, float("nan"), 100], "four finite numbers"),
             ([100, 50, float("inf"), 100], "four finite numbers"),
             ([100, 50, "inf", 100], "four finite numbers"),
-            ([150, 50, 100, 100], "empty"),
+            ([150, 50, 100, 100], "no width"),
+            ([100, 50, 100, 100], "no width"),
+            ([50, 100, 150, 100], "no height"),
             ([500, 50, 600, 100], "empty"),
             ([-50, 50, 0, 100], "empty"),
             ([100, 50, 130, 100], "too small"),

@@ -105,6 +105,27 @@ class TestWhatTheModelSees:
         assert "< |im_start|> < image> " in seen
         seen.encode()
 
+    async def test_code_sees_the_pixels_that_the_model_sees(self, resources: Resources) -> None:
+        """Of 16 bits, a palette, and transparent pixels, whose stored colour is black."""
+        images = (
+            Image.new("I;16", (40, 30), 0x8000),
+            Image.new("RGB", (40, 30), "red").quantize(2),
+            Image.new("RGBA", (40, 30), (0, 0, 0, 0)),
+        )
+        files = []
+        for image in images:
+            file = io.BytesIO()
+            image.save(file, "PNG")
+            files.append(EncodedImage(file.getvalue()))
+        tool = PythonTool(resources)
+        await tool.open(task(*files))
+        seen = await run(
+            tool,
+            "[im.convert('RGB').getpixel((3, 3)) for im in (image_1, image_2, image_3)]",
+        )
+        await tool.close()
+        assert "[(128, 128, 128), (255, 0, 0), (255, 255, 255)]" in text(seen)
+
     async def test_an_image_on_its_side_is_upright_in_the_sandbox(
         self, resources: Resources
     ) -> None:

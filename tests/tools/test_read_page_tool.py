@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from deepeyes_plugins import plugins
+from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.protocol.actions import ToolCallAction
-from deepeyes_plugins.rollout import InfrastructureError, Observation, Task
+from deepeyes_plugins.rollout import Observation, Task
 from deepeyes_plugins.search.pages import shortened
 from deepeyes_plugins.settings import AgentSettings
 from deepeyes_plugins.tools.read_page import ReadPageTool
@@ -165,12 +165,14 @@ async def test_wrong_arguments_are_explained(
     )
 
 
-async def test_a_missing_library_is_our_failure(
+async def test_a_missing_library_is_ours_and_the_model_need_not_try_again(
     resources: Resources, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "trafilatura", None)
-    with pytest.raises(InfrastructureError, match=r"deepeyes-plugins\[search\]"):
-        await read(resources, {"url": f"{server.root}/page"})
+    observation = await read(resources, {"url": f"{server.root}/page"})
+    assert "the tool read_page is not configured; answer without it" in str(observation.parts)
+    assert observation.infrastructure
+    assert observation.error is not None and "deepeyes-plugins[search]" in observation.error
 
 
 @pytest.mark.parametrize("wanted", [False, True])
@@ -178,7 +180,7 @@ async def test_no_environment_has_it_unless_told(wanted: bool, server: LocalServ
     chosen = {"deepeyes_v2": ["read_page"]} if wanted else {"deepeyes_v2": ["search"]}
     base = settings()
     shared = Resources(base.model_copy(update={"tools": chosen}))
-    environment = plugins.environments()["deepeyes_v2"](shared)
+    environment = environments()["deepeyes_v2"](shared)
     await environment.open(Task("q", ()))
     step = await environment.step(ToolCallAction("read_page", {"url": f"{server.root}/page"}))
     await environment.close()

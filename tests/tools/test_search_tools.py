@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepeyes_plugins import plugins
 from deepeyes_plugins.environments.tool_environment import ToolEnvironment
 from deepeyes_plugins.protocol.actions import ToolCallAction
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
@@ -26,9 +25,11 @@ from deepeyes_plugins.search.contracts import (
     SearchUnavailableError,
     TextSearchProvider,
 )
+from deepeyes_plugins.search.hooks import search_providers
 from deepeyes_plugins.search.policy import EVALUATION, search_is_on
 from deepeyes_plugins.search.settings import SearchSettings
 from deepeyes_plugins.settings import AgentSettings
+from deepeyes_plugins.tools.hooks import tools
 from deepeyes_plugins.tools.resources import Resources
 from deepeyes_plugins.tools.search import SearchTool, shortened
 
@@ -53,10 +54,10 @@ class Encyclopedia(TextSearchProvider):
 @pytest.fixture
 def encyclopedia() -> Iterator[Encyclopedia]:
     provider = Encyclopedia()
-    registry = plugins.search_providers()
+    registry = search_providers()
     registry.add("encyclopedia", lambda options: provider, owner="test")
     yield provider
-    plugins.search_providers.cache_clear()
+    search_providers.cache_clear()
 
 
 async def call(
@@ -65,7 +66,7 @@ async def call(
     """One call of a search tool in its environment."""
     settings = SearchSettings(provider="encyclopedia", **search)
     resources = Resources(AgentSettings(search=settings))
-    environment = ToolEnvironment(DEEPEYES_V2, [plugins.tools()[tool](resources)], Limits())
+    environment = ToolEnvironment(DEEPEYES_V2, [tools()[tool](resources)], Limits())
     await environment.open(Task("task-1", (), data_source))
     step = await environment.step(ToolCallAction(tool, arguments))
     await environment.close()
@@ -268,7 +269,7 @@ async def test_where_search_is_off_the_tool_says_so(encyclopedia: Encyclopedia, 
 
 async def test_every_tool_is_registered_under_the_name_the_model_calls_it_by() -> None:
     resources = Resources(AgentSettings())
-    for name, factory in plugins.tools().items():
+    for name, factory in tools().items():
         tool = factory(resources)
         assert tool.name == name
         assert tool.schema["type"] == "object"

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from deepeyes_plugins import hookimpl, plugins
+from deepeyes_plugins import hookimpl
 from deepeyes_plugins.environments.tool_environment import ToolEnvironment
 from deepeyes_plugins.protocol.actions import Action, AnswerAction, CodeAction
 from deepeyes_plugins.protocol.dialect import Dialect
 from deepeyes_plugins.rollout import AssistantTurn, RewardResult, Task, Trajectory
+from deepeyes_plugins.tools.hooks import tools
 
 BUSY_QUESTIONS = 4
 """The first questions of the data are met with code, the others with an answer at once."""
@@ -30,9 +31,7 @@ class BusyEnvironment(ToolEnvironment):
 def make(resources: Any) -> BusyEnvironment:
     # A random model writes one of these letters soon, at different places.
     dialect = Dialect(stop=("a", "e", "i", "o", "t"))
-    return BusyEnvironment(
-        dialect, [plugins.tools()["python"](resources)], resources.settings.limits
-    )
+    return BusyEnvironment(dialect, [tools()["python"](resources)], resources.settings.limits)
 
 
 class BusyReward:

@@ -12,11 +12,11 @@ from PIL import Image
 from transformers import AutoProcessor
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
-from deepeyes_plugins.hosts.transformers.tiny_model import make_tiny_qwen2_5_vl
 from deepeyes_plugins.hosts.verl.policy import TokenBudget, TokenPolicy
 from deepeyes_plugins.protocol.content import EncodedImage, Message
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, Dialect
 from deepeyes_plugins.quickstart.task import task_texts
+from deepeyes_plugins.quickstart.tiny_model import make_tiny_qwen2_5_vl
 from deepeyes_plugins.rollout import Task
 
 TURN_END = "<|im_end|>"

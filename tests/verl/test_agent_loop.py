@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, DictConfigWrap
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from deepeyes_plugins import plugins
 from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.environments.tool_environment import ToolEnvironment
 from deepeyes_plugins.hosts.verl import agent_loop
 from deepeyes_plugins.hosts.verl.agent_loop import DeepEyesAgentLoop
@@ -73,7 +73,7 @@ def engine(processor: Any) -> Engine:
 @pytest.fixture
 def play(tmp_path: Path, engine: Engine, processor: Any, monkeypatch: pytest.MonkeyPatch) -> Play:
     """Play one session; ``retries`` and the like are the settings of failures."""
-    monkeypatch.setitem(plugins.environments()._entries, "test", (Sandbox, "test"))
+    monkeypatch.setitem(environments()._entries, "test", (Sandbox, "test"))
 
     def settings(**failures: Any) -> Path:
         path = tmp_path / "agent.yaml"

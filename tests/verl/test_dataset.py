@@ -21,10 +21,10 @@ from verl.utils.tensordict_utils import get_tensordict
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.prepare import prepare_rl
 from deepeyes_plugins.data.rl_rows import environment_name, task_from_row
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.hosts.verl.dataset import DeepEyesDataset
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.task import split_examples
-from deepeyes_plugins.settings import SettingsError
 
 
 @pytest.fixture
@@ -78,6 +78,34 @@ def test_answers_that_rules_cannot_compare_need_a_judge_before_training(
         row["reward_model"]["ground_truth"] *= 2
     with pytest.raises(SettingsError, match=r"rules cannot compare.*name a judge"):
         open_dataset(rows, tmp_path / "good.parquet", tmp_path, processor)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            {"max_pixels": 8192},
+            r"max_pixels: alone it has no effect.* \+data\S+min_pixels=3136 \+data",
+        ),
+        ({"size": {"shortest_edge": 4096, "longest_edge": 8192}}, "size: the processor refuses"),
+        ({"do_resize": False}, "do_resize: belongs to the model"),
+    ],
+)
+def test_image_settings_that_the_processor_does_not_follow_are_refused_before_training(
+    rows: list[dict[str, Any]],
+    tmp_path: Path,
+    processor: Any,
+    overrides: dict[str, Any],
+    words: str,
+) -> None:
+    with pytest.raises(SettingsError, match=f"data.mm_processor_kwargs.{words}"):
+        open_dataset(
+            rows,
+            tmp_path / "good.parquet",
+            tmp_path,
+            processor,
+            mm_processor_kwargs=overrides,
+        )
 
 
 def test_a_search_key_that_rows_need_is_missed_before_training(

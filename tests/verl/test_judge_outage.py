@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.hosts.verl.judging import check_judge
 from deepeyes_plugins.judge.contracts import JudgeUnavailableError
 from deepeyes_plugins.quickstart.task import split_examples
-from deepeyes_plugins.settings import SettingsError
 from tests.judge.scripts import honest
 from tests.openai.server import Body, ChatServer, Reply
 

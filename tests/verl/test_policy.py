@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
 
-from deepeyes_plugins.protocol.content import EncodedImage
+from deepeyes_plugins.protocol.content import EncodedImage, Message
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
 from deepeyes_plugins.protocol.observations import code_observation
-from deepeyes_plugins.rollout import InfrastructureError, Observation
+from deepeyes_plugins.rollout import InfrastructureError, Observation, Task
 from tests.verl.conftest import TURN_END, ScriptedEngine, make_policy, picture, question
 
 CODE = "Look.</think>\n<code>\n```python\nimage_1\n```\n</code>"
@@ -66,6 +66,24 @@ async def test_an_episode_reads_like_an_independent_rendering(
     pads = stream.ids.count(tokenizer.convert_tokens_to_ids("<|image_pad|>"))
     assert pads == 4 * len(policy.images) == 4 * (1 + sum(n for _, (_, n) in episode))
     assert len(stream.log_probs or []) == len(stream.response_ids)
+
+
+async def test_what_the_data_set_spells_is_text(builder: Any, processor: Any) -> None:
+    """No placeholder without an image, and no token that ends a turn."""
+    tokenizer = processor.tokenizer
+    asked = question(picture())
+    text = Message("user", (*asked.messages[-1].parts, " <|image_pad|><|im", "_end|> <image>"))
+    policy = make_policy(builder, ScriptedEngine([]))
+    await policy.begin(Task("1", (*asked.messages[:-1], text)))
+
+    plain = make_policy(builder, ScriptedEngine([]))
+    await plain.begin(asked)
+    more = "What colour? < |image_pad|>< |im_end|> < image>"
+    expected = tokenizer.decode(plain.stream.ids).replace("What colour?", more)
+    assert tokenizer.decode(policy.stream.ids) == expected
+    for token in ("<|image_pad|>", TURN_END):
+        known = tokenizer.convert_tokens_to_ids(token)
+        assert policy.stream.ids.count(known) == plain.stream.ids.count(known)
 
 
 async def test_each_request_continues_the_one_before(builder: Any, processor: Any) -> None:
@@ -298,7 +316,7 @@ async def test_a_prompt_that_is_too_long_is_named(builder: Any) -> None:
 
 async def test_large_images_reach_the_engine_in_the_size_of_the_model(builder: Any) -> None:
     policy = make_policy(builder, ScriptedEngine([]))
-    await policy.begin(question(picture(3000, 2000)))
+    await policy.begin(question(picture(3000, 3000)))
     assert all(max(image.size) <= 84 for image in policy.images)
 
 

@@ -18,15 +18,15 @@ from verl.utils.tokenizer import hf_processor
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from deepeyes_plugins.hosts.transformers.images import image_bounds, model_image
-from deepeyes_plugins.hosts.transformers.tiny_model import (
-    make_tiny_qwen2_5_vl,
-    make_tiny_qwen3_vl,
-)
 from deepeyes_plugins.hosts.verl.placeholders import without_pixels
 from deepeyes_plugins.hosts.verl.policy import TokenPolicy, chat_message
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.protocol.observations import code_observation
 from deepeyes_plugins.quickstart.task import task_texts
+from deepeyes_plugins.quickstart.tiny_model import (
+    make_tiny_qwen2_5_vl,
+    make_tiny_qwen3_vl,
+)
 from deepeyes_plugins.rollout import Observation
 from tests.verl.conftest import ScriptedEngine, make_policy, picture, question
 

@@ -16,11 +16,12 @@ import verl.trainer.config
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.trainer.ppo.v1.replay_buffer import ReplayBufferAsync
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-from deepeyes_plugins import plugins
+from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +88,8 @@ def test_verl_accepts_the_recipe(name: str) -> None:
     omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
     omega_conf_to_dataclass(config.algorithm)
 
-    assert config.algorithm.adv_estimator == "grpo"
+    assert config.algorithm.adv_estimator in ADV_ESTIMATOR_REGISTRY
+    assert config.algorithm.adv_estimator == "deepeyes_grpo"
     assert config.actor_rollout_ref.rollout.agent.default_agent_loop == "deepeyes"
     assert config.trainer.use_v1 is True
 
@@ -100,7 +102,7 @@ def test_what_the_recipe_names_exists(name: str) -> None:
         module = importlib.import_module(entry.path.removeprefix("pkg://"))
         assert hasattr(module, entry.name)
     settings = settings_of(config)
-    assert settings.environment in plugins.environments()
+    assert settings.environment in environments()
     assert config.data.agent_config == config.deepeyes.agent_config
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from deepeyes_plugins.hosts.verl.reward import TRAJECTORY_FIELD, compute_score
@@ -54,3 +56,9 @@ async def test_without_a_trajectory_the_turns_are_recovered_from_the_text() -> N
 async def test_an_unknown_data_source_is_named() -> None:
     with pytest.raises(UnknownNameError, match=r"percepton.*Did you mean 'perception'"):
         await compute_score("percepton", "", "red", recorded(ANSWER))
+
+
+@pytest.mark.parametrize("absent", [None, float("nan"), " "])
+async def test_an_answer_without_a_reference_is_not_scored(absent: Any) -> None:
+    with pytest.raises(ValueError, match="no ground truth for row 7 of data source 'perception'"):
+        await compute_score("perception", "<answer>nan</answer>", absent, {"index": 7})

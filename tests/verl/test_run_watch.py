@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.hosts.verl import metrics
 from deepeyes_plugins.hosts.verl.metrics import (
     HISTORY_FILE,
@@ -22,7 +23,6 @@ from deepeyes_plugins.hosts.verl.output import SAMPLE_FIELD, TrajectoryOutput
 from deepeyes_plugins.hosts.verl.reward import TRAJECTORY_FIELD
 from deepeyes_plugins.rollout import EndReason, Trajectory, TurnRecord
 from deepeyes_plugins.rollout.figures import SampleRecord
-from deepeyes_plugins.settings import SettingsError
 
 
 @dataclass
@@ -75,6 +75,12 @@ def record(tool: str | None) -> str:
     return str(output(tool).as_dict()[SAMPLE_FIELD])
 
 
+def scored(reward: float) -> str:
+    played = output(None)
+    played.extra_fields["reward_extra_info"] = {"score": reward}
+    return str(played.as_dict()[SAMPLE_FIELD])
+
+
 def test_the_trajectory_is_there_for_the_reward_and_a_small_record_travels_on() -> None:
     scored = output("python")
     assert Trajectory.model_validate_json(scored.extra_fields[TRAJECTORY_FIELD]).turns
@@ -94,6 +100,22 @@ def test_padding_and_earlier_outputs_of_a_session_are_no_samples() -> None:
     keys = ["a_0_0", "a_0_1", "a_1_0", "a_1_10", "a_1_9", "pad_0_0"]
     tags: list[dict[str, Any]] = [{}, {}, {}, {}, {}, {"is_padding": True}]
     assert sample_keys(Batch(keys, tags)) == ["a_0_1", "a_1_10"]
+
+
+def test_groups_from_which_nothing_is_learned_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompt a has spread; b differs by rounding alone; c is one trajectory."""
+    rewards = {"b_0_0": 0.8 + 0.2 + 0.2, "a_1_0": 1.2, "c_0_0": 1.0, "a_0_0": 0.2, "b_1_0": 1.2}
+    queue = Queue({key: scored(reward) for key, reward in rewards.items()})
+    monkeypatch.setattr(metrics, "tq", queue)
+    watch = RunWatch(WatchSettings(), tmp_path, None)
+    figures, _ = watch.trained(1, Batch(list(rewards)), 5)
+    assert figures["deepeyes/groups_without_spread"] == pytest.approx(2 / 3)
+
+    queue.records["a_0_0"] = record(None)  # of a reward function that gives no parts
+    assert "deepeyes/groups_without_spread" not in watch.trained(2, Batch(list(rewards)), 5)[0]
+    watch.close()
 
 
 def test_the_logging_board_gets_whole_groups() -> None:
@@ -127,7 +149,7 @@ def test_a_history_that_cannot_be_read_or_written_costs_warnings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / HISTORY_FILE).write_text("[1, 2")
-    (tmp_path / HISTORY_FILE).with_suffix(".partial").mkdir()
+    (tmp_path / f".{HISTORY_FILE}.partial").mkdir()
     watch = RunWatch(WatchSettings.model_validate({"alarm": {"enabled": True}}), tmp_path, None)
     monkeypatch.setattr(metrics, "tq", Queue({"a_0_0": record("python")}))
     figures, reason = watch.trained(1, Batch(["a_0_0"]), 2)

@@ -178,6 +178,11 @@ def test_figures_of_a_step_are_those_of_its_trajectories(run: Run) -> None:
     figures = run.metrics[1]
     assert figures["deepeyes/all/reward/score"] == pytest.approx(figures["critic/score/mean"])
     assert figures["deepeyes/all/reward/score"] == pytest.approx(sum(tokens) / len(tokens) / 64)
+    lengths: dict[str, set[int]] = {}
+    for one, count in zip(trained, tokens, strict=True):
+        lengths.setdefault(one.task_id, set()).add(count)
+    same = [len(found) == 1 for found in lengths.values()]
+    assert figures["deepeyes/groups_without_spread"] == sum(same) / len(same)
     assert len(trained) == BATCH * GROUP
     assert figures["deepeyes/all/generated_tokens/mean"] == pytest.approx(sum(tokens) / len(tokens))
     assert figures["deepeyes/all/response_tokens/mean"] == pytest.approx(

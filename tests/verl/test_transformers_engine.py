@@ -86,6 +86,20 @@ async def test_a_request_that_cannot_be_served_fails_alone(engine: Any, processo
     assert output.token_ids
 
 
+async def test_images_are_resized_within_the_bounds_of_the_request(
+    engine: Any, processor: Any
+) -> None:
+    """Which may be wider than the model's own: it would make features for fewer placeholders."""
+    bounds = {"min_pixels": 784, "max_pixels": 100_352}
+    image = model_image(picture(112, 112), ImageBounds(28, *bounds.values()))
+    text = "<|vision_start|><|image_pad|><|vision_end|>x"
+    [ids] = processor(text=[text], images=[image], **bounds)["input_ids"]
+    [own] = processor(text=[text], images=[image])["input_ids"]
+    assert len(ids) > len(own)
+    output = await engine.generate(ids, PARAMS, "1", image_data=[image], mm_processor_kwargs=bounds)
+    assert output.token_ids
+
+
 async def test_new_weights_are_used(engine: Any, processor: Any) -> None:
     image = model_image(picture(), ImageBounds(28, 3136, 3136))
     ids = prompt(processor, "x")

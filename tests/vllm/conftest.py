@@ -11,10 +11,10 @@ from transformers import AutoProcessor
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from deepeyes_plugins.cli.paths import recipes_folder
-from deepeyes_plugins.hosts.transformers.tiny_model import make_tiny_qwen2_5_vl
 from deepeyes_plugins.quickstart.engines import ENGINES, EngineName
 from deepeyes_plugins.quickstart.stages import serve
 from deepeyes_plugins.quickstart.task import task_texts
+from deepeyes_plugins.quickstart.tiny_model import make_tiny_qwen2_5_vl
 
 
 @pytest.fixture(scope="package")

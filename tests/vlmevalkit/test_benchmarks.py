@@ -63,6 +63,20 @@ def write(path: Path, *rows: Row) -> Path:
     return path
 
 
+def test_what_data_frames_have_for_no_value_is_none(tmp_path: Path) -> None:
+    nan = float("nan")
+    unnamed = fvqa_row("x", data_id=nan, category=nan)
+    prepare("fvqa-test", write(tmp_path / "a.parquet", unnamed), "--output", tmp_path)
+    [row] = rows_of(tmp_path / "FVQA-test.tsv")
+    assert (row["index"], row["category"]) == ("0", "")
+
+    for absent in (nan, None, " "):
+        reward = {"candidate_answers": "[]", "ground_truth": absent, "style": "rule"}
+        source = write(tmp_path / "b.parquet", fvqa_row("x", reward_model=reward))
+        said = refusal("fvqa-test", source, "--output", tmp_path)
+        assert "reward_model.ground_truth is empty" in said
+
+
 def test_fvqa(tmp_path: Path) -> None:
     source = write(tmp_path / "fvqa_test.parquet", fvqa_row("fvqa_test_0"), fvqa_row("fvqa_test_1"))
 

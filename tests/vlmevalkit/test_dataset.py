@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from vlmeval.smp import dump
 
-from eval_plugins.vlmevalkit.dataset import DeepEyesQuickstart, read_predictions
+from eval_plugins.report.tables import read_table
+from eval_plugins.vlmevalkit.dataset import DeepEyesQuickstart
 from tests.vlmevalkit.conftest import write_table
 
 
@@ -37,6 +38,13 @@ def test_failed_samples_are_counted_apart(tmp_path: Path, dataset: DeepEyesQuick
     assert pd.read_csv(tmp_path / "model_acc.csv").loc[0].to_dict() == expected
 
 
+def test_a_row_without_an_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_table(tmp_path, {"red": ("a?", "A"), "blue": ("b?", " ")})
+    monkeypatch.setenv("LMUData", str(tmp_path))
+    with pytest.raises(ValueError, match=r"Quickstart\.tsv: 1 rows have no answer: index 1"):
+        DeepEyesQuickstart("DeepEyesQuickstart")
+
+
 def test_predictions_may_be_json(tmp_path: Path, dataset: DeepEyesQuickstart) -> None:
     """What ``PRED_FORMAT=json`` makes VLMEvalKit write."""
     table = dataset.data.drop(columns="image").assign(prediction=["None", "1.0", "C"])
@@ -52,7 +60,7 @@ def test_predictions_may_be_json(tmp_path: Path, dataset: DeepEyesQuickstart) ->
 def test_an_index_may_look_like_a_number(tmp_path: Path, kind: str) -> None:
     table = pd.DataFrame({"index": ["007", "10"], "prediction": ["NA", "1"]})
     dump(table, str(tmp_path / f"a.{kind}"))
-    read = read_predictions(str(tmp_path / f"a.{kind}"))
+    read = read_table(tmp_path / f"a.{kind}")
     assert read.to_dict("list") == table.to_dict("list")
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.judge.settings import BASE_VARIABLE
-from deepeyes_plugins.settings import SETTINGS_VARIABLE, SettingsError
+from deepeyes_plugins.settings import SETTINGS_VARIABLE
 from eval_plugins.vlmevalkit.benchmarks import Question, write_table
 from eval_plugins.vlmevalkit.dataset import DeepEyesSearchQA
 from tests.judge.scripts import NO, YES, block

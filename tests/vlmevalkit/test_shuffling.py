@@ -68,6 +68,15 @@ def test_options_that_speak_of_each_other_stay_where_they_are(tmp_path: Path, op
     assert (done.kept, done.after) == (5, {"A": 5})
 
 
+def test_a_row_whose_right_option_is_empty_stays_as_it_is(tmp_path: Path) -> None:
+    write_choices(tmp_path, rows=5)
+    table = tmp_path / "VStarBench.tsv"
+    table.write_text(table.read_text().replace("\tred\t", "\t\t", 2))
+    done = shuffle_table("VStarBench", 0, tmp_path)
+    assert done.kept == 2
+    assert [row["answer"] for row in rows_of(done.path) if not row["A"]] == ["A", "A"]
+
+
 def test_tables_that_cannot_be_shuffled_are_refused(tmp_path: Path) -> None:
     assert "whole numbers" in shuffle("VStarBench", "--seeds", "0,-1", "--output", tmp_path)[1]
     assert "does not exist" in shuffle("VStarBench", "--output", tmp_path)[1]

@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from deepeyes_plugins import plugins
 from deepeyes_plugins.data.changes import Outcome
 from deepeyes_plugins.data.files import parquet_schema
 from deepeyes_plugins.data.findings import DataError
@@ -27,6 +26,8 @@ from deepeyes_plugins.data.prepare.parts import (
 from deepeyes_plugins.data.rl_checks import RowRules, rl_findings
 from deepeyes_plugins.data.rl_repair import common_schema, repair_rl_row
 from deepeyes_plugins.data.sources import Progress, Sources, no_progress
+from deepeyes_plugins.environments.hooks import environments
+from deepeyes_plugins.rewards.hooks import rewards
 
 
 def prepare_rl(
@@ -80,7 +81,7 @@ def prepare_rl(
             outcome.faults += (one for one in findings if one.level == "error")
         return outcome
 
-    known = [sorted(plugins.environments()), sorted(plugins.rewards())]
+    known = [sorted(environments()), sorted(rewards())]
     settings = [asdict(rules), source, describe_places(found.places), known]
     with working_in(output, "rl") as work:
         parts = make_parts(

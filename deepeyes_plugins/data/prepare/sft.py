@@ -5,10 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import get_ident
 from typing import Any, BinaryIO
 
 from deepeyes_plugins.data.changes import Outcome
+from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.dataset_info import DATASET_INFO, form_of
 from deepeyes_plugins.data.findings import DataError
+from deepeyes_plugins.data.media import is_inline, read_media
 from deepeyes_plugins.data.output import whole_file
 from deepeyes_plugins.data.prepare.parts import (
     REPORT_NAME,
@@ -28,7 +32,11 @@ from deepeyes_plugins.data.prepare.parts import (
 from deepeyes_plugins.data.sft_checks import repaired_findings
 from deepeyes_plugins.data.sft_repair import repair_sft_row
 from deepeyes_plugins.data.sources import Progress, Sources, no_progress
-from deepeyes_plugins.data.writers import DATASET_INFO, register_dataset
+from deepeyes_plugins.data.writers import register_dataset
+from deepeyes_plugins.protocol.content import EncodedImage, ImageError
+
+IMAGES = "images"
+"""Folder in the output for images that stand in the rows themselves."""
 
 
 def prepare_sft(
@@ -67,15 +75,19 @@ def prepare_sft(
     report = output / f"{name}.{REPORT_NAME}"
     found.refuse(output, target, info, report)
 
+    def locate(name: str) -> str:
+        if is_inline(name):
+            return _written(name, output / IMAGES)
+        return found.places.locate(name)
+
     def repair(value: Mapping[str, Any]) -> Outcome:
-        outcome = repair_sft_row(
-            value, locate=found.places.locate, columns=columns, prefill=prefill
-        )
+        outcome = repair_sft_row(value, locate=locate, columns=columns, prefill=prefill)
         if not outcome.faults and outcome.row is not None:
             outcome.faults += repaired_findings(outcome.row, prefill=prefill, decode=decode)
         return outcome
 
-    settings = [list(columns), prefill, decode, describe_places(found.places)]
+    forms = [repr(form_of(file)) for file in found.files]
+    settings = [list(columns), prefill, decode, describe_places(found.places), forms]
     with working_in(output, f"sft-{name}") as work:
         place = work / "joined.json"
         mark = hash_of([mark_of(file, [*settings, keep_bad]) for file in found.files])
@@ -94,6 +106,26 @@ def prepare_sft(
             left_over.unlink()
         register_dataset(info, name, target.name)
     return Prepared((target,), report, note.summary, len(found.files), before)
+
+
+def _written(uri: str, folder: Path) -> str:
+    """Write an image that stands in its row to a file named by its content.
+
+    Raises:
+        RowError: It is no image.
+        OSError: It cannot be written.
+    """
+    image = EncodedImage(read_media(uri))
+    try:
+        path = folder.absolute() / f"{image.sha256}.{image.media_type.rpartition('/')[2]}"
+    except ImageError as error:
+        raise RowError(str(error)) from error
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{get_ident()}.partial")  # Threads share the work.
+        partial.write_bytes(image.data)
+        partial.replace(path)
+    return str(path)
 
 
 def _join(target: Path, parts: Sequence[Part]) -> bool:

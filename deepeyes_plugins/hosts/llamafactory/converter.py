@@ -10,20 +10,29 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import pyarrow as pa
 from llamafactory.data.converter import DatasetConverter
 
-from deepeyes_plugins import plugins
 from deepeyes_plugins.data.contracts import Conversation, RowError
+from deepeyes_plugins.data.dataset_info import (
+    DATASET_INFO,
+    IGNORED,
+    KEY_TAGS,
+    READ,
+    REFUSED,
+    ROLE_TAGS,
+    RowForm,
+)
 from deepeyes_plugins.data.findings import DataError, Report
 from deepeyes_plugins.data.formatter import check_opening, format_row
+from deepeyes_plugins.data.hooks import formatters
 from deepeyes_plugins.data.media import MediaError, MediaRoot
 from deepeyes_plugins.data.sft_checks import check_sft_file, image_findings
-from deepeyes_plugins.settings import SettingsError
+from deepeyes_plugins.errors import SettingsError
 
 if TYPE_CHECKING:
     from llamafactory.data.parser import DatasetAttr
@@ -34,7 +43,7 @@ BAD_ROWS_VARIABLE = "DEEPEYES_SFT_BAD_ROWS"
 
 BadRows = Literal["stop", "drop"]
 
-_JSON_SUFFIXES = (".json", ".jsonl")
+_SUFFIXES = (".json", ".jsonl", ".parquet")
 _PATHS = pa.list_(pa.string())
 _NO_IMAGES = pa.array([None], _PATHS)
 
@@ -58,7 +67,7 @@ def make_converter(
             ``media_dir`` is a zip file and the template is not ours.
     """
     prefill = _prefill(data_args)
-    files = _json_files(dataset_attr, data_args)
+    files = data_files(dataset_attr, data_args)
     converter = FormatterConverter(
         dataset_attr,
         data_args,
@@ -87,6 +96,7 @@ class FormatterConverter(DatasetConverter):
         media: What image paths are relative to.
         prefill: What every assistant turn has to begin with.
         decodes: Whether the images of a row are decoded here, since no check of the file has.
+        form: Where in a row the conversation is.
     """
 
     name: str
@@ -94,22 +104,35 @@ class FormatterConverter(DatasetConverter):
     media: MediaRoot
     prefill: str = ""
     decodes: bool = False
+    form: RowForm = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find out what dataset_info.json says of the rows.
+
+        Raises:
+            DataError: It says what cannot be honoured.
+        """
+        self.form = row_form(self.dataset_attr)
 
     def check(self, path: Path) -> Report:
-        """Check the rows of a JSON file and their images."""
+        """Check the rows of a file and their images; its types have been settled by then."""
         return check_sft_file(
             path,
             self.media,
             formatter=self._conversation,
             limit=None if self.dataset_attr.num_samples else self.data_args.max_samples,
+            is_loaded=True,
         )
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         """Align one row.
 
         Raises:
-            RowError: It cannot be used and is to stop the run.
+            DataError: A column is missing that dataset_info.json names.
+            RowError: The row cannot be used and is to stop the run.
         """
+        if missing := self.form.missing(example):
+            raise DataError(f"{self.dataset_attr}: {missing}")
         try:
             conversation = self._conversation(example)
             if self.decodes:
@@ -128,7 +151,7 @@ class FormatterConverter(DatasetConverter):
         return self._align(conversation, images)
 
     def _conversation(self, row: Mapping[str, Any]) -> Conversation:
-        conversation = format_row(plugins.formatters()[self.name], row)
+        conversation = format_row(formatters()[self.name], self.form.read(row))
         check_opening(conversation, self.prefill)
         return conversation
 
@@ -148,6 +171,27 @@ class FormatterConverter(DatasetConverter):
         if not self.data_args.streaming:
             _type_images(aligned, images)
         return aligned
+
+
+def row_form(dataset_attr: DatasetAttr) -> RowForm:
+    """Return what an entry of dataset_info.json says of its rows.
+
+    Raises:
+        DataError: It says what cannot be honoured.
+    """
+    if dataset_attr.ranking:
+        raise DataError(f"{dataset_attr}: ranking: true is for reward models, not for SFT")
+    plain = type(dataset_attr)(dataset_attr.load_from, dataset_attr.dataset_name)
+    columns, tags = (
+        None
+        if all(getattr(dataset_attr, name) == getattr(plain, name) for name in names)
+        else {name: getattr(dataset_attr, name) for name in names}
+        for names in ((*READ, *REFUSED, *IGNORED), (*KEY_TAGS, *ROLE_TAGS))
+    )
+    try:
+        return RowForm.parse(columns, tags)
+    except DataError as error:
+        raise DataError(f"{dataset_attr}: {DATASET_INFO}: {error}") from error
 
 
 def _type_images(aligned: dict[str, Any], images: list[Any]) -> None:
@@ -199,13 +243,13 @@ def _bad_rows() -> BadRows:
     return cast(BadRows, choice)
 
 
-def _json_files(dataset_attr: DatasetAttr, data_args: DataArguments) -> list[Path]:
-    """The files that LLaMA-Factory reads for a local dataset, where they are JSON."""
+def data_files(dataset_attr: DatasetAttr, data_args: DataArguments) -> list[Path]:
+    """Return the files that LLaMA-Factory reads for a local dataset, where they are checked."""
     if dataset_attr.load_from != "file":
         return []
     path = Path(data_args.dataset_dir) / dataset_attr.dataset_name
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [file for file in files if file.suffix in _JSON_SUFFIXES]
+    return [file for file in files if file.suffix in _SUFFIXES]
 
 
 def _report(report: Report, bad_rows: BadRows) -> None:

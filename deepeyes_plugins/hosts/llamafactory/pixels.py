@@ -47,7 +47,12 @@ class SamePixels:
         if images:
             bounds = _bounds(processor)
             pictures = [model_image(_encoded(image), bounds) for image in images]
-            inputs |= processor.image_processor(pictures, return_tensors="pt", do_resize=False)
+            inputs |= processor.image_processor(
+                pictures,
+                return_tensors="pt",
+                min_pixels=bounds.minimum,
+                max_pixels=bounds.maximum,
+            )
         return inputs
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from functools import partial
 from types import ModuleType
 
-from deepeyes_plugins import plugins
+from deepeyes_plugins.data.hooks import formatters
+from deepeyes_plugins.plugins import PluginError
 
 
 def register_converters(module: ModuleType) -> None:
@@ -24,16 +25,15 @@ def register_converters(module: ModuleType) -> None:
     """
     from deepeyes_plugins.hosts.llamafactory.converter import make_converter
 
-    formatters = plugins.formatters()
     taken = []
-    for name in formatters:
+    for name in formatters():
         present = module.DATASET_CONVERTERS.get(name)
         if present is None:
             module.register_dataset_converter(name, partial(make_converter, name))
         elif getattr(present, "func", None) is not make_converter:
-            taken.append(f"{name!r} of {formatters.owner(name)}")
+            taken.append(f"{name!r} of {formatters().owner(name)}")
     if taken:
-        raise plugins.PluginError(
+        raise PluginError(
             "LLaMA-Factory has dataset converters of its own by the name of these formatters: "
             f"{', '.join(taken)}. Rename the formatters."
         )
@@ -52,7 +52,7 @@ def register_templates(module: ModuleType) -> None:
 
 
 def register_processors(module: ModuleType) -> None:
-    """Let samples that are too long be cut between turns.
+    """Let data sets be read as our formatters need it, and long samples be cut between turns.
 
     Args:
         module: ``llamafactory.data.loader``.
@@ -60,6 +60,7 @@ def register_processors(module: ModuleType) -> None:
     # Our template is made of LLaMA-Factory's, which registers ours: it has to come first.
     import llamafactory.data.template  # noqa: F401
 
-    from deepeyes_plugins.hosts.llamafactory import processors
+    from deepeyes_plugins.hosts.llamafactory import loading, processors
 
     processors.register(module)
+    loading.register(module)

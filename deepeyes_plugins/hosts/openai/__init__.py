@@ -1,7 +1,8 @@
 """The policy over any OpenAI-compatible server: vLLM, SGLang, `transformers serve`, an API."""
 
 from deepeyes_plugins.hosts.openai.client import ChatClient
+from deepeyes_plugins.hosts.openai.model import ServedModel
 from deepeyes_plugins.hosts.openai.policy import OpenAIPolicy
 from deepeyes_plugins.hosts.openai.settings import OpenAISettings, load_openai_settings
 
-__all__ = ["ChatClient", "OpenAIPolicy", "OpenAISettings", "load_openai_settings"]
+__all__ = ["ChatClient", "OpenAIPolicy", "OpenAISettings", "ServedModel", "load_openai_settings"]

@@ -14,8 +14,9 @@ from PIL import Image
 
 from deepeyes_plugins.hosts.openai.client import ChatClient
 from deepeyes_plugins.protocol.actions import complete_at_tag
-from deepeyes_plugins.protocol.content import EncodedImage, Message, Part
+from deepeyes_plugins.protocol.content import EncodedImage, Message, Part, encodable
 from deepeyes_plugins.protocol.dialect import Dialect
+from deepeyes_plugins.protocol.observations import plain
 from deepeyes_plugins.remote.chat import Completion, ContextLengthError
 from deepeyes_plugins.rollout.contracts import AssistantTurn, Observation, Task
 
@@ -74,7 +75,7 @@ class OpenAIPolicy:
         swallows = settings.send_stop and settings.profile == "generic"
         turn = as_turn(completion, self._dialect, swallows_stop=swallows)
         self._total_tokens = completion.total_tokens
-        self._messages.append(_serialise(Message("assistant", (turn.text,))))
+        self._messages.append(_own_turn(turn.text))
         return turn
 
     async def observe(self, observation: Observation) -> bool:
@@ -88,23 +89,17 @@ class OpenAIPolicy:
         if not any(message.images for message in messages):
             return [_serialise(message) for message in messages]
         return await asyncio.to_thread(
-            lambda: [_serialise(_scaled(message, limit)) for message in messages]
+            lambda: [_serialise(_decodable(message, limit)) for message in messages]
         )
 
     async def _complete(self, limit: int | None) -> Completion:
         messages = list(self._messages)
         if self._opens_turns:
-            messages.append(_serialise(Message("assistant", (self._dialect.prefill,))))
+            messages.append(_own_turn(self._dialect.prefill))
         fields = self._fields()
-        if limit is None:
-            return await self._client.complete(self._server, messages, fields)
-        try:
-            return await self._client.complete(
-                self._server, messages, {**fields, "max_tokens": limit}
-            )
-        except ContextLengthError:
-            # vLLM refuses a limit beyond the room that is left; without one it uses that room.
-            return await self._client.complete(self._server, messages, fields)
+        if limit is not None:
+            fields = {**fields, "max_tokens": limit}
+        return await self._client.complete(self._server, messages, fields)
 
     @property
     def _opens_turns(self) -> bool:
@@ -172,12 +167,17 @@ def _swallowed_tag(text: str, stop: tuple[str, ...]) -> str:
     return last if opened.get(last, -1) >= 0 else ""
 
 
-def _scaled(message: Message, limit: int | None) -> Message:
-    """``message`` with its images scaled down to ``limit`` pixels."""
-    if limit is None:
-        return message
+def _decodable(message: Message, limit: int | None) -> Message:
+    """``message`` with images of which every server makes the pixels that training sees.
+
+    Args:
+        message: The message.
+        limit: Most pixels of an image; larger ones are scaled down. ``None``: any number.
+    """
     parts = (
-        scaled_down(part, limit) if isinstance(part, EncodedImage) else part
+        (part if limit is None else scaled_down(part, limit)).plain()
+        if isinstance(part, EncodedImage)
+        else part
         for part in message.parts
     )
     return Message(message.role, tuple(parts))
@@ -198,9 +198,16 @@ def scaled_down(image: EncodedImage, limit: int) -> EncodedImage:
     return EncodedImage.from_pil(image.pil().resize(size, Image.Resampling.BICUBIC))
 
 
+def _own_turn(text: str) -> bytes:
+    """A turn of the model's own as JSON: its text as it is."""
+    return json.dumps({"role": "assistant", "content": encodable(text)}).encode()
+
+
 def _serialise(message: Message) -> bytes:
+    """What a user, a data set or a tool says as JSON: control strings in it are plain text."""
+    message = plain(message)
     if not message.images:
-        return json.dumps({"role": message.role, "content": _valid(message.text)}).encode()
+        return json.dumps({"role": message.role, "content": message.text}).encode()
     parts = b", ".join(_content_part(part) for part in message.parts if part)
     return b'{"role": "%s", "content": [%s]}' % (message.role.encode(), parts)
 
@@ -210,9 +217,4 @@ def _content_part(part: Part) -> bytes:
         # Base64 needs no escaping, and the JSON encoder takes five times as long over it.
         url = b"data:%s;base64,%s" % (part.media_type.encode(), base64.b64encode(part.data))
         return b'{"type": "image_url", "image_url": {"url": "%s"}}' % url
-    return json.dumps({"type": "text", "text": _valid(part)}).encode()
-
-
-def _valid(text: str) -> str:
-    """``text`` without lone surrogates, which no tokenizer takes."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return json.dumps({"type": "text", "text": part}).encode()

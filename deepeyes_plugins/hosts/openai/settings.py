@@ -7,9 +7,10 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import PydanticBaseSettingsSource, SettingsConfigDict
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.remote.settings import RemoteSettings
 from deepeyes_plugins.remote.urls import is_http_url, versioned
-from deepeyes_plugins.settings import LayeredSettings, SettingsError
+from deepeyes_plugins.settings import LayeredSettings
 
 ENVIRONMENT_PREFIX = "DEEPEYES_OPENAI_"
 

@@ -6,15 +6,31 @@ the identity.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
+from transformers import Qwen2VLImageProcessor
+from transformers.image_utils import SizeDict
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.protocol.content import MAXIMUM_ASPECT_RATIO, EncodedImage
+
+logger = logging.getLogger(__name__)
+
+SECTION = "data.mm_processor_kwargs"
+"""Where a recipe overrides what the image processor does."""
+
+PIXELS = ("min_pixels", "max_pixels")
+
+_FIXED = ("do_resize", "patch_size", "merge_size", "temporal_patch_size")
+_NESTED = ("images_kwargs", "common_kwargs")
 
 
 class ImageBounds(NamedTuple):
@@ -26,51 +42,106 @@ class ImageBounds(NamedTuple):
 
 
 def image_bounds(image_processor: Any, overrides: Mapping[str, Any]) -> ImageBounds:
-    """Read the bounds of a Qwen-VL image processor.
+    """Return the bounds that a Qwen-VL image processor works with when it is called.
+
+    ``min_pixels`` and ``max_pixels`` count only if both are there, each an override or else an
+    attribute; otherwise ``size`` does. One of the two alone is ignored by the processor, and so
+    here: :func:`check_image_settings` refuses it before a run starts.
 
     Args:
         image_processor: Of the model; its patches have 14 pixels (Qwen2.5-VL) or 16 (Qwen3-VL).
-        overrides: verl's ``data.mm_processor_kwargs``; ``min_pixels`` and ``max_pixels`` win.
+        overrides: Keyword arguments of its calls (verl's ``data.mm_processor_kwargs``).
+
+    Raises:
+        SettingsError: The processor refuses these settings, or is of a kind whose resizing is not
+            known here.
     """
-    size = overrides.get("size") or image_processor.size
-    minimum = overrides.get("min_pixels") or size["shortest_edge"]
-    maximum = overrides.get("max_pixels") or size["longest_edge"]
+    _check_kind(image_processor)
+    for name in overrides:
+        if name in _FIXED:
+            raise SettingsError(f"{SECTION}.{name}: belongs to the model; remove it")
+        if name in _NESTED:
+            raise SettingsError(f"{SECTION}.{name}: write its keys directly under {SECTION}")
+    minimum, maximum = (_pixels(name, image_processor, overrides) for name in PIXELS)
+    if "size" in overrides:
+        _check_size(overrides["size"])
+    if minimum is None or maximum is None:
+        for name in PIXELS:
+            if name in overrides:
+                _warn_of_ignored(name)
+        size = overrides.get("size", image_processor.size)
+        if not _is_size(size):
+            raise SettingsError(
+                f"the model's image processor has the size {size}, without shortest_edge and "
+                "longest_edge: correct its preprocessor_config.json"
+            )
+        minimum, maximum = size["shortest_edge"], size["longest_edge"]
+    if minimum < 1 or maximum < 1:
+        raise SettingsError(
+            f"the model's image processor allows {minimum} to {maximum} pixels: correct its "
+            "preprocessor_config.json"
+        )
     factor = image_processor.patch_size * image_processor.merge_size
     return ImageBounds(factor, int(minimum), int(maximum))
 
 
-def model_size(size: tuple[int, int], bounds: ImageBounds) -> tuple[int, int]:
-    """Width and height at which the model sees an image of ``size`` (width, height), in pixels.
+def check_image_settings(image_processor: Any, overrides: Mapping[str, Any]) -> None:
+    """Refuse overrides that the processor refuses, ignores or cannot fulfil.
 
-    That of the processor, with an aspect ratio over 200 brought under it: the processor refuses
-    one, before and behind the rounding of its sides.
+    Arguments as in :func:`image_bounds`.
+
+    Raises:
+        SettingsError: As there, or one of ``min_pixels`` and ``max_pixels`` stands alone, or they
+            cross.
     """
-    width, height = _squeezed(*size, step=1)
+    bounds = image_bounds(image_processor, overrides)
+    given = {name: overrides[name] for name in PIXELS if name in overrides}
+    least = given.get("min_pixels", min(bounds.minimum, given.get("max_pixels", bounds.minimum)))
+    most = given.get("max_pixels", max(bounds.maximum, least))
+    if len(given) == 1 and None in (getattr(image_processor, name, None) for name in PIXELS):
+        raise SettingsError(
+            f"{SECTION}.{min(given)}: alone it has no effect, because the image processor takes "
+            f"min_pixels and max_pixels only together. Set both: +{SECTION}.min_pixels={least} "
+            f"+{SECTION}.max_pixels={most}"
+        )
+    if least > most:
+        raise SettingsError(f"{SECTION}: min_pixels ({least}) is above max_pixels ({most})")
+
+
+def model_size(size: tuple[int, int], bounds: ImageBounds) -> tuple[int, int]:
+    """Width and height that the processor gives an image of ``size`` (width, height), in pixels.
+
+    It refuses an aspect ratio over 200; such an image is brought to 200 first.
+    """
+    width, height = _squeezed(*size)
     height, width = smart_resize(height, width, bounds.factor, bounds.minimum, bounds.maximum)
-    return _squeezed(width, height, step=bounds.factor)
+    return width, height
 
 
 def image_tokens(size: tuple[int, int], bounds: ImageBounds) -> int:
-    """Placeholders that the processor gives an image of ``size``, width and height in pixels.
-
-    It resizes once more. That changes nothing unless the bounds are so close that no size is
-    within them.
-    """
+    """Placeholders that the processor gives an image of ``size``, width and height in pixels."""
     width, height = model_size(size, bounds)
     return (width // bounds.factor) * (height // bounds.factor)
 
 
 def model_image(image: EncodedImage, bounds: ImageBounds) -> Image.Image:
-    """Decode and resize, to the very pixels that the processor would make of the original.
+    """Decode an image and resize it; the processor makes the same of it as of the original.
+
+    It gets the size that the processor would give it, to the very pixels, so that nothing is left
+    to resize. Where the processor would resize that once more, the image keeps its own size: it is
+    a strip thinner than a patch of the model, or the bounds are so close that no size fits.
 
     Raises:
         ImageError: The image cannot be decoded.
     """
     picture = image.pil()
-    width, height = model_size(picture.size, bounds)
-    if (width, height) == picture.size:
+    size = model_size(picture.size, bounds)
+    if model_size(size, bounds) != size:
+        size = _squeezed(*picture.size)
+    if size == picture.size:
         return picture
     # As the processor does it; Pillow's own takes two to five times as long.
+    width, height = size
     pixels = functional.resize(
         functional.pil_to_tensor(picture),
         [height, width],
@@ -80,7 +151,59 @@ def model_image(image: EncodedImage, bounds: ImageBounds) -> Image.Image:
     return functional.to_pil_image(pixels)
 
 
-def _squeezed(width: int, height: int, *, step: int) -> tuple[int, int]:
-    """Shorten the longer side, in whole steps, to an aspect ratio that processors take."""
-    limit = int(min(width, height) * MAXIMUM_ASPECT_RATIO) // step * step
+def _squeezed(width: int, height: int) -> tuple[int, int]:
+    """Shorten the longer side to an aspect ratio that processors take."""
+    limit = int(min(width, height) * MAXIMUM_ASPECT_RATIO)
     return min(width, limit), min(height, limit)
+
+
+def _check_kind(image_processor: Any) -> None:
+    if not isinstance(image_processor, Qwen2VLImageProcessor | Qwen2VLImageProcessorPil):
+        found = ", ".join(
+            f"{name} {getattr(image_processor, name, 'missing')}"
+            for name in ("patch_size", "merge_size", "size")
+        )
+        raise SettingsError(
+            f"the model's image processor {type(image_processor).__name__} ({found}) resizes "
+            "images in a way that is not known here: use a model whose processor is "
+            "Qwen2VLImageProcessor (Qwen2.5-VL, Qwen3-VL)"
+        )
+    if not image_processor.do_resize:
+        raise SettingsError(
+            "the model's image processor has do_resize false, so its images would not be whole "
+            "patches: set do_resize to true in its preprocessor_config.json"
+        )
+
+
+def _pixels(name: str, image_processor: Any, overrides: Mapping[str, Any]) -> int | None:
+    if name not in overrides:
+        return getattr(image_processor, name, None)
+    value = overrides[name]
+    if type(value) is not int or value < 1:
+        raise SettingsError(f"{SECTION}.{name}: {value!r} is not a positive whole number")
+    return value
+
+
+def _check_size(size: Any) -> None:
+    # verl passes OmegaConf's own kind of dictionary on, which the processor refuses.
+    values = size.values() if type(size) is dict and _is_size(size) else ()
+    if {*map(type, values)} != {int} or min(values) < 1:
+        raise SettingsError(
+            f"{SECTION}.size: the processor refuses {size!r} as verl passes it on; set "
+            "min_pixels and max_pixels instead"
+        )
+
+
+def _is_size(size: Any) -> bool:
+    edges = dict(size) if isinstance(size, dict | SizeDict) else {}
+    return edges.keys() == {"shortest_edge", "longest_edge"}
+
+
+@lru_cache
+def _warn_of_ignored(name: str) -> None:
+    logger.warning(
+        "%s.%s alone has no effect: the image processor takes min_pixels and max_pixels only "
+        "together. Set both.",
+        SECTION,
+        name,
+    )

@@ -25,8 +25,8 @@ class ModelTokenCounter:
 
     Attributes:
         model: Folder or name on the hub.
-        prompt_pixels: Most pixels of an image of a prompt; by default the processor's.
-        conversation_pixels: Most pixels of an image of a conversation (``image_max_pixels``).
+        prompt_pixels: Most pixels of an image of a prompt, if fewer than the processor's.
+        conversation_pixels: The same for an image of a conversation (``image_max_pixels``).
         prefill: What stands ahead of every answer.
     """
 
@@ -80,11 +80,10 @@ class ModelTokenCounter:
 
     def _count(self, chat: Chat, pixels: int | None, prefill: str | None) -> int:
         self.load()
-        overrides = {} if pixels is None else {"max_pixels": pixels}
         # A tokenizer of the tokenizers library is not to be used by several threads at once.
         with self._lock:
             (length,) = chat_lengths(
-                [chat], self._tokenizer, self._processor, prefill=prefill, bounds=overrides
+                [chat], self._tokenizer, self._processor, prefill=prefill, most_pixels=pixels
             )
         return length
 
@@ -98,7 +97,8 @@ def chat_lengths(
     processor: Any,
     *,
     prefill: str | None,
-    bounds: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    most_pixels: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Count the tokens of chats as training does.
@@ -108,11 +108,13 @@ def chat_lengths(
         tokenizer: Of the model.
         processor: Of the model; ``None`` for one without images.
         prefill: What stands ahead of the answer that is asked for; ``None`` if none is.
-        bounds: Overrides of :func:`~deepeyes_plugins.hosts.transformers.images.image_bounds`.
+        overrides: Of :func:`~deepeyes_plugins.hosts.transformers.images.image_bounds`.
+        most_pixels: Of an image, if fewer than the processor's.
         options: Of the chat template.
 
     Raises:
         DataError: The model takes no images and there are some.
+        SettingsError: How many tokens an image takes is not known for this processor.
     """
     template = tokenizer if processor is None else processor
     texts = [
@@ -131,7 +133,9 @@ def chat_lengths(
     if any(sizes for _, sizes in chats):
         if processor is None:
             raise DataError("rows have images, but the model has no image processor")
-        limits = image_bounds(processor.image_processor, bounds)
+        limits = image_bounds(processor.image_processor, overrides or {})
+        if most_pixels is not None:
+            limits = limits._replace(maximum=min(limits.maximum, most_pixels))
         # Of an image's tokens the template writes one.
         pictures = [sum(image_tokens(size, limits) - 1 for size in sizes) for _, sizes in chats]
     return [len(ids) + opening + more for ids, more in zip(encoded, pictures, strict=True)]

@@ -16,9 +16,9 @@ from verl.experimental.agent_loop.agent_loop import (
     AgentLoopOutput,
 )
 
-from deepeyes_plugins import plugins
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.rl_rows import environment_name, task_from_row
+from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.hosts.ray.sandbox import ensure_server
 from deepeyes_plugins.hosts.verl.groups import Groups
 from deepeyes_plugins.hosts.verl.output import TrajectoryOutput
@@ -124,7 +124,7 @@ class DeepEyesAgentLoop(AgentLoopBase):
         try:
             task = await asyncio.to_thread(task_from_row, row)
             name = environment_name(row, resources.settings.environment)
-            make_environment = plugins.environments()[name]
+            make_environment = environments()[name]
         except (RowError, UnknownNameError) as error:
             raise RowError(f"{describe(row)}: {error}") from error
         failures = resources.settings.failures

@@ -22,11 +22,13 @@ from deepeyes_plugins.data.rl_rows import (
 )
 from deepeyes_plugins.data.row_store import IMAGE_SIZES, Rows, store_files
 from deepeyes_plugins.environments.preflight import check_tools
+from deepeyes_plugins.hosts.transformers.images import check_image_settings
 from deepeyes_plugins.hosts.transformers.token_counter import Chat, chat_lengths
 from deepeyes_plugins.hosts.verl.register import AGENT_LOOP
 from deepeyes_plugins.protocol.content import EncodedImage, Message
-from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
-from deepeyes_plugins.rewards.scoring import Scorer
+from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, IMAGE_PLACEHOLDER
+from deepeyes_plugins.protocol.observations import defuse
+from deepeyes_plugins.rewards.scoring import Scorer, configured_judge
 from deepeyes_plugins.settings import load_settings
 
 logger = logging.getLogger(__name__)
@@ -60,7 +62,8 @@ class DeepEyesDataset(RLHFDataset):
             DataError: Rows cannot be used and ``data.bad_rows`` is ``stop``, or a whole file
                 cannot; they are named.
             SettingsError: The answers cannot be scored as the settings say, for want of a judge, or
-                a tool that rows need lacks its key or files.
+                a tool that rows need lacks its key or files, or the image processor does not do
+                what ``data.mm_processor_kwargs`` says.
             ValueError: ``data.bad_rows`` is neither ``stop`` nor ``drop``.
         """
         policy = self.config.get("bad_rows", "stop")
@@ -69,6 +72,9 @@ class DeepEyesDataset(RLHFDataset):
         for file in self.data_files:
             if not str(file).endswith(".parquet"):
                 raise DataError(f"{file}: not a parquet file")
+        image_processor = getattr(self.processor, "image_processor", None)
+        if image_processor is not None:
+            check_image_settings(image_processor, self.mm_processor_kwargs or {})
         settings = load_settings(self.config.get("agent_config"))
         media_root = self.config.get("media_root")
         self._rules = RowRules(
@@ -100,7 +106,8 @@ class DeepEyesDataset(RLHFDataset):
         rows = Rows(stored, absent).select(kept)
         self.dataframe = self.maybe_filter_out_long_prompts(self._sample(rows))
         logger.info("%d of %d rows are used", len(self.dataframe), len(rows))
-        Scorer(settings).check(self._references())
+        judge = configured_judge(settings.judge)
+        Scorer(settings.rewards, judge, settings.plugins).check(self._references())
         check_tools(settings, self._places())
 
     def _references(self) -> Iterator[tuple[str, str]]:
@@ -172,16 +179,21 @@ class DeepEyesDataset(RLHFDataset):
             chats: list[Chat] = []
             for at in range(start, min(start + _PROMPTS_AT_A_TIME, len(rows))):
                 row = rows.read(at, (self.prompt_key, IMAGE_SIZES))
-                turns = [(each["role"], each["content"]) for each in row[self.prompt_key]]
+                turns = [(each["role"], _plain(each["content"])) for each in row[self.prompt_key]]
                 chats.append((turns, [(width, height) for width, height in row[IMAGE_SIZES]]))
             yield from chat_lengths(
                 chats,
                 self.tokenizer,
                 self.processor,
                 prefill=DEEPEYES_V2.prefill,
-                bounds=self.mm_processor_kwargs or {},
+                overrides=self.mm_processor_kwargs,
                 options=self.apply_chat_template_kwargs,
             )
+
+
+def _plain(content: str) -> str:
+    """A text with placeholders, in which everything else is text, as the prompt is built of it."""
+    return IMAGE_PLACEHOLDER.join(map(defuse, content.split(IMAGE_PLACEHOLDER)))
 
 
 def _chat_message(message: Message) -> dict[str, Any]:

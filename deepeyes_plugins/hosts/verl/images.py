@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
+from cachetools import LRUCache
 from PIL import Image
 
 from deepeyes_plugins.hosts.transformers.images import ImageBounds, model_image
@@ -40,8 +40,9 @@ class ModelImages:
             cache_bytes: Decoded bytes to keep, least recently used out first.
             threads: Images in work at once; by default one per core, four at most.
         """
-        self._room = cache_bytes
-        self._ready: OrderedDict[tuple[str, ImageBounds], Image.Image] = OrderedDict()
+        self._ready: LRUCache[tuple[str, ImageBounds], Image.Image] = LRUCache(
+            cache_bytes, getsizeof=_decoded_bytes
+        )
         self._in_work: dict[tuple[str, ImageBounds], Future[Image.Image]] = {}
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(
@@ -64,7 +65,6 @@ class ModelImages:
         with self._lock:
             found = self._ready.get(key)
             if found is not None:
-                self._ready.move_to_end(key)
                 return found
             work = self._in_work.get(key)
             mine = work is None
@@ -80,13 +80,9 @@ class ModelImages:
     def _keep(self, key: tuple[str, ImageBounds], done: Future[Image.Image]) -> None:
         with self._lock:
             self._in_work.pop(key, None)
-            if done.cancelled() or done.exception() is not None:
-                return
-            self._ready[key] = done.result()
-            self._room -= _decoded_bytes(done.result())
-            while self._room < 0:
-                _, oldest = self._ready.popitem(last=False)
-                self._room += _decoded_bytes(oldest)
+            failed = done.cancelled() or done.exception() is not None
+            if not failed and _decoded_bytes(done.result()) <= self._ready.maxsize:
+                self._ready[key] = done.result()
 
 
 @lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.hosts.verl.stopping import ask_to_stop
 from deepeyes_plugins.judge.contracts import (
     Comparison,
@@ -15,8 +16,9 @@ from deepeyes_plugins.judge.contracts import (
     Verdict,
 )
 from deepeyes_plugins.judge.preflight import preflight
+from deepeyes_plugins.judge.settings import JudgeSettings
 from deepeyes_plugins.rewards.scoring import configured_judge
-from deepeyes_plugins.settings import AgentSettings, SettingsError, load_settings
+from deepeyes_plugins.settings import load_settings
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class StoppingJudge:
         await self.judge.aclose()
 
 
-def stopping_judge(settings: AgentSettings) -> StoppingJudge | None:
+def stopping_judge(settings: JudgeSettings) -> StoppingJudge | None:
     """Return the judge of the settings, for a reward worker; ``None`` where none is set up.
 
     Raises:

@@ -24,8 +24,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deepeyes_plugins.files import append_line
 from deepeyes_plugins.protocol.content import encodable
-from deepeyes_plugins.rollout.log import BackgroundWriter, append_line
+from deepeyes_plugins.rollout.log import BackgroundWriter
 
 logger = logging.getLogger(__name__)
 

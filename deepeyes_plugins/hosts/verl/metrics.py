@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -32,12 +32,15 @@ import transfer_queue as tq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tensordict import NonTensorData
 
+from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.files import whole_file
+from deepeyes_plugins.hosts.verl.advantage import has_spread
 from deepeyes_plugins.hosts.verl.logging_board import BoardSample, LoggingBoard
 from deepeyes_plugins.hosts.verl.output import SAMPLE_FIELD
+from deepeyes_plugins.protocol.missing import text_of
 from deepeyes_plugins.rollout.collapse import CallHistory, CollapseSettings
 from deepeyes_plugins.rollout.figures import Figures, SampleRecord
 from deepeyes_plugins.rollout.log import BackgroundWriter
-from deepeyes_plugins.settings import SettingsError
 
 logger = logging.getLogger(__name__)
 
@@ -138,10 +141,12 @@ class RunWatch:
         reason: str | None = None
         if self._settings.metrics or self._settings.alarm.enabled:
             with harmless("the figures of the step"):
-                samples = read_records(sample_keys(batch), batch.partition_id)
+                keys = sample_keys(batch)
+                samples = read_records(keys, batch.partition_id)
                 if self._settings.metrics:
                     metrics |= named(TRAINING, self._training.of(samples))
                     metrics[f"{TRAINING}/samples_left_out"] = 1 - len(samples) / expected
+                    metrics |= named(TRAINING, groups_without_spread(keys, samples))
                 if self._settings.alarm.enabled and samples:
                     reason = self._look_for_collapse(step, samples)
         if self._board is not None:
@@ -221,11 +226,36 @@ def sample_keys(batch: Any) -> list[str]:
     return [key for _, key in last.values()]
 
 
+def group_of(key: str) -> str:
+    """Return the group of a sample's key."""
+    return key.rsplit("_", 2)[0]
+
+
+def groups_without_spread(keys: Sequence[str], samples: Sequence[SampleRecord]) -> dict[str, float]:
+    """Share of groups whose rewards are all the same; nothing where samples have no score.
+
+    Args:
+        keys: Of the samples.
+        samples: In the same order; none if another agent loop made them.
+    """
+    groups: defaultdict[str, list[float]] = defaultdict(list)
+    for key, sample in zip(keys, samples, strict=bool(samples)):
+        if "score" not in sample.rewards:
+            return {}
+        groups[group_of(key)].append(sample.rewards["score"])
+    if not groups:
+        return {}
+    same = [
+        not has_spread(torch.tensor(rewards, dtype=torch.float64)) for rewards in groups.values()
+    ]
+    return {"groups_without_spread": sum(same) / len(same)}
+
+
 def whole_groups(keys: Sequence[str], least: int) -> list[str]:
     """Choose whole groups of samples of one question until there are ``least``, if there are."""
     groups: dict[str, list[str]] = {}
     for key in sorted(keys):  # Groups have random names: any of them may come first.
-        groups.setdefault(key.rsplit("_", 2)[0], []).append(key)
+        groups.setdefault(group_of(key), []).append(key)
     chosen: list[str] = []
     for group in groups.values():
         if len(chosen) >= least:
@@ -261,7 +291,7 @@ def read_board_samples(keys: Sequence[str], partition: str) -> list[BoardSample]
             log_probs=rows["old_log_probs"][at],
             token_rewards=rows.get("token_level_rewards", rows["rm_scores"])[at],
             reward=sum(rows["rm_scores"][at]),
-            ground_truth=str(rows["reward_model"][at].get("ground_truth", "")),
+            ground_truth=text_of(rows["reward_model"][at].get("ground_truth")),
             data_source=str(rows["data_source"][at]),
             reference_log_probs=rows.get("ref_log_prob", absent)[at],
             values=rows.get("values", absent)[at],
@@ -301,7 +331,5 @@ def write_history(path: Path, text: str) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_suffix(".partial")
-    partial_file.write_text(text, encoding="utf-8")
-    partial_file.replace(path)
+    with whole_file(path) as partial_file:
+        partial_file.write_text(text, encoding="utf-8")

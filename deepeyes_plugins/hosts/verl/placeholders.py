@@ -11,28 +11,32 @@ import copy
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from math import isqrt
+from typing import Any, NamedTuple
 
+import torch
 from PIL import Image
 
-from deepeyes_plugins.hosts.transformers.images import (
-    ImageBounds,
-    image_bounds,
-    image_tokens,
-    model_size,
-)
+from deepeyes_plugins.hosts.transformers.images import ImageBounds, image_bounds, image_tokens
 
 logger = logging.getLogger(__name__)
 
-_PROBE_SIZES = ((640, 480), (300, 700))
-"""Pixels of the pictures that the check renders, before they get the size of the model."""
+
+_LARGEST_PROBE = 1 << 24
+"""Pixels; twice the sides of that are beyond the bounds of every model so far."""
+
+
+class Outline(NamedTuple):
+    """A picture of which only width and height are known, in pixels."""
+
+    size: tuple[int, int]
 
 
 class PlaceholderProcessor:
     """Stands in for a Qwen-VL processor where only token ids are wanted."""
 
     def __init__(self, processor: Any, bounds: ImageBounds) -> None:
-        """Wrap ``processor``; its images must come in the size of the model."""
+        """Wrap ``processor``, whose bounds are ``bounds``."""
         self._processor = processor
         self._bounds = bounds
         self._image_token_id: int = processor.image_token_id
@@ -46,7 +50,7 @@ class PlaceholderProcessor:
         self,
         *,
         text: Sequence[str],
-        images: Sequence[Image.Image] | None = None,
+        images: Sequence[Image.Image | Outline] | None = None,
         videos: None = None,
         **options: Any,
     ) -> dict[str, list[list[int]]]:
@@ -54,7 +58,7 @@ class PlaceholderProcessor:
 
         Args:
             text: A single text, one placeholder for each image.
-            images: In the size of the model.
+            images: With an aspect ratio of at most 200.
             videos: There are none.
             **options: Of the pixel work, which is left out.
 
@@ -81,8 +85,9 @@ class PlaceholderProcessor:
 def without_pixels(builder: Any) -> Any:
     """Return a builder with the same results that leaves the pixel work out.
 
-    The first builder of a processor is compared with its stand-in on a conversation with images;
-    where they differ, or the processor is of another kind, verl's own is returned.
+    The first builder of a processor is compared with its stand-in on a conversation with images of
+    ordinary and of extreme sizes; where they differ, or the processor is of another kind, verl's
+    own is returned.
 
     Args:
         builder: verl's ``ContinuousTokenBuilder`` for a vision-language model, or any other.
@@ -119,17 +124,15 @@ def _agrees(
             chat_template_kwargs=dict(template_settings),
         )
         light = _light(builder)
-        bounds = image_bounds(processor.image_processor, processor_settings)
-        pictures = [Image.new("RGB", model_size(size, bounds)) for size in _PROBE_SIZES]
-        messages = [_message(picture) for picture in pictures]
-        expected, found = (
-            (
-                some.build_initial_tokens(messages[:1], images=pictures[:1]),
-                some.merge_context_tokens(messages[:1], messages, [0]).token_ids,
-            )
-            for some in (builder, light)
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        sizes = probe_sizes(image_bounds(processor.image_processor, processor_settings))
+        question = [_message(len(sizes))]
+        picture = Image.new("RGB", sizes[0])
+        answer = [_message(1, picture)]
+        expected = builder.build_initial_tokens(question, images=[*map(_blank, sizes)])
+        found = light.build_initial_tokens(question, images=[*map(Outline, sizes)])
+        for some, ids in ((builder, expected), (light, found)):
+            ids += some.merge_context_tokens(answer, answer * 2, [0]).token_ids
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         logger.warning("observations go through the whole processor: %r", error)
         return False
     if expected != found:
@@ -144,6 +147,30 @@ def _light(builder: Any) -> Any:
     return light
 
 
-def _message(picture: Image.Image) -> dict[str, Any]:
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": "What is this?"}]
-    return {"role": "user", "content": content}
+def probe_sizes(bounds: ImageBounds) -> list[tuple[int, int]]:
+    """Sizes at which processors are known to differ: strips, and pictures beyond the bounds."""
+    longest = 2 * isqrt(min(bounds.maximum, _LARGEST_PROBE))
+    return [
+        (320, 240),
+        (300, 700),
+        (bounds.factor // 2, bounds.factor // 2),
+        # A strip thinner than half a unit is made larger, and one a little thicker is not.
+        (2600, bounds.factor // 2),
+        (bounds.factor // 2 + 1, 2600),
+        # A ratio of 200 may be more after rounding.
+        (200 * (bounds.factor * 3 // 2 - 1), bounds.factor * 3 // 2 - 1),
+        (longest, longest),
+        (longest, longest // 150 + 4),
+        (longest // 20 + 4, 6 * longest),
+    ]
+
+
+def _blank(size: tuple[int, int]) -> torch.Tensor:
+    """Make a picture without pixels, on which the processor computes shapes only."""
+    width, height = size
+    return torch.empty(3, height, width, dtype=torch.uint8, device="meta")
+
+
+def _message(pictures: int, picture: Image.Image | None = None) -> dict[str, Any]:
+    content = [{"type": "image", "image": picture}] * pictures
+    return {"role": "user", "content": [*content, {"type": "text", "text": "What is this?"}]}

@@ -14,6 +14,10 @@ watch(
     "deepeyes_plugins.hosts.verl.register:register_agent_loop",
 )
 watch(
+    "verl.trainer.ppo.core_algos",
+    "deepeyes_plugins.hosts.verl.register:register_advantage_estimator",
+)
+watch(
     "verl.trainer.ppo.v1",
     "deepeyes_plugins.hosts.verl.trainer:extend_trainers",
 )

@@ -17,6 +17,7 @@ from deepeyes_plugins.hosts.verl.placeholders import without_pixels
 from deepeyes_plugins.hosts.verl.tokens import CutTurn, TokenStream, cut_turn
 from deepeyes_plugins.protocol.content import EncodedImage, Message
 from deepeyes_plugins.protocol.dialect import Dialect
+from deepeyes_plugins.protocol.observations import plain
 from deepeyes_plugins.rollout.contracts import (
     AssistantTurn,
     InfrastructureError,
@@ -245,7 +246,11 @@ class TokenPolicy:
 
 
 def chat_message(message: Message, images: Any) -> dict[str, Any]:
-    """Translate to the chat form of transformers, taking each image from ``images``."""
+    """Translate to the chat form of transformers, taking each image from ``images``.
+
+    Control strings in the texts become plain text: the model's own turns do not come here.
+    """
+    message = plain(message)
     if not message.images:
         return {"role": message.role, "content": message.text}
     content: list[dict[str, Any]] = [

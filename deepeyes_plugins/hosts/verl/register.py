@@ -1,10 +1,11 @@
-"""Put the agent loop ``deepeyes`` into verl's registry."""
+"""Put the agent loop ``deepeyes`` and the estimator ``deepeyes_grpo`` into verl's registries."""
 
 from __future__ import annotations
 
 from types import ModuleType
 
 AGENT_LOOP = "deepeyes"
+ADVANTAGE_ESTIMATOR = "deepeyes_grpo"
 
 
 def register_agent_loop(module: ModuleType) -> None:
@@ -12,3 +13,10 @@ def register_agent_loop(module: ModuleType) -> None:
     from deepeyes_plugins.hosts.verl.agent_loop import DeepEyesAgentLoop
 
     module.register(AGENT_LOOP)(DeepEyesAgentLoop)
+
+
+def register_advantage_estimator(module: ModuleType) -> None:
+    """Register the estimator; ``module`` is ``verl.trainer.ppo.core_algos``."""
+    from deepeyes_plugins.hosts.verl.advantage import compute_advantage
+
+    module.register_adv_est(ADVANTAGE_ESTIMATOR)(compute_advantage)

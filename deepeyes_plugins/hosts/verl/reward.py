@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from deepeyes_plugins.hosts.verl.judging import stopping_judge
 from deepeyes_plugins.hosts.verl.solution import recover_trajectory
 from deepeyes_plugins.protocol.content import Message
+from deepeyes_plugins.protocol.missing import is_missing, text_of
 from deepeyes_plugins.rewards.scoring import Scorer
 from deepeyes_plugins.rollout import Task, Trajectory
 from deepeyes_plugins.settings import load_settings
@@ -30,7 +31,9 @@ def shared_scorer(agent_config: str | None) -> Scorer:
     """
     scorers = _scorers.setdefault(asyncio.get_running_loop(), {})
     if agent_config not in scorers:
-        scorers[agent_config] = Scorer(load_settings(agent_config), judge_factory=stopping_judge)
+        settings = load_settings(agent_config)
+        judge = stopping_judge(settings.judge)
+        scorers[agent_config] = Scorer(settings.rewards, judge, settings.plugins)
     return scorers[agent_config]
 
 
@@ -58,17 +61,23 @@ async def compute_score(
     Raises:
         UnknownNameError: No reward is registered for ``data_source``.
         SettingsError: The reward needs a judge or a package that is not there.
+        ValueError: There is no ground truth.
         InfrastructureError: A failure of ours ended the trajectory, or no judge could be reached:
             verl leaves the session out of its group. With ``rewards.infrastructure_failure: mark``
             the result says so in ``infrastructure_failed`` instead.
     """
     row = dict(extra_info or {})
+    if is_missing(ground_truth):
+        raise ValueError(
+            f"no ground truth for row {text_of(row.get('index')) or '?'} of data source "
+            f"{data_source!r}: `deepeyes data check` names such rows"
+        )
     recorded = row.pop(TRAJECTORY_FIELD, None)
     trajectory = (
         Trajectory.model_validate_json(recorded) if recorded else recover_trajectory(solution_str)
     )
     task = Task(
-        id=trajectory.task_id or str(row.get("index", "")),
+        id=trajectory.task_id or text_of(row.get("index")),
         messages=(Message("user", (trajectory.question,)),),
         data_source=data_source,
         ground_truth=str(ground_truth),

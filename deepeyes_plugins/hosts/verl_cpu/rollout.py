@@ -24,6 +24,7 @@ from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 from verl.workers.rollout.utils import ensure_async_iterator
 
+from deepeyes_plugins.hosts.transformers.images import ImageBounds, image_bounds
 from deepeyes_plugins.hosts.verl.engines import FORBIDDEN_BIAS
 from deepeyes_plugins.hosts.verl_cpu.activation import ENGINE
 
@@ -44,6 +45,7 @@ class Request:
     prompt_ids: list[int]
     sampling_params: dict[str, Any]
     images: list[Image.Image]
+    image_settings: dict[str, Any]
     result: asyncio.Future[TokenOutput]
 
     @property
@@ -158,6 +160,7 @@ class TransformersServer:
         sampling_params: dict[str, Any],
         request_id: str,
         image_data: list[Image.Image] | None = None,
+        mm_processor_kwargs: dict[str, Any] | None = None,
         **_: Any,
     ) -> TokenOutput:
         """Generate one continuation.
@@ -166,7 +169,13 @@ class TransformersServer:
             RuntimeError: The call that this request was part of failed.
         """
         result: asyncio.Future[TokenOutput] = asyncio.get_running_loop().create_future()
-        request = Request(list(prompt_ids), dict(sampling_params), image_data or [], result)
+        request = Request(
+            list(prompt_ids),
+            dict(sampling_params),
+            image_data or [],
+            mm_processor_kwargs or {},
+            result,
+        )
         await self._requests.put(request)
         return await result
 
@@ -202,9 +211,16 @@ class TransformersServer:
                 if not request.result.done():
                     request.result.set_result(output)
 
-    def _process_image(self, size: tuple[int, int], pixels: bytes) -> tuple[Any, Any]:
+    def _process_image(
+        self, size: tuple[int, int], pixels: bytes, bounds: ImageBounds
+    ) -> tuple[Any, Any]:
         image = Image.frombytes("RGB", size, pixels)
-        features = self.processor.image_processor(images=[image], return_tensors="pt")
+        features = self.processor.image_processor(
+            images=[image],
+            min_pixels=bounds.minimum,
+            max_pixels=bounds.maximum,
+            return_tensors="pt",
+        )
         return features["pixel_values"], features["image_grid_thw"]
 
     @torch.inference_mode()
@@ -220,7 +236,11 @@ class TransformersServer:
             attention[row, width - len(request.prompt_ids) :] = 1
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": attention}
         features = [
-            self._pixels(image.size, image.tobytes())
+            self._pixels(
+                image.size,
+                image.tobytes(),
+                image_bounds(self.processor.image_processor, request.image_settings),
+            )
             for request in batch
             for image in request.images
         ]

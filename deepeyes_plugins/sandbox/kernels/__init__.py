@@ -6,11 +6,11 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from ..contracts import SandboxUnavailable
+from deepeyes_plugins.sandbox.contracts import SandboxUnavailable
 
 if TYPE_CHECKING:
-    from ..settings import SandboxSettings
-    from .contract import KernelProvider
+    from deepeyes_plugins.sandbox.kernels.contract import KernelProvider
+    from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 KERNELS: Final = {
     "fork": f"{__name__}.fork.provider:ForkProvider",

@@ -1,8 +1,8 @@
 """The kernel contract: what a session needs from the thing that runs its code.
 
 The server knows kernels by these two protocols only. `fork` and `jupyter` ship; a third party's
-are named in the settings as `module:factory`, and `conformance` tells whether they keep the
-contract.
+are named in the settings as `module:factory`, and `deepeyes_plugins.testing.kernels` tells whether
+they keep the contract.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..contracts import ExecutionResult, SandboxError
+from deepeyes_plugins.sandbox.contracts import ExecutionResult, SandboxError
 
 
 class ImageRejected(SandboxError):

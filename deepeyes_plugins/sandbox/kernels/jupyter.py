@@ -38,14 +38,26 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from PIL import Image
 
-from ..contracts import ExecutionResult, SandboxUnavailable
-from ..settings import SandboxSettings
-from .contract import ImageRejected, ImagesMissing, Snapshot, SnapshotFailed
-from .fork.images import ImageRefused, decode_into, encode_png
-from .fork.isolation import LAYERS
-from .jupyter_prelude import NAMES_TYPE
-from .outcomes import DIED, KILLED, MALFORMED, timed_out
-from .output import MAX_IMAGE_BYTES, BoundedText, images_cut
+from deepeyes_plugins.protocol.pixels import is_8bit
+from deepeyes_plugins.sandbox.contracts import ExecutionResult, SandboxUnavailable
+from deepeyes_plugins.sandbox.kernels.contract import (
+    ImageRejected,
+    ImagesMissing,
+    Snapshot,
+    SnapshotFailed,
+)
+from deepeyes_plugins.sandbox.kernels.fork.images import (
+    INPUT_FORMATS,
+    ImageRefused,
+    decode_into,
+    encode_png,
+    reason,
+)
+from deepeyes_plugins.sandbox.kernels.fork.isolation import LAYERS
+from deepeyes_plugins.sandbox.kernels.jupyter_prelude import NAMES_TYPE
+from deepeyes_plugins.sandbox.kernels.outcomes import DIED, KILLED, MALFORMED, timed_out
+from deepeyes_plugins.sandbox.kernels.output import MAX_IMAGE_BYTES, BoundedText, images_cut
+from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
 
@@ -561,7 +573,7 @@ class JupyterProvider:
         if digest in self._images:
             return
         async with self._decoder_lock:  # One after the other: their pixels fill the memory.
-            await asyncio.to_thread(_check_image, data, self._settings.max_image_pixels)
+            data = await asyncio.to_thread(_usable, data, self._settings.max_image_pixels)
         self._images[digest] = data
         held = sum(map(len, self._images.values()))
         while held > self._settings.image_cache_mb << 20 and len(self._images) > 1:
@@ -657,8 +669,11 @@ def _look_up(name: str) -> _Spec:
     return _Spec(name, spec.language.lower(), provisioner, local)
 
 
-def _check_image(data: bytes, max_pixels: int) -> None:
+def _usable(data: bytes, max_pixels: int) -> bytes:
     """Takes the images that the fork kernel takes. Blocks.
+
+    Returns:
+        The file; one whose pixels are not the 8 bits that a person sees is encoded anew.
 
     Raises:
         ImageRejected: The data is no usable image.
@@ -670,6 +685,8 @@ def _check_image(data: bytes, max_pixels: int) -> None:
         os.lseek(source, 0, os.SEEK_SET)
         with open(os.devnull, "wb") as nowhere:
             decode_into(source, nowhere.fileno(), max_pixels, lazy_pixels=max_pixels)
+        with Image.open(io.BytesIO(data), formats=INPUT_FORMATS) as image:
+            return data if is_8bit(image) else encode_png(image)
     except ImageRefused as error:
         raise ImageRejected(str(error)) from error
     finally:
@@ -694,7 +711,7 @@ def _png(encoded: str, max_pixels: int) -> bytes:
     except ImageRefused:
         raise
     except Exception as error:
-        raise ImageRefused(f"displayed data is not a readable image: {error}") from error
+        raise ImageRefused(f"displayed data is not a readable image{reason(error)}") from error
 
 
 def _tail(log: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from ..contracts import ExecutionResult
+from deepeyes_plugins.sandbox.contracts import ExecutionResult
 
 DIED: Final = (
     "The Python process of this session ended while it ran this cell (os._exit, a crash in native "

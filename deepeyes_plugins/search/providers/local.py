@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deepeyes_plugins.extras import install_command
 from deepeyes_plugins.search.contracts import (
     SearchNotConfiguredError,
     SearchQuery,
@@ -121,7 +122,7 @@ class Local(TextSearchProvider):
             from deepeyes_plugins.search.index import Index
         except ModuleNotFoundError as error:
             raise SearchNotConfiguredError(
-                f"local: {error}; pip install 'deepeyes-plugins[search]'"
+                f"local: {error}; {install_command('search')}"
             ) from error
         try:
             index = Index(path.expanduser())

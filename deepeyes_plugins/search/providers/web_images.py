@@ -241,6 +241,7 @@ class SerpApiLens(WebImages[LensOptions]):
 
 def _small(image: EncodedImage) -> tuple[bytes, str]:
     """The image as a file that SerpApi takes, and its type."""
+    image = image.plain()
     if len(image.data) <= _UPLOAD_BYTES and image.media_type in _UPLOAD_TYPES:
         image.pil()  # Raises for one that cannot be read.
         return image.data, image.media_type

@@ -8,7 +8,7 @@ from typing import Any
 
 from deepeyes_plugins import hookimpl
 from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError
-from deepeyes_plugins.environments.builtin import make_environment
+from deepeyes_plugins.environments.presets import make_environment
 from deepeyes_plugins.protocol.dialect import Dialect
 from deepeyes_plugins.protocol.observations import tool_response
 from deepeyes_plugins.rewards.contracts import RewardFactory, RewardResources
@@ -54,7 +54,7 @@ class SizeReward:
     parts = ("right", "cost")
 
     def __init__(self, resources: RewardResources) -> None:
-        self._price = resources.settings.plugins.get("example", {}).get("price", 0.1)
+        self._price = resources.plugins.get("example", {}).get("price", 0.1)
 
     async def score(self, task: Task, trajectory: Trajectory) -> RewardResult:
         right = float(trajectory.answer == task.ground_truth)

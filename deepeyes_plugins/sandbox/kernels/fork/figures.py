@@ -28,8 +28,9 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.image import AxesImage
 from matplotlib.transforms import Bbox
+from PIL import Image
 
-from .images import encode_pixels
+from deepeyes_plugins.sandbox.kernels.fork.images import encode_pixels, refuse_empty
 
 _STOCK_OPTIONS: Final = {"bbox_inches": "tight"}
 _TEXT_SETTINGS: Final = tuple(
@@ -131,6 +132,7 @@ def use(shell: Any, guard: Callable[[Callable[[Figure], Any]], Callable[[Figure]
 
         shell.display_formatter.formatters["image/png"].for_type(Figure, guard(encode))
 
+    Axes.imshow = _without_empty_images(Axes.imshow)  # type: ignore[method-assign]
     # pyplot would draw what a cell leaves open before the inline backend shows and closes it.
     pyplot.uninstall_repl_displayhook()
     pyplot.install_repl_displayhook()
@@ -138,6 +140,20 @@ def use(shell: Any, guard: Callable[[Callable[[Figure], Any]], Callable[[Figure]
     for module in (pylabtools, import_module("matplotlib_inline.backend_inline")):
         module.select_figure_formats = select  # type: ignore[attr-defined]
     select(shell, "png", **_STOCK_OPTIONS)
+
+
+def _without_empty_images(imshow: Callable[..., Any]) -> Callable[..., Any]:
+    """Has `imshow` say that an image is empty, where NumPy would speak of a reduction operation."""
+
+    @functools.wraps(imshow)
+    def checked(axes: Axes, X: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(X, Image.Image):
+            refuse_empty(*X.size)
+        elif len(shape := np.shape(X)) > 1:
+            refuse_empty(shape[1], shape[0])
+        return imshow(axes, X, *args, **kwargs)
+
+    return checked
 
 
 def _draw(figure: Figure, box: Any) -> bytes:

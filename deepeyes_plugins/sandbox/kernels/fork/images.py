@@ -10,15 +10,19 @@ import zlib
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from ..output import PNG_SIGNATURE
+from deepeyes_plugins.protocol.pixels import is_8bit, to_8bit
+from deepeyes_plugins.sandbox.kernels.output import PNG_SIGNATURE
 
-INPUT_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
-"""What may be uploaded: no format whose reader starts programs or interprets scripts."""
+INPUT_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What may be uploaded: no format whose reader starts programs or interprets scripts.
+
+MPO, a JPEG file with more pictures behind it, is read as JPEG; Pillow has no reader of that name.
+"""
 
 # Modes whose pixels Pillow uses in place, by the layout in which they lie in memory.
-_SHARED_LAYOUTS = {"RGB": "RGBX", "RGBA": "RGBA", "L": "L", "CMYK": "CMYK"}
+_SHARED_LAYOUTS = {"RGB": "RGBX", "RGBA": "RGBA", "L": "L"}
 _MAX_INFO_BYTES = 64 << 10
 _PNG_COLOUR_TYPES = {"L": 0, "RGB": 2, "LA": 4, "RGBA": 6}
 # Pixels are copied in bands that fit into the processor's cache: a fifth of the time.
@@ -43,12 +47,14 @@ def decode_into(
 ) -> dict[str, Any] | None:
     """Decodes an image file and writes its pixels where several sessions can map them.
 
+    They are those that a person sees: 8 bits per channel, mode L, LA, RGB or RGBA.
+
     Args:
         source: File descriptor of the encoded image.
         target: File descriptor that receives the pixels.
         max_pixels: Largest area to accept.
         lazy_pixels: Area from which on an image is only looked at, and decoded by the sessions
-            that use it.
+            that use it, if its file has such pixels.
 
     Returns:
         What `attach` needs to make an image of the pixels; None if it was not decoded.
@@ -65,27 +71,26 @@ def decode_into(
                 raise ImageRefused(
                     f"the image has {im.width}x{im.height} pixels; at most {max_pixels} are allowed"
                 )
-            if im.width * im.height > lazy_pixels:
+            if im.width * im.height > lazy_pixels and is_8bit(im):
                 return None
             im.load()
-            layout = _SHARED_LAYOUTS.get(im.mode, im.mode)
-            for top in range(0, im.height, _BAND_ROWS):
-                band = im.crop((0, top, im.width, min(top + _BAND_ROWS, im.height)))
+            seen = to_8bit(im)
+            layout = _SHARED_LAYOUTS.get(seen.mode, seen.mode)
+            for top in range(0, seen.height, _BAND_ROWS):
+                band = seen.crop((0, top, seen.width, min(top + _BAND_ROWS, seen.height)))
                 _write(target, band.tobytes("raw", layout))
-            palette = im.getpalette("RGB") if im.mode == "P" else None
             described = {
-                "mode": im.mode,
+                "mode": seen.mode,
                 "layout": layout,
-                "size": list(im.size),
+                "size": list(seen.size),
                 "format": im.format,
-                "palette": None if palette is None else bytes(palette),
-                "info": _portable(im.info),
+                "info": _portable(seen.info),
             }
     except ImageRefused:
         raise
     except Exception as error:
         known = ", ".join(INPUT_FORMATS)
-        raise ImageRefused(f"not a readable image ({error}); accepted are {known}") from error
+        raise ImageRefused(f"not a readable image{reason(error)}; accepted are {known}") from error
     return described
 
 
@@ -120,8 +125,6 @@ def attach(described: dict[str, Any], descriptor: int) -> Image.Image:
             image.readonly = 1
     else:
         image = Image.frombytes(mode, size, pixels, "raw", layout)
-    if described["palette"] is not None:
-        image.putpalette(described["palette"])
     image.format = described["format"]
     image.info = {
         key: tuple(value) if isinstance(value, list) else value
@@ -130,12 +133,28 @@ def attach(described: dict[str, Any], descriptor: int) -> Image.Image:
     return image
 
 
+def refuse_empty(width: int, height: int) -> None:
+    """Refuses an image without pixels, in words for the model.
+
+    Raises:
+        ValueError: It has no width or no height.
+    """
+    if not width or not height:
+        missing = "height" if width else "width"
+        raise ValueError(
+            f"the image is empty: {width} x {height} pixels, it has no {missing}. A crop "
+            "(x1, y1, x2, y2) needs x1 < x2 and y1 < y2"
+        )
+
+
 def encode_png(image: Image.Image) -> bytes:
-    """Encodes any Pillow image as PNG, for speed rather than size."""
-    if image.mode not in _PNG_COLOUR_TYPES:
-        transparent = "transparency" in image.info or image.mode in ("PA", "RGBa", "La")
-        grey = image.mode in ("1", "I", "F", "I;16", "I;16B", "I;16L")
-        image = image.convert("L" if grey else "RGBA" if transparent else "RGB")
+    """Encodes any Pillow image as PNG, for speed rather than size.
+
+    Raises:
+        ValueError: The image is empty.
+    """
+    refuse_empty(*image.size)
+    image = to_8bit(image)
     return encode_pixels(image.tobytes(), *image.size, image.mode)
 
 
@@ -199,7 +218,12 @@ def as_png(data: bytes) -> bytes:
             image.verify()  # Checksums only: what is drawn here is shown as it is.
             return data
     except Exception as error:
-        raise ImageRefused(f"displayed data is not a readable image: {error}") from error
+        raise ImageRefused(f"displayed data is not a readable image{reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """Why Pillow does not read an image: where it knows no format, it names an address only."""
+    return "" if isinstance(error, UnidentifiedImageError) else f": {error}"
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -12,12 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Final, TypeVar
 
-from ...contracts import ExecutionResult
-from ..contract import Snapshot, SnapshotFailed
-from ..outcomes import DIED, KILLED, MALFORMED, timed_out
-from ..output import MAX_IMAGE_BYTES, PNG_SIGNATURE, OutputLimits, most_kept
-from .memory import held_memory, seal
-from .process import Channel, Child, unique_bytes
+from deepeyes_plugins.sandbox.contracts import ExecutionResult
+from deepeyes_plugins.sandbox.kernels.contract import Snapshot, SnapshotFailed
+from deepeyes_plugins.sandbox.kernels.fork.memory import held_memory, seal
+from deepeyes_plugins.sandbox.kernels.fork.process import Channel, Child, unique_bytes
+from deepeyes_plugins.sandbox.kernels.outcomes import DIED, KILLED, MALFORMED, timed_out
+from deepeyes_plugins.sandbox.kernels.output import (
+    MAX_IMAGE_BYTES,
+    PNG_SIGNATURE,
+    OutputLimits,
+    most_kept,
+)
 
 T = TypeVar("T")
 

@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...settings import SandboxSettings
-from ..contract import ImageRejected, ImagesMissing
-from . import wire
-from .memory import UNCHANGEABLE, held_memory, seal
-from .process import Child
+from deepeyes_plugins.remote.single_flight import SingleFlight
+from deepeyes_plugins.sandbox.kernels.contract import ImageRejected, ImagesMissing
+from deepeyes_plugins.sandbox.kernels.fork import wire
+from deepeyes_plugins.sandbox.kernels.fork.memory import UNCHANGEABLE, held_memory, seal
+from deepeyes_plugins.sandbox.kernels.fork.process import Child
+from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Pictures:
         self._settings = settings
         self._make_decoder = make_decoder
         self._held: OrderedDict[str, Picture] = OrderedDict()
-        self._decoding: dict[str, asyncio.Task[None]] = {}
+        self._decoding: SingleFlight[str, None] = SingleFlight()
         self._decoder: Child | None = None
         self._decoder_lock = asyncio.Lock()
 
@@ -78,11 +79,7 @@ class Pictures:
         """
         if digest in self._held:
             return
-        if digest not in self._decoding:
-            task = asyncio.ensure_future(self._decode_and_hold(digest, data))
-            self._decoding[digest] = task
-            task.add_done_callback(lambda _: self._decoding.pop(digest))
-        await asyncio.shield(self._decoding[digest])
+        await self._decoding.run(digest, lambda: self._decode_and_hold(digest, data))
 
     async def _decode_and_hold(self, digest: str, data: bytes) -> None:
         async with self._decoder_lock:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from . import folders, wire
+from deepeyes_plugins.sandbox.kernels.fork import folders, wire
 
 logger = logging.getLogger(__name__)
 

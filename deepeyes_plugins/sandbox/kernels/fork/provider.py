@@ -18,13 +18,13 @@ from weakref import WeakSet
 
 import msgpack
 
-from ...contracts import SandboxUnavailable
-from ...settings import SandboxSettings
-from ..output import OutputLimits, most_kept
-from . import folders, isolation, wire
-from .kernel import ForkKernel
-from .pictures import Pictures
-from .process import Channel, Child, greeted, remove_folder
+from deepeyes_plugins.sandbox.contracts import SandboxUnavailable
+from deepeyes_plugins.sandbox.kernels.fork import folders, isolation, wire
+from deepeyes_plugins.sandbox.kernels.fork.kernel import ForkKernel
+from deepeyes_plugins.sandbox.kernels.fork.pictures import Pictures
+from deepeyes_plugins.sandbox.kernels.fork.process import Channel, Child, greeted, remove_folder
+from deepeyes_plugins.sandbox.kernels.output import OutputLimits, most_kept
+from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
 

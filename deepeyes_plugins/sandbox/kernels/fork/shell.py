@@ -26,10 +26,15 @@ from PIL import Image, ImageShow
 from traitlets import Type
 from traitlets.config import Config
 
-from ..output import MAX_IMAGE_BYTES, BoundedText, OutputLimits, images_cut
-from .images import ImageRefused, as_png, encode_png
-from .memory import held_memory
-from .state import SessionState, printable, told
+from deepeyes_plugins.sandbox.kernels.fork.images import ImageRefused, as_png, encode_png
+from deepeyes_plugins.sandbox.kernels.fork.memory import held_memory
+from deepeyes_plugins.sandbox.kernels.fork.state import SessionState, printable, told
+from deepeyes_plugins.sandbox.kernels.output import (
+    MAX_IMAGE_BYTES,
+    BoundedText,
+    OutputLimits,
+    images_cut,
+)
 
 # Stands for an image that is not encoded because no more of them are returned.
 _CUT = b""
@@ -177,7 +182,7 @@ class Shell:
         from matplotlib import pyplot
         from PIL import ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps  # noqa: F401
 
-        from . import figures, fonts
+        from deepeyes_plugins.sandbox.kernels.fork import figures, fonts
 
         Image.init()
         ImageShow.register(_OutputViewer(), 0)

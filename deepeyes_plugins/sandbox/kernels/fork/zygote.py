@@ -29,9 +29,14 @@ from typing import Any
 
 import msgpack
 
-from ..output import OutputLimits
-from . import folders, wire
-from .isolation import Jail, die_with_parent, mapped_bytes, mount_scratch
+from deepeyes_plugins.sandbox.kernels.fork import folders, wire
+from deepeyes_plugins.sandbox.kernels.fork.isolation import (
+    Jail,
+    die_with_parent,
+    mapped_bytes,
+    mount_scratch,
+)
+from deepeyes_plugins.sandbox.kernels.output import OutputLimits
 
 MAX_MESSAGE_BYTES = 1 << 16
 
@@ -64,8 +69,8 @@ class Zygote:
 
     def warm(self) -> None:
         """Imports everything that sessions share, and makes the shared pages stay shared."""
-        from .fonts import use_cjk_font
-        from .shell import Shell
+        from deepeyes_plugins.sandbox.kernels.fork.fonts import use_cjk_font
+        from deepeyes_plugins.sandbox.kernels.fork.shell import Shell
 
         self._cjk_font = use_cjk_font(self._plan.font_folders)
         self._shell = Shell(OutputLimits(**self._plan.limits))
@@ -194,7 +199,7 @@ class Zygote:
             self._run_cells(conn)
 
     def _run_cells(self, conn: socket.socket) -> None:
-        from .images import attach
+        from deepeyes_plugins.sandbox.kernels.fork.images import attach
 
         self._shell.rehearse()
         received = wire.receive(conn)
@@ -244,7 +249,7 @@ def _run_child(zygote: Zygote, request: dict[str, Any], descriptor: int) -> None
 
 
 def _decode_images(conn: socket.socket) -> None:
-    from .images import ImageRefused, decode_into
+    from deepeyes_plugins.sandbox.kernels.fork.images import ImageRefused, decode_into
 
     while (received := wire.receive(conn)) is not None:
         request, (source, target) = received

@@ -31,9 +31,8 @@ from typing import Final, get_args
 
 from PIL import Image, ImageChops
 
-from ..contracts import ExecutionResult, Outcome
-from ..settings import SandboxSettings
-from .contract import (
+from deepeyes_plugins.sandbox.contracts import ExecutionResult, Outcome
+from deepeyes_plugins.sandbox.kernels.contract import (
     ImageRejected,
     ImagesMissing,
     Kernel,
@@ -41,6 +40,7 @@ from .contract import (
     Snapshot,
     SnapshotFailed,
 )
+from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 Check = Callable[[KernelProvider], Awaitable[None]]
 

@@ -1,0 +1,52 @@
+"""One call for all who want the same at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Result = TypeVar("Result")
+
+
+class SingleFlight(Generic[Key, Result]):
+    """Shares calls between the tasks of one event loop; results are not cached."""
+
+    def __init__(self) -> None:
+        """Start with no call in flight."""
+        self._calls: dict[Key, asyncio.Task[Result]] = {}
+
+    def __contains__(self, key: Key) -> bool:
+        """Return whether a call of ``key`` is in flight."""
+        return key in self._calls
+
+    async def run(self, key: Key, call: Callable[[], Awaitable[Result]]) -> Result:
+        """Return the result of the call of ``key`` that is in flight, else of ``call``.
+
+        The call runs in a task of its own: whoever is cancelled leaves the others waiting for it.
+
+        Raises:
+            Exception: What the call raises, for all who wait for it.
+        """
+        task = self._calls.get(key)
+        if task is None:
+            task = self._calls[key] = asyncio.ensure_future(_awaited(call))
+            task.add_done_callback(lambda done: self._land(key, done))
+        return await asyncio.shield(task)
+
+    async def aclose(self) -> None:
+        """Cancel every call and wait until it has ended."""
+        calls = list(self._calls.values())
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    def _land(self, key: Key, done: asyncio.Task[Result]) -> None:
+        del self._calls[key]
+        if not done.cancelled():
+            done.exception()  # Those who wait get it. If nobody waits, asyncio must not complain.
+
+
+async def _awaited(call: Callable[[], Awaitable[Result]]) -> Result:
+    return await call()

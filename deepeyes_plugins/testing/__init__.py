@@ -1,0 +1,1 @@
+"""Conformance suites: does a kernel or a search provider keep its contract?"""
