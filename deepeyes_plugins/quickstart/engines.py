@@ -61,7 +61,7 @@ ENGINES = {
             # One thread for each server: a tiny model gains nothing from more.
             server={"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"},
             client={"DEEPEYES_OPENAI_PROFILE": "vllm"},
-            requests=16,
+            requests=48,  # larger batches, fewer steps of the engine
         ),
         Engine(
             EngineName.TRANSFORMERS,

@@ -347,8 +347,8 @@ def count_lines(path: Path) -> int:
 
 
 STAGES = (
-    Stage("prepare", "make the tiny model and its data", prepare, 50),
-    Stage("sft", "supervised fine-tuning with LLaMA-Factory", fine_tune, 210),
-    Stage("rl", "reinforcement learning with verl", reinforce, 480),
-    Stage("evaluate", "evaluation with VLMEvalKit", evaluate, 220),
+    Stage("prepare", "make the tiny model and its data", prepare, 20),
+    Stage("sft", "supervised fine-tuning with LLaMA-Factory", fine_tune, 140),
+    Stage("rl", "reinforcement learning with verl", reinforce, 260),
+    Stage("evaluate", "evaluation with VLMEvalKit", evaluate, 100),
 )
