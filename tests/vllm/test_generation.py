@@ -78,11 +78,12 @@ async def test_sixteen_conversations_at_once_are_answered_as_one_alone(url: str)
             assert await alone.act() == together[number]
 
 
+@pytest.mark.parametrize("limit", [400, CONTEXT, 20_480])
 async def test_the_last_room_of_the_context_is_used_and_then_the_conversation_ends(
-    url: str, processor: Any
+    url: str, processor: Any, limit: int
 ) -> None:
     words = " top left" * ((CONTEXT - 100) // 2)
-    async with client(url, max_tokens=400, extra_body=always(processor, " colour")) as opened:
+    async with client(url, max_tokens=limit, extra_body=always(processor, " colour")) as opened:
         policy = await conversation(opened, words)
         turn = await policy.act()
         assert turn is not None
