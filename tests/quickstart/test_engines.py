@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import yaml
 
 from deepeyes_plugins.cli.paths import recipes_folder
 from deepeyes_plugins.quickstart.engines import ENGINES, EngineName, lacks, why_not_vllm
+from deepeyes_plugins.quickstart.plan import FAST
+from deepeyes_plugins.quickstart.report import summarize_run, table
 
 
 @pytest.mark.parametrize(
@@ -42,3 +46,17 @@ def test_the_command_of_a_server_is_what_a_user_would_type(name: EngineName) -> 
     for option, value in itertools.pairwise(arguments):
         if option == "--config":
             assert yaml.safe_load(Path(value).read_text(encoding="utf-8"))["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("name", EngineName)
+def test_the_summary_names_the_engine_and_its_version(name: EngineName) -> None:
+    trajectories = {"accuracy": 1.0, "answered": 1, "well_formed": 1.0, "used_sandbox": 1.0}
+    counts = {"tool_calls": 1.0, "infrastructure_errors": 0}
+    models = ("sft", "rl", "rl_without_sandbox")
+    stages = {
+        "rl": {"seconds": 1.0, "accuracy_sampled": [(0, 0.5), (1, 0.75)]},
+        "evaluate": {"seconds": 1.0, **{model: {**trajectories, **counts} for model in models}},
+    }
+    summary = summarize_run(replace(FAST, engine=name), stages)
+    assert summary["engine"] == {"name": name, "version": version(name)}
+    assert f"{name} {version(name)}" in str(table(summary).title)
