@@ -12,7 +12,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/installed-from.txt
 # What decides the content of the environment. The stamp keeps their checksums, not a time: a fresh
 # clone over a kept environment installs nothing again.
-SOURCES := pyproject.toml constraints.txt deepeyes_plugins.pth
+SOURCES := pyproject.toml constraints.txt constraints-vllm.txt distributions/vllm/pyproject.toml \
+	deepeyes_plugins.pth
+# vLLM's CPU build needs AVX2; elsewhere the quickstart takes its second engine, transformers.
+VLLM := $(shell test "$$(uname -sm)" = "Linux x86_64" && grep -qw avx2 /proc/cpuinfo && echo vllm)
 VERSIONS := torch torchvision torchaudio
 # The tests of a file stay in one process, which keeps their servers and models; `make test JOBS=4`
 # where there are more processors and 12 GB for each two.
@@ -35,10 +38,14 @@ install: ## Make .venv and install everything, once
 reinstall:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 with venv is needed: install python3.11 and" \
 	  "python3.11-venv, or say make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
-	@echo "Installing everything into $(VENV), once: about 7 GB and some minutes."
+	@echo "Installing everything into $(VENV), once: about 8 GB and some minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt $(VERSIONS) --editable '.[all,dev]'
 	$(PIP) install --quiet --no-deps --constraint constraints.txt ms-vlmeval
+ifeq ($(VLLM),vllm)
+	$(PIP) install --quiet --no-deps --requirement constraints-vllm.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation ./distributions/vllm
+endif
 	sha256sum $(SOURCES) > $(STAMP)
 
 quickstart: install ## Train and evaluate a tiny agent on this machine, GPU or not

@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deepeyes_plugins import _activation
-from deepeyes_plugins.cli.paths import constraints_file
+from deepeyes_plugins.cli.paths import tested_versions
 from deepeyes_plugins.cli.probes import MARK, Registration
 from deepeyes_plugins.data.hooks import formatters
 from deepeyes_plugins.environments.hooks import environments
@@ -51,6 +51,7 @@ _CHECKS = (
     "judge",
     "search",
     *_PURPOSES,
+    "engine",
 )
 _SANDBOX_MODULES = ("IPython", "matplotlib", "starlette", "uvicorn")
 _COMPARED = (
@@ -60,6 +61,7 @@ _COMPARED = (
     "transformers",
     "llamafactory",
     "verl",
+    "vllm",
     "ray",
     "tensordict",
     "TransferQueue",
@@ -78,7 +80,8 @@ class Finding:
 
     Attributes:
         area: ``machine``, ``versions``, ``settings``, ``plugins``, ``activation``, ``sandbox``,
-            ``judge``, ``search``, or what a framework is for: ``sft``, ``rl``, ``eval``.
+            ``judge``, ``search``, ``engine``, or what a framework is for: ``sft``, ``rl``,
+            ``eval``.
         name: What was checked.
         status: ``problem``: something that was asked for cannot work; ``absent``: optional, and
             not installed.
@@ -154,6 +157,7 @@ def diagnose(chosen: Sequence[str], console: Console) -> list[Finding]:
         "judge": check_judge,
         "search": check_search,
         **{purpose: partial(check_framework, purpose) for purpose in _PURPOSES},
+        "engine": check_engine,
     }
     findings: dict[str, list[Finding]] = {}
     with ThreadPoolExecutor(len(chosen)) as threads, console.status("") as spinner:
@@ -191,14 +195,6 @@ def check_machine() -> Iterator[Finding]:
     yield Finding("machine", "gpu", "ok", "; ".join(names))
     if find_spec("torch") is not None:
         yield from _probe("machine", "torch", "Install the PyTorch build for your driver.")
-    if find_spec("verl") is not None and not any(find_spec(engine) for engine in _ENGINES):
-        yield Finding(
-            "rl",
-            "rollout engine",
-            "absent",
-            f"none of {', '.join(_ENGINES)}; rollouts on the GPU need one",
-            "pip install vllm==0.24.0",
-        )
 
 
 def _amount(name: str, size: int, least: int, consequence: str) -> Finding:
@@ -220,8 +216,7 @@ def _graphics_cards() -> list[str]:
 
 def check_versions() -> Iterator[Finding]:
     """The frameworks' versions against those that were tested together."""
-    lines = constraints_file().read_text(encoding="utf-8").splitlines()
-    tested = dict(line.split("==") for line in lines if "==" in line)
+    tested = tested_versions()
     for name in _COMPARED:
         try:
             # A local part names the build, for instance 2.11.0+cu130.
@@ -338,6 +333,28 @@ def check_framework(purpose: str) -> Iterator[Finding]:
         framework,
         "Install deepeyes-plugins again into this environment; if that does not help, report it.",
     )
+
+
+def check_engine() -> Iterator[Finding]:
+    """Which engines are installed, and whether vLLM loads our plugin."""
+    installed = [name for name in _ENGINES if find_spec(name) is not None]
+    if not installed:
+        yield Finding(
+            "engine",
+            "rollout engine",
+            "absent",
+            f"none of {', '.join(_ENGINES)}; without one only tiny models are trained and served",
+            f"pip install vllm=={tested_versions()['vllm']}; on a CPU, `make install` in a "
+            "checkout.",
+        )
+    for name in installed:
+        try:
+            yield Finding("engine", name, "ok", version(name))
+        except PackageNotFoundError:
+            action = "Its commands and verl look for it: `make install` in a checkout mends it."
+            yield Finding("engine", name, "problem", f"no distribution named {name}", action)
+    if "vllm" in installed:
+        yield from _probe("engine", "vllm", "Install deepeyes-plugins again beside vLLM.")
 
 
 def _probe(area: str, framework: str, action: str) -> Iterator[Finding]:

@@ -109,6 +109,19 @@ def _why_verl_did_not_load_us() -> str:
     return f"verl did not load the entry point {plugin} (VERL_USE_EXTERNAL_PLUGINS={policy})"
 
 
+def vllm() -> list[Registration]:
+    """The general plugin of vLLM."""
+    plugins = import_module("vllm.plugins")
+    allowed = os.environ.get("VLLM_PLUGINS")
+    return [
+        Registration(
+            "general plugin 'deepeyes'",
+            "deepeyes" in plugins.load_plugins_by_group(plugins.DEFAULT_PLUGINS_GROUP),
+            "its entry point is not installed" if allowed is None else f"VLLM_PLUGINS={allowed}",
+        )
+    ]
+
+
 def torch() -> list[Registration]:
     """Whether PyTorch can use the GPU."""
     library = import_module("torch")
@@ -122,7 +135,7 @@ def torch() -> list[Registration]:
 
 
 PROBES: dict[str, Callable[[], list[Registration]]] = {
-    probe.__name__: probe for probe in (llamafactory, torch, verl, vlmeval)
+    probe.__name__: probe for probe in (llamafactory, torch, verl, vllm, vlmeval)
 }
 
 

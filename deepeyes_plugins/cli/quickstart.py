@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.paths import recipes_folder
+from deepeyes_plugins.quickstart.engines import EngineName, why_not_vllm
 from deepeyes_plugins.quickstart.plan import FAST, FULL, Plan, RunState
 from deepeyes_plugins.quickstart.process import StageError
 from deepeyes_plugins.quickstart.report import draw_curves, summarize_run, table, write_summary
@@ -29,14 +31,29 @@ def quickstart(
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew instead of resuming an earlier run.")
     ] = False,
+    engine: Annotated[
+        EngineName | None,
+        typer.Option(
+            help="What generates in RL and serves for the evaluation. [default: vllm; "
+            "transformers, the second choice, where vLLM does not run]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train a tiny agent by SFT and RL and evaluate it, by the frameworks' own commands.
 
     Results go to runs/quickstart (runs/quickstart-fast with --fast). An interrupted run resumes
     at the stage it was in.
     """
-    plan = FAST if fast else FULL
     console = Console()
+    lack = why_not_vllm()
+    if engine is EngineName.VLLM and lack:
+        complain(f"vLLM does not run here: {lack}; --engine transformers does", 2)
+    chosen = engine or (EngineName.TRANSFORMERS if lack else EngineName.VLLM)
+    if chosen is EngineName.TRANSFORMERS:
+        reason = f"vLLM does not run here: {lack}" if lack else "vLLM would run here"
+        console.print(f"Engine: transformers, the second choice ({reason}).", highlight=False)
+    plan = replace(FAST if fast else FULL, engine=chosen)
     if restart:
         shutil.rmtree(plan.folder, ignore_errors=True)
     state = RunState(plan)

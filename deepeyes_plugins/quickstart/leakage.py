@@ -8,8 +8,10 @@ first accuracy should be near chance, the second near one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -26,6 +28,7 @@ from deepeyes_plugins.quickstart.task import (
 )
 
 _BATCH = 64
+_VIEWS = 16
 _EPOCHS = 8
 
 
@@ -62,67 +65,80 @@ def measure_leakage(
         heldout: What it is measured on.
         seed: Seed of the probe's weights and of the order of its training.
     """
-    train, test = (_views(image_processor, group) for group in (examples, heldout))
-    accuracies = [
-        probe_accuracy((train[view], train[-1]), (test[view], test[-1]), seed=seed)
-        for view in range(2)
-    ]
+    with _one_thread():
+        train, test = (_views(image_processor, group) for group in (examples, heldout))
+        accuracies = [
+            probe_accuracy((train[view], train[-1]), (test[view], test[-1]), seed=seed)
+            for view in range(2)
+        ]
     return Leakage(*accuracies)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute in one thread: tensors this small gain nothing from more, which wait by spinning."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _views(
     image_processor: Qwen2VLImageProcessor, examples: Iterable[Example]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Framed cells, right crops and colours; the pictures themselves are not kept."""
-    rows = [
-        (
-            framed_cell_view(image_processor, example),
-            right_crop_view(image_processor, example),
-            torch.tensor(list(COLOURS).index(example.answer)),
-        )
-        for example in examples
-    ]
-    cells, crops, colours = zip(*rows, strict=True)
-    return torch.stack(cells), torch.stack(crops), torch.stack(colours)
+    rest = iter(examples)
+    parts = []
+    while batch := list(islice(rest, _VIEWS)):
+        crops = [one.picture.crop(crop_box(one.framed_cell)) for one in batch]
+        labels = torch.tensor([list(COLOURS).index(one.answer) for one in batch])
+        cells = framed_cell_views(image_processor, batch)
+        parts.append((cells, model_views(image_processor, crops), labels))
+    cells, views, colours = zip(*parts, strict=True)
+    return torch.cat(cells), torch.cat(views), torch.cat(colours)
 
 
-def framed_cell_view(image_processor: Qwen2VLImageProcessor, example: Example) -> Tensor:
-    """Returns the framed cell as the model sees it in the whole picture.
-
-    Returns:
-        Normalised pixels of shape (3, height, width).
-    """
-    view = model_view(image_processor, example.picture)
-    height, width = view.shape[1:]
-    left, upper, right, lower = cell_box(example.framed_cell)
-    rows = slice(upper * height // PICTURE_SIDE, lower * height // PICTURE_SIDE)
-    columns = slice(left * width // PICTURE_SIDE, right * width // PICTURE_SIDE)
-    return view[:, rows, columns]
-
-
-def right_crop_view(image_processor: Qwen2VLImageProcessor, example: Example) -> Tensor:
-    """Returns the crop around the framed dot as the model sees it.
+def framed_cell_views(
+    image_processor: Qwen2VLImageProcessor, examples: Sequence[Example]
+) -> Tensor:
+    """Returns the framed cells as the model sees them in the whole pictures.
 
     Returns:
-        Normalised pixels of shape (3, height, width).
+        Normalised pixels of shape (examples, 3, height, width).
     """
-    return model_view(image_processor, example.picture.crop(crop_box(example.framed_cell)))
+    views = model_views(image_processor, [example.picture for example in examples])
+    height, width = views.shape[2:]
+    cells = []
+    for view, example in zip(views, examples, strict=True):
+        left, upper, right, lower = cell_box(example.framed_cell)
+        rows = slice(upper * height // PICTURE_SIDE, lower * height // PICTURE_SIDE)
+        columns = slice(left * width // PICTURE_SIDE, right * width // PICTURE_SIDE)
+        cells.append(view[:, rows, columns])
+    return torch.stack(cells)
 
 
-def model_view(image_processor: Qwen2VLImageProcessor, image: Image.Image) -> Tensor:
+def model_views(image_processor: Qwen2VLImageProcessor, images: Sequence[Image.Image]) -> Tensor:
     """Returns the pixels that the vision tower receives, put back in their places.
 
+    Args:
+        image_processor: The processor of the checkpoint in question.
+        images: Images of one size.
+
     Returns:
-        Normalised pixels of shape (3, height, width).
+        Normalised pixels of shape (images, 3, height, width).
     """
-    inputs = image_processor(images=[image], return_tensors="pt")
+    inputs = image_processor(images=list(images), return_tensors="pt")
     _, rows, columns = inputs["image_grid_thw"][0].tolist()
     merge, patch = image_processor.merge_size, image_processor.patch_size
     # The processor lists patches block by block of merge x merge, each as (channel, time, y, x).
     patches = inputs["pixel_values"].reshape(
-        rows // merge, columns // merge, merge, merge, 3, -1, patch, patch
+        len(images), rows // merge, columns // merge, merge, merge, 3, -1, patch, patch
     )[..., 0, :, :]
-    return patches.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * patch, columns * patch)
+    return patches.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(
+        len(images), 3, rows * patch, columns * patch
+    )
 
 
 def probe_accuracy(

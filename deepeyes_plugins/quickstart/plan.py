@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deepeyes_plugins.files import whole_file
+from deepeyes_plugins.quickstart.engines import EngineName
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Plan:
         blind: How many of them are asked again with the sandbox switched off.
         probe_examples: Pictures that the leak probe learns from.
         claims: Whether the run is long enough for its accuracies to mean something.
+        engine: What generates.
     """
 
     folder: Path
@@ -35,6 +37,7 @@ class Plan:
     blind: int
     probe_examples: int
     claims: bool
+    engine: EngineName = EngineName.VLLM
 
     def as_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -45,7 +48,7 @@ FULL = Plan(
     folder=Path("runs/quickstart"),
     sft_examples=2000,
     sft_steps=None,
-    rl_examples=2048,
+    rl_examples=256,
     rl_steps=None,
     heldout=400,
     blind=200,

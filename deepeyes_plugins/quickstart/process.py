@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -24,6 +24,7 @@ OFFLINE = {
     "TOKENIZERS_PARALLELISM": "false",
     "WANDB_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
     "PYTHONUNBUFFERED": "1",
 }
 """Nothing here needs a network."""
@@ -133,41 +134,49 @@ def run(
 
 
 @contextmanager
-def model_server(
-    command: Sequence[str], log: Path, environment: Mapping[str, str], *, limit: float = 180.0
-) -> Iterator[str]:
-    """Run an OpenAI-compatible server while the block lasts.
+def model_servers(
+    commands: Mapping[Path, Sequence[str]],
+    environment: Mapping[str, str],
+    *,
+    limit: float = 300.0,
+) -> Iterator[list[str]]:
+    """Run OpenAI-compatible servers while the block lasts; they start side by side.
 
     Args:
-        command: Its command line; ``{port}`` in it becomes a free port.
-        log: Where its output goes.
+        commands: The command line of each, by the file for its output; ``{port}`` in it becomes
+            a free port.
         environment: Further environment variables.
-        limit: Seconds until it must answer.
+        limit: Seconds until they must answer.
 
     Yields:
-        Its base URL, ending in ``/v1``.
+        Their base URLs, ending in ``/v1``.
 
     Raises:
-        StageError: It ended or did not answer in time.
+        StageError: One of them ended or did not answer in time.
     """
-    port = free_port()
-    process = Process([part.format(port=port) for part in command], log, environment)
+    servers: dict[int, Process] = {}
     try:
+        for port, (log, command) in zip(free_ports(len(commands)), commands.items(), strict=True):
+            arguments = [part.format(port=port) for part in command]
+            servers[port] = Process(arguments, log, environment)
         deadline = time.monotonic() + limit
-        while not _answers(port):
-            if not process.running() or time.monotonic() > deadline:
-                raise process.failure("did not answer")
-            time.sleep(POLL_SECONDS)
-        yield f"http://127.0.0.1:{port}/v1"
+        for port, process in servers.items():
+            while not _answers(port):
+                if not process.running() or time.monotonic() > deadline:
+                    raise process.failure("did not answer")
+                time.sleep(POLL_SECONDS)
+        yield [f"http://127.0.0.1:{port}/v1" for port in servers]
     finally:
-        stop([process])
+        stop(list(servers.values()))
 
 
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """TCP ports of the loopback interface on which nothing listens at the moment."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _answers(port: int) -> bool:

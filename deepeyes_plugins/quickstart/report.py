@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from deepeyes_plugins.quickstart.engines import ENGINES
 from deepeyes_plugins.quickstart.plan import Plan
 from deepeyes_plugins.quickstart.task import COLOURS
 
@@ -20,6 +21,7 @@ PACKAGES = (
     "transformers",
     "llamafactory",
     "verl",
+    "vllm",
     "ray",
     "ms-vlmeval",
 )
@@ -41,6 +43,7 @@ def summarize_run(plan: Plan, stages: Mapping[str, Mapping[str, Any]]) -> dict[s
     sft_model, rl_model = evaluation["sft"], evaluation["rl"]
     return {
         "plan": plan.as_json(),
+        "engine": {"name": plan.engine, "version": ENGINES[plan.engine].version},
         "stages": {
             name: {
                 key: value
@@ -66,7 +69,10 @@ def summarize_run(plan: Plan, stages: Mapping[str, Mapping[str, Any]]) -> dict[s
 def table(summary: Mapping[str, Any]) -> Table:
     """The result as a table for the terminal."""
     heldout, trajectories = summary["heldout"], summary["trajectories"]
-    rows = Table(title=f"Held-out questions: {heldout['questions']}, chance {CHANCE:.0%}")
+    engine = f"{summary['engine']['name']} {summary['engine']['version']}"
+    rows = Table(
+        title=f"Held-out questions: {heldout['questions']}, chance {CHANCE:.0%}; engine: {engine}"
+    )
     rows.add_column("")
     blind = trajectories["rl_without_sandbox"]["answered"]
     for model in ("SFT", "SFT + RL", f"SFT + RL, no sandbox ({blind} questions)"):

@@ -6,15 +6,16 @@ import csv
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deepeyes_plugins.quickstart.datasets import write_rl, write_sft, write_vlmevalkit
+from deepeyes_plugins.quickstart.engines import ENGINES, Engine
 from deepeyes_plugins.quickstart.plan import Plan
-from deepeyes_plugins.quickstart.process import Process, StageError, model_server, run
+from deepeyes_plugins.quickstart.process import Process, StageError, model_servers, run
 from deepeyes_plugins.quickstart.task import SYSTEM_PROMPT, split_examples, task_texts
 from deepeyes_plugins.rewards.format import is_well_formed
 from deepeyes_plugins.rollout import Trajectory
@@ -136,6 +137,7 @@ def reinforce(plan: Plan, recipes: Path, report: Report) -> dict[str, Any]:
         "rl",
         f"deepeyes.run={plan.folder}",
         f"deepeyes.agent_config={recipes / 'tiny/agent.yaml'}",
+        f"actor_rollout_ref.rollout.name={plan.engine}",
     ]
     if plan.rl_steps is not None:
         steps = plan.rl_steps
@@ -190,7 +192,8 @@ def reinforce(plan: Plan, recipes: Path, report: Report) -> dict[str, Any]:
 
 
 def evaluate(plan: Plan, recipes: Path, report: Report) -> dict[str, Any]:
-    """Serve both models with ``transformers serve`` and ask VLMEvalKit's own command."""
+    """Serve both models by the engine's own command and evaluate them by VLMEvalKit's."""
+    engine = ENGINES[plan.engine]
     folder = plan.folder / "evaluation"
     shutil.rmtree(folder, ignore_errors=True)
     runs = {
@@ -208,41 +211,46 @@ def evaluate(plan: Plan, recipes: Path, report: Report) -> dict[str, Any]:
     def progress() -> None:
         report(sum(count_lines(folder / name / FILE_NAME) for name in runs), total)
 
-    with ExitStack() as servers:
-        urls = {
-            model: servers.enter_context(serve(model, plan.folder / f"logs/serve_{model.name}.log"))
-            for model in {model for model, *_ in runs.values()}
-        }
+    models = list(dict.fromkeys(model for model, *_ in runs.values()))
+    with serve(engine, models, recipes, plan.folder / "logs") as urls:
+        served = dict(zip(models, urls, strict=True))
         processes = [
-            vlmevalkit(folder / name, plan, urls[model], model, recipes / "tiny" / agent, data)
+            vlmevalkit(
+                folder / name, plan, engine, served[model], model, recipes / "tiny" / agent, data
+            )
             for name, (model, agent, data, _) in runs.items()
         ]
         run(processes, progress, limit=LONGEST_STAGE)
     return {name: read_evaluation(folder / name) for name in runs}
 
 
-def serve(model: Path, log: Path) -> Any:
-    """A running ``transformers serve`` of a checkpoint, as a context manager."""
-    command = [
-        script("transformers"),
-        "serve",
-        str(model),
-        *("--device", "cpu", "--host", "127.0.0.1", "--port", "{port}"),
-    ]
-    # Its list of models scans the hub's cache, which must exist even though nothing is in it.
-    cache = log.parent / "hub-cache"
+def serve(
+    engine: Engine, models: Sequence[Path], recipes: Path, logs: Path
+) -> AbstractContextManager[list[str]]:
+    """Running servers of checkpoints, as a context manager that gives their URLs."""
+    # The list of models of `transformers serve` scans the hub's cache, which must exist.
+    cache = logs / "hub-cache"
     cache.mkdir(parents=True, exist_ok=True)
-    variables = {"OMP_NUM_THREADS": "1", "HF_HUB_CACHE": str(cache.resolve())}
-    return model_server(command, log, variables)
+    commands = {
+        logs / f"serve_{number}_{model.name}.log": engine.command(model, recipes, "{port}")
+        for number, model in enumerate(models, 1)
+    }
+    return model_servers(commands, {**engine.server, "HF_HUB_CACHE": str(cache.resolve())})
 
 
 def vlmevalkit(
-    folder: Path, plan: Plan, url: str, model: Path, agent_config: Path, data: str
+    folder: Path,
+    plan: Plan,
+    engine: Engine,
+    url: str,
+    model: Path,
+    agent_config: Path,
+    data: str,
 ) -> Process:
     """Start one evaluation."""
     command = [
         *(sys.executable, "-m", "vlmeval", "--model", "DeepEyesV2", "--data", BENCHMARK),
-        *("--work-dir", str(folder / "work"), "--api-nproc", "4"),
+        *("--work-dir", str(folder / "work"), "--api-nproc", str(engine.requests)),
     ]
     environment = {
         "LMUData": str((plan.folder / "data" / data).resolve()),
@@ -251,7 +259,7 @@ def vlmevalkit(
         "DEEPEYES_OPENAI_URL": url,
         "DEEPEYES_OPENAI_MODEL": str(model),
         "DEEPEYES_OPENAI_MAX_TOKENS": "80",
-        "DEEPEYES_OPENAI_SEND_STOP": "0",
+        **engine.client,
         "DEEPEYES_EVAL_SYSTEM_PROMPT": SYSTEM_PROMPT,
         "OMP_NUM_THREADS": "1",
     }
@@ -339,8 +347,8 @@ def count_lines(path: Path) -> int:
 
 
 STAGES = (
-    Stage("prepare", "make the tiny model and its data", prepare, 50),
-    Stage("sft", "supervised fine-tuning with LLaMA-Factory", fine_tune, 210),
-    Stage("rl", "reinforcement learning with verl", reinforce, 480),
-    Stage("evaluate", "evaluation with VLMEvalKit", evaluate, 220),
+    Stage("prepare", "make the tiny model and its data", prepare, 20),
+    Stage("sft", "supervised fine-tuning with LLaMA-Factory", fine_tune, 140),
+    Stage("rl", "reinforcement learning with verl", reinforce, 260),
+    Stage("evaluate", "evaluation with VLMEvalKit", evaluate, 100),
 )

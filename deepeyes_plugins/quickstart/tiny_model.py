@@ -69,7 +69,7 @@ _CHAT_TEMPLATE = """\
   {%- if content is string -%}
     {{- content -}}
   {%- else -%}
-    {%- for part in content or [] -%}
+    {%- for part in content -%}
       {%- if part.type == 'image' or 'image' in part or 'image_url' in part -%}
         {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
       {%- elif part.type == 'video' or 'video' in part -%}

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,8 @@ def test_the_doctor_finds_our_plugins_in_every_framework() -> None:
     assert ("sft", "tokenization between turns found") in registered
     assert ("rl", "agent loop 'deepeyes' found") in registered
     assert ("eval", "model 'DeepEyesV2' found") in registered
+    assert ("engine", "general plugin 'deepeyes' found") in registered
+    assert ("engine", version("vllm")) in registered
     assert ("eval", "texts of predictions found") in registered
     assert [row for row in found if row["status"] == "problem"] == []
     assert answer.returncode == 0
@@ -170,6 +173,16 @@ def test_the_doctor_says_why_verl_did_not_load_us() -> None:
 
     assert {row["status"] for row in findings(answer)} == {"problem"}
     assert "VERL_USE_EXTERNAL_PLUGINS" in findings(answer)[0]["text"]
+
+
+def test_the_doctor_says_that_vllm_does_not_load_us() -> None:
+    answer = deepeyes("doctor", "--json", "--only", "engine", VLLM_PLUGINS="others")
+
+    installed, plugin = findings(answer)
+    assert (installed["status"], installed["text"]) == ("ok", version("vllm"))
+    assert plugin["status"] == "problem"
+    assert "VLLM_PLUGINS=others" in plugin["text"]
+    assert answer.returncode == 1
 
 
 def test_the_doctor_names_file_and_key_of_a_wrong_setting(tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ def test_the_wheel_holds_the_packages_the_recipes_and_the_activation(wheel: Path
     tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"deepeyes_plugins", "deepeyes_plugins.pth", "eval_plugins"}
     assert "eval_plugins/vlmevalkit/register.py" in names
-    assert {"deepeyes_plugins/py.typed", "deepeyes_plugins/constraints.txt"} <= names
+    assert {"py.typed", "constraints.txt", "constraints-vllm.txt"} <= {
+        name.removeprefix("deepeyes_plugins/") for name in names
+    }
     assert "deepeyes_plugins/judge/prompts/equivalence.md" in names
     recipes = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "recipes").rglob("*.*")}
     assert {f"deepeyes_plugins/{path}" for path in recipes} <= names

@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
-from deepeyes_plugins.quickstart.process import Process, StageError, model_server, run
+from deepeyes_plugins.quickstart.process import Process, StageError, model_servers, run
 
 STUBBORN = """
 import signal, subprocess, sys, time
@@ -61,13 +62,24 @@ def test_an_interrupt_ends_the_command(tmp_path: Path) -> None:
     assert process.wait(0)
 
 
-def test_a_server_is_up_inside_the_block_and_gone_behind_it(tmp_path: Path) -> None:
+def test_servers_are_up_inside_the_block_and_gone_behind_it(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SERVER, "{port}"]
-    with model_server(command, tmp_path / "log", {}) as url:
-        port = int(url.removesuffix("/v1").rpartition(":")[2])
-        assert url.startswith("http://127.0.0.1:")
+    with model_servers({tmp_path / "log": command, tmp_path / "log2": command}, {}) as urls:
+        ports = {url.removeprefix("http://127.0.0.1:").removesuffix("/v1") for url in urls}
+        assert len(ports) == 2
+        assert all(httpx.get(url).is_success for url in urls)
+    for url in urls:
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(url)
+
+
+def test_a_server_that_ends_ends_the_others(tmp_path: Path) -> None:
+    commands = {
+        tmp_path / "log": [sys.executable, "-c", SERVER, "{port}"],
+        tmp_path / "log2": [sys.executable, "-c", "raise SystemExit", "{port}"],
+    }
     with (
-        pytest.raises(StageError, match=rf"(?s) {port}.*did not answer"),
-        model_server([sys.executable, "-c", "raise SystemExit", str(port)], tmp_path / "log2", {}),
+        pytest.raises(StageError, match=r"(?s)raise SystemExit.*did not answer"),
+        model_servers(commands, {}),
     ):
         pass

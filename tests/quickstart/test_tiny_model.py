@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 from deepeyes_plugins.quickstart.leakage import (
     load_image_processor,
     measure_leakage,
-    model_view,
+    model_views,
 )
 from deepeyes_plugins.quickstart.task import (
     CELL_NAMES,
@@ -181,7 +181,7 @@ class TestEyes:
 
     def test_the_view_is_the_picture_in_small(self, checkpoint: Path) -> None:
         picture = make_example(0).picture
-        view = model_view(load_image_processor(checkpoint), picture)
+        view = model_views(load_image_processor(checkpoint), [picture])[0]
         small = picture.resize((VIEW_SIDE, VIEW_SIDE), Image.Resampling.BICUBIC)
         expected = (torch.from_numpy(np.array(small)).permute(2, 0, 1) / 255 - 0.5) / 0.25
         torch.testing.assert_close(view, expected, rtol=0, atol=0.05)

@@ -16,7 +16,7 @@ async def compute_score(
     data_source: str, solution_str: str, ground_truth: str, agent_config: str, **_: Any
 ) -> dict[str, float]:
     if agent_config not in _judges:
-        judge = stopping_judge(load_settings(agent_config))
+        judge = stopping_judge(load_settings(agent_config).judge)
         assert judge is not None
         _judges[agent_config] = judge
     comparison = Comparison("?", ground_truth, solution_str or "nothing")

@@ -24,7 +24,7 @@ from tests.judge.scripts import honest
 from tests.openai.server import Body, ChatServer, Reply
 
 ROOT = Path(__file__).parents[2]
-ENDS_WITHIN = 400
+ENDS_WITHIN = 900
 
 
 def write_agent(folder: Path, url: str, **judge: Any) -> Path:
@@ -69,6 +69,7 @@ def training(folder: Path, model: Path, agent: Path) -> list[str]:
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
         "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra]",
         "actor_rollout_ref.rollout.n=2",
+        "actor_rollout_ref.rollout.name=transformers",  # the second choice trains, too
         "reward.custom_reward_function.path=pkg://tests.verl.judged_reward",
         "trainer.logger=[file]",
         "trainer.val_before_train=false",

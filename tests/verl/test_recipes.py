@@ -119,10 +119,12 @@ OPEN = {
     "defaults",
     # Of verl's data classes, though not of its YAML.
     "actor_rollout_ref.rollout.limit_images",
+    "actor_rollout_ref.rollout.enable_sleep_mode",
     "actor_rollout_ref.model.override_config",
     "actor_rollout_ref.actor.fsdp_config.mixed_precision",
     "actor_rollout_ref.ref.fsdp_config.mixed_precision",
-    # Handed on as they are: to our reward function and to ray.init.
+    # Handed on as they are: to vLLM, to our reward function and to ray.init.
+    "actor_rollout_ref.rollout.engine_kwargs.vllm",
     "reward.custom_reward_function.reward_kwargs",
     "ray_kwargs.ray_init",
     "trainer.v1.sampler.sampler_kwargs",

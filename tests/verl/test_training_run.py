@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,8 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
 from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.process import OFFLINE
 from deepeyes_plugins.quickstart.task import split_examples
@@ -73,6 +77,22 @@ def install_plugin(folder: Path) -> None:
     (metadata / "entry_points.txt").write_text("[deepeyes_plugins]\nbusy_agent = busy_agent\n")
 
 
+def write_decided_model(source: Path, folder: Path) -> None:
+    """Write a model that is sure of what it says and gives no weight to what engines mask.
+
+    Engines mask forbidden tokens and the ids behind the tokenizer's last one, so that their
+    probabilities are those of the actor only where these have none.
+    """
+    shutil.copytree(source, folder)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
+    with torch.no_grad():
+        head = model.lm_head.weight.mul_(5)
+        head[tokenizer.convert_tokens_to_ids(list(DEEPEYES_V2.forbidden))] = 0
+        head[len(tokenizer) :] = 0
+    model.save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("run")
@@ -81,7 +101,7 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     install_plugin(plugins)
     write_questions(folder / "data/train.parquet", 16, "train", ("busy-a", "busy-b"))
     write_questions(folder / "data/heldout.parquet", 2, "heldout", ("busy-a",))
-    (folder / "sft").symlink_to(tiny_model)
+    write_decided_model(tiny_model, folder / "sft")
     command = [
         *(sys.executable, "-m", "verl.trainer.main_ppo"),
         *("--config-path", str(ROOT / "recipes/tiny"), "--config-name", "rl"),
@@ -96,6 +116,10 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         f"actor_rollout_ref.rollout.n={GROUP}",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={BATCH}",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
+        "actor_rollout_ref.actor.optim.lr=1e-3",
+        "actor_rollout_ref.rollout.calculate_log_probs=true",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
+        "algorithm.rollout_correction.bypass_mode=false",
         "trainer.logger=[console,file,tensorboard]",
         "trainer.total_training_steps=8",
         "trainer.save_freq=8",
@@ -117,7 +141,7 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         text=True,
         env={**os.environ, **OFFLINE, **variables},
         cwd=folder,
-        timeout=400,
+        timeout=900,
         check=False,
     )
     (folder / "output.log").write_text(finished.stdout, encoding="utf-8")
@@ -166,6 +190,14 @@ def test_figures_of_a_step_are_those_of_its_trajectories(run: Run) -> None:
     )
 
 
+def test_vllm_and_the_actor_agree_also_after_an_update(run: Run) -> None:
+    """Weights that were not sent would show: an update at this rate changes many tokens."""
+    assert run.metrics[1]["actor/grad_norm"] > 0
+    for step in (1, 2, 3):
+        assert abs(run.metrics[step]["rollout_corr/log_ppl_diff"]) <= 1e-4
+        assert run.metrics[step]["training/rollout_probs_diff_mean"] <= 1e-4
+
+
 def test_figures_of_the_validation_arrive_too(run: Run) -> None:
     figures = run.metrics[0]
     assert figures["deepeyes_val/busy-a/samples"] == 2
@@ -193,10 +225,8 @@ def test_the_logging_board_has_each_step_token_by_token(run: Run) -> None:
         assert tokens == len(line["logprobs"]) == len(line["token_rewards"])
         assert sum(line["token_rewards"]) == pytest.approx(line["reward"])
         assert line["ground_truth"] in ("red", "green", "blue", "yellow")
-        assert all(
-            (log_prob < 0) == bool(chosen)
-            for log_prob, chosen in zip(line["logprobs"], line["response_mask"], strict=True)
-        )
+        chosen = zip(line["logprobs"], line["response_mask"], strict=True)
+        assert all(log_prob < 0 for log_prob, generated in chosen if generated)
     busy = run.board[0]
     assert "Code execution result" in busy["response"]
     assert busy["prompt"].count("<|image_pad|>") == 1

@@ -24,7 +24,7 @@ from tests.verl.training import ROLLOUTS, Training, family
 
 TOKEN_VARIABLE = SandboxSettings.model_fields["token_env"].default
 EXCLUDED = "training/infrastructure/excluded_trajectories"
-LONGEST_RUN = 400.0
+LONGEST_RUN = 900.0
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +150,9 @@ def test_trainer_and_rollout_may_be_separate(tmp_path: Path, tiny_model: Path) -
             "trainer.v1.separate_async.parameter_sync_step=1",
             "actor_rollout_ref.rollout.nnodes=1",
             "actor_rollout_ref.rollout.n_gpus_per_node=1",
-            "actor_rollout_ref.rollout.checkpoint_engine.backend=gloo",
+            "actor_rollout_ref.rollout.checkpoint_engine.backend=queue",
+            "actor_rollout_ref.rollout.checkpoint_engine.custom_backend_module="
+            "tests.verl.weights_by_queue",
             "ray_kwargs.ray_init.num_gpus=2",
             "ray_kwargs.ray_init.num_cpus=14",
             DEEPEYES_SANDBOX_URL=server.url,

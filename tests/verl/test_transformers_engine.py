@@ -1,28 +1,20 @@
-"""The rollout engine for machines without a GPU: batches, stops, and its log-probabilities."""
+"""The rollout engine for machines that vLLM does not run on: batches and log-probabilities."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytest_asyncio
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient
 
 from deepeyes_plugins.hosts.transformers.images import ImageBounds, model_image
-from deepeyes_plugins.hosts.verl.policy import TokenBudget, TokenPolicy
-from deepeyes_plugins.hosts.verl_cpu.activation import ENGINE
 from deepeyes_plugins.hosts.verl_cpu.rollout import TransformersServer
-from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
-from tests.verl.conftest import picture, question
+from tests.verl.conftest import picture
 
 RECIPE = Path(__file__).parents[2] / "recipes/tiny"
 
@@ -120,106 +112,15 @@ async def test_new_weights_are_used(engine: Any, processor: Any) -> None:
     assert after.extra_fields == {"global_steps": 7}
 
 
-class Balancer:
-    """The part of verl's load balancer that its client asks, for one engine in this process."""
-
-    def __init__(self, engine: TransformersServer) -> None:
-        async def no_fields() -> list[str]:
-            return []
-
-        async def acquire(request_id: str) -> tuple[str, Any]:
-            return "server", SimpleNamespace(generate=Remote(engine.generate))
-
-        self.require_acquire_fields = self.require_release_fields = Remote(no_fields)
-        self.acquire_server = Remote(acquire)
-        self.release_server = Remote(lambda server_id: None)
-
-
-@dataclass
-class Remote:
-    """A method as Ray offers it."""
-
-    remote: Any
-
-
-@pytest_asyncio.fixture
-async def generating(engine: TransformersServer, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Is set when a call has begun to generate."""
-    begun, loop, run = asyncio.Event(), asyncio.get_running_loop(), engine._run
-
-    def watched(batch: Any) -> Any:
-        loop.call_soon_threadsafe(begun.set)
-        return run(batch)
-
-    monkeypatch.setattr(engine, "_run", watched)
-    return begun
-
-
-class TestWhenTheTrainerStopsTheEngine:
-    LONG = {**PARAMS, "max_tokens": 400}
-
-    async def test_what_was_generated_comes_back(
-        self, engine: Any, processor: Any, generating: asyncio.Event
-    ) -> None:
-        request = asyncio.ensure_future(engine.generate(prompt(processor, "x"), self.LONG, "1"))
-        await generating.wait()
-        await engine.abort_all_requests()
-        output = await request
-        assert output.stop_reason == "aborted"
-        assert 0 < len(output.token_ids) < 400
-        assert len(output.log_probs) == len(output.token_ids)
-
-    async def test_what_arrives_meanwhile_waits(self, engine: Any, processor: Any) -> None:
-        await engine.abort_all_requests()
-        request = asyncio.ensure_future(engine.generate(prompt(processor, "x"), PARAMS, "1"))
-        assert not (await asyncio.wait([request], timeout=0.1))[0]
-        await engine.resume_generation()
-        assert (await request).stop_reason == "completed"
-
-    async def test_or_is_sent_elsewhere_if_the_engine_does_not_resume_soon(
-        self, engine: Any, processor: Any
-    ) -> None:
-        await engine.abort_all_requests()
-        waiting = asyncio.ensure_future(engine.generate(prompt(processor, "x"), PARAMS, "1"))
+async def test_while_the_trainer_holds_the_engine_requests_wait(
+    engine: Any, processor: Any
+) -> None:
+    running = asyncio.ensure_future(engine.generate(prompt(processor, "x"), PARAMS, "1"))
+    while not engine._weights.locked():
         await asyncio.sleep(0)
-        await engine.abort_all_requests(reject_request=True)
-        later = await engine.generate(prompt(processor, "x"), PARAMS, "2")
-        for output in (await waiting, later):
-            assert (output.token_ids, output.stop_reason) == ([], "aborted")
-
-    async def test_the_policy_sees_one_turn_of_two_weight_versions(
-        self, engine: Any, processor: Any, builder: Any, generating: asyncio.Event
-    ) -> None:
-        """verl's client goes on with the tokens that there are; nothing is said twice."""
-        client = FullyAsyncLLMServerClient(
-            OmegaConf.create({"actor_rollout_ref": {"rollout": {"name": ENGINE}}})
-        )
-        client._load_balancer = Balancer(engine)
-        policy = TokenPolicy(
-            partial(client.generate, request_id="1"),
-            builder,
-            DEEPEYES_V2,
-            TokenBudget(prompt=500, response=300, turn=200),
-            {"temperature": 1.0},
-            engine=ENGINE,
-        )
-        await engine.load_weights([], global_steps=4)
-        await policy.begin(question(picture()))
-        turn = asyncio.ensure_future(policy.act())
-        begun = asyncio.ensure_future(generating.wait())
-        await asyncio.wait([turn, begun], return_when=asyncio.FIRST_COMPLETED)
-        assert not turn.done(), await turn
-        await engine.abort_all_requests()
-        await engine.load_weights([], global_steps=5)
-        generating.clear()
-        await engine.resume_generation()
-        first = await turn
-        assert first is not None and 0 < first.tokens <= 200
-        assert generating.is_set()
-        stream = policy.stream
-        assert stream.response_mask == [1] * first.tokens
-        assert len(stream.log_probs or ()) == first.tokens
-        versions = {
-            key: policy.engine_fields[key] for key in ("min_global_steps", "max_global_steps")
-        }
-        assert versions == {"min_global_steps": 4, "max_global_steps": 5}
+    await engine.abort_all_requests()
+    assert (await running).token_ids
+    waiting = asyncio.ensure_future(engine.generate(prompt(processor, "x"), PARAMS, "2"))
+    assert not (await asyncio.wait([waiting], timeout=0.1))[0]
+    await engine.resume_generation()
+    assert (await waiting).token_ids

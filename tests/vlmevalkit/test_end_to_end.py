@@ -125,7 +125,7 @@ def test_the_tiny_recipe_names_the_classes(tmp_path: Path, vlmeval: Vlmeval) -> 
         vlmeval("--config", str(recipe), DEEPEYES_OPENAI_URL=server.url)
 
     assert len(server.requests) == 4
-    assert all(body["max_tokens"] == 80 and "stop" not in body for body in server.requests)
+    assert all(body["max_tokens"] == 80 and "</code>" in body["stop"] for body in server.requests)
     first = server.requests[0]["messages"][0]
     assert first == {"role": "system", "content": "Use code to zoom in, then answer."}
     scores = tmp_path / "out" / "DeepEyesV2" / "DeepEyesV2_DeepEyesQuickstart_acc.csv"

@@ -6,6 +6,8 @@ registry has been imported.
 
 from __future__ import annotations
 
+import os
+
 from deepeyes_plugins._activation import watch
 from deepeyes_plugins.hosts.verl_cpu import activation
 
@@ -26,3 +28,8 @@ watch(
     "deepeyes_plugins.hosts.verl.speedups:reuse_equal_schemas",
 )
 activation.activate()
+
+if "LOG_LEVEL" not in os.environ:
+    # A dependency of vLLM (model-hosting-container-standards) sets the root logger to ERROR unless
+    # a variable says otherwise; the warnings of the whole process would be lost.
+    os.environ.setdefault("SAGEMAKER_CONTAINER_LOG_LEVEL", "WARNING")

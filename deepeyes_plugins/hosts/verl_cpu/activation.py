@@ -9,9 +9,6 @@ from deepeyes_plugins._activation import watch
 ENGINE = "transformers"
 """Value of ``actor_rollout_ref.rollout.name``."""
 
-CHECKPOINT_ENGINE = "gloo"
-"""Value of ``actor_rollout_ref.rollout.checkpoint_engine.backend`` for ``separate_async``."""
-
 PLATFORM = "cpu"
 
 
@@ -26,7 +23,6 @@ def activate() -> None:
     registrations = "deepeyes_plugins.hosts.verl_cpu.registrations"
     watch("verl.workers.rollout.replica", f"{registrations}:register_replica")
     watch("verl.workers.rollout.base", f"{registrations}:register_rollout")
-    watch("verl.checkpoint_engine.base", f"{registrations}:register_checkpoint_engine")
     if torch.cuda.is_available() or os.environ.get("VERL_PLATFORM", PLATFORM) != PLATFORM:
         return
     # verl registers its FSDP engines for named accelerators only; these variables are its own

@@ -1,4 +1,4 @@
-"""Put the rollout engine ``transformers`` and its weight transfer into verl's registries."""
+"""Put the rollout engine ``transformers`` into verl's registries."""
 
 from __future__ import annotations
 
@@ -23,9 +23,3 @@ def register_rollout(module: ModuleType) -> None:
     module._ROLLOUT_REGISTRY[ENGINE, "async"] = (
         "deepeyes_plugins.hosts.verl_cpu.rollout.TransformersAdapter"
     )
-
-
-def register_checkpoint_engine(module: ModuleType) -> None:
-    """Register ``gloo``; ``module`` is ``verl.checkpoint_engine.base``."""
-    del module
-    import deepeyes_plugins.hosts.verl_cpu.checkpoint_engine  # noqa: F401 - registers itself

@@ -1,4 +1,4 @@
-"""A rollout engine on transformers' ``generate``, for tests and tiny models without a GPU.
+"""A rollout engine on transformers' ``generate``, for tiny models where vLLM does not run.
 
 Requests that arrive together go through one left-padded call, which is what makes it bearable.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ import ray
 import torch
 from PIL import Image
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from transformers import StoppingCriteria, StoppingCriteriaList
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import HFModelConfig, RolloutConfig
 from verl.workers.rollout.base import BaseRollout
@@ -58,24 +56,11 @@ class Request:
         return (*rest, tuple(sorted(bias.items())))
 
 
-class StopWhenAborted(StoppingCriteria):
-    """Ends a whole ``generate`` call after its present token."""
-
-    def __init__(self, aborted: threading.Event) -> None:
-        """Watch ``aborted``."""
-        self._aborted = aborted
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        """Return one flag per sequence."""
-        return torch.full((input_ids.shape[0],), self._aborted.is_set())
-
-
 class TransformersServer:
     """A Ray actor that holds the model and generates: token ids in, token ids out.
 
-    Between :meth:`abort_all_requests` and :meth:`resume_generation` nothing is generated, as in
-    verl's other engines: what was running comes back with the tokens it has, and what arrives
-    meanwhile waits, or is sent back empty if the server will not resume soon.
+    Between :meth:`abort_all_requests` and :meth:`resume_generation` nothing is generated: what was
+    running is finished, and what arrives meanwhile waits.
     """
 
     def __init__(self, config: Any, model_config: Any, replica_rank: int) -> None:
@@ -101,12 +86,9 @@ class TransformersServer:
         ends = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
         self.ends = set(ends) if isinstance(ends, list) else {ends}
         self._requests: asyncio.Queue[Request] = asyncio.Queue()
-        self._results: set[asyncio.Future[TokenOutput]] = set()
         self._weights = asyncio.Lock()
         self._open = asyncio.Event()
         self._open.set()
-        self._rejecting = False
-        self._aborted = threading.Event()
         self._pixels = lru_cache(maxsize=4096)(self._process_image)
         self._serving = asyncio.create_task(self._serve())
         return ray.util.get_node_ip_address(), 0
@@ -152,25 +134,18 @@ class TransformersServer:
         """No cache outlives a call."""
 
     async def abort_all_requests(self, reject_request: bool = False) -> None:
-        """Stop generating; what was running comes back with the tokens it has.
+        """Finish the running batch and generate nothing more until :meth:`resume_generation`.
 
         Args:
-            reject_request: Send what waits and what arrives back with no token, so that it goes
-                to another server, instead of keeping it until :meth:`resume_generation`.
+            reject_request: Whether requests are to go to another server; there is none.
         """
+        del reject_request
         self._open.clear()
-        self._rejecting = reject_request
-        self._aborted.set()
         async with self._weights:
-            self._aborted.clear()
-        if reject_request:
-            for result in self._results:
-                if not result.done():
-                    result.set_result(self._nothing_generated())
+            pass
 
     async def resume_generation(self) -> None:
-        """Go on."""
-        self._rejecting = False
+        """Generate again."""
         self._open.set()
 
     async def start_profile(self, **_: Any) -> None:
@@ -190,14 +165,9 @@ class TransformersServer:
     ) -> TokenOutput:
         """Generate one continuation.
 
-        Returns:
-            ``stop_reason`` is ``completed``, or ``aborted`` if there would be more to generate.
-
         Raises:
             RuntimeError: The call that this request was part of failed.
         """
-        if self._rejecting:
-            return self._nothing_generated()
         result: asyncio.Future[TokenOutput] = asyncio.get_running_loop().create_future()
         request = Request(
             list(prompt_ids),
@@ -206,16 +176,8 @@ class TransformersServer:
             mm_processor_kwargs or {},
             result,
         )
-        self._results.add(result)
-        try:
-            await self._requests.put(request)
-            return await result
-        finally:
-            self._results.discard(result)
-
-    def _nothing_generated(self) -> TokenOutput:
-        fields = {"global_steps": self.global_steps}
-        return TokenOutput(token_ids=[], log_probs=[], stop_reason="aborted", extra_fields=fields)
+        await self._requests.put(request)
+        return await result
 
     async def _serve(self) -> None:
         waiting: list[Request] = []
@@ -308,7 +270,6 @@ class TransformersServer:
             pad_token_id=pad,
             suppress_tokens=sorted(forbidden),
             stop_strings=params.get("stop") or None,
-            stopping_criteria=StoppingCriteriaList([StopWhenAborted(self._aborted)]),
             tokenizer=self.tokenizer,
             output_logits=True,
             return_dict_in_generate=True,
@@ -319,12 +280,11 @@ class TransformersServer:
         results = []
         for row, row_log_probs in zip(generated.tolist(), log_probs.tolist(), strict=True):
             length = row.index(pad) if pad in row else len(row)
-            cut = self._aborted.is_set() and not self._is_complete(row[:length], params)
             results.append(
                 TokenOutput(
                     token_ids=row[:length],
                     log_probs=row_log_probs[:length],
-                    stop_reason="aborted" if cut else "completed",
+                    stop_reason="completed",
                     extra_fields={"global_steps": self.global_steps},
                 )
             )
@@ -335,16 +295,6 @@ class TransformersServer:
             time.monotonic() - started,
         )
         return results
-
-    def _is_complete(self, ids: list[int], params: dict[str, Any]) -> bool:
-        """Whether a sequence has ended by itself, in a call that was cut short."""
-        limit = params.get("max_tokens") or params.get("max_new_tokens")
-        text = self.tokenizer.decode(ids)
-        return (
-            ids[-1] in self.ends
-            or len(ids) == limit
-            or any(stop in text for stop in params.get("stop") or ())
-        )
 
 
 class TransformersReplica(RolloutReplica):

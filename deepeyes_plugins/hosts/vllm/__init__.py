@@ -1,0 +1,1 @@
+"""vLLM: what its general plugin changes on a CPU."""
