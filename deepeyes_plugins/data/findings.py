@@ -32,6 +32,7 @@ class Finding:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", encodable(self.reason))
+        object.__setattr__(self, "key", encodable(self.key))
 
     def __str__(self) -> str:
         return f"{self.key}: {self.reason}" if self.key else self.reason

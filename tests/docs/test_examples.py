@@ -28,6 +28,7 @@ from deepeyes_plugins.rollout.scripted import ScriptedPolicy
 from deepeyes_plugins.search.contracts import SearchNotConfiguredError
 from deepeyes_plugins.settings import AgentSettings
 from deepeyes_plugins.testing.search import TEXT_CHECKS, Samples
+from deepeyes_plugins.tools.hooks import tools
 from deepeyes_plugins.tools.resources import Resources
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +103,7 @@ def test_every_example_is_shown_on_a_page() -> None:
 @pytest.fixture
 def registered(example: ModuleType) -> Iterator[ModuleType]:
     """The example as an installed plugin of this process."""
-    registries = (plugins.tools, plugins.environments)
+    registries = (tools, environments)
     plugins.manager().register(example)
     for registry in registries:
         registry.cache_clear()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,16 +34,22 @@ def targets(text: str) -> list[str]:
 
 
 def test_the_python_of_the_readme_asks_an_agent_about_an_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (64, 48), (255, 0, 0)).save("photo.jpg", quality=100, subsampling=0)
+    photo = tmp_path / "photo.jpg"
+    Image.new("RGB", (64, 48), (255, 0, 0)).save(photo, quality=100, subsampling=0)
 
     with ChatServer(agent_script({"sign": "STOP, on {stdout}"})) as server:
-        monkeypatch.setenv("DEEPEYES_OPENAI_URL", server.url)
-        runpy.run_path(str(ASK))
+        answer = subprocess.run(
+            [sys.executable, str(ASK)],
+            cwd=tmp_path,
+            env=os.environ | {"DEEPEYES_OPENAI_URL": server.url},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
 
-    assert capsys.readouterr().out == "STOP, on (254, 0, 0) answer {'python': 1}\n"
+    assert answer.stdout == "STOP, on (254, 0, 0) answer {'python': 1}\n", answer.stderr
     first, second = server.requests
     assert first["messages"][1]["content"][0]["type"] == "image_url"
     assert second["messages"][3]["content"][1]["type"] == "image_url", "the figure comes back"

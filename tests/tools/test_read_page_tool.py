@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deepeyes_plugins.environments.hooks import environments
+from deepeyes_plugins.extras import install_command
 from deepeyes_plugins.protocol.actions import ToolCallAction
 from deepeyes_plugins.rollout import Observation, Task
 from deepeyes_plugins.search.pages import shortened
@@ -172,7 +173,7 @@ async def test_a_missing_library_is_ours_and_the_model_need_not_try_again(
     observation = await read(resources, {"url": f"{server.root}/page"})
     assert "the tool read_page is not configured; answer without it" in str(observation.parts)
     assert observation.infrastructure
-    assert observation.error is not None and "deepeyes-plugins[search]" in observation.error
+    assert observation.error is not None and install_command("search") in observation.error
 
 
 @pytest.mark.parametrize("wanted", [False, True])
