@@ -146,16 +146,22 @@ _MORE_OF_NUMBER = (
     r"!|[.,:/-]\d|\s?[%‰万亿]|\s\d"
     r"|\s(?:or (?:more|less|fewer)|thousand|million|billion|trillion|dozen|hundred|percent)\b"
 )
-"""What makes another word, unit or number of one that it follows."""
+_MORE_OF_LETTER = r"(?<=[AaIi])\s+\w|\s+(?:is|was|are|isn|cannot|can|would|and|or)\b"
+"""What makes another word, unit or number of one that it follows, or no option of a letter."""
 
 
 def starts_with_truth(answer: str | None, ground_truth: str) -> bool:
     """Return whether ``answer`` begins with the words of ``ground_truth``, whatever their case.
 
     A number does not begin with another one: ``5.5``, ``5 000``, ``5/6`` and ``5%`` not with ``5``,
-    nor a name with a part of it: ``C++`` not with ``C``.
+    nor a name with a part of it: ``C++`` not with ``C``. ``A red car`` and ``A is wrong`` do not
+    begin with the option ``A``.
     """
     truth, given = _plain(ground_truth), _plain(answer or "")
-    more = rf"{_MORE}|{_MORE_OF_NUMBER}" if truth[-1:].isdigit() else _MORE
+    more = _MORE
+    if truth[-1:].isdigit():
+        more += f"|{_MORE_OF_NUMBER}"
+    elif len(truth) == 1:
+        more += f"|{_MORE_OF_LETTER}"
     start = rf"{re.escape(truth)}(?!{more})"
     return bool(given and truth and re.match(start, given, re.IGNORECASE))

@@ -227,6 +227,11 @@ def test_normal_form_is_clean(text: str) -> None:
         ("A+", "A", False),
         ("A-", "A", False),
         ("Stop! It is red.", "stop", True),
+        ("A red car", "A", False),
+        ("A is wrong, B is right", "A", False),
+        ("C is wrong", "C", False),
+        ("C, the red car", "C", True),
+        ("B red", "B", True),
     ],
 )
 def test_starts_with_the_reference(answer: str | None, truth: str, expected: bool) -> None:
