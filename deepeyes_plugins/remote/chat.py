@@ -20,7 +20,7 @@ _UNAUTHORISED_STATUSES = frozenset({401, 403})
 _TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 """Fields of a request that limit the generated tokens."""
 _CONTEXT_LENGTH = re.compile(
-    r"context.?length|model length"
+    r"context.?(?:length|size)|model length|exceeds the maximum allowed length"
     r"|max_(?:completion_)?tokens\b.{0,40}\b(?:too large|cannot be greater than)",
     re.IGNORECASE | re.DOTALL,
 )

@@ -84,7 +84,7 @@ _NO_ALTERNATIVE = _words(
 _NUMBER = re.compile(r"[-+]?[$€£¥]?\d+(?:,\d{3})*(?:\.\d+)?%?")
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _DIGITS = re.compile(r"\d+")
-_QUANTITY = re.compile(r"[-+]?[\d.,]+\s?(°[CF]|[^\W\d_]+)")
+_QUANTITY = re.compile(r"(?:([$€£¥])\s?)?[-+]?[\d.,]+\s?(°[cf]|[^\W\d_]+)?")
 _NUMBER_WORDS = {
     word: str(number)
     for words in (
@@ -180,7 +180,7 @@ _INSTRUCTIONS = re.compile(
     | \b(?:equivalent|identical|equal|matches|same)\s+(?:(?:to|as|with)\s+)?the\s+(?:reference
       |standard|correct|expected|gold|model|ground)[\s-](?:truth\s+)?(?:{_ANSWER}|truth)\b
     | \bmatch(?:es)?\s+the\s+(?:reference|ground[\s-]truth|standard\s+answer|expected\s+answer)\b
-    | \b(?:reference|standard|gold|expected)\s+{_ANSWER}\s?(?:is|says|=|:|：)
+    | \b(?:reference|standard|gold|expected)\s+(?:answer|response)\s?(?:is|says|=|:|：)
     | \bground[\s-]truth(?:\s+{_ANSWER})?\s?(?:is|says|=|:|：)
     # The same in Chinese.
     | (?:忽略|无视|忘记|忘掉)[^。\n]{{0,8}}(?:以上|之前|前面|上述|所有|一切|先前|系统|评分|原有)
@@ -389,9 +389,11 @@ def _is_aside(bet: str, truth: str) -> bool:
 
 
 def _other_unit(bet: str, truth: str) -> bool:
-    """Are both quantities, of different units (``12 km or 7.5 miles``)?"""
-    given, wanted = _QUANTITY.fullmatch(bet), _QUANTITY.fullmatch(truth)
-    return bool(given and wanted and given[1].casefold() != wanted[1].casefold())
+    """Are both quantities, of different units (``12 km or 7.5 miles``, ``$5 or €4.60``)?"""
+    given, wanted = (_QUANTITY.fullmatch(text.casefold()) for text in (bet, truth))
+    if not given or not wanted or not any(given.groups()) or not any(wanted.groups()):
+        return False
+    return given.groups() != wanted.groups()
 
 
 def _is_short(piece: str, truth: str) -> bool:
@@ -399,11 +401,12 @@ def _is_short(piece: str, truth: str) -> bool:
     bare = _bare(piece)
     if not bare or not _SHORT_ANSWER.fullmatch(bare):
         return False
+    is_number = _NUMBER.match(bare) or bare.casefold().split()[0] in _NUMBER_WORDS
+    if _NUMBER.fullmatch(truth) and not is_number:
+        return False
     if _CHINESE.search(bare):
         return len(bare) <= len(truth) + 4 and not _CHINESE_SENTENCE.search(bare)
     words = bare.casefold().split()
-    if _NUMBER.fullmatch(truth) and not (_NUMBER.search(bare) or words[0] in _NUMBER_WORDS):
-        return False
     return len(words) <= max(2, len(truth.split()) + 1) and _SENTENCE_WORDS.isdisjoint(words)
 
 

@@ -30,6 +30,7 @@ _CHARACTERS: dict[int, str] = {
     ord("π"): r"\pi ",
     ord("θ"): r"\theta ",
     ord("√"): r"\sqrt ",
+    ord("∛"): r"\sqrt[3]",
     ord("∪"): r"\cup ",
     ord("∈"): r"\in ",
     ord("…"): r"\ldots ",
@@ -58,6 +59,8 @@ _VULGAR = {
 _VULGAR_FRACTION = re.compile(f"[{''.join(_VULGAR)}]")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 _LOWERED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_PLAIN_ROOT = re.compile(r"(?:(?P<cube>∛)|√|(?<![\\\w])sqrt)\s*(?P<number>\d+(?:\.\d+)?)")
+"""Of the whole number, as in ``√12``; LaTeX's ``\\sqrt12`` is that of 1."""
 _LINED_DIGIT = re.compile("((?:\\d[\u0304\u0305\u0307])+)")
 _LINES = str.maketrans("", "", "\u0304\u0305\u0307")
 
@@ -136,6 +139,9 @@ def canonical(text: str) -> str | None:
         lambda found: r" \frac{{{}}}{{{}}}".format(*_VULGAR[found[0]]), text
     )
     text = _SUPERSCRIPT.sub(lambda run: f"^{{{run[0].translate(_LOWERED)}}}", text)
+    text = _PLAIN_ROOT.sub(
+        lambda root: rf"\sqrt{'[3]' if root['cube'] else ''}{{{root['number']}}}", text
+    )
     text = text.translate(_CHARACTERS)
     tokens = _TOKEN.findall(_TILDE.sub(r"\\sim ", text))
     if tokens.count("$") % 2 == 0:  # What stands around mathematics; a single one is a currency.

@@ -17,6 +17,10 @@ _ARTICLES = {"a", "an", "the"}
 _BEFORE_WORD = "\"'`“‘«"
 _AFTER_WORD = "\"'`”’».,;:!?。"
 _QUOTED = re.compile(r"[\"'`“](.*)[\"'`”]\.?", re.DOTALL)
+_PAIR = re.compile(r"[(\[{].*[,;].*[)\]}]", re.DOTALL)
+"""A pair, an interval or a set: its brackets are part of it."""
+_CASED = re.compile(r"\d ?(?:[mM](?:Hz|Pa|eV|[WVAJNLgmsbB])?|[kKGT][bB])\b|\\[A-Za-z].*", re.DOTALL)
+"""Where capitals tell apart: milli and mega, bits and bytes, LaTeX."""
 _BRACKETED_WORD = re.compile(r"[([{]*([^\W\d_][^()\[\]{}]*)[)\]}]*")
 
 
@@ -26,7 +30,8 @@ def normalize(text: str) -> str:
     What belongs to a number or a name stays: the brackets of ``[1,2)``, the ``!`` of ``5!``, the
     comma of ``1, 2`` and the ``A`` of ``Terminal A``.
     """
-    bare = [word for word in map(_bare_word, text.split()) if word]
+    is_pair = _PAIR.fullmatch(text.strip()) is not None
+    bare = [bare for word in text.split() if (bare := _bare_word(word, is_pair))]
     if bare:
         bare[-1] = bare[-1].rstrip(",;:")
     kept = [word for at, word in enumerate(bare) if not _is_article(word, at, len(bare))]
@@ -38,12 +43,12 @@ def _is_article(word: str, at: int, words: int) -> bool:
     return word.casefold() in _ARTICLES and at + 1 < words and (at == 0 or word != "A")
 
 
-def _bare_word(word: str) -> str:
+def _bare_word(word: str, is_bracketed: bool) -> str:
     bare = word.lstrip(_BEFORE_WORD).rstrip(_AFTER_WORD)
     if len(bare) == 1 or any(map(str.isdigit, bare)):
         after = word[word.index(bare) + len(bare) :]
         return bare + (after[0] if after[:1] in set("!,;:'\"") else "")
-    bracketed = _BRACKETED_WORD.fullmatch(bare)
+    bracketed = None if is_bracketed else _BRACKETED_WORD.fullmatch(bare)
     return bracketed[1].rstrip(_AFTER_WORD) if bracketed else bare
 
 
@@ -90,8 +95,9 @@ def rule_verdict(answer: str | None, ground_truth: str) -> bool | None:
     given, truth = _plain(answer or ""), _plain(ground_truth)
     if not given:
         return False
+    is_cased = _CASED.findall(given) != _CASED.findall(truth)
     if given.casefold() == truth.casefold():
-        return True
+        return None if is_cased else True
     letter = _letter(truth)
     if letter is not None:
         option = _option(given)
@@ -102,7 +108,7 @@ def rule_verdict(answer: str | None, ground_truth: str) -> bool | None:
             return _same_slashed(given, truth)
         return same(amount, other, lambda _a, _b: None)
     if amount is None and other is None and normalize(given) == normalize(truth) != "":
-        return True
+        return None if is_cased else True
     return None
 
 
@@ -135,12 +141,27 @@ def rules_can_decide(ground_truth: str) -> bool:
     return len(truth) <= LONGEST_RULE_TRUTH
 
 
+_MORE = r"\w|[+#^]|-\Z|(?<=\d \w)/|(?<=\d \w\w)/"
+_MORE_OF_NUMBER = (
+    r"!|[.,:/-]\d|\s?[%‰万亿]|\s\d"
+    r"|\s(?:or (?:more|less|fewer)|thousand|million|billion|trillion|dozen|hundred|percent)\b"
+)
+_MORE_OF_LETTER = r"(?<=[AaIi])\s+\w|\s+(?:is|was|are|isn|cannot|can|would|and|or)\b"
+"""What makes another word, unit or number of one that it follows, or no option of a letter."""
+
+
 def starts_with_truth(answer: str | None, ground_truth: str) -> bool:
     """Return whether ``answer`` begins with the words of ``ground_truth``, whatever their case.
 
-    A number does not begin with another one: ``5.5``, ``5 000``, ``5/6`` and ``5%`` not with ``5``.
+    A number does not begin with another one: ``5.5``, ``5 000``, ``5/6`` and ``5%`` not with ``5``,
+    nor a name with a part of it: ``C++`` not with ``C``. ``A red car`` and ``A is wrong`` do not
+    begin with the option ``A``.
     """
     truth, given = _plain(ground_truth), _plain(answer or "")
-    more = r"\w|[.,:/-]\d|\s?%|\s\d" if truth[-1:].isdigit() else r"\w"
+    more = _MORE
+    if truth[-1:].isdigit():
+        more += f"|{_MORE_OF_NUMBER}"
+    elif len(truth) == 1:
+        more += f"|{_MORE_OF_LETTER}"
     start = rf"{re.escape(truth)}(?!{more})"
     return bool(given and truth and re.match(start, given, re.IGNORECASE))

@@ -146,7 +146,7 @@ def read(text: str) -> Value | None:
     return _value(spelled) if spelled else None
 
 
-_WHOLE = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?:[ ]\d{3})+|\d+)"
+_WHOLE = r"(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?:[ ]\d{3})+|\d+)"
 _DECIMAL = rf"(?:{_WHOLE}(?:\.\d*)?|\.\d+)"
 _NUMBER = re.compile(
     rf"""(?P<sign>[-+]?)(?:
@@ -176,7 +176,7 @@ _COMPOUND = re.compile(r"(?:\d+(?:\.\d+)? ?[A-Za-z\u4e00-\u9fff]+(?: and | |(?=\
 _COMPOUND_PART = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z\u4e00-\u9fff]+)")
 _NAME = re.compile(
     r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|delta|theta|phi|lambda|mu|omega))"
-    r"(?:_\{\w+\})?(?:\([A-Za-z](?:,[A-Za-z])*\))?|\([A-Za-z](?:, ?[A-Za-z])+\)"
+    r"(?:_\{\w+\})?(?:\((?:-?\d+|[A-Za-z](?:,[A-Za-z])*)\))?|\([A-Za-z](?:, ?[A-Za-z])+\)"
     r"|(?:\\(?:angle|triangle) ?)?[A-Z]{1,3}|[A-Za-z]{4,}(?: [A-Za-z]+)*"
 )
 _ORDER = re.compile(r"<|>|\\[lg]e(?![A-Za-z])")
@@ -283,7 +283,7 @@ def _quantity(text: str) -> Quantity | None:
             continue
         before = text[: cut.end()]
         size = _number(before) or _expression(_unwrapped(before))
-        if isinstance(size, Expression) and (counted.is_letter or _RELATION.search(before)):
+        if isinstance(size, Expression) and (counted.is_letter or _UNITLESS.search(before)):
             return None
         return Quantity(size, counted) if size else None
     return None
@@ -412,6 +412,7 @@ _COMMANDS = re.compile(
     r"\\(?:frac|sqrt|pi|cdot|times|div|ln|log|exp|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan"
     r"|alpha|beta|gamma|delta|theta|phi|lambda|mu|omega|le|ge|neq|infty)"
 )
+_GREEK = re.compile(r"\\(?:alpha|beta|gamma|delta|theta|phi|lambda|mu|omega)(?![a-z])")
 _EXPRESSION_TOKEN = re.compile(r"\\[A-Za-z]+|[A-Za-z]+|\d+(?:\.\d+)?|\.\d+|[-+/^_{}()|!=<> \[\]]")
 _PRODUCTS_OF_LETTERS = {"abc", "xyz"}
 _WORDS = {"or", "and", "to", "of", "is", "in", "at", "if", "no", "by", "as", "am", "pm", "vs"}
@@ -419,17 +420,25 @@ _WORDS = {"or", "and", "to", "of", "is", "in", "at", "if", "no", "by", "as", "am
 _MISREAD = re.compile(
     r"""
       [-\d\s./]+ \Z                                         # a range, a date, a score
+    | \d+ (?: \\times\d+ )+ \Z                              # a size: 1920 × 1080
     | .*? (?: \d\ \d | \d_ | \d\ ?\\frac\{\d+\}\{\d+\}       # digits apart, a base, mixed
-      | \d\)?\(-?[\d.]+\) | \([\d.]+\)\d                    # 2(3): to math-verify 2 + 3
+      # 2(3) and 2(1/2): to math-verify 2 + 3 and mixed
+      | \d\)?\(-?(?:[\d./]+|\\frac\{\d+\}\{\d+\})\) | \([\d.]+\)\d
       | [A-Z]\ ?(?:\\cdot\ ?|\\times\ ?)?[A-Z]              # products that need not commute
       | [A-Za-z]\\times\ ?[A-Za-z]
       | /(?:\d+[A-Za-z\\(] | [A-Za-z]{2} | [A-Za-z][\d\\(]) # 1/2x
+      | (?<![A-Za-z])(?:[A-Za-z]\(-?[\d.]+\) | [fghFGHP]\()   # f(0), f(x+1): no products
+      | \\frac\{d.{0,12}?\}\{d[A-Za-z]                       # dy/dx
+      | (?: [-+=<>/^] | \^\{[-+]*\} | \\(?:cdot|times|div|le|ge|neq) ) \Z
       )
     """,
     re.VERBOSE | re.DOTALL,
 )
 _POINT = re.compile(r"\d*\.\d+")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|neq)(?![A-Za-z])")
+_ANGLE_FUNCTION = r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])"
+_UNITLESS = re.compile(rf"{_RELATION.pattern}|{_ANGLE_FUNCTION}")
+"""Found in no number of units: in ``\\cos 60°`` the degrees are the angle's."""
 
 
 def _expression(text: str) -> Expression | None:
@@ -438,11 +447,16 @@ def _expression(text: str) -> Expression | None:
         return None
     at = 0
     calculates = False
+    after_letter = False
     while at < len(text):
         token = _EXPRESSION_TOKEN.match(text, at)
         if token is None:
             return None
         found = token[0]
+        if after_letter and found[0].isdigit():  # x1 is a name, 4x6 a size, 3x 4y are two answers.
+            return None
+        after_letter = found.isalpha() or (after_letter and found == " ")
+        after_letter = after_letter or _GREEK.fullmatch(found) is not None
         if found[0] == "\\":
             if not _COMMANDS.fullmatch(found):
                 return None
@@ -460,8 +474,7 @@ def _expression(text: str) -> Expression | None:
 
 def _letters(text: str) -> set[str]:
     """Return the variables: letters of no command, except ``e``, and Greek ones by name."""
-    greek = re.findall(r"\\(?:alpha|beta|gamma|delta|theta|phi|lambda|mu|omega)(?![a-z])", text)
-    return set(greek) | set(re.sub(r"\\[A-Za-z]+|[^A-Za-df-z]", "", text))
+    return set(_GREEK.findall(text)) | set(re.sub(r"\\[A-Za-z]+|[^A-Za-df-z]", "", text))
 
 
 def same(a: Value, b: Value, oracle: Oracle) -> bool | None:

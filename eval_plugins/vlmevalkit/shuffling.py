@@ -20,8 +20,11 @@ PASS = re.compile(r"(?P<base>.+)_shuffled_(?P<seed>\d+)")
 
 _ROTATED = ("cycle_category", "g_index")
 """Columns of benchmarks that ask each question under several orders already."""
+_JOINED = r"\s*(?:[,，、&+/]|(?i:and|or)\b|[和与或及])+\s*"
 _REFERS = re.compile(
-    r"(?i:\b(?:all|none|both|neither|either|any)\b.{0,20}"
+    rf"\A\W*(?i:only\s+|just\s+)?\(?[A-Z]\)?(?:{_JOINED}\(?[A-Z]\)?)+(?i:\s+only)?\W*\Z"
+    r"|\A\W*(?i:only|just)\s+\(?[A-Z]\)?\W*\Z|\b(?i:same\s+as)\s+\(?[A-Z]\b|以上|上述|[选選][项項]"
+    r"|(?i:\b(?:all|none|both|neither|either|any)\b.{0,20}"
     r"\b(?:above|below|options?|choices?|others?)\b)"
     r"|\b(?i:both|neither|either)\s+\(?[A-Z]\)?\s+(?i:and|n?or)\s+\(?[A-Z]\b"
 )

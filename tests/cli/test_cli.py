@@ -9,12 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from deepeyes_plugins import __version__
@@ -90,6 +92,23 @@ def test_a_wrong_option_of_a_server_is_named(service: str, option: str, value: s
 
     assert answer.exit_code == 2
     assert option in answer.stderr
+
+
+def commands(command: Any, *path: str) -> Iterator[tuple[str, ...]]:
+    """The words of every command below ``command``."""
+    below = getattr(command, "commands", {})
+    for name, child in below.items():
+        yield from commands(child, *path, name)
+    if not below:
+        yield path
+
+
+@pytest.mark.parametrize("path", [*commands(typer.main.get_command(app))], ids=" ".join)
+def test_every_command_is_there_to_be_imported(path: tuple[str, ...]) -> None:
+    answer = CliRunner().invoke(app, [*path, "--help"], catch_exceptions=False)
+
+    assert answer.exit_code == 0
+    assert f"{' '.join(path)} [OPTIONS]" in answer.stdout
 
 
 def test_the_help_is_quick_because_no_command_is_imported() -> None:

@@ -347,6 +347,8 @@ NO_ROOM = {
     "5000 input tokens. Please reduce the length of the input messages.",
     "SGLang 0.5.12": "The input (5000 tokens) is longer than the model's context length (4096 "
     "tokens).",
+    "SGLang, its scheduler": "Input length (5000 tokens) exceeds the maximum allowed length "
+    "(4090 tokens). Use a shorter input or enable --allow-auto-truncate.",
 }
 
 

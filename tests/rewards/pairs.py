@@ -137,6 +137,10 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         (r"16\text{ square units}", "16"),
     ],
     "roots and expressions": [
+        ("4", "√16"),
+        (r"\sqrt{50}", "5√2"),
+        ("3", "∛27"),
+        ("6", r"4(\frac{1}{2}+1)"),
         (r"2\sqrt{3}", r"2\sqrt3"),
         (r"2\sqrt{3}", r"\sqrt{12}"),
         (r"\sqrt{2}", "sqrt(2)"),
@@ -168,6 +172,8 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
         (r"\cos x", "cos x"),
     ],
     "names and equations": [
+        ("5", "f(2)=5"),
+        ("f(0)=3", "f(0)=3.0"),
         ("5", "x=5"),
         ("x=5", "x = 5"),
         ("x=0.5", r"x=\frac12"),
@@ -258,6 +264,7 @@ EQUAL: dict[str, list[tuple[str, str]]] = {
 
 WRONG: dict[str, list[tuple[str, str]]] = {
     "whole numbers": [
+        ("1", "0,001"),
         ("12000", "12"),
         ("0", "12 000"),
         ("12", "1 2"),
@@ -299,6 +306,9 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         (r"\frac{1}{2}", "1 2"),
     ],
     "mixed numbers": [
+        ("4.5", r"4(\frac{1}{2})"),
+        (r"\frac{16}{3}", "5(1/3)"),
+        (r"4\tfrac12", r"4\left(\frac12\right)"),
         (r"2\frac{1}{4}", r"\frac{21}{4}"),
         (r"2\frac{1}{4}", "21/4"),
         ("2 1/4", "21/4"),
@@ -364,6 +374,13 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("5 ft", "5 ft 5 in"),
     ],
     "roots and expressions": [
+        ("6", "√16"),
+        ("2x", "x2"),
+        ("3a", "a1+a2"),
+        ("12xy", "3x 4y"),
+        ("5", "5+"),
+        (r"\cos 60", r"\cos 60°"),
+        (r"\frac{dy}{dx}", r"\frac{dx}{dy}"),
         (r"2\sqrt{3}", r"3\sqrt{2}"),
         (r"\sqrt{3}x", r"\sqrt{3x}"),
         (r"\sqrt{12}", r"\sqrt12"),
@@ -384,6 +401,9 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("2x", "2x'"),
     ],
     "names and equations": [
+        ("f(0)=1", "f(0)=2"),
+        ("f(2)=7", "f(3)=7"),
+        ("f(x+1)", "fx+f"),
         ("a=1", "b=1"),
         ("x=5", "y=5"),
         ("x=5", "x=6"),
@@ -406,6 +426,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("x=2", "2x=4, x=3"),
     ],
     "lists, intervals, sets": [
+        ("(a, b]", "[a, b)"),
         ("[1,2]", "[1,2)"),
         ("(1,2)", "(1,2]"),
         ("(1,2)", "(2,1)"),
@@ -439,6 +460,10 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{vmatrix}1&2\\3&4\end{vmatrix}"),
     ],
     "words, letters, other notations": [
+        ("1920x1080", "1080x1920"),
+        ("1920×1080", "1080×1920"),
+        ("v1.10", "v1.1"),
+        ("5 MB", "5 Mb"),
         ("AB", "BA"),
         (r"\boxed{AB}", r"\boxed{BA}"),
         (r"A\times B", r"B\times A"),

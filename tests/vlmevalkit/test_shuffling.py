@@ -59,7 +59,14 @@ def test_passes_differ_by_seed_and_keep_everything_else(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "VStarBench_shuffled_7.tsv") == passes[1]
 
 
-@pytest.mark.parametrize("option", ["None of the above", "Both A and (B)", "all other options"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("None of the above", "Both A and (B)", "all other options", "A, B", "(A) and (C)"),
+        *("A & C", "A, B and C", "Only A", "A and B only", "The same as B"),
+        *("以上都不是", "A和B", "选项A正确"),
+    ],
+)
 def test_options_that_speak_of_each_other_stay_where_they_are(tmp_path: Path, option: str) -> None:
     write_choices(tmp_path, rows=5)
     table = tmp_path / "VStarBench.tsv"
