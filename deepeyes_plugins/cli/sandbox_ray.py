@@ -133,7 +133,7 @@ def down(address: Address = None) -> None:
 
 @contextmanager
 def _cluster(address: str | None) -> Iterator[Any]:
-    """Connects to the cluster, and makes errors of the sandbox those of the command."""
+    """Connect to the cluster, and makes errors of the sandbox those of the command."""
     try:
         from deepeyes_plugins.hosts.ray import sandbox as deployment
     except ModuleNotFoundError as error:

@@ -1,7 +1,7 @@
 """The code sandbox: runs untrusted, model-written Python in live Jupyter-style sessions.
 
-`SandboxClient` talks to servers, and `BlockingSandboxClient` does so without await; `ensure_server`
-finds or starts a server; `python -m deepeyes_plugins.sandbox` runs one. Names are imported on first
+``SandboxClient`` talks to servers, and ``BlockingSandboxClient`` does so without await; ``ensure_server``
+finds or starts a server; ``python -m deepeyes_plugins.sandbox`` runs one. Names are imported on first
 use, so that importing this package costs nothing in the processes that must stay small.
 """
 

@@ -1,4 +1,4 @@
-"""Runs a sandbox server: `python -m deepeyes_plugins.sandbox --port 8080`."""
+"""Runs a sandbox server: ``python -m deepeyes_plugins.sandbox --port 8080``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Serves until SIGTERM, SIGINT or the end of the parent process."""
+    """Serve until SIGTERM, SIGINT or the end of the parent process."""
     arguments = _arguments()
     try:
         settings = SandboxSettings.model_validate_json(arguments.settings)

@@ -1,7 +1,7 @@
 """The HTTP interface in one table: what is accepted, what is answered, and its OpenAPI document.
 
-Results are msgpack with raw PNG bytes for those who accept `application/x-msgpack`, else JSON with
-base64. Errors are `{"error": sentence}`.
+Results are msgpack with raw PNG bytes for those who accept ``application/x-msgpack``, else JSON with
+base64. Errors are ``{"error": sentence}``.
 """
 
 from __future__ import annotations

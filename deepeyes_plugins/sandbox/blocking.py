@@ -31,7 +31,7 @@ class _Loop:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
-        """Gives up what other threads still wait for, does the last thing, and ends the thread."""
+        """Give up what other threads still wait for, does the last thing, and ends the thread."""
 
         async def end() -> None:
             others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -50,7 +50,7 @@ class _Loop:
 
 
 class BlockingSandboxClient:
-    """`SandboxClient` without await. Use it from as many threads as you like.
+    """``SandboxClient`` without await. Use it from as many threads as you like.
 
     Its event loop runs in a thread of its own, so that it works in a notebook too.
 
@@ -62,7 +62,7 @@ class BlockingSandboxClient:
     def __init__(
         self, urls: str | Sequence[str], *, token: str | None = None, timeout: float = 120.0
     ) -> None:
-        """Prepares a client; connects on first use.
+        """Prepare a client; connects on first use.
 
         Args:
             urls: Base URLs of the servers; a string may hold several, separated by commas.
@@ -92,11 +92,11 @@ class BlockingSandboxClient:
         self.close()
 
     def close(self) -> None:
-        """Closes the connections; sessions live on at the server until closed or idle."""
+        """Close the connections; sessions live on at the server until closed or idle."""
         self._loop.close(self._client.close())
 
     def health(self) -> Health:
-        """Asks how the server is; of several, the first that answers.
+        """Ask how the server is; of several, the first that answers.
 
         Raises:
             SandboxUnavailable: None answers.
@@ -104,7 +104,7 @@ class BlockingSandboxClient:
         return self._loop.call(self._client.health())
 
     def create_session(self, images: Sequence[bytes] = ()) -> BlockingSandboxSession:
-        """Opens a session.
+        """Open a session.
 
         Args:
             images: Encoded image files (PNG, JPEG, WebP, ...), which the session's code sees as
@@ -119,10 +119,10 @@ class BlockingSandboxClient:
 
 
 class BlockingSandboxSession:
-    """`SandboxSession` without await. Cells run one after another and share their variables."""
+    """``SandboxSession`` without await. Cells run one after another and share their variables."""
 
     def __init__(self, session: SandboxSession, loop: _Loop) -> None:
-        """Wraps a session; `BlockingSandboxClient.create_session` makes one."""
+        """Wrap a session; ``BlockingSandboxClient.create_session`` makes one."""
         self._session = session
         self._loop = loop
 
@@ -148,7 +148,7 @@ class BlockingSandboxSession:
         self.close()
 
     def execute(self, code: str, timeout: float) -> ExecutionResult:
-        """Runs one cell, after those that were given before; see `SandboxSession.execute`.
+        """Run one cell, after those that were given before; see ``SandboxSession.execute``.
 
         Args:
             code: Python source, as in a Jupyter cell.
@@ -163,7 +163,7 @@ class BlockingSandboxSession:
         return self._loop.call(self._session.execute(code, timeout=timeout))
 
     def interrupt(self) -> None:
-        """Interrupts the running cell, if there is one; call it from another thread.
+        """Interrupt the running cell, if there is one; call it from another thread.
 
         Raises:
             SandboxUnavailable: The session's server did not answer.
@@ -171,7 +171,7 @@ class BlockingSandboxSession:
         self._loop.call(self._session.interrupt())
 
     def evict(self) -> None:
-        """Puts the session away until its next cell, after its running one: it frees its memory.
+        """Put the session away until its next cell, after its running one: it frees its memory.
 
         Raises:
             SandboxUnavailable: The session's server did not answer, or cannot put it away now.
@@ -179,5 +179,5 @@ class BlockingSandboxSession:
         self._loop.call(self._session.evict())
 
     def close(self) -> None:
-        """Ends the session, also in the middle of a cell; does nothing the second time."""
+        """End the session, also in the middle of a cell; does nothing the second time."""
         self._loop.call(self._session.close())

@@ -71,7 +71,7 @@ class SandboxClient:
     def __init__(
         self, urls: str | Sequence[str], *, token: str | None = None, timeout: float = 120.0
     ) -> None:
-        """Prepares a client; connects on first use.
+        """Prepare a client; connects on first use.
 
         Args:
             urls: Base URLs of the servers; a string may hold several, separated by commas.
@@ -114,11 +114,11 @@ class SandboxClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connections; sessions live on at the server until closed or idle."""
+        """Close the connections; sessions live on at the server until closed or idle."""
         await self._http.aclose()
 
     async def health(self) -> Health:
-        """Asks how the server is; of several, the first that answers.
+        """Ask how the server is; of several, the first that answers.
 
         Raises:
             SandboxUnavailable: None answers.
@@ -130,7 +130,7 @@ class SandboxClient:
         return await self._first(self._servers, ask, self._timeout)
 
     async def create_session(self, images: Sequence[bytes] = ()) -> SandboxSession:
-        """Opens a session.
+        """Open a session.
 
         Args:
             images: Encoded image files (PNG, JPEG, WebP, ...), which the session's code sees as
@@ -179,7 +179,7 @@ class SandboxClient:
         )
 
     async def _upload(self, server: Server, digest: str, image: bytes, worker: str | None) -> None:
-        """Sends an image to a server once, however many sessions wait for it."""
+        """Send an image to a server once, however many sessions wait for it."""
 
         async def upload() -> None:
             await self._send(server, "PUT", f"/v1/images/{digest}", image, worker=worker)
@@ -193,7 +193,7 @@ class SandboxClient:
         timeout: float,
         failures: Sequence[SandboxUnavailable] = (),
     ) -> T:
-        """Asks one server after another until one does what is asked.
+        """Ask one server after another until one does what is asked.
 
         Each may take its share of the time that is left.
         """
@@ -224,7 +224,7 @@ class SandboxClient:
         timeout: float | None = None,
         worker: str | None = None,
     ) -> httpx.Response:
-        """Sends a request, once more if its connection breaks: the server may be well.
+        """Send a request, once more if its connection breaks: the server may be well.
 
         Args:
             server: Where to.
@@ -282,7 +282,7 @@ class SandboxSession:
     """One live Python session. Cells run one after another and share their variables."""
 
     def __init__(self, client: SandboxClient, session_id: str, server: Server) -> None:
-        """Takes up a session of that name; `SandboxClient.create_session` makes one."""
+        """Take up a session of that name; ``SandboxClient.create_session`` makes one."""
         self._client = client
         self._id = session_id
         # With several worker processes a session's name begins with the number of its own.
@@ -315,10 +315,10 @@ class SandboxSession:
         await self.close()
 
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
-        """Runs one cell, after those that were given before.
+        """Run one cell, after those that were given before.
 
         If the session's server fails, another one that shares its Redis restores the session and
-        runs the cell; what did not come back is in the result's `lost_names`. If the failed server
+        runs the cell; what did not come back is in the result's ``lost_names``. If the failed server
         had run the cell already, it does not run twice: the outcome is "error" with the error name
         "SandboxFailover".
 
@@ -368,7 +368,7 @@ class SandboxSession:
         return _made(ExecutionResult, server, response)
 
     async def interrupt(self) -> None:
-        """Interrupts the running cell, if there is one.
+        """Interrupt the running cell, if there is one.
 
         Raises:
             SandboxUnavailable: The session's server did not answer.
@@ -376,7 +376,7 @@ class SandboxSession:
         await self._send("POST", "/interrupt", allow=(404,))
 
     async def evict(self) -> None:
-        """Puts the session away until its next cell, after its running one: it frees its memory.
+        """Put the session away until its next cell, after its running one: it frees its memory.
 
         Raises:
             SandboxUnavailable: The session's server did not answer, or cannot put it away now.
@@ -385,7 +385,7 @@ class SandboxSession:
             await self._send("POST", "/evict", allow=(404,))
 
     async def close(self) -> None:
-        """Ends the session, also in the middle of a cell; does nothing the second time."""
+        """End the session, also in the middle of a cell; does nothing the second time."""
         if not self._over:
             self._end()
             try:
@@ -398,7 +398,7 @@ class SandboxSession:
                 logger.warning("a sandbox session was left open: %s", error)
 
     async def _anywhere(self, ask: Callable[[Server], Awaitable[T]], limit: float) -> T:
-        """Asks the session's server, and others if that one is gone.
+        """Ask the session's server, and others if that one is gone.
 
         Args:
             ask: What to ask.
@@ -487,7 +487,7 @@ def _fields(server: Server, response: httpx.Response) -> dict[str, Any]:
 
 
 def _made(kind: type[T], server: Server, response: httpx.Response) -> T:
-    """Makes a dataclass from the fields that it knows; a newer server may send more."""
+    """Make a dataclass from the fields that it knows; a newer server may send more."""
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     fields = _fields(server, response)
     try:

@@ -39,12 +39,12 @@ class Connections(httpx.AsyncBaseTransport):
     """
 
     def __init__(self) -> None:
-        """Starts with no connection."""
+        """Start with no connection."""
         self._idle: defaultdict[tuple[str, bytes], _Idle] = defaultdict(list)
         self._ssl = httpx.create_ssl_context(trust_env=False)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Sends a request on an idle connection to its server, or on a new one."""
+        """Send a request on an idle connection to its server, or on a new one."""
         idle = self._idle[request.url.scheme, request.url.netloc]
         connection = _take(idle, request.extensions.get(WORKER)) or self._connect()
         try:
@@ -58,7 +58,7 @@ class Connections(httpx.AsyncBaseTransport):
         return response
 
     async def aclose(self) -> None:
-        """Closes the idle connections."""
+        """Close the idle connections."""
         for idle in self._idle.values():
             while idle:
                 await idle.pop()[0].aclose()
@@ -73,7 +73,7 @@ class Connections(httpx.AsyncBaseTransport):
 
 
 def _take(idle: _Idle, worker: str | None) -> httpx.AsyncHTTPTransport | None:
-    """Takes a connection to the worker, else the one idle longest, so that all workers get work."""
+    """Take a connection to the worker, else the one idle longest, so that all workers get work."""
     if not idle:
         return None
     if worker is None:

@@ -8,11 +8,11 @@ from typing import Literal
 Outcome = Literal["ok", "error", "timeout", "killed", "lost"]
 """How a cell ended.
 
-- `ok`: it ran to its end.
-- `error`: it raised, or did not compile; the session lives on.
-- `timeout`: it was interrupted at its time limit; the session and its variables live on.
-- `killed`: its process died or had to be killed; the session is gone.
-- `lost`: the session was already gone, so nothing ran.
+- ``ok``: it ran to its end.
+- ``error``: it raised, or did not compile; the session lives on.
+- ``timeout``: it was interrupted at its time limit; the session and its variables live on.
+- ``killed``: its process died or had to be killed; the session is gone.
+- ``lost``: the session was already gone, so nothing ran.
 """
 
 
@@ -54,7 +54,7 @@ class ExecutionResult:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What `GET /health` tells.
+    """What ``GET /health`` tells.
 
     Attributes:
         status: "ok" when sessions can be created, "starting" while the interpreter warms up.

@@ -38,7 +38,7 @@ class EmbeddedServer:
     """
 
     def __init__(self, process: subprocess.Popen[bytes], url: str, token: str) -> None:
-        """Takes charge of a running server; `start_server` makes one."""
+        """Take charge of a running server; ``start_server`` makes one."""
         self.url = url
         self.token = token
         self._process = process
@@ -55,7 +55,7 @@ class EmbeddedServer:
         return self._process.poll() is None
 
     def wait(self) -> None:
-        """Waits until the server has ended."""
+        """Wait until the server has ended."""
         self._process.wait()
 
     def __enter__(self) -> Self:
@@ -70,7 +70,7 @@ class EmbeddedServer:
         self.close()
 
     def close(self) -> None:
-        """Ends the server and its sessions; idempotent, and without effect in a forked child."""
+        """End the server and its sessions; idempotent, and without effect in a forked child."""
         if os.getpid() == self._owner:
             _stop(self._process)
 
@@ -82,7 +82,7 @@ def start_server(
     port: int = 0,
     workers: int = 1,
 ) -> EmbeddedServer:
-    """Starts a server and waits until a first session has worked.
+    """Start a server and waits until a first session has worked.
 
     The token is the one in the environment variable that the settings name, else a new one.
 
@@ -128,7 +128,7 @@ def start_server(
 
 
 def ensure_server(settings: SandboxSettings | None = None) -> str:
-    """Returns the URL of a sandbox, and starts one for this process tree if there is none.
+    """Return the URL of a sandbox, and starts one for this process tree if there is none.
 
     The settings' URL comes first, then $DEEPEYES_SANDBOX_URL. A server that is started here is
     shared by all callers in this process, ends with it, and is put into the environment (URL and
@@ -160,7 +160,7 @@ def ensure_server(settings: SandboxSettings | None = None) -> str:
 
 
 def _announcement(pipe: int, timeout: float) -> dict[str, object]:
-    """Reads the one line that the server writes when it is ready or has failed."""
+    """Read the one line that the server writes when it is ready or has failed."""
     deadline = time.monotonic() + timeout
     line = b""
     with selectors.DefaultSelector() as selector:

@@ -24,7 +24,7 @@ class HeldImages:
         max_bytes: int,
         elsewhere: Callable[[str], Awaitable[bytes | None]] | None = None,
     ) -> None:
-        """Holds none.
+        """Hold none.
 
         Args:
             provider: Makes the kernels that see the images.
@@ -45,7 +45,7 @@ class HeldImages:
         return self._held.get(digest)
 
     async def add(self, digest: str, data: bytes) -> None:
-        """Holds an image.
+        """Hold an image.
 
         Raises:
             ImageRejected: It is none that sessions can have.
@@ -64,7 +64,7 @@ class HeldImages:
             self.bytes -= len(self._held.pop(digest))
 
     async def open(self, digests: Sequence[str]) -> Kernel:
-        """Starts a kernel that sees the images, whichever the provider has let go meanwhile.
+        """Start a kernel that sees the images, whichever the provider has let go meanwhile.
 
         Raises:
             ImagesMissing: Nobody has some of them.
@@ -94,11 +94,11 @@ class HeldImages:
         return True
 
     def pin(self, digests: Sequence[str]) -> None:
-        """Keeps images for a session."""
+        """Keep images for a session."""
         self._pins.update(set(digests))
 
     def unpin(self, digests: Sequence[str]) -> None:
-        """Lets go of a session's images."""
+        """Let go of a session's images."""
         self._pins.subtract(set(digests))
         for digest in set(digests):
             if self._pins[digest] <= 0:
@@ -106,7 +106,7 @@ class HeldImages:
         self._trim()
 
     async def share(self, digests: Sequence[str]) -> None:
-        """Puts a session's images where other servers find them.
+        """Put a session's images where other servers find them.
 
         Raises:
             StoreUnavailable: They could not be put there.

@@ -19,7 +19,7 @@ class Metrics:
     """Counters, gauges and histograms of one server process."""
 
     def __init__(self) -> None:
-        """Starts at zero."""
+        """Start at zero."""
         self._registry = registry = CollectorRegistry()
 
         def gauge(name: str, description: str, label: str = "") -> Gauge:
@@ -65,5 +65,5 @@ class Metrics:
 
 
 def forget_process(pid: int) -> None:
-    """Takes the gauges of a worker that has died out of the sums."""
+    """Take the gauges of a worker that has died out of the sums."""
     mark_process_dead(pid)

@@ -17,7 +17,7 @@ class ServerOptions:
         port: Port; 0 takes a free one.
         workers: Number of processes that serve it.
         log_level: debug, info, warning or error.
-        log_format: `text`, or `json` for one JSON object a line.
+        log_format: ``text``, or ``json`` for one JSON object a line.
         announce_fd: File descriptor that is told the port, or the reason of a failure; -1 for none.
         parent: Process id of the process with which the server ends; 0 for none.
     """
@@ -32,7 +32,7 @@ class ServerOptions:
 
 
 def announce(descriptor: int, message: dict[str, object]) -> None:
-    """Tells whoever started this process one thing, and closes the line."""
+    """Tell whoever started this process one thing, and closes the line."""
     if descriptor >= 0:
         with contextlib.suppress(BrokenPipeError), open(descriptor, "w", encoding="utf-8") as pipe:
             pipe.write(json.dumps(message) + "\n")

@@ -34,7 +34,7 @@ class Server:
     """
 
     def __init__(self, url: str) -> None:
-        """Starts with the best opinion of the server."""
+        """Start with the best opinion of the server."""
         self.url = url
         self.local = _is_local(url)
         self.sessions: WeakSet[object] = WeakSet()
@@ -53,20 +53,20 @@ class Server:
         return being_tried or time.monotonic() < self._rests_until
 
     def failed(self, reason: SandboxError) -> None:
-        """Lets others go before it for a while, which grows from failure to failure."""
+        """Let others go before it for a while, which grows from failure to failure."""
         if time.monotonic() >= self._rests_until:
             self._rest = min(2 * self._rest or _FIRST_REST_SECONDS, _LONGEST_REST_SECONDS)
             self._rests_until = time.monotonic() + self._rest
             logger.warning("for %g s others are asked first: %s", self._rest, reason)
 
     def worked(self) -> None:
-        """Forgets earlier failures, now that it has taken a session."""
+        """Forget earlier failures, now that it has taken a session."""
         self._rest = 0.0
         self._rests_until = 0.0
 
 
 def parse_urls(urls: str | Sequence[str]) -> list[Server]:
-    """Makes the servers of some URLs, those of this machine first, else in the order given.
+    """Make the servers of some URLs, those of this machine first, else in the order given.
 
     Args:
         urls: Base URLs; a string may hold several, separated by commas.

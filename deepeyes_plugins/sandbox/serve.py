@@ -71,7 +71,7 @@ class _Server(uvicorn.Server):
 
 
 def configure_logging(level: str, log_format: str) -> None:
-    """Sends log records to standard error, as text or as one JSON object a line."""
+    """Send log records to standard error, as text or as one JSON object a line."""
     handler = logging.StreamHandler()
     if log_format == "json":
         from pythonjsonlogger.json import JsonFormatter
@@ -85,7 +85,7 @@ def configure_logging(level: str, log_format: str) -> None:
 
 
 def serve(settings: SandboxSettings, options: ServerOptions) -> None:
-    """Serves until SIGTERM, SIGINT or the end of the parent process.
+    """Serve until SIGTERM, SIGINT or the end of the parent process.
 
     Raises:
         SystemExit: The server could not start; the message says why.
@@ -118,7 +118,7 @@ def serve(settings: SandboxSettings, options: ServerOptions) -> None:
 def run_worker(
     settings: SandboxSettings, options: ServerOptions, listener: socket.socket, pool: WorkerPool
 ) -> None:
-    """Serves in this process, alone or as one of a pool.
+    """Serve in this process, alone or as one of a pool.
 
     Raises:
         SystemExit: The server could not start; the message says why.

@@ -1,4 +1,4 @@
-"""The HTTP server: the interface of `api` over the sessions of this process and its fellows."""
+"""The HTTP server: the interface of ``api`` over the sessions of this process and its fellows."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class SandboxServer:
         token: str | None,
         pool: WorkerPool,
     ) -> None:
-        """Serves kernels of the provider to those who know the token."""
+        """Serve kernels of the provider to those who know the token."""
         self._provider = provider
         self._settings = settings
         self._token = token
@@ -101,7 +101,7 @@ class SandboxServer:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Starts the provider before the first request and ends everything after the last."""
+        """Start the provider before the first request and ends everything after the last."""
         try:
             await self._provider.start()
             self._sessions.start()
@@ -128,7 +128,7 @@ class SandboxServer:
         ]
 
     def _guarded(self, handler: Handler) -> Handler:
-        """Checks the token and turns the sandbox's errors into answers."""
+        """Check the token and turns the sandbox's errors into answers."""
         expected = f"Bearer {self._token}".encode() if self._token else b""
 
         async def guarded(request: Request) -> Response:
@@ -155,7 +155,7 @@ class SandboxServer:
         return guarded
 
     async def health(self, request: Request) -> Response:
-        """Tells about isolation, load and versions, of all workers together."""
+        """Tell about isolation, load and versions, of all workers together."""
         health = Health(
             status="ok" if self._started else "starting",
             sessions=self._sessions.live,
@@ -183,7 +183,7 @@ class SandboxServer:
         return JSONResponse(api.document(__version__))
 
     async def put_image(self, request: Request) -> Response:
-        """Holds an image under its hash."""
+        """Hold an image under its hash."""
         call = await _read(request)
         digest = request.path_params["digest"]
         relayed = await self._elsewhere(call, self._crew.of_image(digest))
@@ -199,7 +199,7 @@ class SandboxServer:
         return Response(status_code=204)
 
     async def get_image(self, request: Request) -> Response:
-        """Gives an image back."""
+        """Give an image back."""
         digest = request.path_params["digest"]
         data = self._images.get(digest)
         if data is None and self._crew.count > 1 and RELAYED_HEADER not in request.headers:
@@ -209,7 +209,7 @@ class SandboxServer:
         return Response(data, media_type="application/octet-stream")
 
     async def create(self, request: Request) -> Response:
-        """Opens a session on images that are held."""
+        """Open a session on images that are held."""
         call = await _read(request)
         asked = _parse(api.SessionRequest, call.body)
         images = asked.images
@@ -222,7 +222,7 @@ class SandboxServer:
         return JSONResponse({"id": session_id}, 201)
 
     async def execute(self, request: Request) -> Response:
-        """Runs a cell."""
+        """Run a cell."""
         call = await _read(request)
         cell = _parse(api.CellRequest, call.body)
         timeout = cell.timeout or self._settings.cell_timeout
@@ -239,7 +239,7 @@ class SandboxServer:
         return _result(result, request)
 
     async def interrupt(self, request: Request) -> Response:
-        """Interrupts a running cell."""
+        """Interrupt a running cell."""
         session_id = _native_id(request)
         relayed = await self._elsewhere_for(request, session_id)
         if relayed is not None:
@@ -248,7 +248,7 @@ class SandboxServer:
         return Response(status_code=204)
 
     async def evict(self, request: Request) -> Response:
-        """Puts a session away."""
+        """Put a session away."""
         session_id = _native_id(request)
         relayed = await self._elsewhere_for(request, session_id)
         if relayed is not None:
@@ -257,7 +257,7 @@ class SandboxServer:
         return Response(status_code=204)
 
     async def close(self, request: Request) -> Response:
-        """Ends a session."""
+        """End a session."""
         try:
             session_id = _native_id(request)
         except KeyError:
@@ -269,7 +269,7 @@ class SandboxServer:
         return Response(status_code=204)
 
     async def legacy_execute(self, request: Request) -> Response:
-        """Runs a cell in a session that the client names and that begins with its first cell."""
+        """Run a cell in a session that the client names and that begins with its first cell."""
         started = time.perf_counter()
         call = await _read(request)
         cell = _parse(api.LegacyCell, call.body)
@@ -310,7 +310,7 @@ class SandboxServer:
         return await self._sessions.execute(session_id, code, timeout)
 
     async def legacy_clear(self, request: Request) -> Response:
-        """Ends a session that the client named."""
+        """End a session that the client named."""
         call = await _read(request)
         session_id = _legacy_id(_parse(api.LegacySession, call.body).session_id)
         relayed = await self._elsewhere(call, self._crew.of_session(session_id))
@@ -327,7 +327,7 @@ class SandboxServer:
     async def _elsewhere(
         self, call: _Call, worker: int, seconds: float = _CELL_SLACK_SECONDS, *, here: bool = False
     ) -> Response | None:
-        """Has another worker answer, if the request is for it and it lives.
+        """Have another worker answer, if the request is for it and it lives.
 
         Returns:
             Its answer; None if this worker has to answer.
@@ -357,7 +357,7 @@ def create_app(
     provider: KernelProvider | None = None,
     pool: WorkerPool | None = None,
 ) -> Starlette:
-    """Makes the ASGI application. Its sessions live in the process that serves it.
+    """Make the ASGI application. Its sessions live in the process that serves it.
 
     Args:
         settings: Limits of the sessions.

@@ -73,7 +73,7 @@ class Sessions:
         settings: SandboxSettings,
         metrics: Metrics,
     ) -> None:
-        """Starts with none."""
+        """Start with none."""
         self._provider = provider
         self._images = images
         self._store = store
@@ -91,7 +91,7 @@ class Sessions:
         self._samples: Iterator[Session] = iter(())
 
     def start(self) -> None:
-        """Begins to look after idle sessions and memory."""
+        """Begin to look after idle sessions and memory."""
         self._housekeeper = asyncio.ensure_future(self._keep_house())
 
     def __contains__(self, session_id: str) -> bool:
@@ -108,7 +108,7 @@ class Sessions:
         return len(self._sessions) - self.live
 
     async def create(self, session_id: str, images: list[str], wait: float | None = None) -> None:
-        """Opens a session.
+        """Open a session.
 
         Args:
             session_id: Its name.
@@ -160,7 +160,7 @@ class Sessions:
     async def execute(
         self, session_id: str, code: str, timeout: float, cell: int | None = None
     ) -> ExecutionResult:
-        """Runs a cell after those that the session was given before.
+        """Run a cell after those that the session was given before.
 
         Args:
             session_id: The session.
@@ -227,7 +227,7 @@ class Sessions:
         return replace(result, lost_names=lost, stderr=_restored_note(lost) + result.stderr)
 
     async def _adopt(self, session_id: str) -> Session:
-        """Takes over a session of another server, or one from before a restart."""
+        """Take over a session of another server, or one from before a restart."""
 
         async def adopt() -> Session:
             try:
@@ -246,7 +246,7 @@ class Sessions:
         return await self._adopting.run(session_id, adopt)
 
     async def _wake(self, session: Session) -> None:
-        """Gives a session that was put away a process again, with what was saved of it."""
+        """Give a session that was put away a process again, with what was saved of it."""
         stored = session.stored
         if stored is None:
             try:
@@ -287,7 +287,7 @@ class Sessions:
         return await self._open(stored.images), lost, "failed"
 
     def interrupt(self, session_id: str) -> None:
-        """Interrupts the running cell of a session, if there is one.
+        """Interrupt the running cell of a session, if there is one.
 
         Raises:
             KeyError: There is no such session.
@@ -297,7 +297,7 @@ class Sessions:
             session.kernel.interrupt()
 
     async def evict(self, session_id: str) -> None:
-        """Puts a session away until its next cell.
+        """Put a session away until its next cell.
 
         Raises:
             KeyError: There is no such session.
@@ -309,7 +309,7 @@ class Sessions:
                 await self._put_away(session, "asked")
 
     async def _evict_one(self, reason: str, deadline: float = math.inf) -> bool:
-        """Puts the session away that was not used for longest; returns whether there was one.
+        """Put the session away that was not used for longest; returns whether there was one.
 
         Args:
             reason: Why, for the metrics.
@@ -352,7 +352,7 @@ class Sessions:
         self._go(kernel.close())
 
     async def _save(self, session: Session, *, or_here: bool = False) -> None:
-        """Brings a session's state into the store; the caller holds its lock."""
+        """Bring a session's state into the store; the caller holds its lock."""
         assert session.kernel is not None
         session.saving = True
         try:
@@ -373,7 +373,7 @@ class Sessions:
         session.dirty = False
 
     def _plan_save(self, session: Session, delay: float) -> None:
-        """Saves a session for other servers a little later, unless that is planned already."""
+        """Save a session for other servers a little later, unless that is planned already."""
 
         async def later() -> None:
             with contextlib.suppress(TimeoutError):
@@ -388,7 +388,7 @@ class Sessions:
             task.add_done_callback(self._planned.discard)
 
     async def _save_for_others(self, session: Session) -> None:
-        """Saves a session that pauses; a cell that comes goes first, and is saved afterwards."""
+        """Save a session that pauses; a cell that comes goes first, and is saved afterwards."""
         if session.waiting:
             return
         async with session.lock:
@@ -407,7 +407,7 @@ class Sessions:
                     self._plan_save(session, _RETRY_SAVE_SECONDS)
 
     def close(self, session_id: str) -> None:
-        """Ends a session, also in the middle of a cell; what remains to tidy goes on behind."""
+        """End a session, also in the middle of a cell; what remains to tidy goes on behind."""
         session = self._sessions.get(session_id)
         if session is not None:
             self._forget(session, "asked")
@@ -477,7 +477,7 @@ class Sessions:
         self._metrics.memory.set(sum(session.memory for session in live))
 
     async def close_all(self) -> None:
-        """Ends every session and waits until nothing is left of them.
+        """End every session and waits until nothing is left of them.
 
         Where other servers share the store, what was not saved yet is saved for them.
         """

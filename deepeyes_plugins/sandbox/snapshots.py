@@ -78,7 +78,7 @@ class SnapshotStore(Protocol):
         """Whether other servers see it: then sessions are saved after their cells, too."""
 
     async def put(self, session_id: str, stored: StoredSession, *, or_here: bool = False) -> None:
-        """Keeps a session, in place of what was kept of it before.
+        """Keep a session, in place of what was kept of it before.
 
         Args:
             session_id: The session.
@@ -91,34 +91,34 @@ class SnapshotStore(Protocol):
         """
 
     async def claim(self, session_id: str) -> StoredSession | None:
-        """Returns a session, if it is there, for this server to own.
+        """Return a session, if it is there, for this server to own.
 
         Raises:
             StoreUnavailable: The store does not answer, so nobody knows.
         """
 
     async def delete(self, session_id: str) -> None:
-        """Forgets a session; quiet if there is none or the store does not answer."""
+        """Forget a session; quiet if there is none or the store does not answer."""
 
     async def put_image(self, digest: str, data: bytes) -> None:
-        """Keeps an image for the sessions that have it, wherever they wake.
+        """Keep an image for the sessions that have it, wherever they wake.
 
         Raises:
             StoreUnavailable: It could not be kept.
         """
 
     async def image(self, digest: str) -> bytes | None:
-        """Returns an image, if it is there.
+        """Return an image, if it is there.
 
         Raises:
             StoreUnavailable: The store does not answer.
         """
 
     async def catch_up(self) -> None:
-        """Brings into the store what was kept in this process meanwhile, if it answers again."""
+        """Bring into the store what was kept in this process meanwhile, if it answers again."""
 
     async def close(self) -> None:
-        """Ends the connections."""
+        """End the connections."""
 
 
 class MemoryStore:
@@ -127,13 +127,13 @@ class MemoryStore:
     shared = False
 
     def __init__(self, max_bytes: int) -> None:
-        """Holds none."""
+        """Hold none."""
         self._max_bytes = max_bytes
         self._held: OrderedDict[str, StoredSession] = OrderedDict()
         self._bytes = 0
 
     async def put(self, session_id: str, stored: StoredSession, *, or_here: bool = False) -> None:
-        """Keeps a session; see `SnapshotStore`."""
+        """Keep a session; see ``SnapshotStore``."""
         await self.delete(session_id)
         if len(stored.data) > self._max_bytes:
             raise StoreUnavailable(
@@ -147,7 +147,7 @@ class MemoryStore:
             logger.warning("session %s was dropped: snapshot_store_mb is used up", dropped)
 
     async def claim(self, session_id: str) -> StoredSession | None:
-        """Returns a session and no longer keeps it."""
+        """Return a session and no longer keeps it."""
         stored = self._held.pop(session_id, None)
         if stored is not None:
             self._bytes -= len(stored.data)
@@ -159,21 +159,21 @@ class MemoryStore:
         return list(self._held)
 
     async def delete(self, session_id: str) -> None:
-        """Forgets a session."""
+        """Forget a session."""
         await self.claim(session_id)
 
     async def put_image(self, digest: str, data: bytes) -> None:
-        """Does nothing: the server itself holds the images of its sessions."""
+        """Do nothing: the server itself holds the images of its sessions."""
 
     async def image(self, digest: str) -> bytes | None:
-        """Returns None: see `put_image`."""
+        """Return None: see ``put_image``."""
         return None
 
     async def catch_up(self) -> None:
-        """Does nothing: everything is kept here."""
+        """Do nothing: everything is kept here."""
 
     async def close(self) -> None:
-        """Forgets everything."""
+        """Forget everything."""
         self._held.clear()
         self._bytes = 0
 
@@ -184,10 +184,10 @@ class RedisStore:
     shared = True
 
     def __init__(self, url: str, password: str | None, ttl: float, fallback: MemoryStore) -> None:
-        """Connects on first use.
+        """Connect on first use.
 
         Args:
-            url: As `redis://host:6379/0`.
+            url: As ``redis://host:6379/0``.
             password: Its password, if it has one.
             ttl: Seconds that an unused session is kept.
             fallback: Where sessions go while Redis is away.
@@ -209,7 +209,7 @@ class RedisStore:
         self._delete = self._redis.register_script(_DELETE)
 
     async def put(self, session_id: str, stored: StoredSession, *, or_here: bool = False) -> None:
-        """Keeps a session; see `SnapshotStore`."""
+        """Keep a session; see ``SnapshotStore``."""
         fields = {name: getattr(stored, name) for name in stored.__slots__}
         packed = msgpack.packb(fields, unicode_errors="surrogatepass")
         arguments = [self._owner, packed, self._ttl_ms]
@@ -226,7 +226,7 @@ class RedisStore:
             raise TakenOver(f"session {session_id} lives on another server now")
 
     async def claim(self, session_id: str) -> StoredSession | None:
-        """Returns a session; what was kept in memory meanwhile is newer."""
+        """Return a session; what was kept in memory meanwhile is newer."""
         stored = await self._fallback.claim(session_id)
         if stored is not None:
             return stored
@@ -237,7 +237,7 @@ class RedisStore:
         return StoredSession(**msgpack.unpackb(packed, unicode_errors="surrogatepass"))
 
     async def delete(self, session_id: str) -> None:
-        """Forgets a session, unless it is another server's now."""
+        """Forget a session, unless it is another server's now."""
         await self._fallback.delete(session_id)
         try:
             await self._call(self._delete(keys=[_session_key(session_id)], args=[self._owner]))
@@ -245,17 +245,17 @@ class RedisStore:
             logger.warning("session %s stays in Redis until it expires: %s", session_id, error)
 
     async def put_image(self, digest: str, data: bytes) -> None:
-        """Keeps an image as long as sessions that have it are saved."""
+        """Keep an image as long as sessions that have it are saved."""
         key = f"{_PREFIX}image:{digest}"
         if not await self._call(self._redis.pexpire(key, self._ttl_ms)):
             await self._call(self._redis.set(key, data, px=self._ttl_ms))
 
     async def image(self, digest: str) -> bytes | None:
-        """Returns an image, if it is there."""
+        """Return an image, if it is there."""
         return await self._call(self._redis.get(f"{_PREFIX}image:{digest}"))
 
     async def catch_up(self) -> None:
-        """Brings what was kept in memory to Redis; what fails waits for the next time."""
+        """Bring what was kept in memory to Redis; what fails waits for the next time."""
         for session_id in self._fallback.held:
             stored = await self._fallback.claim(session_id)
             if stored is not None:
@@ -275,7 +275,7 @@ class RedisStore:
             raise StoreUnavailable(f"Redis does not answer: {error}") from error
 
     async def close(self) -> None:
-        """Ends the connections."""
+        """End the connections."""
         await self._redis.aclose()
 
 
@@ -284,7 +284,7 @@ def _session_key(session_id: str) -> str:
 
 
 def make_store(settings: SandboxSettings) -> SnapshotStore:
-    """Makes the store that the settings ask for."""
+    """Make the store that the settings ask for."""
     memory = MemoryStore(settings.snapshot_store_mb << 20)
     if settings.redis_url is None:
         return memory

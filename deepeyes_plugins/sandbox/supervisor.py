@@ -46,7 +46,7 @@ class _Worker:
         self._announcement = reading
 
     def ready(self) -> str:
-        """Waits for the worker; returns why it failed, or ""."""
+        """Wait for the worker; returns why it failed, or ""."""
         with open(self._announcement, encoding="utf-8", closefd=False) as announcement:
             line = announcement.readline()
         if not line:
@@ -61,7 +61,7 @@ class _Worker:
 def supervise(
     settings: SandboxSettings, options: ServerOptions, listener: socket.socket
 ) -> str | None:
-    """Runs workers until SIGTERM, SIGINT or the end of the parent; starts dead ones again.
+    """Run workers until SIGTERM, SIGINT or the end of the parent; starts dead ones again.
 
     Args:
         settings: Limits of the sessions, for all workers together.

@@ -76,7 +76,7 @@ class Relay:
     """Asks the other workers."""
 
     def __init__(self, pool: WorkerPool, token: str | None) -> None:
-        """Connects on first use."""
+        """Connect on first use."""
         self._token = token
         headers = {RELAYED_HEADER: str(pool.index)}
         self._clients = {
@@ -99,7 +99,7 @@ class Relay:
         headers: Mapping[str, str] | None = None,
         seconds: float = _ASK_SECONDS,
     ) -> httpx.Response:
-        """Passes a request on.
+        """Pass a request on.
 
         Raises:
             WorkerGone: The worker has died or is just being started again.
@@ -119,18 +119,18 @@ class Relay:
             raise WorkerGone(f"worker {worker} failed: {type(error).__name__}") from error
 
     async def ask_all(self, path: str) -> list[httpx.Response]:
-        """Asks every other worker; those that do not answer are left out."""
+        """Ask every other worker; those that do not answer are left out."""
         asking = (self.ask(worker, "GET", path) for worker in self._clients)
         answers: list[Any] = await asyncio.gather(*asking, return_exceptions=True)
         return [answer for answer in answers if isinstance(answer, httpx.Response)]
 
     async def image(self, digest: str) -> bytes | None:
-        """Asks the other workers for an image."""
+        """Ask the other workers for an image."""
         for answer in await self.ask_all(f"/v1/images/{digest}"):
             if answer.status_code == 200:
                 return answer.content
         return None
 
     async def close(self) -> None:
-        """Ends the connections."""
+        """End the connections."""
         await asyncio.gather(*(client.aclose() for client in self._clients.values()))

@@ -1,4 +1,4 @@
-"""Tells whether a kernel keeps the contract: checks for whoever makes a `KernelProvider`.
+"""Tells whether a kernel keeps the contract: checks for whoever makes a ``KernelProvider``.
 
 All of them, as a report:
 
@@ -13,7 +13,7 @@ or each as a test, with a provider that was started:
 
 Each check opens sessions of its own, and waits for nothing without a limit. The code in the cells
 is Python and uses Pillow. Settings that allow fewer than 30 images and 500,000 characters for a
-cell, and an `interrupt_grace` of a few seconds, are expected. Whether a process has ended is looked
+cell, and an ``interrupt_grace`` of a few seconds, are expected. Whether a process has ended is looked
 up in /proc, for kernels in the same PID namespace.
 """
 
@@ -59,10 +59,10 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 async def check_provider(
     make_provider: Callable[[SandboxSettings], KernelProvider], settings: SandboxSettings
 ) -> dict[str, str | None]:
-    """Starts a provider, runs every check on it, and closes it.
+    """Start a provider, runs every check on it, and closes it.
 
     Args:
-        make_provider: Makes the provider of the settings, as `SandboxSettings.kernel` names it.
+        make_provider: Makes the provider of the settings, as ``SandboxSettings.kernel`` names it.
         settings: Limits of the sessions.
 
     Returns:
@@ -94,7 +94,7 @@ async def _verdict(check: Awaitable[None], seconds: float = _CHECK_SECONDS) -> s
 
 
 async def _end_of(provider: KernelProvider) -> None:
-    """Closes a provider that has a session open."""
+    """Close a provider that has a session open."""
     try:
         kernel = await provider.open([])
         pid = await _process(kernel)
@@ -153,7 +153,7 @@ async def check_standard_error_and_warnings(provider: KernelProvider) -> None:
 
 @_listed
 async def check_errors_are_plain_tracebacks(provider: KernelProvider) -> None:
-    """An exception is an `error` with its name and a traceback without colours."""
+    """An exception is an ``error`` with its name and a traceback without colours."""
     async with _session(provider) as kernel:
         result = await _run(kernel, "def half(x):\n    return x / 0\nprint('before')\nhalf(1)")
         _expect(result.outcome == "error", "an exception is not an error", result)
@@ -168,7 +168,7 @@ async def check_errors_are_plain_tracebacks(provider: KernelProvider) -> None:
 
 @_listed
 async def check_syntax_errors_say_where(provider: KernelProvider) -> None:
-    """Code that does not compile is an `error` that names the line; none of it runs."""
+    """Code that does not compile is an ``error`` that names the line; none of it runs."""
     async with _session(provider) as kernel:
         result = await _run(kernel, "print('no')\ndef f(:\n    pass")
         _expect(result.outcome == "error", "a syntax error is not an error", result)
@@ -195,7 +195,7 @@ async def check_a_raising_repr_is_an_error(provider: KernelProvider) -> None:
 
 @_listed
 async def check_exit_ends_the_cell_only(provider: KernelProvider) -> None:
-    """`sys.exit()` does not end the session."""
+    """``sys.exit()`` does not end the session."""
     async with _session(provider) as kernel:
         await _run(kernel, "kept = 1\nimport sys\nsys.exit(3)")
         result = await _ok(kernel, "kept")
@@ -204,7 +204,7 @@ async def check_exit_ends_the_cell_only(provider: KernelProvider) -> None:
 
 @_listed
 async def check_top_level_await(provider: KernelProvider) -> None:
-    """`await` works outside of functions, as in a notebook."""
+    """``await`` works outside of functions, as in a notebook."""
     async with _session(provider) as kernel:
         result = await _ok(kernel, "import asyncio\nawait asyncio.sleep(0, 'awaited')")
         _expect(result.result == "'awaited'", "top-level await gives no value", result)
@@ -212,7 +212,7 @@ async def check_top_level_await(provider: KernelProvider) -> None:
 
 @_listed
 async def check_input_is_a_clear_error(provider: KernelProvider) -> None:
-    """Nobody answers `input()`: it raises at once and says so."""
+    """Nobody answers ``input()``: it raises at once and says so."""
     async with _session(provider) as kernel:
         result = await _run(kernel, "name = input('Name? ')", _REACTION_SECONDS)
         _expect(result.outcome == "error", "input() is not an error", result)
@@ -274,7 +274,7 @@ async def check_long_output_is_cut_visibly(provider: KernelProvider) -> None:
 
 @_listed
 async def check_images_are_there_before_the_first_cell(provider: KernelProvider) -> None:
-    """`image_1` and so on are Pillow images with the pixels that were added, in order."""
+    """``image_1`` and so on are Pillow images with the pixels that were added, in order."""
     first, second = _picture(40, 30), _picture(20, 60)
     digests = [await _added(provider, first), await _added(provider, second, "JPEG")]
     async with _session(provider, [*digests, digests[0]]) as kernel:
@@ -317,7 +317,7 @@ async def check_what_is_no_image_is_rejected(provider: KernelProvider) -> None:
 
 @_listed
 async def check_displayed_images_come_back(provider: KernelProvider) -> None:
-    """`display()` and the last expression return PNG images in order, without their repr."""
+    """``display()`` and the last expression return PNG images in order, without their repr."""
     picture = _picture(48, 32)
     async with _session(provider, [await _added(provider, picture)]) as kernel:
         result = await _ok(
@@ -354,7 +354,7 @@ async def check_a_displayed_jpeg_comes_back_as_png(provider: KernelProvider) -> 
 
 @_listed
 async def check_figures_come_back(provider: KernelProvider) -> None:
-    """Figures of matplotlib, where it is installed, are returned by `plt.show()`, once."""
+    """Figures of matplotlib, where it is installed, are returned by ``plt.show()``, once."""
     async with _session(provider) as kernel:
         found = await _ok(kernel, "import importlib.util\nimportlib.util.find_spec('matplotlib')")
         if not found.result:
@@ -382,7 +382,7 @@ async def check_too_many_images_are_cut_visibly(provider: KernelProvider) -> Non
 
 @_listed
 async def check_names_are_those_that_the_code_made(provider: KernelProvider) -> None:
-    """`names`, where it is known, holds the code's variables and not the kernel's own."""
+    """``names``, where it is known, holds the code's variables and not the kernel's own."""
     async with _session(provider, [await _added(provider, _picture(8, 8))]) as kernel:
         _expect(not kernel.names, f"{kernel.names} are there before any code has run")
         await _ok(kernel, "alpha = 1\ndef beta(): pass")
@@ -425,7 +425,7 @@ async def check_a_swallowed_interrupt_is_killed(provider: KernelProvider) -> Non
 
 @_listed
 async def check_interrupt_ends_a_cell(provider: KernelProvider) -> None:
-    """`interrupt()` raises KeyboardInterrupt in the running cell, and between cells nothing."""
+    """``interrupt()`` raises KeyboardInterrupt in the running cell, and between cells nothing."""
     async with _session(provider) as kernel:
         kernel.interrupt()
         await _ok(kernel, "x = 6")
@@ -449,7 +449,7 @@ async def check_interrupt_ends_a_cell(provider: KernelProvider) -> None:
 
 @_listed
 async def check_a_dying_process_is_killed_then_lost(provider: KernelProvider) -> None:
-    """The cell that ends the process is `killed`; the kernel is not alive from then on."""
+    """The cell that ends the process is ``killed``; the kernel is not alive from then on."""
     async with _session(provider) as kernel:
         result = await _run(kernel, "import os\nos._exit(1)")
         _expect(result.outcome == "killed", "the end of the process is not told", result)
@@ -459,7 +459,7 @@ async def check_a_dying_process_is_killed_then_lost(provider: KernelProvider) ->
 
 @_listed
 async def check_death_between_cells_is_noticed(provider: KernelProvider) -> None:
-    """`alive` is False soon after the process has died, without another cell."""
+    """``alive`` is False soon after the process has died, without another cell."""
     async with _session(provider) as kernel:
         await _run(kernel, "import os, threading\nthreading.Timer(0.3, os._exit, [1]).start()")
         await _expect_soon(lambda: not kernel.alive, "a kernel without process counts as alive")
@@ -468,7 +468,7 @@ async def check_death_between_cells_is_noticed(provider: KernelProvider) -> None
 
 @_listed
 async def check_close_leaves_no_process(provider: KernelProvider) -> None:
-    """`close()` ends the process, may be called again, and no cell runs after it."""
+    """``close()`` ends the process, may be called again, and no cell runs after it."""
     async with _session(provider) as kernel:
         pid = await _process(kernel)
         await asyncio.wait_for(kernel.close(), _REACTION_SECONDS)
@@ -481,7 +481,7 @@ async def check_close_leaves_no_process(provider: KernelProvider) -> None:
 
 @_listed
 async def check_close_ends_a_running_cell(provider: KernelProvider) -> None:
-    """`close()` does not wait for the cell, which ends as `killed` or `lost`."""
+    """``close()`` does not wait for the cell, which ends as ``killed`` or ``lost``."""
     async with _session(provider) as kernel:
         pid = await _process(kernel)
         cell = asyncio.ensure_future(_run(kernel, "while True: pass"))
@@ -511,7 +511,7 @@ async def check_kernels_do_not_see_each_other(provider: KernelProvider) -> None:
 
 @_listed
 async def check_memory_and_descriptions(provider: KernelProvider) -> None:
-    """`memory()`, `isolation()` and `notes()` tell what they should."""
+    """``memory()``, ``isolation()`` and ``notes()`` tell what they should."""
     async with _session(provider) as kernel:
         before = kernel.memory()
         await _ok(kernel, "hoard = bytearray(b'x') * (64 << 20)")
@@ -585,7 +585,7 @@ async def check_a_snapshot_keeps_to_its_limit(provider: KernelProvider) -> None:
 
 @_listed
 async def check_what_cannot_be_saved_or_restored_raises(provider: KernelProvider) -> None:
-    """`SnapshotFailed` tells that nothing was saved or restored, and why."""
+    """``SnapshotFailed`` tells that nothing was saved or restored, and why."""
     async with _session(provider) as kernel:
         await _expect_failure(kernel.restore(b"no snapshot"), "bytes that are no snapshot")
     async with _session(provider) as kernel:
@@ -605,7 +605,7 @@ async def _expect_failure(work: Awaitable[object], what: str) -> None:
 
 
 async def _restored(kernel: Kernel, snapshot: Snapshot) -> dict[str, str]:
-    """Restores a snapshot; returns all that is lost, with the reasons."""
+    """Restore a snapshot; returns all that is lost, with the reasons."""
     not_back = await asyncio.wait_for(kernel.restore(snapshot.data), _CELL_SECONDS)
     lost = snapshot.lost | not_back
     reasons = all(isinstance(reason, str) and reason for reason in lost.values())
@@ -624,7 +624,7 @@ async def _session(provider: KernelProvider, images: Sequence[str] = ()) -> Asyn
 
 
 async def _run(kernel: Kernel, code: str, seconds: float = _CELL_SECONDS) -> ExecutionResult:
-    """Runs a cell and looks at what holds for every result."""
+    """Run a cell and looks at what holds for every result."""
     started = time.monotonic()
     result = await asyncio.wait_for(kernel.execute(code, seconds), seconds + _REACTION_SECONDS)
     took = time.monotonic() - started

@@ -73,10 +73,10 @@ class NodeServer:
 
 @contextlib.contextmanager
 def cluster(address: str | None = None) -> Iterator[None]:
-    """Connects this process to a running Ray cluster.
+    """Connect this process to a running Ray cluster.
 
     Args:
-        address: `host:port` of the head node; by default $RAY_ADDRESS, else the cluster of which
+        address: ``host:port`` of the head node; by default $RAY_ADDRESS, else the cluster of which
             this machine is a node.
 
     Raises:
@@ -98,7 +98,7 @@ def cluster(address: str | None = None) -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """Refuses what Ray would try for minutes, or would not refuse."""
+    """Refuse what Ray would try for minutes, or would not refuse."""
     if address == "local":
         raise ValueError("this would start a cluster of its own")
     host, _, port = address.rpartition("://")[2].rpartition(":")
@@ -109,7 +109,7 @@ def _knock(address: str) -> None:
 def deploy(
     settings: SandboxSettings, *, num_cpus: float = 0, port: int = 0, workers: int = 1
 ) -> list[NodeServer]:
-    """Starts a server on every live node that has none; the others keep theirs.
+    """Start a server on every live node that has none; the others keep theirs.
 
     All servers ask for one bearer token: that of the servers which are there already, else the one
     in the environment variable that the settings name, else a new one. The password of Redis goes
@@ -170,7 +170,7 @@ def deploy(
 
 
 def remove() -> list[NodeServer]:
-    """Ends all servers with their sessions, and the actors.
+    """End all servers with their sessions, and the actors.
 
     Returns:
         What has been removed.
@@ -199,7 +199,7 @@ def remove() -> list[NodeServer]:
 
 
 def status() -> list[NodeServer]:
-    """Looks at every node, and asks every server from here how it is.
+    """Look at every node, and asks every server from here how it is.
 
     Returns:
         One per node, also for nodes that have died unexpectedly; empty if nothing is deployed.
@@ -220,7 +220,7 @@ def status() -> list[NodeServer]:
 
 
 def discover(timeout: float = _ANSWER_SECONDS) -> list[NodeServer]:
-    """Finds the live servers from within a Ray task, actor or driver.
+    """Find the live servers from within a Ray task, actor or driver.
 
     Args:
         timeout: Seconds that the servers' actors have for an answer.
@@ -246,7 +246,7 @@ def discover(timeout: float = _ANSWER_SECONDS) -> list[NodeServer]:
 
 
 def ensure_server(settings: SandboxSettings) -> str:
-    """Returns the URLs of the cluster's servers; without any, does what it does elsewhere.
+    """Return the URLs of the cluster's servers; without any, does what it does elsewhere.
 
     URLs in the settings or in $DEEPEYES_SANDBOX_URL come first. What is found is put into the
     environment (URLs and token), for child processes and for those who make the client. Blocks for
@@ -333,7 +333,7 @@ def _listens(url: str) -> bool:
 
 
 async def _visit(servers: Sequence[NodeServer]) -> list[NodeServer]:
-    """Asks every server over HTTP how it is."""
+    """Ask every server over HTTP how it is."""
 
     async def visit(server: NodeServer) -> NodeServer:
         if server.url is None:

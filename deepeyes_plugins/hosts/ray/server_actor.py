@@ -49,7 +49,7 @@ class Keeper:
     def __init__(
         self, settings: dict[str, Any], environment: dict[str, str], *, port: int, workers: int
     ) -> None:
-        """Starts the server in the background.
+        """Start the server in the background.
 
         Args:
             settings: Sandbox settings.
@@ -84,7 +84,7 @@ class Keeper:
         }
 
     def stop(self) -> None:
-        """Ends the server and its sessions, for good."""
+        """End the server and its sessions, for good."""
         self._stopping.set()
         if self._server is not None:
             self._server.close()

@@ -20,7 +20,7 @@ KERNELS: Final = {
 
 
 def make_provider(settings: SandboxSettings) -> KernelProvider:
-    """Makes the provider that `settings.kernel` names.
+    """Make the provider that ``settings.kernel`` names.
 
     Raises:
         SandboxUnavailable: There is no such kernel, or it cannot be imported.

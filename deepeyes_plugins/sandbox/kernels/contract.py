@@ -1,7 +1,7 @@
 """The kernel contract: what a session needs from the thing that runs its code.
 
-The server knows kernels by these two protocols only. `fork` and `jupyter` ship; a third party's
-are named in the settings as `module:factory`, and `deepeyes_plugins.testing.kernels` tells whether
+The server knows kernels by these two protocols only. ``fork`` and ``jupyter`` ship; a third party's
+are named in the settings as ``module:factory``, and ``deepeyes_plugins.testing.kernels`` tells whether
 they keep the contract.
 """
 
@@ -26,7 +26,7 @@ class ImagesMissing(SandboxError):
     """
 
     def __init__(self, digests: Sequence[str]) -> None:
-        """Names the images by their hashes."""
+        """Name the images by their hashes."""
         super().__init__(f"{len(digests)} images must be uploaded first")
         self.digests = list(digests)
 
@@ -53,7 +53,7 @@ class Snapshot:
 class Kernel(Protocol):
     """Runs the cells of one session, with state that lives from cell to cell.
 
-    The caller asks for one thing at a time; only `interrupt` and `close` may come in between.
+    The caller asks for one thing at a time; only ``interrupt`` and ``close`` may come in between.
     """
 
     @property
@@ -65,7 +65,7 @@ class Kernel(Protocol):
         """The variables that the code had made when its last cell ended, if that is known."""
 
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
-        """Runs one cell to its end.
+        """Run one cell to its end.
 
         Args:
             code: Source text of the cell.
@@ -76,10 +76,10 @@ class Kernel(Protocol):
         """
 
     def interrupt(self) -> None:
-        """Interrupts the running cell, which ends with KeyboardInterrupt, or the snapshot."""
+        """Interrupt the running cell, which ends with KeyboardInterrupt, or the snapshot."""
 
     async def snapshot(self, max_bytes: int) -> Snapshot:
-        """Saves the variables; the session goes on as if nothing had happened.
+        """Save the variables; the session goes on as if nothing had happened.
 
         Args:
             max_bytes: Most that the snapshot may hold; what does not fit is named as lost.
@@ -89,7 +89,7 @@ class Kernel(Protocol):
         """
 
     async def restore(self, data: bytes) -> dict[str, str]:
-        """Takes over the variables of a snapshot; called at most once, before the first cell.
+        """Take over the variables of a snapshot; called at most once, before the first cell.
 
         Returns:
             What did not come back: variable or file name to the reason.
@@ -102,7 +102,7 @@ class Kernel(Protocol):
         """Bytes that only this kernel holds; 0 where that is not known."""
 
     async def close(self) -> None:
-        """Ends the kernel and removes all that it left, at once and at any time; idempotent."""
+        """End the kernel and removes all that it left, at once and at any time; idempotent."""
 
 
 class KernelProvider(Protocol):
@@ -113,14 +113,14 @@ class KernelProvider(Protocol):
         """Whether its kernels can be saved and restored; if not, sessions are never evicted."""
 
     async def start(self) -> None:
-        """Makes the provider ready.
+        """Make the provider ready.
 
         Raises:
             SandboxUnavailable: It cannot work here; the message says what to do.
         """
 
     async def add_image(self, digest: str, data: bytes) -> None:
-        """Holds an image for kernels to come.
+        """Hold an image for kernels to come.
 
         Args:
             digest: SHA-256 of the data, in hexadecimal.
@@ -131,7 +131,7 @@ class KernelProvider(Protocol):
         """
 
     async def open(self, images: Sequence[str]) -> Kernel:
-        """Starts a kernel whose cells see the images as image_1, image_2, and so on.
+        """Start a kernel whose cells see the images as image_1, image_2, and so on.
 
         Args:
             images: SHA-256 hashes of images that were added.
@@ -148,4 +148,4 @@ class KernelProvider(Protocol):
         """What users of this provider may want to know, such as the fonts that figures have."""
 
     async def close(self) -> None:
-        """Ends the provider and all its kernels."""
+        """End the provider and all its kernels."""

@@ -102,7 +102,7 @@ class _Output:
     """What a kernel puts out: the cell that runs, and text that threads write after their cell."""
 
     def __init__(self, settings: SandboxSettings) -> None:
-        """Starts empty."""
+        """Start empty."""
         self._settings = settings
         self.stdout = BoundedText(settings.max_stdout_characters)
         self.stderr = BoundedText(settings.max_stderr_characters)
@@ -110,7 +110,7 @@ class _Output:
         self.begin("")
 
     def begin(self, request: str) -> None:
-        """Makes ready for the cell of a request; text written between two cells is kept."""
+        """Make ready for the cell of a request; text written between two cells is kept."""
         self._request = request
         self._images: list[bytes] = []
         self._image_bytes = 0
@@ -120,7 +120,7 @@ class _Output:
         self.idle = asyncio.Event()
 
     async def receive(self, message: dict[str, Any]) -> None:
-        """Takes one message of the kernel's output; raises if it is none."""
+        """Take one message of the kernel's output; raises if it is none."""
         kind, content = message["header"]["msg_type"], message["content"]
         if kind == "stream":
             stream = self.stderr if content["name"] == "stderr" else self.stdout
@@ -206,7 +206,7 @@ class JupyterKernel:
         context: zmq.asyncio.Context,
         forget: Callable[[JupyterKernel], None],
     ) -> None:
-        """Prepares; `start` starts.
+        """Prepare; ``start`` starts.
 
         Args:
             settings: Limits of the session.
@@ -242,11 +242,11 @@ class JupyterKernel:
 
     @property
     def names(self) -> Sequence[str]:
-        """The variables that the code had made; see `Kernel`."""
+        """The variables that the code had made; see ``Kernel``."""
         return self._output.names
 
     async def start(self, images: Sequence[bytes]) -> None:
-        """Starts the kernel's process and waits until its cells see the images.
+        """Start the kernel's process and waits until its cells see the images.
 
         Raises:
             SandboxUnavailable: It cannot be started; the message says why.
@@ -349,13 +349,13 @@ class JupyterKernel:
             )
 
     async def _evaluate(self, expression: str) -> str:
-        """Evaluates an expression in the kernel; returns its error, if there was one."""
+        """Evaluate an expression in the kernel; returns its error, if there was one."""
         reply = await self._ask("", {"value": expression})
         value = reply.get("user_expressions", {}).get("value", reply)
         return "" if value["status"] == "ok" else f"{value.get('ename')}: {value.get('evalue')}"
 
     async def _ask(self, code: str, expressions: dict[str, str] | None = None) -> dict[str, Any]:
-        """Has the kernel run something that is no cell."""
+        """Have the kernel run something that is no cell."""
         assert self._client is not None
         request = self._client.execute(
             code, silent=True, user_expressions=expressions, allow_stdin=False
@@ -363,7 +363,7 @@ class JupyterKernel:
         return await self._reply(request)
 
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
-        """Runs one cell; see `Kernel`."""
+        """Run one cell; see ``Kernel``."""
         if not self.alive:
             return ExecutionResult("lost", stderr=DIED)
         try:
@@ -426,7 +426,7 @@ class JupyterKernel:
                 return content
 
     async def _read(self) -> None:
-        """Takes all that the kernel puts out, so that nothing piles up between two cells."""
+        """Take all that the kernel puts out, so that nothing piles up between two cells."""
         assert self._client is not None
         try:
             while True:
@@ -439,7 +439,7 @@ class JupyterKernel:
             self._end()
 
     async def _poll(self) -> None:
-        """Watches a kernel whose process is elsewhere."""
+        """Watch a kernel whose process is elsewhere."""
         while True:
             try:
                 if not await asyncio.wait_for(self._manager.is_alive(), _EXIT_SECONDS):
@@ -455,7 +455,7 @@ class JupyterKernel:
         task.add_done_callback(self._tasks.discard)
 
     def interrupt(self) -> None:
-        """Interrupts the running cell."""
+        """Interrupt the running cell."""
         if self._running:
             self._keep(self._interrupt())
 
@@ -466,11 +466,11 @@ class JupyterKernel:
             logger.warning("a session could not be interrupted: %r", error)
 
     async def snapshot(self, max_bytes: int) -> Snapshot:
-        """Not possible; see `Kernel`."""
+        """Not possible; see ``Kernel``."""
         raise SnapshotFailed(_NOT_SAVED)
 
     async def restore(self, data: bytes) -> dict[str, str]:
-        """Not possible; see `Kernel`."""
+        """Not possible; see ``Kernel``."""
         raise SnapshotFailed(_NOT_SAVED)
 
     def memory(self) -> int:
@@ -488,7 +488,7 @@ class JupyterKernel:
             self._tidy()
 
     async def close(self) -> None:
-        """Kills the kernel's processes and removes its files."""
+        """Kill the kernel's processes and removes its files."""
         self._set_gone()
         await asyncio.shield(self._tidy())
 
@@ -527,7 +527,7 @@ class JupyterProvider:
     restorable = False
 
     def __init__(self, settings: SandboxSettings) -> None:
-        """Prepares; `start` starts."""
+        """Prepare; ``start`` starts."""
         self._settings = settings
         self._spec: _Spec | None = None
         self._folder: Path | None = None
@@ -539,19 +539,19 @@ class JupyterProvider:
         self._closed = False
 
     def notes(self) -> dict[str, str]:
-        """What is started, and that sessions are not saved; see `KernelProvider`."""
+        """What is started, and that sessions are not saved; see ``KernelProvider``."""
         notes = {"sessions": _NOT_SAVED}
         if self._spec is not None:
             notes["kernelspec"] = f"{self._spec.name}, started by {self._spec.provisioner}"
         return notes
 
     def isolation(self) -> dict[str, str]:
-        """That no layer is this package's; see `KernelProvider`."""
+        """That no layer is this package's; see ``KernelProvider``."""
         name = self._settings.jupyter_kernelspec
         return dict.fromkeys(LAYERS, f"left to the provisioner of the kernelspec {name!r}")
 
     async def start(self) -> None:
-        """Looks the kernelspec up and runs a first kernel; see `KernelProvider`."""
+        """Look the kernelspec up and runs a first kernel; see ``KernelProvider``."""
         name = self._settings.jupyter_kernelspec
         if not self._settings.allow_unisolated:
             raise SandboxUnavailable(
@@ -569,7 +569,7 @@ class JupyterProvider:
         await kernel.close()
 
     async def add_image(self, digest: str, data: bytes) -> None:
-        """Holds an image that can be decoded; see `KernelProvider`."""
+        """Hold an image that can be decoded; see ``KernelProvider``."""
         if digest in self._images:
             return
         async with self._decoder_lock:  # One after the other: their pixels fill the memory.
@@ -580,7 +580,7 @@ class JupyterProvider:
             held -= len(self._images.popitem(last=False)[1])
 
     async def open(self, images: Sequence[str]) -> JupyterKernel:
-        """Starts a kernel; see `KernelProvider`."""
+        """Start a kernel; see ``KernelProvider``."""
         missing = sorted({digest for digest in images if digest not in self._images})
         if missing:
             raise ImagesMissing(missing)
@@ -606,7 +606,7 @@ class JupyterProvider:
         return kernel
 
     async def close(self) -> None:
-        """Ends all kernels and removes their files."""
+        """End all kernels and removes their files."""
         self._closed = True
         await asyncio.gather(*(kernel.close() for kernel in list(self._kernels)))
         self._images.clear()
@@ -617,7 +617,7 @@ class JupyterProvider:
 
 
 async def _message(channel: Any) -> dict[str, Any]:
-    """Receives a message of a kernel.
+    """Receive a message of a kernel.
 
     Raises:
         ValueError: It is none, or not signed with the session's key.
@@ -632,7 +632,7 @@ async def _message(channel: Any) -> dict[str, Any]:
 
 
 def _look_up(name: str) -> _Spec:
-    """Finds a kernelspec and its provisioner. Blocks.
+    """Find a kernelspec and its provisioner. Blocks.
 
     Raises:
         SandboxUnavailable: One of them is not installed.
@@ -670,7 +670,7 @@ def _look_up(name: str) -> _Spec:
 
 
 def _usable(data: bytes, max_pixels: int) -> bytes:
-    """Takes the images that the fork kernel takes. Blocks.
+    """Take the images that the fork kernel takes. Blocks.
 
     Returns:
         The file; one whose pixels are not the 8 bits that a person sees is encoded anew.
@@ -694,7 +694,7 @@ def _usable(data: bytes, max_pixels: int) -> bytes:
 
 
 def _png(encoded: str, max_pixels: int) -> bytes:
-    """Turns an image that a cell displayed into PNG. Blocks.
+    """Turn an image that a cell displayed into PNG. Blocks.
 
     Raises:
         ImageRefused: It is no PNG or JPEG, or too large.
@@ -723,7 +723,7 @@ def _tail(log: Path) -> str:
 
 
 def _remove_traces(folder: Path) -> None:
-    """Kills what a session has started and removes its files. Blocks."""
+    """Kill what a session has started and removes its files. Blocks."""
     mark = f"{_MARK}={folder.name}".encode()
     # The kernel's process group is dead; what had left it is known by its environment. Each round
     # finds what was forked during the one before.

@@ -1,4 +1,4 @@
-"""What a Python kernel runs before its first cell: sent to it as text, by `jupyter`.
+"""What a Python kernel runs before its first cell: sent to it as text, by ``jupyter``.
 
 It makes ipykernel say what the other kernels say. A team's environment may be old: this keeps to
 Python 3.8, IPython and ipykernel; Pillow is asked for by those who open images.
@@ -21,7 +21,7 @@ NAMES_TYPE = "application/vnd.deepeyes.names+json"
 
 
 def prepare(shell: Any) -> None:
-    """Makes the shell of this kernel ready for the cells of a session."""
+    """Make the shell of this kernel ready for the cells of a session."""
     kernel = shell.kernel
     pack = kernel.session.pack
     publish = shell.display_pub.publish  # A cell that captures its output does not get this one.
@@ -71,12 +71,12 @@ def prepare(shell: Any) -> None:
 
 
 def cell_name(raw_code: str, transformed_code: str, number: int) -> str:
-    """Names a cell as tracebacks show it."""
+    """Name a cell as tracebacks show it."""
     return f"<cell {number}>"
 
 
 def attach(shell: Any, name: str, path: str = "", data: str = "") -> None:
-    """Gives the session an image that lies in a file, or that is sent as base64."""
+    """Give the session an image that lies in a file, or that is sent as base64."""
     from PIL import Image
 
     image = Image.open(path if path else io.BytesIO(base64.b64decode(data)))

@@ -22,7 +22,7 @@ MALFORMED: Final = "The session's process broke its own connection and was stopp
 
 
 def timed_out(result: ExecutionResult, timeout: float) -> ExecutionResult:
-    """Says of a cell's result that it ended because it was interrupted at its time limit.
+    """Say of a cell's result that it ended because it was interrupted at its time limit.
 
     Args:
         result: What the cell had done until then.

@@ -29,7 +29,7 @@ class OutputLimits:
 
 
 def most_kept(limit: int) -> int:
-    """Characters that a `BoundedText` of this limit can return, its mark included."""
+    """Characters that a ``BoundedText`` of this limit can return, its mark included."""
     return _ESCAPED_CHARACTERS * limit + _MARK_CHARACTERS
 
 
@@ -49,7 +49,7 @@ class BoundedText(io.TextIOBase):
     """
 
     def __init__(self, limit: int) -> None:
-        """Keeps at most `limit` characters, and a mark."""
+        """Keep at most ``limit`` characters, and a mark."""
         self._head_limit = limit - limit // 2
         self._tail_limit = limit // 2
         # Threads of a cell write after its end, too. A finaliser may write within a write.
@@ -66,12 +66,12 @@ class BoundedText(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """What `buffer` takes bytes for."""
+        """What ``buffer`` takes bytes for."""
         return "utf-8"
 
     @property
     def buffer(self) -> io.RawIOBase:
-        """The byte stream beneath, as `sys.stdout.buffer`."""
+        """The byte stream beneath, as ``sys.stdout.buffer``."""
         return self._buffer
 
     def writable(self) -> bool:
@@ -79,7 +79,7 @@ class BoundedText(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        """Keeps what there is room for; returns the length of the text, as streams do."""
+        """Keep what there is room for; returns the length of the text, as streams do."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         with self._lock:
@@ -108,7 +108,7 @@ class BoundedText(io.TextIOBase):
         self._dropped += count
 
     def take(self) -> str:
-        """Returns what is kept, with a mark where something is missing, and starts afresh."""
+        """Return what is kept, with a mark where something is missing, and starts afresh."""
         with self._lock:
             if self._tail_size > self._tail_limit:
                 self._forget(self._tail_size - self._tail_limit)

@@ -1,6 +1,6 @@
 """Figures as PNG: the picture that stock matplotlib gives in a notebook, in half of its time.
 
-Stock code draws a figure twice: once only to learn how much of it to keep (`bbox_inches="tight"`),
+Stock code draws a figure twice: once only to learn how much of it to keep (``bbox_inches="tight"``),
 once for real. Where the bounding box is known without the first drawing, that is left out. It is
 known if no artist moves when it is drawn. Of the common artists this can be read in their code; of
 matplotlib's others it is found out: after the real drawing they are where they belong, so the box
@@ -93,7 +93,7 @@ _quick_images_are_equal = False
 
 
 def figure_png(figure: Figure) -> bytes | None:
-    """Draws a figure as the inline backend does.
+    """Draw a figure as the inline backend does.
 
     Returns:
         The PNG file, or None where the figure has nothing on it.
@@ -114,7 +114,7 @@ def figure_png(figure: Figure) -> bytes | None:
 
 
 def use(shell: Any, guard: Callable[[Callable[[Figure], Any]], Callable[[Figure], Any]]) -> None:
-    """Makes an IPython shell show its figures in this way, whatever formats the code asks for.
+    """Make an IPython shell show its figures in this way, whatever formats the code asks for.
 
     Args:
         shell: The shell, with the inline backend switched on.
@@ -143,7 +143,7 @@ def use(shell: Any, guard: Callable[[Callable[[Figure], Any]], Callable[[Figure]
 
 
 def _without_empty_images(imshow: Callable[..., Any]) -> Callable[..., Any]:
-    """Has `imshow` say that an image is empty, where NumPy would speak of a reduction operation."""
+    """Have ``imshow`` say that an image is empty, where NumPy would speak of a reduction operation."""
 
     @functools.wraps(imshow)
     def checked(axes: Axes, X: Any, *args: Any, **kwargs: Any) -> Any:
@@ -171,7 +171,7 @@ def _draw(figure: Figure, box: Any) -> bytes:
 
 @contextlib.contextmanager
 def _sizes_shared(figure: Figure) -> Iterator[None]:
-    """Has the canvas draw with a renderer that knows the sizes of texts already."""
+    """Have the canvas draw with a renderer that knows the sizes of texts already."""
     canvas: Any = figure.canvas
     if not isinstance(canvas, FigureCanvasAgg):
         yield
@@ -209,7 +209,7 @@ def _same(one: Bbox, other: Bbox) -> bool:
 
 @contextlib.contextmanager
 def _laid_out(figure: Figure) -> Iterator[None]:
-    """Has the figure's layout engine do its work now, and not again."""
+    """Have the figure's layout engine do its work now, and not again."""
     engine: Any = figure.get_layout_engine()
     if engine is not None and figure.axes:
         with contextlib.suppress(ValueError):  # As in `Figure.draw`.
@@ -229,7 +229,7 @@ def _artists(figure: Figure) -> Iterator[Artist]:
 
 @contextlib.contextmanager
 def _ticks_kept(figure: Figure) -> Iterator[None]:
-    """Has no axis work out its ticks again where nothing that they depend on has changed."""
+    """Have no axis work out its ticks again where nothing that they depend on has changed."""
     every_axis: list[Any] = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
     for axis in every_axis:
         axis._update_ticks = _Ticks(axis)
@@ -287,7 +287,7 @@ def _is_coloured(artist: Any) -> bool:
 
 @contextlib.contextmanager
 def _quick_images(figure: Figure) -> Iterator[None]:
-    """Spares matplotlib the slow half of its work on images like photos."""
+    """Spare matplotlib the slow half of its work on images like photos."""
     images = [
         image
         for axes in figure.axes
@@ -337,6 +337,6 @@ def _compare_images() -> bool:
 
 
 def warm() -> None:
-    """Finds out what this matplotlib allows; called once, before sessions are forked."""
+    """Find out what this matplotlib allows; called once, before sessions are forked."""
     global _quick_images_are_equal
     _quick_images_are_equal = _compare_images()

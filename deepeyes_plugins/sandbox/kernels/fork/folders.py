@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder with all that is in it, however deep it is and whatever its modes.
+    """Remove a folder with all that is in it, however deep it is and whatever its modes.
 
     What lies two levels down is moved up to the first, so that no path gets long and no recursion
     deep.
@@ -33,7 +33,7 @@ def remove(folder: Path) -> None:
 
 
 def _clear(folder: str) -> list[str]:
-    """Removes the files of a folder; returns its folders, which can be entered then."""
+    """Remove the files of a folder; returns its folders, which can be entered then."""
     os.chmod(folder, 0o700)
     folders = []
     with os.scandir(folder) as entries:

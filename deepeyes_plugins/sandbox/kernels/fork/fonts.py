@@ -51,7 +51,7 @@ class _Candidate:
 
 
 def use_cjk_font(folders: Sequence[str]) -> str | None:
-    """Makes matplotlib fall back to a font with Chinese, Japanese and Korean characters.
+    """Make matplotlib fall back to a font with Chinese, Japanese and Korean characters.
 
     matplotlib's own list of fonts may be older than the font, so the folders are searched.
 
@@ -100,7 +100,7 @@ def _fall_back_in_formulas(path: str) -> None:
 
 
 def warn_once_per_cell(shell: Any) -> None:
-    """Has an IPython shell say once in a cell, not for every text, that a font is not there."""
+    """Have an IPython shell say once in a cell, not for every text, that a font is not there."""
     seen: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:

@@ -45,7 +45,7 @@ class ImageRefused(Exception):
 def decode_into(
     source: int, target: int, max_pixels: int, lazy_pixels: int
 ) -> dict[str, Any] | None:
-    """Decodes an image file and writes its pixels where several sessions can map them.
+    """Decode an image file and writes its pixels where several sessions can map them.
 
     They are those that a person sees: 8 bits per channel, mode L, LA, RGB or RGBA.
 
@@ -57,7 +57,7 @@ def decode_into(
             that use it, if its file has such pixels.
 
     Returns:
-        What `attach` needs to make an image of the pixels; None if it was not decoded.
+        What ``attach`` needs to make an image of the pixels; None if it was not decoded.
 
     Raises:
         ImageRefused: No image, a format that is not accepted, or too large.
@@ -101,13 +101,13 @@ def _write(target: int, data: bytes) -> None:
 
 
 def attach(described: dict[str, Any], descriptor: int) -> Image.Image:
-    """Makes a Pillow image of shared pixels, without a copy where Pillow can do so.
+    """Make a Pillow image of shared pixels, without a copy where Pillow can do so.
 
     Pillow copies such an image before it is changed in place, so sessions never see each other's
     drawings; the pages are sealed by the server in any case.
 
     Args:
-        described: What `decode_into` returned, or `{"lazy": True}` for an encoded file.
+        described: What ``decode_into`` returned, or ``{"lazy": True}`` for an encoded file.
         descriptor: File descriptor of the pixels or of the file; taken over.
     """
     if "lazy" in described:
@@ -134,7 +134,7 @@ def attach(described: dict[str, Any], descriptor: int) -> Image.Image:
 
 
 def refuse_empty(width: int, height: int) -> None:
-    """Refuses an image without pixels, in words for the model.
+    """Refuse an image without pixels, in words for the model.
 
     Raises:
         ValueError: It has no width or no height.
@@ -148,7 +148,7 @@ def refuse_empty(width: int, height: int) -> None:
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """Encodes any Pillow image as PNG, for speed rather than size.
+    """Encode any Pillow image as PNG, for speed rather than size.
 
     Raises:
         ValueError: The image is empty.
@@ -159,7 +159,7 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def encode_pixels(pixels: bytes | memoryview, width: int, height: int, mode: str) -> bytes:
-    """Encodes pixels as PNG, for speed rather than size.
+    """Encode pixels as PNG, for speed rather than size.
 
     Drawings are compressed, which takes little time and leaves little; photos are stored.
 
@@ -192,7 +192,7 @@ def _is_drawing(rows: _Rows) -> bool:
 
 
 def _lines(rows: _Rows, level: int) -> bytes:
-    """Puts before each row the filter that PNG wants to be told."""
+    """Put before each row the filter that PNG wants to be told."""
     lines = np.empty((rows.shape[0], rows.shape[1] + 1), np.uint8)
     if level == 0:
         lines[:, 0] = _FILTER_NONE
@@ -206,7 +206,7 @@ def _lines(rows: _Rows, level: int) -> bytes:
 
 
 def as_png(data: bytes) -> bytes:
-    """Turns an encoded image that user code displayed into PNG.
+    """Turn an encoded image that user code displayed into PNG.
 
     Raises:
         ImageRefused: The bytes are no image.

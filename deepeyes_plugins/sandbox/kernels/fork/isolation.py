@@ -181,7 +181,7 @@ def _prctl(option: int, *arguments: int) -> int:
 
 
 def die_with_parent(parent: int) -> None:
-    """Asks the kernel to kill this process when the thread that forked it ends.
+    """Ask the kernel to kill this process when the thread that forked it ends.
 
     Args:
         parent: Process id of the parent; this process exits at once if that one is gone already.
@@ -192,7 +192,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def mount_scratch(folder: str, size: int) -> None:
-    """Gives this process a file system of its own over a folder; no other process sees it.
+    """Give this process a file system of its own over a folder; no other process sees it.
 
     Args:
         folder: An empty folder.
@@ -241,7 +241,7 @@ def landlock_version() -> int:
 
 
 def probe() -> dict[str, str]:
-    """Asks the kernel which layers it offers.
+    """Ask the kernel which layers it offers.
 
     Returns:
         Layer name to "active" (it will be entered) or to the reason why it is missing.
@@ -367,7 +367,7 @@ class Jail:
     network: bool = False
 
     def enter(self, scratch: str | None) -> None:
-        """Gives up every other right. There is no way back.
+        """Give up every other right. There is no way back.
 
         Args:
             scratch: Directory that may be written, if any.
@@ -456,5 +456,5 @@ def _seccomp(network: bool) -> None:
 
 
 def missing(state: dict[str, str], layers: Iterable[str] = LAYERS) -> dict[str, str]:
-    """The layers of a `probe()` that the kernel does not offer, with the reasons."""
+    """The layers of a ``probe()`` that the kernel does not offer, with the reasons."""
     return {layer: state[layer] for layer in layers if not state[layer].startswith("active")}

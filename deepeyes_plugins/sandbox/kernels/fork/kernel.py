@@ -36,7 +36,7 @@ class ForkKernel:
     """One forked session."""
 
     def __init__(self, child: Child, channel: Channel, grace: float, limits: OutputLimits) -> None:
-        """Takes charge of a child that waits for cells.
+        """Take charge of a child that waits for cells.
 
         Args:
             child: The forked process.
@@ -65,11 +65,11 @@ class ForkKernel:
 
     @property
     def names(self) -> Sequence[str]:
-        """The variables that the code had made when its last cell ended; see `Kernel`."""
+        """The variables that the code had made when its last cell ended; see ``Kernel``."""
         return self._names
 
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
-        """Runs one cell; see `Kernel`."""
+        """Run one cell; see ``Kernel``."""
         if not self.alive:
             return ExecutionResult("lost", stderr=self._stopped_because or DIED)
         started = time.perf_counter()
@@ -96,7 +96,7 @@ class ForkKernel:
         max_bulk_bytes: int = 0,
         memory: int | None = None,
     ) -> tuple[Any, bytes, bool, bool]:
-        """Sends a request, interrupts it at its timeout and kills what does not react.
+        """Send a request, interrupts it at its timeout and kills what does not react.
 
         Args:
             message: The request.
@@ -133,7 +133,7 @@ class ForkKernel:
         return DIED if died else KILLED.format(timeout)
 
     async def snapshot(self, max_bytes: int) -> Snapshot:
-        """Saves the variables; see `Kernel`."""
+        """Save the variables; see ``Kernel``."""
         room = max_bytes + _SNAPSHOT_OVERHEAD
         with _lent_memory(room) as memory:
             seal(memory, fcntl.F_SEAL_GROW)
@@ -154,7 +154,7 @@ class ForkKernel:
         return Snapshot(data, names, lost)
 
     async def restore(self, data: bytes) -> dict[str, str]:
-        """Takes over saved variables; see `Kernel`."""
+        """Take over saved variables; see ``Kernel``."""
         with _lent_memory(0) as memory:
             await _unless_long(len(data), _write_all, memory, data)
             seal(memory, fcntl.F_SEAL_GROW)
@@ -170,11 +170,11 @@ class ForkKernel:
             raise SnapshotFailed(MALFORMED) from None
 
     def memory(self) -> int:
-        """Bytes that only this session holds; see `Kernel`."""
+        """Bytes that only this session holds; see ``Kernel``."""
         return unique_bytes(self._child.pid) if self.alive else 0
 
     def interrupt(self) -> None:
-        """Interrupts the running cell or snapshot."""
+        """Interrupt the running cell or snapshot."""
         if self._busy:
             self._child.signal(signal.SIGINT)
 
@@ -186,19 +186,19 @@ class ForkKernel:
         return self._restless
 
     def stop(self, reason: str) -> None:
-        """Stops a session that takes too much; its running cell, or the next, gives the reason."""
+        """Stop a session that takes too much; its running cell, or the next, gives the reason."""
         self._stopped_because = f"{reason}, so its process was stopped. All variables are gone."
         self._child.signal(signal.SIGKILL)
 
     async def close(self) -> None:
-        """Kills the process and removes its files."""
+        """Kill the process and removes its files."""
         self._channel.abort()
         await self._child.end()
 
 
 @contextlib.contextmanager
 def _lent_memory(size: int) -> Iterator[int]:
-    """Makes memory for a session, in which it can keep nothing afterwards, once it is sealed.
+    """Make memory for a session, in which it can keep nothing afterwards, once it is sealed.
 
     It counts as no memory of the session's own, so one that held on to it would evade its limit.
     """
@@ -210,7 +210,7 @@ def _lent_memory(size: int) -> Iterator[int]:
 
 
 async def _unless_long(size: int, action: Callable[..., T], *arguments: Any) -> T:
-    """Copies so many bytes, in a thread where it would hold others up."""
+    """Copie so many bytes, in a thread where it would hold others up."""
     if size > _LONG_BYTES:
         return await asyncio.to_thread(action, *arguments)
     return action(*arguments)
@@ -225,7 +225,7 @@ def _write_all(memory: int, data: bytes) -> None:
 
 
 def _cut(bulk: bytes, sizes: Any) -> list[bytes]:
-    """Cuts the bulk of a reply into images."""
+    """Cut the bulk of a reply into images."""
     if not isinstance(sizes, list) or not all(isinstance(s, int) and s >= 0 for s in sizes):
         raise ValueError("not sizes")
     if sum(sizes) != len(bulk):
@@ -235,7 +235,7 @@ def _cut(bulk: bytes, sizes: Any) -> list[bytes]:
 
 
 def _check(result: ExecutionResult, limits: OutputLimits) -> None:
-    """Takes a child's reply for what it claims to be only after a look at every part of it.
+    """Take a child's reply for what it claims to be only after a look at every part of it.
 
     Raises:
         ValueError: An honest child says nothing like it.

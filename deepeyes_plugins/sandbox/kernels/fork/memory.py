@@ -12,7 +12,7 @@ UNCHANGEABLE = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 
 @contextlib.contextmanager
 def held_memory(name: str, size: int = 0) -> Iterator[int]:
-    """Makes memory, and closes its file descriptor in the end.
+    """Make memory, and closes its file descriptor in the end.
 
     Args:
         name: For people who look at /proc.
@@ -27,5 +27,5 @@ def held_memory(name: str, size: int = 0) -> Iterator[int]:
 
 
 def seal(memory: int, seals: int) -> None:
-    """Takes from everybody, and for good, what `seals` (`fcntl.F_SEAL_*`) name."""
+    """Take from everybody, and for good, what ``seals`` (``fcntl.F_SEAL_*``) name."""
     fcntl.fcntl(memory, fcntl.F_ADD_SEALS, seals | fcntl.F_SEAL_SEAL)

@@ -28,7 +28,7 @@ class Picture:
     """An image in sealed memory.
 
     Attributes:
-        described: What `images.attach` needs to make an image of it.
+        described: What ``images.attach`` needs to make an image of it.
         memory: File descriptor of the pixels, or of the encoded file where it stays lazy.
         size: Bytes of that.
     """
@@ -44,7 +44,7 @@ class Pictures:
     def __init__(
         self, settings: SandboxSettings, make_decoder: Callable[[], Awaitable[Child]]
     ) -> None:
-        """Holds none.
+        """Hold none.
 
         Args:
             settings: Limits.
@@ -58,7 +58,7 @@ class Pictures:
         self._decoder_lock = asyncio.Lock()
 
     def take(self, digests: Sequence[str]) -> list[Picture]:
-        """Returns images with duplicates of their descriptors, which are the caller's to close.
+        """Return images with duplicates of their descriptors, which are the caller's to close.
 
         Raises:
             ImagesMissing: Some are not held.
@@ -72,7 +72,7 @@ class Pictures:
         return [Picture(p.described, os.dup(p.memory), p.size) for p in pictures]
 
     async def add(self, digest: str, data: bytes) -> None:
-        """Decodes an image, once however many ask, and holds it.
+        """Decode an image, once however many ask, and holds it.
 
         Raises:
             ImageRejected: It is no usable image.
@@ -107,7 +107,7 @@ class Pictures:
             return None
 
     async def close(self) -> None:
-        """Ends the decoder and lets go of all images; sessions keep theirs."""
+        """End the decoder and lets go of all images; sessions keep theirs."""
         if self._decoder is not None:
             await self._decoder.end()
             self._decoder = None
@@ -117,7 +117,7 @@ class Pictures:
 
 
 def _decode(conn: socket.socket, data: bytes, settings: SandboxSettings) -> Picture:
-    """Has an image decoded by the jailed decoder. Blocks.
+    """Have an image decoded by the jailed decoder. Blocks.
 
     Raises:
         ImageRejected: The decoder does not take the image.

@@ -25,7 +25,7 @@ class Channel(asyncio.Protocol):
     """Sends requests to a child and hands out its replies, one at a time."""
 
     def __init__(self, max_message_bytes: int) -> None:
-        """Takes no reply with a larger message."""
+        """Take no reply with a larger message."""
         self._max_message_bytes = max_message_bytes
         self._max_bulk_bytes = 0
         self._buffer = bytearray()
@@ -33,7 +33,7 @@ class Channel(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keeps the transport."""
+        """Keep the transport."""
         self.transport = cast(asyncio.Transport, transport)
 
     @property
@@ -44,7 +44,7 @@ class Channel(asyncio.Protocol):
     def request(
         self, message: Any, max_bulk_bytes: int, descriptors: Sequence[int] = ()
     ) -> asyncio.Future[tuple[Any, bytes] | None]:
-        """Sends a message; the future gives the reply, or None when the child has gone.
+        """Send a message; the future gives the reply, or None when the child has gone.
 
         Args:
             message: The request.
@@ -75,7 +75,7 @@ class Channel(asyncio.Protocol):
             return socket.send_fds(conn, [frame], descriptors)
 
     def data_received(self, data: bytes) -> None:
-        """Puts a reply together; whatever is no reply ends the connection."""
+        """Put a reply together; whatever is no reply ends the connection."""
         self._buffer += data
         if self._reply is None or self._reply.done():
             self._break()
@@ -102,12 +102,12 @@ class Channel(asyncio.Protocol):
         self.abort()
 
     def abort(self) -> None:
-        """Ends the connection at once."""
+        """End the connection at once."""
         if self.transport is not None:
             self.transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Tells who waits that no reply will come."""
+        """Tell who waits that no reply will come."""
         self.transport = None
         if self._reply is not None and not self._reply.done():
             self._reply.set_result(None)
@@ -149,13 +149,13 @@ class Child:
             return 0
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal, unless the process has ended."""
+        """Send a signal, unless the process has ended."""
         if self.handle >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.handle, number)
 
     async def end(self) -> None:
-        """Kills the process, waits until it is gone and removes its files."""
+        """Kill the process, waits until it is gone and removes its files."""
         if self.handle < 0:
             return
         self.signal(signal.SIGKILL)
@@ -171,7 +171,7 @@ class Child:
 
 
 async def greeted(conn: socket.socket, scratch: Path | None) -> Child:
-    """Waits for a forked child to report.
+    """Wait for a forked child to report.
 
     Args:
         conn: The server's end of its connection, not blocking.
@@ -208,7 +208,7 @@ async def _readable(descriptor: int, timeout: float) -> None:
 
 
 async def remove_folder(folder: Path | None) -> None:
-    """Removes a folder with all that is in it."""
+    """Remove a folder with all that is in it."""
     if folder is None:
         return
     try:

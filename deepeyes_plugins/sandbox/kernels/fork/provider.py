@@ -56,7 +56,7 @@ class ForkProvider:
     restorable = True
 
     def __init__(self, settings: SandboxSettings) -> None:
-        """Prepares; `start` starts."""
+        """Prepare; ``start`` starts."""
         self._settings = settings
         self._limits = OutputLimits(
             stdout_characters=settings.max_stdout_characters,
@@ -83,12 +83,12 @@ class ForkProvider:
         return dict(self._layers)
 
     def notes(self) -> dict[str, str]:
-        """Whether sessions reach the network, and what the zygote found; see `KernelProvider`."""
+        """Whether sessions reach the network, and what the zygote found; see ``KernelProvider``."""
         network = "open: allow_network is set" if self._settings.allow_network else "closed"
         return {"network": network, **self._notes}
 
     async def start(self) -> None:
-        """Starts a zygote and runs a first session; see `KernelProvider`."""
+        """Start a zygote and runs a first session; see ``KernelProvider``."""
         missing = isolation.missing(self._layers)
         if missing and not self._settings.allow_unisolated:
             reasons = "; ".join(f"{layer}: {reason}" for layer, reason in missing.items())
@@ -112,7 +112,7 @@ class ForkProvider:
         self._watches.append(asyncio.ensure_future(self._watch_threads()))
 
     async def _self_check(self, kernel: ForkKernel) -> None:
-        """Proves in a real session that the jail holds, rather than that it was asked for."""
+        """Prove in a real session that the jail holds, rather than that it was asked for."""
         assert self._base is not None
         canary = self._base / "canary"
         canary.write_text("readable only outside", encoding="ascii")
@@ -137,7 +137,7 @@ class ForkProvider:
             )
 
     def _spawn(self) -> None:
-        """Starts a zygote; kernels wait for it.
+        """Start a zygote; kernels wait for it.
 
         Raises:
             SandboxUnavailable: The system has no room for one now.
@@ -229,7 +229,7 @@ class ForkProvider:
             self._layers["scratch_quota"] = f"active, looked at every {seconds} ({refused})"
 
     def _reap(self) -> None:
-        """Ends the zygote process, which ends all it forked, and forgets it."""
+        """End the zygote process, which ends all it forked, and forgets it."""
         control, process, base = self._control, self._process, self._base
         self._control = self._process = self._base = None
         if control is not None:
@@ -245,11 +245,11 @@ class ForkProvider:
             folders.remove(base)
 
     async def add_image(self, digest: str, data: bytes) -> None:
-        """Decodes an image once and holds its pixels; see `KernelProvider`."""
+        """Decode an image once and holds its pixels; see ``KernelProvider``."""
         await self._pictures.add(digest, data)
 
     async def open(self, images: Sequence[str]) -> ForkKernel:
-        """Forks a session, or takes one that was forked ahead; see `KernelProvider`."""
+        """Fork a session, or takes one that was forked ahead; see ``KernelProvider``."""
         pictures = self._pictures.take(images)
         try:
             child = await self._ready_child()
@@ -288,7 +288,7 @@ class ForkProvider:
         return await self._fork("session")
 
     def _refill(self) -> None:
-        """Forks sessions ahead, one by one, for those that will be asked for next."""
+        """Fork sessions ahead, one by one, for those that will be asked for next."""
 
         async def refill() -> None:
             await asyncio.sleep(_REFILL_DELAY_SECONDS)
@@ -336,7 +336,7 @@ class ForkProvider:
             return child
 
     async def _watch_quota(self) -> None:
-        """Stops sessions whose files grew too large, where no file system of their own does so."""
+        """Stop sessions whose files grew too large, where no file system of their own does so."""
         limit = self._settings.scratch_mb
         while True:
             await asyncio.sleep(_QUOTA_CHECK_SECONDS)
@@ -353,7 +353,7 @@ class ForkProvider:
                     )
 
     async def _watch_threads(self) -> None:
-        """Stops sessions with too many threads: nothing else limits them for each session."""
+        """Stop sessions with too many threads: nothing else limits them for each session."""
         while True:
             await asyncio.sleep(_THREADS_CHECK_SECONDS)
             for kernel in list(self._kernels):
@@ -363,7 +363,7 @@ class ForkProvider:
                     )
 
     async def close(self) -> None:
-        """Ends the zygote and with it every session."""
+        """End the zygote and with it every session."""
         self._closed = True
         for task in (self._refilling, *self._watches):
             if task is not None:

@@ -48,14 +48,14 @@ class CellOutput:
     """What the running cell has shown so far."""
 
     def __init__(self, limits: OutputLimits) -> None:
-        """Starts empty."""
+        """Start empty."""
         self.limits = limits
         self.stdout = BoundedText(limits.stdout_characters)
         self.stderr = BoundedText(limits.stderr_characters)
         self.clear()
 
     def clear(self) -> None:
-        """Forgets results, images and errors; text written between two cells is kept."""
+        """Forget results, images and errors; text written between two cells is kept."""
         self.result = ""
         self.images: list[bytes] = []
         self.images_dropped = 0
@@ -63,7 +63,7 @@ class CellOutput:
         self.error_name: str | None = None
 
     def show(self, data: dict[str, Any]) -> bool:
-        """Takes the image of a MIME bundle, if it has one."""
+        """Take the image of a MIME bundle, if it has one."""
         encoded = data.get("image/png", data.get("image/jpeg"))
         if encoded is None:
             return False
@@ -121,10 +121,10 @@ class _Interactive(InteractiveShell):
     output: CellOutput
 
     def enable_gui(self, gui: str | None = None) -> None:
-        """There is no screen; `%matplotlib` magics call this."""
+        """There is no screen; ``%matplotlib`` magics call this."""
 
     def enable_matplotlib(self, gui: str | None = None) -> Any:
-        """Serves `%matplotlib`: figures appear in the output, whatever window it asks for."""
+        """Serve ``%matplotlib``: figures appear in the output, whatever window it asks for."""
         if gui is None or gui.lower() not in _OFF_SCREEN:
             sys.stderr.write(_NO_SCREEN.format("figures are shown inline."))
             gui = "inline"
@@ -148,7 +148,7 @@ class _Interactive(InteractiveShell):
 
 
 class _OutputViewer(ImageShow.Viewer):
-    """Serves `Image.show()`, which would start a program."""
+    """Serves ``Image.show()``, which would start a program."""
 
     def show(self, image: Image.Image, **options: Any) -> int:
         display(image)
@@ -159,7 +159,7 @@ class Shell:
     """One IPython shell. Built once and warmed; each forked child then owns its copy."""
 
     def __init__(self, limits: OutputLimits) -> None:
-        """Builds the shell of this process; there is one."""
+        """Build the shell of this process; there is one."""
         self._output = CellOutput(limits)
         self._interruptible = False
         config = Config()
@@ -177,7 +177,7 @@ class Shell:
         shell.display_formatter.active_types = ["text/plain", "image/png", "image/jpeg"]
 
     def warm(self) -> None:
-        """Imports what nearly every cell needs and draws once, so that no session pays for it."""
+        """Import what nearly every cell needs and draws once, so that no session pays for it."""
         import numpy.random  # noqa: F401  # NumPy itself imports this one on first use.
         from matplotlib import pyplot
         from PIL import ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps  # noqa: F401
@@ -206,7 +206,7 @@ class Shell:
         self._shell.reset(new_session=True)
 
     def _warm_state(self) -> None:
-        """Saves and restores once: the first time imports and caches much, here and in pickle."""
+        """Save and restores once: the first time imports and caches much, here and in pickle."""
         home = Path.cwd()
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
@@ -218,12 +218,12 @@ class Shell:
             os.chdir(home)
 
     def rehearse(self) -> None:
-        """Runs an empty cell, so that this copy of the process has its own pages for the first."""
+        """Run an empty cell, so that this copy of the process has its own pages for the first."""
         self.run("None")
         self._shell.execution_count = 1
 
     def begin(self, images: list[Image.Image]) -> None:
-        """Makes this copy a session of its own, whose cells see the images by name."""
+        """Make this copy a session of its own, whose cells see the images by name."""
         import numpy
 
         numpy.random.seed()  # The fork copied the state; `random` reseeds itself.
@@ -237,10 +237,10 @@ class Shell:
         signal.signal(signal.SIGINT, self._on_interrupt)
 
     def run(self, code: str) -> dict[str, Any]:
-        """Runs one cell.
+        """Run one cell.
 
         Returns:
-            The fields of an `ExecutionResult` that are known here.
+            The fields of an ``ExecutionResult`` that are known here.
         """
         output = self._output
         output.clear()
@@ -273,7 +273,7 @@ class Shell:
         }
 
     def save(self, memory: int, max_bytes: int) -> dict[str, Any]:
-        """Saves the session; see `SessionState.save`. An interrupt ends it with a `failure`."""
+        """Save the session; see ``SessionState.save``. An interrupt ends it with a ``failure``."""
         try:
             try:
                 self._interruptible = True
@@ -285,7 +285,7 @@ class Shell:
             return {"failure": f"{type(error).__name__}: {error}"}
 
     def restore(self, memory: int) -> dict[str, Any]:
-        """Takes over a saved session."""
+        """Take over a saved session."""
         try:
             lost = self._state.restore(memory)
         except BaseException as error:
@@ -294,7 +294,7 @@ class Shell:
         return {"lost": told(lost), "names": names}
 
     def listen_for_interrupts(self) -> None:
-        """Puts the interrupt handler back, should the last cell have replaced it."""
+        """Put the interrupt handler back, should the last cell have replaced it."""
         signal.signal(signal.SIGINT, self._on_interrupt)
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:

@@ -110,7 +110,7 @@ class _PatientUnpickler(pickle._Unpickler):
 def _load(
     source: BinaryIO, saved: dict[str, int], known: Namespace, lost: dict[str, str]
 ) -> Namespace:
-    """Loads all variables, or all but those that fail."""
+    """Load all variables, or all but those that fail."""
     unpickler = _Unpickler(source, known)
     try:
         return {name: unpickler.load() for name in saved}
@@ -136,7 +136,7 @@ class SessionState:
     """Reads and writes the variables and files of the session that this process is."""
 
     def __init__(self, namespace: Namespace, folder: Path) -> None:
-        """Takes what is there now for the session's beginning.
+        """Take what is there now for the session's beginning.
 
         Args:
             namespace: The variables of the shell.
@@ -148,12 +148,12 @@ class SessionState:
         self._images: Namespace = {}
 
     def begin(self, images: dict[str, Any]) -> None:
-        """Gives the session its images, by the names that cells see."""
+        """Give the session its images, by the names that cells see."""
         self._images = images
         self._namespace.update(images)
 
     def names(self) -> list[str]:
-        """Names that the session's code has made."""
+        """Name that the session's code has made."""
         untouched = {
             name for name, image in self._images.items() if self._namespace.get(name) is image
         }
@@ -170,14 +170,14 @@ class SessionState:
         return mine[:_MAX_NAMES]
 
     def save(self, memory: int, max_bytes: int) -> dict[str, Any]:
-        """Saves all that can be saved: variables, files, then what tells them apart.
+        """Save all that can be saved: variables, files, then what tells them apart.
 
         Args:
-            memory: File descriptor of memory to write it to, of some size over `max_bytes`.
+            memory: File descriptor of memory to write it to, of some size over ``max_bytes``.
             max_bytes: Most that variables and files may take together.
 
         Returns:
-            `size` (bytes written), `names` (saved variables) and `lost` (name to reason).
+            ``size`` (bytes written), ``names`` (saved variables) and ``lost`` (name to reason).
         """
         lost: dict[str, str] = {}
         target, variables = self._save_variables(memory, max_bytes, lost)
@@ -203,7 +203,7 @@ class SessionState:
     def _save_variables(
         self, memory: int, limit: int, lost: dict[str, str]
     ) -> tuple[_Target, dict[str, int]]:
-        """Returns what was written to, and the size of each variable in it."""
+        """Return what was written to, and the size of each variable in it."""
         names = self._all_names()
         while True:
             target = _Target(memory, limit)
@@ -250,7 +250,7 @@ class SessionState:
         return files
 
     def restore(self, memory: int) -> dict[str, str]:
-        """Takes over what `save` saved; returns what did not come back, with the reasons.
+        """Take over what ``save`` saved; returns what did not come back, with the reasons.
 
         Args:
             memory: File descriptor of memory that holds it, and nothing else.
@@ -292,7 +292,7 @@ class SessionState:
 
 
 def _read_contents(source: BinaryIO) -> dict[str, Any]:
-    """Reads the end of a snapshot: what is in it, and how large each piece is."""
+    """Read the end of a snapshot: what is in it, and how large each piece is."""
     source.seek(-_LENGTH.size, os.SEEK_END)
     (length,) = _LENGTH.unpack(source.read())
     source.seek(-_LENGTH.size - length, os.SEEK_END)

@@ -25,13 +25,13 @@ class WireError(Exception):
 
 
 def pack(message: Any, bulk: bytes = b"") -> bytes:
-    """Encodes one message; lone surrogates in its strings survive."""
+    """Encode one message; lone surrogates in its strings survive."""
     body: bytes = msgpack.packb(message, unicode_errors="surrogatepass")
     return HEADER.pack(len(body), len(bulk)) + body + bulk
 
 
 def unpack(body: bytes | bytearray | memoryview) -> Any:
-    """Decodes the body of one frame.
+    """Decode the body of one frame.
 
     Raises:
         WireError: The body is no msgpack, whatever is wrong with it.
@@ -43,7 +43,7 @@ def unpack(body: bytes | bytearray | memoryview) -> Any:
 
 
 def unpack_untrusted(body: bytes) -> Any:
-    """Decodes a message of few items from code that may want to harm: its text is valid Unicode.
+    """Decode a message of few items from code that may want to harm: its text is valid Unicode.
 
     Raises:
         WireError: The body is no msgpack, or of more items than any honest message.
@@ -72,14 +72,14 @@ def unpack_untrusted(body: bytes) -> Any:
 
 
 def send(sock: socket.socket, message: Any, bulk: bytes = b"") -> None:
-    """Sends one message on a blocking socket."""
+    """Send one message on a blocking socket."""
     sock.sendall(pack(message, bulk))
 
 
 def receive(
     sock: socket.socket, max_frame_bytes: int = MAX_FRAME_BYTES
 ) -> tuple[Any, list[int]] | None:
-    """Receives one message and the file descriptors that came with it from a blocking socket.
+    """Receive one message and the file descriptors that came with it from a blocking socket.
 
     Messages that are received so come without bulk.
 

@@ -61,14 +61,14 @@ class Zygote:
     """The fork server."""
 
     def __init__(self, control: socket.socket, plan: Plan) -> None:
-        """Prepares for what the plan says, on the server's socket."""
+        """Prepare for what the plan says, on the server's socket."""
         self._control = control
         self._plan = plan
         self._pid = os.getpid()
         self._children: set[int] = set()
 
     def warm(self) -> None:
-        """Imports everything that sessions share, and makes the shared pages stay shared."""
+        """Import everything that sessions share, and makes the shared pages stay shared."""
         from deepeyes_plugins.sandbox.kernels.fork.fonts import use_cjk_font
         from deepeyes_plugins.sandbox.kernels.fork.shell import Shell
 
@@ -113,7 +113,7 @@ class Zygote:
         )
 
     def serve(self) -> None:
-        """Forks on request until the server is gone."""
+        """Fork on request until the server is gone."""
         report = {"scratch_quota": self._try_mount()}
         signal.signal(signal.SIGCHLD, self._reap)
         self._control.send(msgpack.packb({"ready": report, "cjk_font": self._cjk_font}))
@@ -129,7 +129,7 @@ class Zygote:
             os.close(descriptors[0])
 
     def _try_mount(self) -> str:
-        """Lets a child try the session's own file system; returns why not, or ""."""
+        """Let a child try the session's own file system; returns why not, or ""."""
         if "scratch_quota" not in self._plan.layers:
             return ""
         reading, writing = os.pipe()
@@ -158,7 +158,7 @@ class Zygote:
                 self._children.discard(pid)
 
     def end(self) -> None:
-        """Kills what was forked and removes the server's files."""
+        """Kill what was forked and removes the server's files."""
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for pid in self._children:
             # Only a child of ours that was not reaped can be waited for: its number is not reused.
@@ -169,7 +169,7 @@ class Zygote:
         folders.remove(Path(self._plan.base))
 
     def become(self, request: dict[str, Any], conn: socket.socket) -> None:
-        """Turns a fresh child into what was asked for; returns when its socket has closed."""
+        """Turn a fresh child into what was asked for; returns when its socket has closed."""
         die_with_parent(self._pid)
         # The kernel shares processor time between (process) sessions first, so that a hundred busy
         # threads of one get no more than the one thread of another.
@@ -265,7 +265,7 @@ def _decode_images(conn: socket.socket) -> None:
 
 
 def main() -> None:
-    """Runs the zygote on the inherited socket whose number is the only argument."""
+    """Run the zygote on the inherited socket whose number is the only argument."""
     control = socket.socket(fileno=int(sys.argv[1]))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Ends by its socket only, after it has cleaned up.
