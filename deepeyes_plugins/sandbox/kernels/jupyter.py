@@ -110,7 +110,7 @@ class _Output:
         self.begin("")
 
     def begin(self, request: str) -> None:
-        """Make ready for the cell of a request; text written between two cells is kept."""
+        """Make ready for the cell of a request; text written between two cells is inherited."""
         self._request = request
         self._images: list[bytes] = []
         self._image_bytes = 0
@@ -204,7 +204,7 @@ class JupyterKernel:
         spec: _Spec,
         folder: Path,
         context: zmq.asyncio.Context,
-        forget: Callable[[JupyterKernel], None],
+        on_closed: Callable[[JupyterKernel], None],
     ) -> None:
         """Prepare; ``start`` starts.
 
@@ -213,19 +213,19 @@ class JupyterKernel:
             spec: What to start.
             folder: Where the session's files will be; removed at the end.
             context: Of the connections to the kernel.
-            forget: Called when nothing is left of the kernel.
+            on_closed: Called when nothing is left of the kernel.
         """
         self._settings = settings
         self._spec = spec
         self._folder = folder
         self._context = context
-        self._forget = forget
+        self._on_closed = on_closed
         self._manager = AsyncKernelManager(
             kernel_name=spec.name, context=context, connection_file=str(folder / "connection.json")
         )
         self._client: AsyncKernelClient | None = None
         self._output = _Output(settings)
-        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._dead: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Future[None]] = set()
         self._starting: asyncio.Future[None] | None = None
         self._closing: asyncio.Future[None] | None = None
@@ -238,7 +238,7 @@ class JupyterKernel:
     @property
     def alive(self) -> bool:
         """Whether the kernel's process is there and its connections are intact."""
-        return not self._gone.done()
+        return not self._dead.done()
 
     @property
     def names(self) -> Sequence[str]:
@@ -253,10 +253,10 @@ class JupyterKernel:
         """
         seconds = self._settings.startup_timeout
         self._starting = asyncio.ensure_future(self._begin(images, seconds))
-        either: set[asyncio.Future[None]] = {self._starting, self._gone}
+        either: set[asyncio.Future[None]] = {self._starting, self._dead}
         try:
             await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if self._gone.done():
+            if self._dead.done():
                 raise RuntimeError("its process ended at once")
             if not self._starting.done():
                 raise TimeoutError(f"it was not ready within {seconds:g} s")
@@ -264,12 +264,12 @@ class JupyterKernel:
         except SandboxUnavailable:
             raise
         except Exception as error:  # Whatever a provisioner may raise.
-            said = await asyncio.to_thread(_tail, self._folder / "kernel.log")
+            log_tail = await asyncio.to_thread(_tail, self._folder / "kernel.log")
             raise SandboxUnavailable(
-                f"no kernel of the kernelspec {self._spec.name!r} can be started: {error}{said}"
+                f"no kernel of the kernelspec {self._spec.name!r} can be started: {error}{log_tail}"
             ) from error
         self._started = True
-        self._keep(self._read())
+        self._run_in_background(self._read())
 
     async def _begin(self, images: Sequence[bytes], seconds: float) -> None:
         await self._launch()
@@ -297,12 +297,12 @@ class JupyterKernel:
             self._handle = os.pidfd_open(self._pid)
             asyncio.get_running_loop().add_reader(self._handle, self._end)
         else:
-            self._keep(self._poll())
+            self._run_in_background(self._poll())
 
     def _environment(self, files: Path) -> dict[str, str]:
         """All that the kernel gets of the environment, besides what its kernelspec sets."""
-        kept = ("PATH", "HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "TZ")
-        environment = {name: os.environ[name] for name in kept if name in os.environ}
+        inherited = ("PATH", "HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "TZ")
+        environment = {name: os.environ[name] for name in inherited if name in os.environ}
         environment |= {"LANG": "C.UTF-8", _MARK: self._folder.name}
         if self._spec.local:
             environment |= {"TMPDIR": str(files), "IPYTHONDIR": str(self._folder / "ipython")}
@@ -390,14 +390,14 @@ class JupyterKernel:
         if cell.done() and not cell.cancelled() and cell.exception() is None:
             return cell.result() if in_time else timed_out(cell.result(), timeout)
         # Unless it was because the connections were closed, what came from there was worthless.
-        self._broken |= cell.done() and not self._gone.done()
+        self._broken |= cell.done() and not self._dead.done()
         cell.cancel()
         await self.close()
         duration = time.perf_counter() - started
         return self._output.break_off(MALFORMED if self._broken else reason, duration)
 
     async def _ended(self, cell: asyncio.Future[ExecutionResult], timeout: float) -> bool:
-        either: set[asyncio.Future[Any]] = {cell, self._gone}
+        either: set[asyncio.Future[Any]] = {cell, self._dead}
         done, _ = await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         return bool(done)
 
@@ -449,7 +449,7 @@ class JupyterKernel:
             await asyncio.sleep(_POLL_SECONDS)
         self._end()
 
-    def _keep(self, work: Any) -> None:
+    def _run_in_background(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -457,7 +457,7 @@ class JupyterKernel:
     def interrupt(self) -> None:
         """Interrupt the running cell."""
         if self._running:
-            self._keep(self._interrupt())
+            self._run_in_background(self._interrupt())
 
     async def _interrupt(self) -> None:
         try:
@@ -483,20 +483,20 @@ class JupyterKernel:
 
     def _end(self) -> None:
         """The process has ended, or is of no use any more."""
-        self._set_gone()
+        self._mark_dead()
         if self._started:  # Else whoever waits for the start asks why, and then closes.
-            self._tidy()
+            self._close_once()
 
     async def close(self) -> None:
         """Kill the kernel's processes and removes its files."""
-        self._set_gone()
-        await asyncio.shield(self._tidy())
+        self._mark_dead()
+        await asyncio.shield(self._close_once())
 
-    def _set_gone(self) -> None:
-        if not self._gone.done():
-            self._gone.set_result(None)
+    def _mark_dead(self) -> None:
+        if not self._dead.done():
+            self._dead.set_result(None)
 
-    def _tidy(self) -> asyncio.Future[None]:
+    def _close_once(self) -> asyncio.Future[None]:
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
         return self._closing
@@ -518,7 +518,7 @@ class JupyterKernel:
         except Exception as error:
             logger.warning("a kernel may not have ended: %r", error)
         await asyncio.to_thread(_remove_traces, self._folder)
-        self._forget(self)
+        self._on_closed(self)
 
 
 class JupyterProvider:
@@ -561,7 +561,7 @@ class JupyterProvider:
                 "machine) and then set allow_unisolated, or take the kernel 'fork'"
             )
         logger.warning("sessions are isolated only as far as the kernelspec %r does it", name)
-        self._spec = await asyncio.to_thread(_look_up, name)
+        self._spec = await asyncio.to_thread(_find_spec, name)
         self._folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=_FOLDER_PREFIX))
         self._context = zmq.asyncio.Context()
         self._context.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
@@ -573,11 +573,11 @@ class JupyterProvider:
         if digest in self._images:
             return
         async with self._decoder_lock:  # One after the other: their pixels fill the memory.
-            data = await asyncio.to_thread(_usable, data, self._settings.max_image_pixels)
+            data = await asyncio.to_thread(_accepted, data, self._settings.max_image_pixels)
         self._images[digest] = data
-        held = sum(map(len, self._images.values()))
-        while held > self._settings.image_cache_mb << 20 and len(self._images) > 1:
-            held -= len(self._images.popitem(last=False)[1])
+        total_bytes = sum(map(len, self._images.values()))
+        while total_bytes > self._settings.image_cache_mb << 20 and len(self._images) > 1:
+            total_bytes -= len(self._images.popitem(last=False)[1])
 
     async def open(self, images: Sequence[str]) -> JupyterKernel:
         """Start a kernel; see ``KernelProvider``."""
@@ -631,7 +631,7 @@ async def _message(channel: Any) -> dict[str, Any]:
     return message
 
 
-def _look_up(name: str) -> _Spec:
+def _find_spec(name: str) -> _Spec:
     """Find a kernelspec and its provisioner. Blocks.
 
     Raises:
@@ -669,7 +669,7 @@ def _look_up(name: str) -> _Spec:
     return _Spec(name, spec.language.lower(), provisioner, local)
 
 
-def _usable(data: bytes, max_pixels: int) -> bytes:
+def _accepted(data: bytes, max_pixels: int) -> bytes:
     """Take the images that the fork kernel takes. Blocks.
 
     Returns:
@@ -683,8 +683,8 @@ def _usable(data: bytes, max_pixels: int) -> bytes:
         with open(source, "wb", closefd=False) as file:
             file.write(data)
         os.lseek(source, 0, os.SEEK_SET)
-        with open(os.devnull, "wb") as nowhere:
-            decode_into(source, nowhere.fileno(), max_pixels, lazy_pixels=max_pixels)
+        with open(os.devnull, "wb") as discarded:
+            decode_into(source, discarded.fileno(), max_pixels, lazy_pixels=max_pixels)
         with Image.open(io.BytesIO(data), formats=INPUT_FORMATS) as image:
             return data if is_8bit(image) else encode_png(image)
     except ImageRefused as error:

@@ -17,7 +17,7 @@ import warnings
 from typing import Any
 
 NAMES_TYPE = "application/vnd.deepeyes.names+json"
-"""MIME type under which the names of the variables are told after each cell."""
+"""MIME type under which the names of the variables are published after each cell."""
 
 
 def prepare(shell: Any) -> None:
@@ -26,7 +26,7 @@ def prepare(shell: Any) -> None:
     pack = kernel.session.pack
     publish = shell.display_pub.publish  # A cell that captures its output does not get this one.
     show = shell._showtraceback
-    told: Any = None
+    published: Any = None
 
     def pack_any(message: Any) -> Any:
         try:
@@ -43,16 +43,16 @@ def prepare(shell: Any) -> None:
     def show_plain(kind: Any, error: Any, lines: Any) -> None:
         show(kind, error, [plain_traceback(error)])
 
-    def tell_names(*args: Any) -> None:
-        nonlocal told
+    def publish_names(*args: Any) -> None:
+        nonlocal published
         hidden, absent = shell.user_ns_hidden, object()
         names = [
             name
             for name, value in list(shell.user_ns.items())
             if not name.startswith("_") and hidden.get(name, absent) is not value
         ]
-        if names != told:
-            told = names
+        if names != published:
+            published = names
             publish({NAMES_TYPE: names})
 
     kernel.session.pack = pack_any
@@ -64,7 +64,7 @@ def prepare(shell: Any) -> None:
     shell.deepeyes_image = lambda *args, **kwargs: attach(shell, *args, **kwargs)
     warnings.filterwarnings("ignore", message="To exit: use")
     shell.user_ns_hidden.update(shell.user_ns)
-    shell.events.register("post_run_cell", tell_names)
+    shell.events.register("post_run_cell", publish_names)
     # ipykernel cancels a waiting cell in a callback that its sleeping loop would not notice. Once
     # the loop handles any signal, it wakes up for all of them.
     kernel.io_loop.asyncio_loop.add_signal_handler(signal.SIGURG, lambda: None)
@@ -91,8 +91,8 @@ def plain_traceback(error: BaseException) -> str:
     import IPython
 
     libraries = tuple(os.path.dirname(str(m.__file__)) for m in (IPython, ipykernel))
-    described = traceback.TracebackException.from_exception(error)
-    parts = [described]
+    summary = traceback.TracebackException.from_exception(error)
+    parts = [summary]
     while parts:
         part: Any = parts.pop()
         if part is not None:
@@ -103,4 +103,4 @@ def plain_traceback(error: BaseException) -> str:
             ]
             part.stack = traceback.StackSummary.from_list(shown)
             parts += [part.__cause__, part.__context__, *(getattr(part, "exceptions", None) or ())]
-    return "".join(described.format())
+    return "".join(summary.format())

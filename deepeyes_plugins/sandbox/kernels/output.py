@@ -28,7 +28,7 @@ class OutputLimits:
     image_pixels: int
 
 
-def most_kept(limit: int) -> int:
+def max_returned_characters(limit: int) -> int:
     """Characters that a ``BoundedText`` of this limit can return, its mark included."""
     return _ESCAPED_CHARACTERS * limit + _MARK_CHARACTERS
 
@@ -44,7 +44,7 @@ def images_cut(dropped: int, limit: int) -> str:
 class BoundedText(io.TextIOBase):
     """A text stream that keeps the beginning and the end of what is written to it.
 
-    Memory stays bounded however much is written: the first half of the limit is kept as it comes,
+    Memory stays bounded however much is written: the first half of the limit is tail as it comes,
     the last half in a queue that forgets its oldest piece.
     """
 
@@ -55,7 +55,7 @@ class BoundedText(io.TextIOBase):
         # Threads of a cell write after its end, too. A finaliser may write within a write.
         self._lock = threading.RLock()
         self._clear()
-        self._buffer = _Bytes(self)
+        self._buffer = _ByteStream(self)
 
     def _clear(self) -> None:
         self._head: list[str] = []
@@ -83,24 +83,24 @@ class BoundedText(io.TextIOBase):
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         with self._lock:
-            self._keep(text)
+            self._append(text)
         return len(text)
 
-    def _keep(self, text: str) -> None:
+    def _append(self, text: str) -> None:
         room = self._head_limit - self._head_size
         if room > 0 and text:
             self._head.append(text[:room])
             self._head_size += len(self._head[-1])
         rest = len(text) - max(room, 0)
         if rest > 0:
-            kept = text[-min(rest, self._tail_limit) :]
-            self._dropped += rest - len(kept)
-            self._tail.append(kept)
-            self._tail_size += len(kept)
+            tail = text[-min(rest, self._tail_limit) :]
+            self._dropped += rest - len(tail)
+            self._tail.append(tail)
+            self._tail_size += len(tail)
             while self._tail_size - len(self._tail[0]) >= self._tail_limit:
-                self._forget(len(self._tail[0]))
+                self._drop(len(self._tail[0]))
 
-    def _forget(self, count: int) -> None:
+    def _drop(self, count: int) -> None:
         oldest = self._tail.popleft()
         if count < len(oldest):
             self._tail.appendleft(oldest[count:])
@@ -108,10 +108,10 @@ class BoundedText(io.TextIOBase):
         self._dropped += count
 
     def take(self) -> str:
-        """Return what is kept, with a mark where something is missing, and starts afresh."""
+        """Return what is tail, with a mark where something is missing, and starts afresh."""
         with self._lock:
             if self._tail_size > self._tail_limit:
-                self._forget(self._tail_size - self._tail_limit)
+                self._drop(self._tail_size - self._tail_limit)
             mark = f"\n... [{self._dropped} characters cut] ...\n" if self._dropped else ""
             text = "".join(self._head) + mark + "".join(self._tail)
             self._clear()
@@ -119,7 +119,7 @@ class BoundedText(io.TextIOBase):
         return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-class _Bytes(io.RawIOBase):
+class _ByteStream(io.RawIOBase):
     def __init__(self, text: BoundedText) -> None:
         self._text = text
 

@@ -70,7 +70,7 @@ class _Pixels(io.BytesIO):
 
 
 # Artists of matplotlib's that drawing does not move, once their bounding box has been asked for.
-_STILL: Final = frozenset(
+_STATIC: Final = frozenset(
     {
         *("Axes", "XAxis", "YAxis", "Spine", "_ColorbarSpine"),
         *("Text", "Annotation", "Legend", "Line2D", "AxLine"),
@@ -80,7 +80,7 @@ _STILL: Final = frozenset(
     }
 )
 # The same, but drawing may find the range of their values, which a colour bar shows.
-_STILL_ONCE_SCALED: Final = frozenset(
+_STATIC_ONCE_SCALED: Final = frozenset(
     {
         *("AxesImage", "QuadMesh", "PathCollection", "LineCollection", "PolyCollection"),
         *("FillBetweenPolyCollection", "PatchCollection"),
@@ -89,7 +89,7 @@ _STILL_ONCE_SCALED: Final = frozenset(
 
 # The renderer that measured last. It stays, and with it all sizes of texts that it came to know.
 _measuring: list[_Renderer] = []
-_quick_images_are_equal = False
+_fast_images_are_equal = False
 
 
 def figure_png(figure: Figure) -> bytes | None:
@@ -100,20 +100,22 @@ def figure_png(figure: Figure) -> bytes | None:
     """
     if not figure.axes and not figure.lines:
         return None
-    with _quick_images(figure):
-        if not _is_ours(figure):
+    with _fast_images(figure):
+        if not _is_stock(figure):
             return _draw(figure, "tight")
-        with _laid_out(figure):
-            with _ticks_kept(figure):
+        with _layout_frozen(figure):
+            with _ticks_cached(figure):
                 box = _tight_box(figure)
-            with _ticks_kept(figure), _sizes_shared(figure):
+            with _ticks_cached(figure), _text_sizes_shared(figure):
                 png = _draw(figure, box)
-            if _stands_still(figure) or _same(box, _tight_box(figure)):
+            if _is_static(figure) or _same(box, _tight_box(figure)):
                 return png
             return _draw(figure, "tight")
 
 
-def use(shell: Any, guard: Callable[[Callable[[Figure], Any]], Callable[[Figure], Any]]) -> None:
+def install(
+    shell: Any, guard: Callable[[Callable[[Figure], Any]], Callable[[Figure], Any]]
+) -> None:
     """Make an IPython shell show its figures in this way, whatever formats the code asks for.
 
     Args:
@@ -170,7 +172,7 @@ def _draw(figure: Figure, box: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def _sizes_shared(figure: Figure) -> Iterator[None]:
+def _text_sizes_shared(figure: Figure) -> Iterator[None]:
     """Have the canvas draw with a renderer that knows the sizes of texts already."""
     canvas: Any = figure.canvas
     if not isinstance(canvas, FigureCanvasAgg):
@@ -208,7 +210,7 @@ def _same(one: Bbox, other: Bbox) -> bool:
 
 
 @contextlib.contextmanager
-def _laid_out(figure: Figure) -> Iterator[None]:
+def _layout_frozen(figure: Figure) -> Iterator[None]:
     """Have the figure's layout engine do its work now, and not again."""
     engine: Any = figure.get_layout_engine()
     if engine is not None and figure.axes:
@@ -228,11 +230,11 @@ def _artists(figure: Figure) -> Iterator[Artist]:
 
 
 @contextlib.contextmanager
-def _ticks_kept(figure: Figure) -> Iterator[None]:
+def _ticks_cached(figure: Figure) -> Iterator[None]:
     """Have no axis work out its ticks again where nothing that they depend on has changed."""
     every_axis: list[Any] = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
     for axis in every_axis:
-        axis._update_ticks = _Ticks(axis)
+        axis._update_ticks = _CachedTicks(axis)
     try:
         yield
     finally:
@@ -240,7 +242,7 @@ def _ticks_kept(figure: Figure) -> Iterator[None]:
             del axis._update_ticks
 
 
-class _Ticks:
+class _CachedTicks:
     """The ticks of an axis: matplotlib asks for them five times in one drawing."""
 
     def __init__(self, axis: Any) -> None:
@@ -259,7 +261,7 @@ class _Ticks:
         return self._ticks
 
 
-def _is_ours(figure: Figure) -> bool:
+def _is_stock(figure: Figure) -> bool:
     """Whether only matplotlib's own flat axes and artists have a say in the drawing."""
     return (
         type(figure) is Figure
@@ -270,29 +272,29 @@ def _is_ours(figure: Figure) -> bool:
     )
 
 
-def _stands_still(figure: Figure) -> bool:
+def _is_static(figure: Figure) -> bool:
     """Whether drawing these artists moves nothing that measuring them has not moved."""
     return not any(axes.child_axes for axes in figure.axes) and all(
-        type(artist).__name__ in _STILL or _is_coloured(artist) for artist in _artists(figure)
+        type(artist).__name__ in _STATIC or _is_coloured(artist) for artist in _artists(figure)
     )
 
 
 def _is_coloured(artist: Any) -> bool:
     """Whether this maps numbers to colours, if any, on a scale that drawing does not change."""
-    if type(artist).__name__ not in _STILL_ONCE_SCALED:
+    if type(artist).__name__ not in _STATIC_ONCE_SCALED:
         return False
     values = artist.get_array()
     return values is None or artist.norm.scaled() or _is_photo(artist)
 
 
 @contextlib.contextmanager
-def _quick_images(figure: Figure) -> Iterator[None]:
+def _fast_images(figure: Figure) -> Iterator[None]:
     """Spare matplotlib the slow half of its work on images like photos."""
     images = [
         image
         for axes in figure.axes
         for image in axes.images
-        if _quick_images_are_equal and _is_photo(image)
+        if _fast_images_are_equal and _is_photo(image)
     ]
     for image in images:
         image.make_image = functools.partial(_make_image, image)  # type: ignore[method-assign]
@@ -316,27 +318,27 @@ def _is_photo(image: Any) -> bool:
 
 def _make_image(image: Any, *args: Any, **options: Any) -> Any:
     # What matplotlib makes of bytes itself, but through masked arrays and copies of copies.
-    kept = image._A
-    pixels = np.ones((*kept.shape[:2], 4))
-    np.divide(np.asarray(kept), 0xFF, dtype=np.float32, out=pixels[..., :3])
+    original = image._A
+    pixels = np.ones((*original.shape[:2], 4))
+    np.divide(np.asarray(original), 0xFF, dtype=np.float32, out=pixels[..., :3])
     image._A = pixels
     try:
         return AxesImage.make_image(image, *args, **options)
     finally:
-        image._A = kept
+        image._A = original
 
 
 def _compare_images() -> bool:
-    """Whether this version of matplotlib gives the same pixels in the quick way."""
+    """Whether this version of matplotlib gives the same pixels in the fast way."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     figure = Figure(figsize=(1, 1))
     image = figure.add_axes((0.1, 0.1, 0.8, 0.8)).imshow(pixels)
     renderer = _Renderer(100, 100, figure.dpi)
-    stock, quick = image.make_image(renderer)[0], _make_image(image, renderer)[0]
-    return bool(np.array_equal(stock, quick))
+    stock, fast = image.make_image(renderer)[0], _make_image(image, renderer)[0]
+    return bool(np.array_equal(stock, fast))
 
 
 def warm() -> None:
     """Find out what this matplotlib allows; called once, before sessions are forked."""
-    global _quick_images_are_equal
-    _quick_images_are_equal = _compare_images()
+    global _fast_images_are_equal
+    _fast_images_are_equal = _compare_images()

@@ -47,7 +47,7 @@ def _clear(folder: str) -> list[str]:
     return folders
 
 
-def holds_more(folder: Path, pid: int, size: int, files: int) -> bool:
+def exceeds(folder: Path, pid: int, size: int, files: int) -> bool:
     """Whether a process has more in its folder than it may; looks no further than it needs to.
 
     Args:
@@ -62,7 +62,7 @@ def holds_more(folder: Path, pid: int, size: int, files: int) -> bool:
         return False
     for status in _unlinked(pid, device):
         size -= status.st_blocks * 512
-    for status in _below(folder):
+    for status in _entries(folder):
         size -= status.st_blocks * 512
         files -= 1
         if size < 0 or files < 0:
@@ -80,7 +80,7 @@ def _unlinked(pid: int, device: int) -> Iterator[os.stat_result]:
                     yield status
 
 
-def _below(folder: Path) -> Iterator[os.stat_result]:
+def _entries(folder: Path) -> Iterator[os.stat_result]:
     for parent, folders, names in os.walk(folder):
         for name in (*folders, *names):
             with contextlib.suppress(OSError):

@@ -61,7 +61,7 @@ def use_cjk_font(folders: Sequence[str]) -> str | None:
     Returns:
         The name of the font, or None where there is none.
     """
-    candidates = [found for path in _large_fonts(folders) if (found := _look_at(path))]
+    candidates = [found for path in _large_fonts(folders) if (found := _inspect(path))]
     if not candidates:
         return None
     best = min(candidates, key=lambda candidate: candidate.rank)
@@ -122,7 +122,7 @@ def _large_fonts(folders: Sequence[str]) -> list[str]:
     return [path for path in paths if os.path.isfile(path) and os.path.getsize(path) >= _MIN_BYTES]
 
 
-def _look_at(path: str) -> _Candidate | None:
+def _inspect(path: str) -> _Candidate | None:
     try:
         font = FT2Font(path)
         covered = sum(font.get_char_index(ord(character)) > 0 for character in _SAMPLE)

@@ -79,19 +79,19 @@ def decode_into(
             for top in range(0, seen.height, _BAND_ROWS):
                 band = seen.crop((0, top, seen.width, min(top + _BAND_ROWS, seen.height)))
                 _write(target, band.tobytes("raw", layout))
-            described = {
+            metadata = {
                 "mode": seen.mode,
                 "layout": layout,
                 "size": list(seen.size),
                 "format": im.format,
-                "info": _portable(seen.info),
+                "info": _plain_metadata(seen.info),
             }
     except ImageRefused:
         raise
     except Exception as error:
         known = ", ".join(INPUT_FORMATS)
         raise ImageRefused(f"not a readable image{reason(error)}; accepted are {known}") from error
-    return described
+    return metadata
 
 
 def _write(target: int, data: bytes) -> None:
@@ -100,20 +100,20 @@ def _write(target: int, data: bytes) -> None:
         view = view[os.write(target, view) :]
 
 
-def attach(described: dict[str, Any], descriptor: int) -> Image.Image:
+def attach(metadata: dict[str, Any], descriptor: int) -> Image.Image:
     """Make a Pillow image of shared pixels, without a copy where Pillow can do so.
 
     Pillow copies such an image before it is changed in place, so sessions never see each other's
     drawings; the pages are sealed by the server in any case.
 
     Args:
-        described: What ``decode_into`` returned, or ``{"lazy": True}`` for an encoded file.
+        metadata: What ``decode_into`` returned, or ``{"lazy": True}`` for an encoded file.
         descriptor: File descriptor of the pixels or of the file; taken over.
     """
-    if "lazy" in described:
+    if "lazy" in metadata:
         Image.MAX_IMAGE_PIXELS = None  # The server has looked at the size.
         return Image.open(open(descriptor, "rb"), formats=INPUT_FORMATS)
-    mode, layout, size = described["mode"], described["layout"], tuple(described["size"])
+    mode, layout, size = metadata["mode"], metadata["layout"], tuple(metadata["size"])
     with open(descriptor, "rb") as file:
         # Pillow takes any buffer; its types say bytes.
         pixels: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -125,10 +125,10 @@ def attach(described: dict[str, Any], descriptor: int) -> Image.Image:
             image.readonly = 1
     else:
         image = Image.frombytes(mode, size, pixels, "raw", layout)
-    image.format = described["format"]
+    image.format = metadata["format"]
     image.info = {
         key: tuple(value) if isinstance(value, list) else value
-        for key, value in described["info"].items()
+        for key, value in metadata["info"].items()
     }
     return image
 
@@ -231,7 +231,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return b"".join((struct.pack("!I", len(data)), kind, data, struct.pack("!I", checksum)))
 
 
-def _portable(info: dict[Any, Any]) -> dict[str, Any]:
+def _plain_metadata(info: dict[Any, Any]) -> dict[str, Any]:
     """The plain part of an image's metadata: EXIF, resolution, colour profile, transparency."""
 
     def plain(value: object) -> bool:

@@ -14,21 +14,21 @@ from typing import Any, Final, TypeVar
 
 from deepeyes_plugins.sandbox.contracts import ExecutionResult
 from deepeyes_plugins.sandbox.kernels.contract import Snapshot, SnapshotFailed
-from deepeyes_plugins.sandbox.kernels.fork.memory import held_memory, seal
+from deepeyes_plugins.sandbox.kernels.fork.memory import memfd, seal
 from deepeyes_plugins.sandbox.kernels.fork.process import Channel, Child, unique_bytes
 from deepeyes_plugins.sandbox.kernels.outcomes import DIED, KILLED, MALFORMED, timed_out
 from deepeyes_plugins.sandbox.kernels.output import (
     MAX_IMAGE_BYTES,
     PNG_SIGNATURE,
     OutputLimits,
-    most_kept,
+    max_returned_characters,
 )
 
 T = TypeVar("T")
 
 _SNAPSHOT_SECONDS: Final = 10.0
 _SNAPSHOT_OVERHEAD: Final = 8 << 20
-_LONG_BYTES: Final = 4 << 20
+_LARGE_BYTES: Final = 4 << 20
 _MAX_ERROR_NAME: Final = 2000
 
 
@@ -50,8 +50,8 @@ class ForkKernel:
         self._busy = False
         self._names: list[str] = []
         self._limits = limits
-        self._stopped_because = ""
-        self._restless = False
+        self._stop_reason = ""
+        self._may_be_running = False
 
     @property
     def child(self) -> Child:
@@ -71,19 +71,19 @@ class ForkKernel:
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
         """Run one cell; see ``Kernel``."""
         if not self.alive:
-            return ExecutionResult("lost", stderr=self._stopped_because or DIED)
+            return ExecutionResult("lost", stderr=self._stop_reason or DIED)
         started = time.perf_counter()
         request = {"code": code}
         fields, bulk, in_time, reacted = await self._ask(request, timeout, MAX_IMAGE_BYTES)
         duration = time.perf_counter() - started
         if fields is None:
-            stderr = self._epitaph(reacted, timeout)
+            stderr = self._death_message(reacted, timeout)
             return ExecutionResult("killed", stderr=stderr, duration=duration)
         try:
-            self._names = _texts(fields.pop("names"))
-            images = _cut(bulk, fields.pop("images"))
+            self._names = _string_list(fields.pop("names"))
+            images = _split_images(bulk, fields.pop("images"))
             result = ExecutionResult(duration=duration, images=images, **fields)
-            _check(result, self._limits)
+            _validate(result, self._limits)
         except (TypeError, KeyError, ValueError, AttributeError):
             await self.close()
             return ExecutionResult("killed", stderr=MALFORMED, duration=duration)
@@ -108,7 +108,7 @@ class ForkKernel:
             The reply, or None where the process is gone now; its bulk; whether it came in time;
             whether anything came without force.
         """
-        self._busy = self._restless = True
+        self._busy = self._may_be_running = True
         descriptors = [] if memory is None else [memory]
         reply = self._channel.request(message, max_bulk_bytes, descriptors)
         try:
@@ -127,9 +127,9 @@ class ForkKernel:
             await self.close()
         return fields, bulk, in_time, bool(done)
 
-    def _epitaph(self, died: bool, timeout: float) -> str:
-        if self._stopped_because:
-            return self._stopped_because
+    def _death_message(self, died: bool, timeout: float) -> str:
+        if self._stop_reason:
+            return self._stop_reason
         return DIED if died else KILLED.format(timeout)
 
     async def snapshot(self, max_bytes: int) -> Snapshot:
@@ -143,9 +143,9 @@ class ForkKernel:
                 if fields is None or "failure" in fields:
                     reason = "its process has ended" if fields is None else fields["failure"]
                     raise SnapshotFailed(f"the variables could not be saved: {reason}")
-                names, lost = _texts(fields["names"]), _reasons(fields["lost"])
+                names, lost = _string_list(fields["names"]), _string_dict(fields["lost"])
                 size = min(fields["size"], room)
-                data = await _unless_long(size, os.pread, memory, size, 0)
+                data = await _in_thread_if_large(size, os.pread, memory, size, 0)
                 if len(data) != size:
                     raise ValueError("not what was claimed")
             except (TypeError, KeyError, ValueError, AttributeError, OverflowError, OSError):
@@ -156,15 +156,15 @@ class ForkKernel:
     async def restore(self, data: bytes) -> dict[str, str]:
         """Take over saved variables; see ``Kernel``."""
         with _lent_memory(0) as memory:
-            await _unless_long(len(data), _write_all, memory, data)
+            await _in_thread_if_large(len(data), _write_all, memory, data)
             seal(memory, fcntl.F_SEAL_GROW)
             fields, _, _, _ = await self._ask({"restore": True}, _SNAPSHOT_SECONDS, memory=memory)
         try:
             if fields is None or "failure" in fields:
                 reason = "its process has ended" if fields is None else fields["failure"]
                 raise SnapshotFailed(f"the variables could not be restored: {reason}")
-            self._names = _texts(fields["names"])
-            return _reasons(fields["lost"])
+            self._names = _string_list(fields["names"])
+            return _string_dict(fields["lost"])
         except (TypeError, KeyError, ValueError, AttributeError):
             await self.close()
             raise SnapshotFailed(MALFORMED) from None
@@ -179,15 +179,15 @@ class ForkKernel:
             self._child.signal(signal.SIGINT)
 
     @property
-    def restless(self) -> bool:
+    def may_be_running(self) -> bool:
         """Whether code may be running: that of a cell, or threads that a cell has left."""
-        if self._restless and not self._busy:
-            self._restless = self._child.threads > 1
-        return self._restless
+        if self._may_be_running and not self._busy:
+            self._may_be_running = self._child.threads > 1
+        return self._may_be_running
 
     def stop(self, reason: str) -> None:
         """Stop a session that takes too much; its running cell, or the next, gives the reason."""
-        self._stopped_because = f"{reason}, so its process was stopped. All variables are gone."
+        self._stop_reason = f"{reason}, so its process was stopped. All variables are gone."
         self._child.signal(signal.SIGKILL)
 
     async def close(self) -> None:
@@ -202,16 +202,16 @@ def _lent_memory(size: int) -> Iterator[int]:
 
     It counts as no memory of the session's own, so one that held on to it would evade its limit.
     """
-    with held_memory("snapshot", size) as memory:
+    with memfd("snapshot", size) as memory:
         try:
             yield memory
         finally:
             os.ftruncate(memory, 0)
 
 
-async def _unless_long(size: int, action: Callable[..., T], *arguments: Any) -> T:
+async def _in_thread_if_large(size: int, action: Callable[..., T], *arguments: Any) -> T:
     """Copie so many bytes, in a thread where it would hold others up."""
-    if size > _LONG_BYTES:
+    if size > _LARGE_BYTES:
         return await asyncio.to_thread(action, *arguments)
     return action(*arguments)
 
@@ -224,7 +224,7 @@ def _write_all(memory: int, data: bytes) -> None:
     os.lseek(memory, 0, os.SEEK_SET)
 
 
-def _cut(bulk: bytes, sizes: Any) -> list[bytes]:
+def _split_images(bulk: bytes, sizes: Any) -> list[bytes]:
     """Cut the bulk of a reply into images."""
     if not isinstance(sizes, list) or not all(isinstance(s, int) and s >= 0 for s in sizes):
         raise ValueError("not sizes")
@@ -234,16 +234,16 @@ def _cut(bulk: bytes, sizes: Any) -> list[bytes]:
     return [bulk[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
-def _check(result: ExecutionResult, limits: OutputLimits) -> None:
+def _validate(result: ExecutionResult, limits: OutputLimits) -> None:
     """Take a child's reply for what it claims to be only after a look at every part of it.
 
     Raises:
         ValueError: An honest child says nothing like it.
     """
     texts = (
-        (result.stdout, most_kept(limits.stdout_characters)),
-        (result.stderr, most_kept(limits.stderr_characters)),
-        (result.result, most_kept(limits.stdout_characters)),
+        (result.stdout, max_returned_characters(limits.stdout_characters)),
+        (result.stderr, max_returned_characters(limits.stderr_characters)),
+        (result.result, max_returned_characters(limits.stdout_characters)),
         (result.error_name or "", _MAX_ERROR_NAME),
     )
     for text, most in texts:
@@ -257,14 +257,14 @@ def _check(result: ExecutionResult, limits: OutputLimits) -> None:
         raise ValueError("no PNG")
 
 
-def _texts(names: Any) -> list[str]:
+def _string_list(names: Any) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("not a list of names")
     return names
 
 
-def _reasons(lost: Any) -> dict[str, str]:
+def _string_dict(lost: Any) -> dict[str, str]:
     if not isinstance(lost, dict):
         raise ValueError("not names with reasons")
-    _texts([*lost, *lost.values()])
+    _string_list([*lost, *lost.values()])
     return lost

@@ -11,7 +11,7 @@ UNCHANGEABLE = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 
 
 @contextlib.contextmanager
-def held_memory(name: str, size: int = 0) -> Iterator[int]:
+def memfd(name: str, size: int = 0) -> Iterator[int]:
     """Make memory, and closes its file descriptor in the end.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 from deepeyes_plugins.remote.single_flight import SingleFlight
 from deepeyes_plugins.sandbox.kernels.contract import ImageRejected, ImagesMissing
 from deepeyes_plugins.sandbox.kernels.fork import wire
-from deepeyes_plugins.sandbox.kernels.fork.memory import UNCHANGEABLE, held_memory, seal
+from deepeyes_plugins.sandbox.kernels.fork.memory import UNCHANGEABLE, memfd, seal
 from deepeyes_plugins.sandbox.kernels.fork.process import Child
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 
@@ -24,21 +24,21 @@ _DECODE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Picture:
+class SharedImage:
     """An image in sealed memory.
 
     Attributes:
-        described: What ``images.attach`` needs to make an image of it.
+        metadata: What ``images.attach`` needs to make an image of it.
         memory: File descriptor of the pixels, or of the encoded file where it stays lazy.
         size: Bytes of that.
     """
 
-    described: dict[str, Any]
+    metadata: dict[str, Any]
     memory: int
     size: int
 
 
-class Pictures:
+class SharedImages:
     """The images that sessions to come may ask for, by their hash."""
 
     def __init__(
@@ -52,24 +52,24 @@ class Pictures:
         """
         self._settings = settings
         self._make_decoder = make_decoder
-        self._held: OrderedDict[str, Picture] = OrderedDict()
+        self._images: OrderedDict[str, SharedImage] = OrderedDict()
         self._decoding: SingleFlight[str, None] = SingleFlight()
         self._decoder: Child | None = None
         self._decoder_lock = asyncio.Lock()
 
-    def take(self, digests: Sequence[str]) -> list[Picture]:
+    def take(self, digests: Sequence[str]) -> list[SharedImage]:
         """Return images with duplicates of their descriptors, which are the caller's to close.
 
         Raises:
-            ImagesMissing: Some are not held.
+            ImagesMissing: Some are not total_bytes.
         """
-        missing = sorted({digest for digest in digests if digest not in self._held})
+        missing = sorted({digest for digest in digests if digest not in self._images})
         if missing:
             raise ImagesMissing(missing)
         for digest in digests:
-            self._held.move_to_end(digest)
-        pictures = [self._held[digest] for digest in digests]
-        return [Picture(p.described, os.dup(p.memory), p.size) for p in pictures]
+            self._images.move_to_end(digest)
+        images = [self._images[digest] for digest in digests]
+        return [SharedImage(p.metadata, os.dup(p.memory), p.size) for p in images]
 
     async def add(self, digest: str, data: bytes) -> None:
         """Decode an image, once however many ask, and holds it.
@@ -77,24 +77,24 @@ class Pictures:
         Raises:
             ImageRejected: It is no usable image.
         """
-        if digest in self._held:
+        if digest in self._images:
             return
         await self._decoding.run(digest, lambda: self._decode_and_hold(digest, data))
 
     async def _decode_and_hold(self, digest: str, data: bytes) -> None:
         async with self._decoder_lock:
             # A decoder may have died with its zygote; one that dies twice dies of the image.
-            picture = await self._try_decode(data) or await self._try_decode(data)
-        if picture is None:
+            image = await self._try_decode(data) or await self._try_decode(data)
+        if image is None:
             raise ImageRejected("the image could not be decoded: it crashed or stalled its decoder")
-        self._held[digest] = picture
-        held = sum(picture.size for picture in self._held.values())
-        while held > self._settings.image_cache_mb << 20 and len(self._held) > 1:
-            _, oldest = self._held.popitem(last=False)
+        self._images[digest] = image
+        total_bytes = sum(image.size for image in self._images.values())
+        while total_bytes > self._settings.image_cache_mb << 20 and len(self._images) > 1:
+            _, oldest = self._images.popitem(last=False)
             os.close(oldest.memory)
-            held -= oldest.size
+            total_bytes -= oldest.size
 
-    async def _try_decode(self, data: bytes) -> Picture | None:
+    async def _try_decode(self, data: bytes) -> SharedImage | None:
         if self._decoder is None:
             self._decoder = await self._make_decoder()
             self._decoder.conn.settimeout(_DECODE_SECONDS)
@@ -111,19 +111,19 @@ class Pictures:
         if self._decoder is not None:
             await self._decoder.end()
             self._decoder = None
-        for picture in self._held.values():
-            os.close(picture.memory)
-        self._held.clear()
+        for image in self._images.values():
+            os.close(image.memory)
+        self._images.clear()
 
 
-def _decode(conn: socket.socket, data: bytes, settings: SandboxSettings) -> Picture:
+def _decode(conn: socket.socket, data: bytes, settings: SandboxSettings) -> SharedImage:
     """Have an image decoded by the jailed decoder. Blocks.
 
     Raises:
         ImageRejected: The decoder does not take the image.
         OSError, WireError: The decoder died or did not answer.
     """
-    with held_memory("image") as source, held_memory("pixels") as target:
+    with memfd("image") as source, memfd("pixels") as target:
         with open(source, "wb", closefd=False) as file:
             file.write(data)
         os.lseek(source, 0, os.SEEK_SET)
@@ -143,5 +143,5 @@ def _decode(conn: socket.socket, data: bytes, settings: SandboxSettings) -> Pict
         kept = target if "image" in reply else source
         # From here on nobody can change it, neither the decoder nor a session.
         seal(kept, UNCHANGEABLE)
-        described = reply.get("image") or {"lazy": True}
-        return Picture(described, os.dup(kept), os.fstat(kept).st_size)
+        metadata = reply.get("image") or {"lazy": True}
+        return SharedImage(metadata, os.dup(kept), os.fstat(kept).st_size)

@@ -130,7 +130,7 @@ class Child:
     scratch: Path | None
 
     @property
-    def hung_up(self) -> bool:
+    def disconnected(self) -> bool:
         """Whether a child that was not asked for anything has closed its end."""
         try:
             return self.conn.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
@@ -170,7 +170,7 @@ class Child:
         await remove_folder(self.scratch)
 
 
-async def greeted(conn: socket.socket, scratch: Path | None) -> Child:
+async def wait_for_greeting(conn: socket.socket, scratch: Path | None) -> Child:
     """Wait for a forked child to report.
 
     Args:
@@ -191,7 +191,7 @@ async def greeted(conn: socket.socket, scratch: Path | None) -> Child:
     handle = os.pidfd_open(message["pid"])
     child = Child(conn, message["pid"], handle, scratch)
     # Its end is still open: so the process was alive, and the handle is no other's.
-    if child.hung_up:
+    if child.disconnected:
         os.close(handle)
         raise wire.WireError("its process ended at once")
     return child

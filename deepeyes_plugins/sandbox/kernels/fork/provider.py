@@ -21,9 +21,14 @@ import msgpack
 from deepeyes_plugins.sandbox.contracts import SandboxUnavailable
 from deepeyes_plugins.sandbox.kernels.fork import folders, isolation, wire
 from deepeyes_plugins.sandbox.kernels.fork.kernel import ForkKernel
-from deepeyes_plugins.sandbox.kernels.fork.pictures import Pictures
-from deepeyes_plugins.sandbox.kernels.fork.process import Channel, Child, greeted, remove_folder
-from deepeyes_plugins.sandbox.kernels.output import OutputLimits, most_kept
+from deepeyes_plugins.sandbox.kernels.fork.pictures import SharedImages
+from deepeyes_plugins.sandbox.kernels.fork.process import (
+    Channel,
+    Child,
+    wait_for_greeting,
+    remove_folder,
+)
+from deepeyes_plugins.sandbox.kernels.output import OutputLimits, max_returned_characters
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
@@ -35,7 +40,7 @@ _THREADS_CHECK_SECONDS = 0.25
 # process covers.
 _MAX_THREADS = 512
 # The zygote forks one after the other. The kernel counts descriptors on their way against a limit
-# and the socket buffers them, so the queue is kept here.
+# and the socket buffers them, so the queue is inherited here.
 _FORKS_AT_ONCE = 64
 # The first cell of the session that was just taken goes first.
 _REFILL_DELAY_SECONDS = 0.05
@@ -71,7 +76,7 @@ class ForkProvider:
         self._control: socket.socket | None = None
         self._ready: asyncio.Future[None] | None = None
         self._closed = False
-        self._pictures = Pictures(settings, lambda: self._fork("decoder"))
+        self._images = SharedImages(settings, lambda: self._fork("decoder"))
         self._fork_slots = asyncio.Semaphore(_FORKS_AT_ONCE)
         self._spare: deque[Child] = deque()
         self._refilling: asyncio.Task[None] | None = None
@@ -153,7 +158,7 @@ class ForkProvider:
     def _launch(self) -> None:
         loop = asyncio.get_running_loop()
         base = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX)).resolve()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        server_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = self._settings
         missing = isolation.missing(self._layers)
         allowed = (*settings.readable_paths, *settings.font_folders)
@@ -172,20 +177,20 @@ class ForkProvider:
             "font_folders": list(settings.font_folders),
             "limits": asdict(self._limits),
         }
-        self._base, self._control = base, ours
+        self._base, self._control = base, server_end
         self._ready = loop.create_future()
-        with theirs:
+        with child_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.zygote", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-m", f"{__package__}.zygote", str(child_end.fileno())],
+                pass_fds=[child_end.fileno()],
                 env=_zygote_environment(base),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        ours.setblocking(False)
-        ours.send(msgpack.packb(plan))
-        loop.add_reader(ours, self._on_control)
+        server_end.setblocking(False)
+        server_end.send(msgpack.packb(plan))
+        loop.add_reader(server_end, self._on_control)
 
     def _on_control(self) -> None:
         """The zygote said something, or died."""
@@ -196,8 +201,8 @@ class ForkProvider:
             packet = b""
         message = msgpack.unpackb(packet) if packet else {}
         if "ready" in message:
-            self._take_report(message["ready"])
-            self._take_font(message["cjk_font"])
+            self._note_quota(message["ready"])
+            self._note_font(message["cjk_font"])
             self._ready.set_result(None)
             self._refill()
             return
@@ -217,12 +222,12 @@ class ForkProvider:
             except SandboxUnavailable as error:
                 logger.error("%s", error)
 
-    def _take_font(self, cjk_font: str | None) -> None:
+    def _note_font(self, cjk_font: str | None) -> None:
         self._notes["cjk_font"] = cjk_font or f"none: {_NO_CJK_FONT}"
         if cjk_font is None:
             logger.warning(_NO_CJK_FONT)
 
-    def _take_report(self, report: dict[str, str]) -> None:
+    def _note_quota(self, report: dict[str, str]) -> None:
         refused = report["scratch_quota"]
         if refused:
             seconds = f"{_QUOTA_CHECK_SECONDS:g} s"
@@ -246,15 +251,15 @@ class ForkProvider:
 
     async def add_image(self, digest: str, data: bytes) -> None:
         """Decode an image once and holds its pixels; see ``KernelProvider``."""
-        await self._pictures.add(digest, data)
+        await self._images.add(digest, data)
 
     async def open(self, images: Sequence[str]) -> ForkKernel:
         """Fork a session, or takes one that was forked ahead; see ``KernelProvider``."""
-        pictures = self._pictures.take(images)
+        pictures = self._images.take(images)
         try:
             child = await self._ready_child()
             try:
-                opening = wire.pack({"images": [picture.described for picture in pictures]})
+                opening = wire.pack({"images": [picture.metadata for picture in pictures]})
                 memory = [picture.memory for picture in pictures]
                 sent = socket.send_fds(child.conn, [opening], memory)
                 channel = Channel(self._max_reply_bytes())
@@ -276,13 +281,15 @@ class ForkProvider:
 
     def _max_reply_bytes(self) -> int:
         limits = self._limits
-        characters = 2 * most_kept(limits.stdout_characters) + most_kept(limits.stderr_characters)
+        characters = 2 * max_returned_characters(
+            limits.stdout_characters
+        ) + max_returned_characters(limits.stderr_characters)
         return _REPLY_BYTES + _BYTES_PER_CHARACTER * characters
 
     async def _ready_child(self) -> Child:
         while self._spare:
             child = self._spare.popleft()
-            if not child.hung_up:
+            if not child.disconnected:
                 return child
             await child.end()
         return await self._fork("session")
@@ -319,19 +326,19 @@ class ForkProvider:
             if role == "session":
                 scratch = self._base / uuid4().hex
                 scratch.mkdir(mode=0o700)
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            ours.setblocking(False)
+            server_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            server_end.setblocking(False)
             request = {"role": role, "scratch": None if scratch is None else str(scratch)}
             child = None
             try:
-                with theirs:
-                    socket.send_fds(self._control, [msgpack.packb(request)], [theirs.fileno()])
-                child = await greeted(ours, scratch)
+                with child_end:
+                    socket.send_fds(self._control, [msgpack.packb(request)], [child_end.fileno()])
+                child = await wait_for_greeting(server_end, scratch)
             except (OSError, TimeoutError, wire.WireError) as error:
                 raise SandboxUnavailable(f"a session could not be started: {error}") from error
             finally:
                 if child is None:
-                    ours.close()
+                    server_end.close()
                     await remove_folder(scratch)
             return child
 
@@ -346,7 +353,7 @@ class ForkProvider:
                     continue
                 size, files = limit << 20, isolation.SCRATCH_FILES
                 pid = kernel.child.pid
-                if await asyncio.to_thread(folders.holds_more, scratch, pid, size, files):
+                if await asyncio.to_thread(folders.exceeds, scratch, pid, size, files):
                     kernel.stop(
                         f"OSError: this session has more than {limit} MiB of files, or more than "
                         f"{files} of them"
@@ -357,7 +364,7 @@ class ForkProvider:
         while True:
             await asyncio.sleep(_THREADS_CHECK_SECONDS)
             for kernel in list(self._kernels):
-                if kernel.restless and kernel.child.threads > _MAX_THREADS:
+                if kernel.may_be_running and kernel.child.threads > _MAX_THREADS:
                     kernel.stop(
                         f"RuntimeError: this session has started more than {_MAX_THREADS} threads"
                     )
@@ -371,7 +378,7 @@ class ForkProvider:
                 await asyncio.wait({task})
         while self._spare:
             await self._spare.pop().end()
-        await self._pictures.close()
+        await self._images.close()
         self._reap()
 
 
@@ -398,5 +405,5 @@ def _zygote_environment(base: Path) -> dict[str, str]:
         "MKL_NUM_THREADS": "1",
     }
     # matplotlib's font cache takes seconds to build: use the one in the user's home.
-    kept = ("HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "TZ")
-    return environment | {name: os.environ[name] for name in kept if name in os.environ}
+    inherited = ("HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "TZ")
+    return environment | {name: os.environ[name] for name in inherited if name in os.environ}

@@ -27,8 +27,8 @@ from traitlets import Type
 from traitlets.config import Config
 
 from deepeyes_plugins.sandbox.kernels.fork.images import ImageRefused, as_png, encode_png
-from deepeyes_plugins.sandbox.kernels.fork.memory import held_memory
-from deepeyes_plugins.sandbox.kernels.fork.state import SessionState, printable, told
+from deepeyes_plugins.sandbox.kernels.fork.memory import memfd
+from deepeyes_plugins.sandbox.kernels.fork.state import SessionState, printable, reported
 from deepeyes_plugins.sandbox.kernels.output import (
     MAX_IMAGE_BYTES,
     BoundedText,
@@ -41,7 +41,7 @@ _CUT = b""
 # What `%matplotlib` may name that needs no screen.
 _OFF_SCREEN = frozenset({"inline", "agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
 _NO_SCREEN = "There is no screen here: {}\n"
-_OUR_FOLDERS = (str(Path(IPython.__file__).parent), str(Path(__file__).parents[1]))
+_HIDDEN_FOLDERS = (str(Path(IPython.__file__).parent), str(Path(__file__).parents[1]))
 
 
 class CellOutput:
@@ -191,11 +191,11 @@ class Shell:
         pyplot.title("warm")
         png = self._shell.display_formatter.formatters["image/png"]
         figures.warm()
-        figures.use(self._shell, self._unless_full)
+        figures.install(self._shell, self._unless_full)
         fonts.warn_once_per_cell(self._shell)
         png.for_type(Image.Image, self._unless_full(self._image_png))
         # Pillow would compute a JPEG as well, for nobody.
-        self._shell.display_formatter.formatters["image/jpeg"].for_type(Image.Image, _nothing)
+        self._shell.display_formatter.formatters["image/jpeg"].for_type(Image.Image, _no_jpeg)
         warnings.filterwarnings("ignore", message="To exit: use")
         reply = self.run(
             "from PIL import Image\nimport numpy\ndisplay(Image.new('L', (2, 2)))\n1/0"
@@ -212,7 +212,7 @@ class Shell:
             os.chdir(folder)
             state = SessionState(self._shell.user_ns, Path(folder))
             self.run("def twice(x): return 2 * x\nclass Thing: pass\nthing = Thing()")
-            with held_memory("warm-up", 2 << 20) as memory:
+            with memfd("warm-up", 2 << 20) as memory:
                 os.truncate(memory, state.save(memory, 1 << 20)["size"])
                 state.restore(memory)
             os.chdir(home)
@@ -291,7 +291,7 @@ class Shell:
         except BaseException as error:
             return {"failure": f"{type(error).__name__}: {error}"}
         names = [printable(name) for name in self._state.names()]
-        return {"lost": told(lost), "names": names}
+        return {"lost": reported(lost), "names": names}
 
     def listen_for_interrupts(self) -> None:
         """Put the interrupt handler back, should the last cell have replaced it."""
@@ -324,18 +324,20 @@ def _cell_name(raw_code: str, transformed_code: str, number: int) -> str:
 
 def _plain_traceback(error: BaseException) -> str:
     """Python's own traceback, without the frames between IPython's loop and the cell."""
-    described = traceback.TracebackException.from_exception(error)
-    parts: list[traceback.TracebackException | None] = [described]
+    summary = traceback.TracebackException.from_exception(error)
+    parts: list[traceback.TracebackException | None] = [summary]
     while parts:
         part = parts.pop()
         if part is not None:
-            shown = [frame for frame in part.stack if not frame.filename.startswith(_OUR_FOLDERS)]
+            shown = [
+                frame for frame in part.stack if not frame.filename.startswith(_HIDDEN_FOLDERS)
+            ]
             part.stack = traceback.StackSummary.from_list(shown)
             parts += [part.__cause__, part.__context__, *(part.exceptions or ())]
-    return "".join(described.format())
+    return "".join(summary.format())
 
 
-def _nothing(shown: Any) -> None:
+def _no_jpeg(shown: Any) -> None:
     return None
 
 

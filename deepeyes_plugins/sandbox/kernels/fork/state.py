@@ -43,7 +43,7 @@ class _TooLarge(Exception):
     pass
 
 
-class _Target:
+class _MemoryWriter:
     """A file over memory of the server's, up to a limit.
 
     It is written through mappings: they are not held to the size that files may have.
@@ -70,7 +70,9 @@ class _Target:
 class _Pickler(cloudpickle.Pickler):
     """Refers to the namespace and to the question's images instead of copying them."""
 
-    def __init__(self, file: _Target, namespace: Namespace, originals: dict[int, str]) -> None:
+    def __init__(
+        self, file: _MemoryWriter, namespace: Namespace, originals: dict[int, str]
+    ) -> None:
         super().__init__(file, protocol=5)
         # cloudpickle gives the functions of one namespace one new dictionary of globals. This is
         # that dictionary for ours, and `persistent_id` turns it into the namespace itself.
@@ -95,7 +97,7 @@ class _Unpickler(pickle.Unpickler):
         return self._known[pid]
 
 
-class _PatientUnpickler(pickle._Unpickler):
+class _ResumableUnpickler(pickle._Unpickler):
     """The standard library's unpickler in Python, which another can continue after an error."""
 
     def __init__(self, pickled: bytes, known: Namespace, memo: dict[int, Any]) -> None:
@@ -123,7 +125,7 @@ def _load(
     for name, size in saved.items():
         pickled = source.read(size)
         try:
-            loaded[name] = _PatientUnpickler(pickled, known, memo).load()
+            loaded[name] = _ResumableUnpickler(pickled, known, memo).load()
         except BaseException as error:
             lost[name] = _reason(error)
         # What a failed one would have remembered has its number all the same.
@@ -144,7 +146,7 @@ class SessionState:
         """
         self._namespace = namespace
         self._folder = folder
-        self._own = set(namespace)
+        self._initial_names = set(namespace)
         self._images: Namespace = {}
 
     def begin(self, images: dict[str, Any]) -> None:
@@ -160,14 +162,14 @@ class SessionState:
         return [name for name in self._all_names() if name not in untouched]
 
     def _all_names(self) -> list[str]:
-        mine = [
+        names = [
             name
             for name in list(self._namespace)  # Threads may add to it meanwhile.
             if isinstance(name, str)
-            and name not in self._own
+            and name not in self._initial_names
             and not _IPYTHON_NAMES.fullmatch(name)
         ]
-        return mine[:_MAX_NAMES]
+        return names[:_MAX_NAMES]
 
     def save(self, memory: int, max_bytes: int) -> dict[str, Any]:
         """Save all that can be saved: variables, files, then what tells them apart.
@@ -185,7 +187,7 @@ class SessionState:
         threads = threading.active_count() - 1
         if threads:
             lost["(threads)"] = f"{threads} threads were running"
-        contents = {
+        manifest = {
             "format": _FORMAT,
             "variables": variables,
             "files": files,
@@ -193,20 +195,20 @@ class SessionState:
             "settings": pickle.dumps(_settings(), protocol=5),
             "folder": os.path.relpath(os.getcwd(), self._folder),
         }
-        packed = msgpack.packb(contents, unicode_errors="surrogatepass")
-        ending = _Target(memory, sys.maxsize)
+        packed = msgpack.packb(manifest, unicode_errors="surrogatepass")
+        ending = _MemoryWriter(memory, sys.maxsize)
         ending.size = target.size
         ending.write(packed + _LENGTH.pack(len(packed)))
         names = [printable(name) for name in variables]
-        return {"size": ending.size, "names": names, "lost": told(lost)}
+        return {"size": ending.size, "names": names, "lost": reported(lost)}
 
     def _save_variables(
         self, memory: int, limit: int, lost: dict[str, str]
-    ) -> tuple[_Target, dict[str, int]]:
+    ) -> tuple[_MemoryWriter, dict[str, int]]:
         """Return what was written to, and the size of each variable in it."""
         names = self._all_names()
         while True:
-            target = _Target(memory, limit)
+            target = _MemoryWriter(memory, limit)
             pickler = _Pickler(target, self._namespace, self._originals())
             saved: dict[str, int] = {}
             for name in names:
@@ -237,7 +239,7 @@ class SessionState:
             if getattr(image, "readonly", 0) or getattr(image, "tile", None)
         }
 
-    def _save_files(self, target: _Target, lost: dict[str, str]) -> dict[str, int]:
+    def _save_files(self, target: _MemoryWriter, lost: dict[str, str]) -> dict[str, int]:
         files: dict[str, int] = {}
         for path in _files(self._folder):
             name = str(path.relative_to(self._folder))
@@ -256,15 +258,15 @@ class SessionState:
             memory: File descriptor of memory that holds it, and nothing else.
         """
         with open(memory, "rb", closefd=False) as source:
-            contents = _read_contents(source)
-            saved: dict[str, int] = contents["variables"]
-            files: dict[str, int] = contents["files"]
-            if contents["format"] != _FORMAT:
-                reason = f"saved by another version ({contents['format']}; this is {_FORMAT})"
+            manifest = _read_manifest(source)
+            saved: dict[str, int] = manifest["variables"]
+            files: dict[str, int] = manifest["files"]
+            if manifest["format"] != _FORMAT:
+                reason = f"saved by another version ({manifest['format']}; this is {_FORMAT})"
                 return dict.fromkeys([*saved, *(f"file {name}" for name in files)], reason)
             lost: dict[str, str] = {}
             source.seek(sum(saved.values()))
-            for name in contents.get("folders", ()):  # Absent from snapshots of earlier versions.
+            for name in manifest.get("folders", ()):  # Absent from snapshots of earlier versions.
                 make = partial(os.makedirs, self._folder / name, exist_ok=True)
                 self._attempt(f"folder {name}", lost, make)
             for name, size in files.items():
@@ -275,8 +277,8 @@ class SessionState:
             known = {_GLOBALS: self._namespace, **self._images}
             source.seek(0)
             self._namespace.update(_load(source, saved, known, lost))
-        self._attempt("(settings)", lost, lambda: _apply(pickle.loads(contents["settings"])))
-        self._attempt("(folder)", lost, lambda: os.chdir(self._folder / contents["folder"]))
+        self._attempt("(settings)", lost, lambda: _apply(pickle.loads(manifest["settings"])))
+        self._attempt("(folder)", lost, lambda: os.chdir(self._folder / manifest["folder"]))
         return lost
 
     def _attempt(self, name: str, lost: dict[str, str], action: Callable[[], None]) -> None:
@@ -291,15 +293,15 @@ class SessionState:
         path.write_bytes(content)
 
 
-def _read_contents(source: BinaryIO) -> dict[str, Any]:
+def _read_manifest(source: BinaryIO) -> dict[str, Any]:
     """Read the end of a snapshot: what is in it, and how large each piece is."""
     source.seek(-_LENGTH.size, os.SEEK_END)
     (length,) = _LENGTH.unpack(source.read())
     source.seek(-_LENGTH.size - length, os.SEEK_END)
-    contents: dict[str, Any] = msgpack.unpackb(
+    manifest: dict[str, Any] = msgpack.unpackb(
         source.read(length), unicode_errors="surrogatepass", strict_map_key=True
     )
-    return contents
+    return manifest
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -351,8 +353,8 @@ def printable(text: str) -> str:
     return text[:_MAX_REASON_CHARACTERS].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def told(lost: dict[str, str]) -> dict[str, str]:
-    """What is told of lost variables and files: not more than anyone reads."""
+def reported(lost: dict[str, str]) -> dict[str, str]:
+    """What is reported of lost variables and files: not more than anyone reads."""
     shown = {printable(name): reason for name, reason in list(lost.items())[:_MAX_NAMES]}
     if len(lost) > len(shown):
         shown["(others)"] = f"{len(lost) - len(shown)} more were lost"

@@ -255,8 +255,8 @@ def _decode_images(conn: socket.socket) -> None:
         request, (source, target) = received
         reply: dict[str, Any]
         try:
-            described = decode_into(source, target, **request)
-            reply = {"lazy": True} if described is None else {"image": described}
+            metadata = decode_into(source, target, **request)
+            reply = {"lazy": True} if metadata is None else {"image": metadata}
         except ImageRefused as error:
             reply = {"refused": str(error)}
         os.close(source)
