@@ -1,8 +1,8 @@
-"""Several processes behind one port: which of them has what, and how they request each other.
+"""Worker processes behind one port: placement of sessions and images, relay of requests.
 
-Every worker has its own kernels. The number of a session's worker is in its id; images, and the
-sessions on them, go to the worker that their hash chooses, so that the rollouts of one prompt
-share one set of pixels. A request that reaches another worker is passed on.
+Each worker has its own kernels. A session ID begins with the number of its worker. Images are
+placed by their hash and sessions by that of their first image, so that the rollouts of a prompt
+share decoded pixels. A request that reaches another worker is relayed.
 """
 
 from __future__ import annotations

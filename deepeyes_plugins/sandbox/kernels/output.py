@@ -1,4 +1,4 @@
-"""What a cell may put out, and the marks where that was too much."""
+"""Output limits of a cell, and truncation with visible markers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 MAX_IMAGE_BYTES: Final = 64 << 20
-"""Most that the images of one cell may hold together."""
+"""Maximum total size of the images of one cell."""
 
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 
-# A lone surrogate is told by so many characters, a cut by fewer than these.
+# Maximum number of characters of an escaped lone surrogate, and of a truncation marker.
 _ESCAPED_CHARACTERS = 6
 _MARK_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
 class OutputLimits:
-    """What one cell may return."""
+    """Limits of the output of one cell."""
 
     stdout_characters: int
     stderr_characters: int
@@ -29,12 +29,12 @@ class OutputLimits:
 
 
 def max_returned_characters(limit: int) -> int:
-    """Characters that a ``BoundedText`` of this limit can return, its mark included."""
+    """Return the maximum length of text from a ``BoundedText`` of this limit, with its marker."""
     return _ESCAPED_CHARACTERS * limit + _MARK_CHARACTERS
 
 
 def images_cut(dropped: int, limit: int) -> str:
-    """The line that says how many images were left out, and why."""
+    """Return the line of stderr that says how many images were dropped, and why."""
     return (
         f"{dropped} images cut: a cell returns at most {limit}, and {MAX_IMAGE_BYTES >> 20} MiB "
         "in all.\n"
@@ -42,17 +42,16 @@ def images_cut(dropped: int, limit: int) -> str:
 
 
 class BoundedText(io.TextIOBase):
-    """A text stream that keeps the beginning and the end of what is written to it.
+    """Text stream that stores the beginning and the end of what is written to it.
 
-    Memory stays bounded however much is written: the first half of the limit is tail as it comes,
-    the last half in a queue that forgets its oldest piece.
+    Its memory is bounded: the first half of the limit is a list, the last half a queue that drops
+    its oldest chunks.
     """
 
     def __init__(self, limit: int) -> None:
-        """Keep at most ``limit`` characters, and a mark."""
         self._head_limit = limit - limit // 2
         self._tail_limit = limit // 2
-        # Threads of a cell write after its end, too. A finaliser may write within a write.
+        # Threads of a cell may write after its end; a finalizer may write during a write.
         self._lock = threading.RLock()
         self._clear()
         self._buffer = _ByteStream(self)
@@ -66,20 +65,20 @@ class BoundedText(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """What ``buffer`` takes bytes for."""
+        """Encoding of ``buffer``."""
         return "utf-8"
 
     @property
     def buffer(self) -> io.RawIOBase:
-        """The byte stream beneath, as ``sys.stdout.buffer``."""
+        """Byte stream that writes to this one, like ``sys.stdout.buffer``."""
         return self._buffer
 
     def writable(self) -> bool:
-        """True, and only that."""
+        """Return True."""
         return True
 
     def write(self, text: str) -> int:
-        """Keep what there is room for; returns the length of the text, as streams do."""
+        """Write text, truncated to the limit; return its full length, as streams do."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         with self._lock:
@@ -108,14 +107,14 @@ class BoundedText(io.TextIOBase):
         self._dropped += count
 
     def take(self) -> str:
-        """Return what is tail, with a mark where something is missing, and starts afresh."""
+        """Return the text, with a marker where it is truncated, and clear the stream."""
         with self._lock:
             if self._tail_size > self._tail_limit:
                 self._drop(self._tail_size - self._tail_limit)
             mark = f"\n... [{self._dropped} characters cut] ...\n" if self._dropped else ""
             text = "".join(self._head) + mark + "".join(self._tail)
             self._clear()
-        # A lone surrogate has no UTF-8 form; every other character passes through.
+        # Lone surrogates cannot be encoded in UTF-8; all other characters are unchanged.
         return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

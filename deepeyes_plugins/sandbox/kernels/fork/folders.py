@@ -1,4 +1,4 @@
-"""Folders that untrusted code has written: how much is in them, and how to get rid of them."""
+"""Scratch folders of untrusted code: disk usage and safe removal."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ logger = logging.getLogger(__name__)
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder with all that is in it, however deep it is and whatever its modes.
+    """Remove a folder and its contents, whatever their depth and permissions.
 
-    What lies two levels down is moved up to the first, so that no path gets long and no recursion
-    deep.
+    Folders two levels down are moved up to the first, which avoids long paths and recursion.
     """
     try:
         while inner := _clear(str(folder)):
@@ -33,13 +32,13 @@ def remove(folder: Path) -> None:
 
 
 def _clear(folder: str) -> list[str]:
-    """Remove the files of a folder; returns its folders, which can be entered then."""
+    """Remove the files of a folder; return its subfolders, made accessible."""
     os.chmod(folder, 0o700)
     folders = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                # Moving a folder changes what it says of its parent.
+                # Moving a folder changes its ".." entry, which needs write permission.
                 os.chmod(entry.path, 0o700)
                 folders.append(entry.path)
             else:
@@ -48,13 +47,13 @@ def _clear(folder: str) -> list[str]:
 
 
 def exceeds(folder: Path, pid: int, size: int, files: int) -> bool:
-    """Whether a process has more in its folder than it may; looks no further than it needs to.
+    """Return whether a process exceeds the quota of its folder.
 
     Args:
         folder: The only folder that the process may write.
-        pid: The process; what it has removed and still holds open counts, too.
-        size: Bytes that it may have there.
-        files: Files and folders that it may have there.
+        pid: The process; files that it has removed but not closed count, too.
+        size: Quota in bytes.
+        files: Quota of files and folders.
     """
     try:
         device = os.lstat(folder).st_dev

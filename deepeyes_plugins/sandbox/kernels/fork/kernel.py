@@ -1,4 +1,4 @@
-"""One forked session, as the server sees it."""
+"""Kernel of one forked session: requests, timeouts, and validation of untrusted replies."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class ForkKernel:
     """One forked session."""
 
     def __init__(self, child: Child, channel: Channel, grace: float, limits: OutputLimits) -> None:
-        """Take charge of a child that waits for cells.
+        """Initialize the kernel of a running child process.
 
         Args:
             child: The forked process.
             channel: The connection to it.
-            grace: Seconds between an interrupt at a timeout and the kill.
-            limits: What one cell may return.
+            grace: Seconds between the interrupt at a timeout and the kill.
+            limits: Limits of the output of one cell.
         """
         self._child = child
         self._channel = channel
@@ -55,17 +55,17 @@ class ForkKernel:
 
     @property
     def child(self) -> Child:
-        """The process."""
+        """The child process."""
         return self._child
 
     @property
     def alive(self) -> bool:
-        """Whether the process is there and its connection intact."""
+        """Whether the process runs and its connection is intact."""
         return self._channel.open and self._child.handle >= 0
 
     @property
     def names(self) -> Sequence[str]:
-        """The variables that the code had made when its last cell ended; see ``Kernel``."""
+        """Variables defined by the code; see ``Kernel``."""
         return self._names
 
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
@@ -96,17 +96,17 @@ class ForkKernel:
         max_bulk_bytes: int = 0,
         memory: int | None = None,
     ) -> tuple[Any, bytes, bool, bool]:
-        """Send a request, interrupts it at its timeout and kills what does not react.
+        """Send a request, interrupt it at its timeout, and kill the process if it does not react.
 
         Args:
             message: The request.
             timeout: Seconds until the interrupt.
-            max_bulk_bytes: Most bulk that the reply may have.
-            memory: File descriptor that goes with the request.
+            max_bulk_bytes: Maximum size of the reply's bulk.
+            memory: File descriptor to send with the request.
 
         Returns:
-            The reply, or None where the process is gone now; its bulk; whether it came in time;
-            whether anything came without force.
+            The reply, or None if the process has ended; its bulk; whether it arrived before the
+            timeout; whether the process replied or ended before it was killed.
         """
         self._busy = self._may_be_running = True
         descriptors = [] if memory is None else [memory]
@@ -154,7 +154,7 @@ class ForkKernel:
         return Snapshot(data, names, lost)
 
     async def restore(self, data: bytes) -> dict[str, str]:
-        """Take over saved variables; see ``Kernel``."""
+        """Restore saved variables; see ``Kernel``."""
         with _lent_memory(0) as memory:
             await _in_thread_if_large(len(data), _write_all, memory, data)
             seal(memory, fcntl.F_SEAL_GROW)
@@ -170,7 +170,7 @@ class ForkKernel:
             raise SnapshotFailed(MALFORMED) from None
 
     def memory(self) -> int:
-        """Bytes that only this session holds; see ``Kernel``."""
+        """Return the unshared memory of this session; see ``Kernel``."""
         return unique_bytes(self._child.pid) if self.alive else 0
 
     def interrupt(self) -> None:
@@ -180,13 +180,13 @@ class ForkKernel:
 
     @property
     def may_be_running(self) -> bool:
-        """Whether code may be running: that of a cell, or threads that a cell has left."""
+        """Whether a cell, or a thread that a cell has started, may be running."""
         if self._may_be_running and not self._busy:
             self._may_be_running = self._child.threads > 1
         return self._may_be_running
 
     def stop(self, reason: str) -> None:
-        """Stop a session that takes too much; its running cell, or the next, gives the reason."""
+        """Kill a session that exceeds a quota; its current or next cell reports the reason."""
         self._stop_reason = f"{reason}, so its process was stopped. All variables are gone."
         self._child.signal(signal.SIGKILL)
 
@@ -198,9 +198,9 @@ class ForkKernel:
 
 @contextlib.contextmanager
 def _lent_memory(size: int) -> Iterator[int]:
-    """Make memory for a session, in which it can keep nothing afterwards, once it is sealed.
+    """Create memory for an exchange with a session, and empty it afterwards.
 
-    It counts as no memory of the session's own, so one that held on to it would evade its limit.
+    It does not count against the memory limit of the session, which could keep it open.
     """
     with memfd("snapshot", size) as memory:
         try:
@@ -210,7 +210,7 @@ def _lent_memory(size: int) -> Iterator[int]:
 
 
 async def _in_thread_if_large(size: int, action: Callable[..., T], *arguments: Any) -> T:
-    """Copie so many bytes, in a thread where it would hold others up."""
+    """Run a copy of ``size`` bytes, in a thread if it would block the event loop for long."""
     if size > _LARGE_BYTES:
         return await asyncio.to_thread(action, *arguments)
     return action(*arguments)
@@ -225,9 +225,9 @@ def _write_all(memory: int, data: bytes) -> None:
 
 
 def _split_images(bulk: bytes, sizes: Any) -> list[bytes]:
-    """Cut the bulk of a reply into images."""
+    """Split the bulk of a reply into images."""
     if not isinstance(sizes, list) or not all(isinstance(s, int) and s >= 0 for s in sizes):
-        raise ValueError("not sizes")
+        raise ValueError("not a list of sizes")
     if sum(sizes) != len(bulk):
         raise ValueError("not the sizes of the images")
     ends = list(accumulate(sizes))
@@ -235,10 +235,10 @@ def _split_images(bulk: bytes, sizes: Any) -> list[bytes]:
 
 
 def _validate(result: ExecutionResult, limits: OutputLimits) -> None:
-    """Take a child's reply for what it claims to be only after a look at every part of it.
+    """Validate the reply of an untrusted child.
 
     Raises:
-        ValueError: An honest child says nothing like it.
+        ValueError: The reply violates the protocol or a limit.
     """
     texts = (
         (result.stdout, max_returned_characters(limits.stdout_characters)),
@@ -248,23 +248,23 @@ def _validate(result: ExecutionResult, limits: OutputLimits) -> None:
     )
     for text, most in texts:
         if not isinstance(text, str) or len(text) > most:
-            raise ValueError("no text, or more of it than is kept")
+            raise ValueError("not text, or too long")
     if result.outcome not in ("ok", "error") or result.lost_names:
-        raise ValueError("not for a child to say")
+        raise ValueError("not an outcome of a child")
     if len(result.images) > limits.images:
         raise ValueError("too many images")
     if not all(image.startswith(PNG_SIGNATURE) for image in result.images):
-        raise ValueError("no PNG")
+        raise ValueError("not a PNG")
 
 
-def _string_list(names: Any) -> list[str]:
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("not a list of names")
-    return names
+def _string_list(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError("not a list of strings")
+    return value
 
 
-def _string_dict(lost: Any) -> dict[str, str]:
-    if not isinstance(lost, dict):
-        raise ValueError("not names with reasons")
-    _string_list([*lost, *lost.values()])
-    return lost
+def _string_dict(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ValueError("not a dictionary")
+    _string_list([*value, *value.values()])
+    return value

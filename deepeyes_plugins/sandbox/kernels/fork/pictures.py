@@ -1,4 +1,4 @@
-"""Images that sessions share: decoded once, in a jail, into memory that nobody can change."""
+"""Images that sessions share: decoded once by an isolated process, into sealed memory."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _DECODE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class SharedImage:
-    """An image in sealed memory.
+    """Image in sealed memory.
 
     Attributes:
-        metadata: What ``images.attach`` needs to make an image of it.
-        memory: File descriptor of the pixels, or of the encoded file where it stays lazy.
-        size: Bytes of that.
+        metadata: Metadata for ``images.attach``.
+        memory: File descriptor of the pixels, or of the encoded file if it is decoded lazily.
+        size: Size of the memory in bytes.
     """
 
     metadata: dict[str, Any]
@@ -39,16 +39,16 @@ class SharedImage:
 
 
 class SharedImages:
-    """The images that sessions to come may ask for, by their hash."""
+    """LRU cache of shared images by hash."""
 
     def __init__(
         self, settings: SandboxSettings, make_decoder: Callable[[], Awaitable[Child]]
     ) -> None:
-        """Hold none.
+        """Initialize an empty cache.
 
         Args:
             settings: Limits.
-            make_decoder: Forks the jailed process that decodes.
+            make_decoder: Forks the isolated decoder process.
         """
         self._settings = settings
         self._make_decoder = make_decoder
@@ -58,10 +58,10 @@ class SharedImages:
         self._decoder_lock = asyncio.Lock()
 
     def take(self, digests: Sequence[str]) -> list[SharedImage]:
-        """Return images with duplicates of their descriptors, which are the caller's to close.
+        """Return images with duplicated descriptors, which the caller must close.
 
         Raises:
-            ImagesMissing: Some are not total_bytes.
+            ImagesMissing: Some are not in the cache.
         """
         missing = sorted({digest for digest in digests if digest not in self._images})
         if missing:
@@ -69,21 +69,21 @@ class SharedImages:
         for digest in digests:
             self._images.move_to_end(digest)
         images = [self._images[digest] for digest in digests]
-        return [SharedImage(p.metadata, os.dup(p.memory), p.size) for p in images]
+        return [SharedImage(one.metadata, os.dup(one.memory), one.size) for one in images]
 
     async def add(self, digest: str, data: bytes) -> None:
-        """Decode an image, once however many ask, and holds it.
+        """Decode an image and add it; concurrent calls for the same image share the work.
 
         Raises:
-            ImageRejected: It is no usable image.
+            ImageRejected: It is not a valid image.
         """
         if digest in self._images:
             return
-        await self._decoding.run(digest, lambda: self._decode_and_hold(digest, data))
+        await self._decoding.run(digest, lambda: self._decode_and_add(digest, data))
 
-    async def _decode_and_hold(self, digest: str, data: bytes) -> None:
+    async def _decode_and_add(self, digest: str, data: bytes) -> None:
         async with self._decoder_lock:
-            # A decoder may have died with its zygote; one that dies twice dies of the image.
+            # A decoder may have died with its zygote; if it dies twice, the cause is the image.
             image = await self._try_decode(data) or await self._try_decode(data)
         if image is None:
             raise ImageRejected("the image could not be decoded: it crashed or stalled its decoder")
@@ -107,7 +107,7 @@ class SharedImages:
             return None
 
     async def close(self) -> None:
-        """End the decoder and lets go of all images; sessions keep theirs."""
+        """Stop the decoder and release all images; sessions still have theirs."""
         if self._decoder is not None:
             await self._decoder.end()
             self._decoder = None
@@ -117,11 +117,11 @@ class SharedImages:
 
 
 def _decode(conn: socket.socket, data: bytes, settings: SandboxSettings) -> SharedImage:
-    """Have an image decoded by the jailed decoder. Blocks.
+    """Decode an image in the isolated decoder process. Blocks.
 
     Raises:
-        ImageRejected: The decoder does not take the image.
-        OSError, WireError: The decoder died or did not answer.
+        ImageRejected: The decoder rejects the image.
+        OSError, WireError: The decoder died or did not respond.
     """
     with memfd("image") as source, memfd("pixels") as target:
         with open(source, "wb", closefd=False) as file:
@@ -131,17 +131,17 @@ def _decode(conn: socket.socket, data: bytes, settings: SandboxSettings) -> Shar
         socket.send_fds(conn, [wire.pack(request)], [source, target])
         received = wire.receive(conn)
         if received is None:
-            raise wire.WireError("the decoder ended")
+            raise wire.WireError("the decoder has exited")
         reply, descriptors = received
         if descriptors or not isinstance(reply, dict) or len(reply) != 1:
-            # Whatever took the decoder over must not fill this process with descriptors either.
+            # A compromised decoder must not exhaust the file descriptors of this process.
             for descriptor in descriptors:
                 os.close(descriptor)
-            raise wire.WireError("the decoder sent something else than a reply")
+            raise wire.WireError("the decoder sent an invalid reply")
         if "refused" in reply:
             raise ImageRejected(str(reply["refused"]))
-        kept = target if "image" in reply else source
-        # From here on nobody can change it, neither the decoder nor a session.
-        seal(kept, UNCHANGEABLE)
+        memory = target if "image" in reply else source
+        # From here on, neither the decoder nor a session can change it.
+        seal(memory, UNCHANGEABLE)
         metadata = reply.get("image") or {"lazy": True}
-        return SharedImage(metadata, os.dup(kept), os.fstat(kept).st_size)
+        return SharedImage(metadata, os.dup(memory), os.fstat(memory).st_size)
