@@ -176,7 +176,7 @@ class SandboxClient:
                 return SandboxSession(self, answer["id"], server)
             missing = answer.get("missing")
             if not missing:
-                raise SandboxError(f"{server.url} is no sandbox server: it has no /v1/sessions")
+                raise SandboxError(f"{server.url} is not a sandbox server: it has no /v1/sessions")
             worker = response.headers.get(WORKER_HEADER)
             await asyncio.gather(*(self._upload(server, d, by_digest[d], worker) for d in missing))
         raise SandboxUnavailable(
@@ -485,7 +485,7 @@ def _fields(server: Server, response: httpx.Response) -> dict[str, Any]:
     try:
         return dict(msgpack.unpackb(response.content) if packed else response.json())
     except (ValueError, TypeError) as error:
-        raise SandboxError(f"{server.url} is no sandbox server: {error}") from error
+        raise SandboxError(f"{server.url} is not a sandbox server: {error}") from error
 
 
 def _parse_as(kind: type[T], server: Server, response: httpx.Response) -> T:
@@ -495,7 +495,7 @@ def _parse_as(kind: type[T], server: Server, response: httpx.Response) -> T:
     try:
         return kind(**{name: value for name, value in fields.items() if name in known})
     except TypeError as error:
-        raise SandboxError(f"{server.url} is no sandbox server: {error}") from error
+        raise SandboxError(f"{server.url} is not a sandbox server: {error}") from error
 
 
 def _reason(response: httpx.Response) -> str:

@@ -171,7 +171,7 @@ def _announcement(pipe: int, timeout: float) -> dict[str, object]:
                 return {"failure": f"it was not ready within {timeout:g} s"}
             chunk = os.read(pipe, 1 << 16)
             if not chunk:
-                return {"failure": "its process ended at once; see its log above"}
+                return {"failure": "its process exited at once; see its log above"}
             line += chunk
     message: dict[str, object] = json.loads(line)
     return message

@@ -98,9 +98,9 @@ def _is_local(url: str) -> bool:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise SandboxError(f"{url!r} is no URL of a sandbox server: {error}") from error
+        raise SandboxError(f"{url!r} is not a URL of a sandbox server: {error}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise SandboxError(f"{url!r} is no URL of a sandbox server such as http://host:8080")
+        raise SandboxError(f"{url!r} is not a URL of a sandbox server such as http://host:8080")
     if parsed.host in ("localhost", socket.gethostname()):
         return True
     try:

@@ -323,7 +323,7 @@ class TestCells:
             with pytest.raises(SandboxError, match="answered 404"):
                 await client.health()
         async with SandboxClient(f"{start().url}/nothing/here") as client:
-            with pytest.raises(SandboxError, match="is no sandbox server"):
+            with pytest.raises(SandboxError, match="is not a sandbox server"):
                 await client.create_session()
 
 

@@ -100,7 +100,7 @@ def cluster(address: str | None = None) -> Iterator[None]:
 def _check_reachable(address: str) -> None:
     """Reject an unreachable address at once, which Ray would retry for minutes, and "local"."""
     if address == "local":
-        raise ValueError("this would start a cluster of its own")
+        raise ValueError("this would start a new cluster")
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()

@@ -1,6 +1,6 @@
 """Jupyter kernel: runs any installed kernelspec with its provisioner.
 
-For environments of one's own. These kernels are not isolated by this package: the kernelspec
+It is for custom environments. The kernels are not isolated by this package: the kernelspec
 decides where and with what rights its process runs.
 
 Sessions cannot be saved and restored, since their environment may lack cloudpickle.
@@ -255,7 +255,7 @@ class JupyterKernel:
         try:
             await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if self._dead.done():
-                raise RuntimeError("its process ended at once")
+                raise RuntimeError("its process exited at once")
             if not self._starting.done():
                 raise TimeoutError(f"it was not ready within {seconds:g} s")
             self._starting.result()

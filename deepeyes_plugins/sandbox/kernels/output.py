@@ -28,7 +28,7 @@ class OutputLimits:
     image_pixels: int
 
 
-def max_returned_characters(limit: int) -> int:
+def max_characters(limit: int) -> int:
     """Return the maximum length of text from a ``BoundedText`` of this limit, with its marker."""
     return _ESCAPED_CHARACTERS * limit + _MARK_CHARACTERS
 

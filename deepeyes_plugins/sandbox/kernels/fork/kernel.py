@@ -21,7 +21,7 @@ from deepeyes_plugins.sandbox.kernels.output import (
     MAX_IMAGE_BYTES,
     PNG_SIGNATURE,
     OutputLimits,
-    max_returned_characters,
+    max_characters,
 )
 
 T = TypeVar("T")
@@ -191,7 +191,7 @@ class ForkKernel:
         self._child.signal(signal.SIGKILL)
 
     async def close(self) -> None:
-        """Kill the process and removes its files."""
+        """Kill the process and remove its files."""
         self._channel.abort()
         await self._child.end()
 
@@ -241,9 +241,9 @@ def _validate(result: ExecutionResult, limits: OutputLimits) -> None:
         ValueError: The reply violates the protocol or a limit.
     """
     texts = (
-        (result.stdout, max_returned_characters(limits.stdout_characters)),
-        (result.stderr, max_returned_characters(limits.stderr_characters)),
-        (result.result, max_returned_characters(limits.stdout_characters)),
+        (result.stdout, max_characters(limits.stdout_characters)),
+        (result.stderr, max_characters(limits.stderr_characters)),
+        (result.result, max_characters(limits.stdout_characters)),
         (result.error_name or "", _MAX_ERROR_NAME),
     )
     for text, most in texts:

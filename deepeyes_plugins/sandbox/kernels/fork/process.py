@@ -183,7 +183,7 @@ async def wait_for_greeting(conn: socket.socket, scratch: Path | None) -> Child:
     await _readable(conn.fileno(), _FORK_SECONDS)
     greeting = conn.recv(1 << 16)
     if not greeting:
-        raise wire.WireError("its process ended at once")
+        raise wire.WireError("its process exited at once")
     message = wire.unpack(memoryview(greeting)[wire.HEADER.size :])
     if "failure" in message:
         raise wire.WireError(message["failure"])
@@ -192,7 +192,7 @@ async def wait_for_greeting(conn: socket.socket, scratch: Path | None) -> Child:
     # If its end is still open, the process is alive, so the handle refers to it.
     if child.disconnected:
         os.close(handle)
-        raise wire.WireError("its process ended at once")
+        raise wire.WireError("its process exited at once")
     return child
 
 

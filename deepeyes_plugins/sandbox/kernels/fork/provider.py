@@ -28,7 +28,7 @@ from deepeyes_plugins.sandbox.kernels.fork.process import (
     remove_folder,
     wait_for_greeting,
 )
-from deepeyes_plugins.sandbox.kernels.output import OutputLimits, max_returned_characters
+from deepeyes_plugins.sandbox.kernels.output import OutputLimits, max_characters
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
@@ -279,9 +279,8 @@ class ForkProvider:
 
     def _max_reply_bytes(self) -> int:
         limits = self._limits
-        characters = 2 * max_returned_characters(
-            limits.stdout_characters
-        ) + max_returned_characters(limits.stderr_characters)
+        characters = 2 * max_characters(limits.stdout_characters)
+        characters += max_characters(limits.stderr_characters)
         return _REPLY_BYTES + _BYTES_PER_CHARACTER * characters
 
     async def _ready_child(self) -> Child:
