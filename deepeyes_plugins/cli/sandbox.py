@@ -1,4 +1,4 @@
-"""``deepeyes sandbox``: run a code sandbox of one's own."""
+"""``deepeyes sandbox serve``: run a sandbox server."""
 
 from __future__ import annotations
 
@@ -14,46 +14,57 @@ from deepeyes_plugins.settings import load_settings
 
 
 class LogFormat(StrEnum):
-    """How log records look."""
+    """Format of log records."""
 
     TEXT = "text"
     JSON = "json"
 
 
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on.")
+    ] = "127.0.0.1",
     port: Port = 8080,
-    workers: Annotated[int, typer.Option(min=1, help="Server processes behind the port.")] = 1,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Number of server processes.")
+    ] = 1,
     redis: Annotated[
         str | None,
         typer.Option(
+            metavar="URL",
             callback=redis_url,
-            help="Redis for sessions, as redis://host:6379/0; servers can share it.",
+            help="Redis for sessions, as redis://host:6379/0; several servers can share it.",
         ),
     ] = None,
     token_env: Annotated[
         str | None,
-        typer.Option(help="Environment variable with the bearer token that clients must send."),
+        typer.Option(
+            metavar="NAME",
+            help="Environment variable with the bearer token that clients must send.",
+        ),
     ] = None,
     kernel: Annotated[
-        str | None, typer.Option(help="fork, jupyter, or a third party's as module:factory.")
+        str | None,
+        typer.Option(metavar="KERNEL", help="fork, jupyter, or a custom kernel as module:factory."),
     ] = None,
     allow_unisolated: Annotated[
         bool,
-        typer.Option("--allow-unisolated", help="Run even where code cannot be isolated."),
+        typer.Option("--allow-unisolated", help="Run even if an isolation layer is missing."),
     ] = False,
     config: Annotated[
-        Path | None, typer.Option(help="An agent.yaml; its part `sandbox` sets the limits.")
+        Path | None,
+        typer.Option(metavar="PATH", help="agent.yaml whose `sandbox` section sets the limits."),
     ] = None,
-    log_level: Annotated[LogLevel, typer.Option(help="How much it logs.")] = LogLevel.INFO,
-    log_format: Annotated[LogFormat, typer.Option(help="Form of the log.")] = LogFormat.TEXT,
+    log_level: Annotated[LogLevel, typer.Option(help="Log level.")] = LogLevel.INFO,
+    log_format: Annotated[LogFormat, typer.Option(help="Log format.")] = LogFormat.TEXT,
 ) -> None:
     """Run a sandbox server for other machines or jobs.
 
-    Point agents to it with `sandbox.url` in agent.yaml or DEEPEYES_SANDBOX_URL. On any address but
-    loopback it wants a bearer token: set DEEPEYES_TOKEN_SANDBOX here and there.
+    Point agents to it with `sandbox.url` in agent.yaml or DEEPEYES_SANDBOX_URL. On any address
+    except loopback it requires a bearer token: set DEEPEYES_TOKEN_SANDBOX for the server and for
+    its clients.
     """
-    chosen: dict[str, Any] = {
+    options_given: dict[str, Any] = {
         "redis_url": redis,
         "token_env": token_env,
         "kernel": kernel,
@@ -63,7 +74,7 @@ def serve(
         settings = load_settings(config).sandbox
     except SettingsError as error:
         raise typer.BadParameter(str(error), param_hint="--config") from error
-    given = {name: value for name, value in chosen.items() if value is not None}
+    overrides = {name: value for name, value in options_given.items() if value is not None}
     from deepeyes_plugins.sandbox.options import ServerOptions
     from deepeyes_plugins.sandbox.serve import serve as run
 
@@ -74,4 +85,4 @@ def serve(
         log_level=log_level.value,
         log_format=log_format.value,
     )
-    run(settings.model_copy(update=given), options)
+    run(settings.model_copy(update=overrides), options)

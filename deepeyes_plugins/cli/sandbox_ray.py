@@ -29,50 +29,58 @@ _NODE_CHARACTERS = 8
 Address = Annotated[
     str | None,
     typer.Option(
-        help="host:port of the Ray head node; by default $RAY_ADDRESS, else the cluster that this "
-        "machine belongs to.",
+        metavar="HOST:PORT",
+        help="Ray head node; by default $RAY_ADDRESS, else the cluster of this machine.",
         show_default=False,
     ),
 ]
 
 
 def up(
-    ray: Annotated[bool, typer.Option("--ray", help="On the nodes of a Ray cluster.")] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Deploy to the nodes of a Ray cluster.")
+    ] = False,
     config: Annotated[
-        Path | None, typer.Option(help="An agent.yaml; its part `sandbox` sets the limits.")
+        Path | None,
+        typer.Option(metavar="PATH", help="agent.yaml whose `sandbox` section sets the limits."),
     ] = None,
     address: Address = None,
     num_cpus: Annotated[
-        float, typer.Option(min=0, help="Ray CPUs that each server takes from its node.")
+        float,
+        typer.Option(metavar="N", min=0, help="Ray CPUs that each server reserves on its node."),
     ] = 0,
     port: Annotated[
         int,
         typer.Option(
+            metavar="PORT",
             min=0,
             max=LARGEST_PORT,
-            help="Port on every node; 0 takes one of 20000 to 29999 that the node keeps.",
+            help="Port on every node; 0: a fixed port per node between 20000 and 29999.",
         ),
     ] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Server processes on every node.")] = 1,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Number of server processes on every node.")
+    ] = 1,
     redis: Annotated[
         str | None,
         typer.Option(
+            metavar="URL",
             callback=redis_url,
-            help="Redis for sessions, as redis://host:6379/0, which all nodes reach: sessions "
-            "then outlive their node.",
+            help="Redis for sessions, as redis://host:6379/0, reachable from all nodes: sessions "
+            "then survive the loss of their node.",
         ),
     ] = None,
 ) -> None:
-    """Run a server on every node of a Ray cluster, until `deepeyes sandbox down`.
+    """Run a sandbox server on every node of a Ray cluster, until `deepeyes sandbox down`.
 
-    Agent loops of that cluster find the servers by themselves, unless they are told a URL. Call it
-    again when nodes have joined: those that have a server keep it. The servers ask for a token that
-    Ray's actors know; set the environment variable DEEPEYES_TOKEN_SANDBOX here to choose it.
+    Agent loops on the cluster discover the servers, unless a URL is configured. Run the command
+    again for nodes that joined later; existing servers are not changed. The servers require a
+    bearer token, which agent loops get from Ray; set DEEPEYES_TOKEN_SANDBOX here to choose it.
     """
     if not ray:
         raise typer.BadParameter(
-            "say where: `deepeyes sandbox up --ray` runs a server on every node of a Ray cluster. "
-            "For one server on this machine there is `deepeyes sandbox serve`.",
+            "required: `deepeyes sandbox up --ray` runs a server on every node of a Ray cluster. "
+            "To run one server on this machine, use `deepeyes sandbox serve`.",
             param_hint="--ray",
         )
     try:
@@ -85,14 +93,15 @@ def up(
         servers = deployment.deploy(settings, num_cpus=num_cpus, port=port, workers=workers)
     table = _table("")
     for server in servers:
-        done = "started" if server.is_new else "was there"
-        table.add_row(*_row(server), done if server.state == "alive" else "", escape(server.detail))
+        action = "started" if server.is_new else "existing"
+        detail = escape(server.detail)
+        table.add_row(*_row(server), action if server.state == "alive" else "", detail)
     Console().print(table)
     failed = sum(server.state != "alive" for server in servers)
     if failed:
         complain(
-            f"{failed} of {len(servers)} nodes have no working server; the Ray logs of those nodes "
-            "(worker-*.err) may tell more"
+            f"{failed} of {len(servers)} nodes have no working server; see the Ray logs of those "
+            "nodes (worker-*.err) for details"
         )
 
 
@@ -100,14 +109,14 @@ def status(
     address: Address = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the servers of a Ray cluster, as they are seen from this machine."""
+    """Show the sandbox servers of a Ray cluster, and their health as seen from this machine."""
     with _cluster(address) as deployment:
         servers = deployment.status()
     if as_json:
         typer.echo(json.dumps([_as_dict(server) for server in servers], indent=2))
         return
     if not servers:
-        typer.echo("No sandbox runs on this Ray cluster; `deepeyes sandbox up --ray` starts it.")
+        typer.echo("No sandbox on this Ray cluster; run `deepeyes sandbox up --ray` to start it.")
         return
     table = _table("sessions", "isolation")
     for server in servers:
@@ -122,18 +131,18 @@ def status(
 
 
 def down(address: Address = None) -> None:
-    """End the servers of a Ray cluster, with all their sessions."""
+    """Stop the sandbox servers of a Ray cluster, with all their sessions."""
     with _cluster(address) as deployment:
         removed = deployment.remove()
     if not removed:
-        typer.echo("No sandbox runs on this Ray cluster.")
+        typer.echo("No sandbox on this Ray cluster.")
     for server in removed:
-        typer.echo(f"removed from {server.node_id[:_NODE_CHARACTERS]} ({server.address})")
+        typer.echo(f"stopped on {server.node_id[:_NODE_CHARACTERS]} ({server.address})")
 
 
 @contextmanager
 def _cluster(address: str | None) -> Iterator[Any]:
-    """Connects to the cluster, and makes errors of the sandbox those of the command."""
+    """Connect to the cluster, and report errors of the sandbox as those of the command."""
     try:
         from deepeyes_plugins.hosts.ray import sandbox as deployment
     except ModuleNotFoundError as error:
@@ -159,7 +168,7 @@ def _row(server: NodeServer) -> Sequence[str]:
 
 
 def _as_dict(server: NodeServer) -> dict[str, Any]:
-    """All but the token."""
+    """Return all fields except the token."""
     return {
         "node_id": server.node_id,
         "address": server.address,

@@ -1,8 +1,8 @@
-"""The code sandbox: runs untrusted, model-written Python in live Jupyter-style sessions.
+"""Code sandbox: runs untrusted, model-written Python in stateful Jupyter-style sessions.
 
-`SandboxClient` talks to servers, and `BlockingSandboxClient` does so without await; `ensure_server`
-finds or starts a server; `python -m deepeyes_plugins.sandbox` runs one. Names are imported on first
-use, so that importing this package costs nothing in the processes that must stay small.
+``SandboxClient`` is the asynchronous client, ``BlockingSandboxClient`` the synchronous one.
+``ensure_server`` finds or starts a server, and ``python -m deepeyes_plugins.sandbox`` runs one.
+Names are imported lazily, so that importing this package stays cheap.
 """
 
 from importlib import import_module
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deepeyes_plugins.sandbox.embedded import EmbeddedServer, ensure_server, start_server
     from deepeyes_plugins.sandbox.settings import SandboxSettings
 
-_HOMES = {
+_MODULES = {
     "BlockingSandboxClient": "blocking",
     "BlockingSandboxSession": "blocking",
     "SandboxClient": "client",
@@ -55,6 +55,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Runs a sandbox server: `python -m deepeyes_plugins.sandbox --port 8080`."""
+"""Command line of the sandbox server: ``python -m deepeyes_plugins.sandbox --port 8080``."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def _arguments() -> argparse.Namespace:
         description="Runs model-written Python in isolated sessions, over HTTP.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=8080, help="port; 0 takes a free one")
+    parser.add_argument("--port", type=int, default=8080, help="port; 0 picks a free one")
     parser.add_argument("--workers", type=int, default=1, help="number of server processes")
     parser.add_argument("--settings", default="{}", help="sandbox settings as a JSON object")
     parser.add_argument("--log-level", default="info", help="debug, info, warning or error")
     parser.add_argument("--log-format", default="text", choices=("text", "json"))
     parser.add_argument("--announce-fd", type=int, default=-1, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, default=0, help=argparse.SUPPRESS)
-    # How a supervisor starts one of its workers.
+    # Set by the supervisor when it starts a worker.
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--listener", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Serves until SIGTERM, SIGINT or the end of the parent process."""
+    """Run the server until SIGTERM, SIGINT or the exit of the parent process."""
     arguments = _arguments()
     try:
         settings = SandboxSettings.model_validate_json(arguments.settings)
@@ -46,9 +46,9 @@ def main() -> None:
         chosen = {option.name: getattr(arguments, option.name) for option in fields(ServerOptions)}
         serve(settings, ServerOptions(**chosen))
         return
-    told = json.loads(arguments.worker)
-    options = ServerOptions(**told["options"] | {"announce_fd": arguments.announce_fd})
-    pool = WorkerPool(**told["pool"] | {"folder": Path(told["pool"]["folder"])})
+    worker = json.loads(arguments.worker)
+    options = ServerOptions(**worker["options"] | {"announce_fd": arguments.announce_fd})
+    pool = WorkerPool(**worker["pool"] | {"folder": Path(worker["pool"]["folder"])})
     configure_logging(options.log_level, options.log_format)
     with socket.socket(fileno=arguments.listener) as listener:
         run_worker(settings, options, listener, pool)

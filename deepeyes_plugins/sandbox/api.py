@@ -1,7 +1,7 @@
-"""The HTTP interface in one table: what is accepted, what is answered, and its OpenAPI document.
+"""HTTP API of the sandbox server: endpoints, request and response models, OpenAPI document.
 
-Results are msgpack with raw PNG bytes for those who accept `application/x-msgpack`, else JSON with
-base64. Errors are `{"error": sentence}`.
+Results are msgpack with raw PNG bytes for clients that accept ``application/x-msgpack``, else JSON
+with base64. Errors are ``{"error": message}``.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def _source(value: Any) -> str:
 
 
 Source = Annotated[
-    # Lone surrogates are no valid Unicode, but models write them; pydantic's own strings refuse.
+    # Models write lone surrogates, which pydantic's ``str`` rejects as invalid Unicode.
     str, PlainValidator(_source), WithJsonSchema({"type": "string"})
 ]
 
 
 def _whole(value: Any) -> Any:
-    # JSON knows one kind of number: 2.0 is as whole as 2.
+    # JSON has one number type: 2.0 is an integer too.
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -51,13 +51,13 @@ LegacyId = str | Annotated[int, Field(strict=True), BeforeValidator(_whole)]
 
 
 class Message(BaseModel):
-    """Base of all messages; unknown keys are ignored, so that newer clients are understood."""
+    """Base class of all messages; unknown keys are ignored for the sake of newer clients."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 class SessionRequest(Message):
-    """What a session begins with."""
+    """Request to create a session."""
 
     images: list[Digest] = Field(
         default_factory=list,
@@ -66,33 +66,34 @@ class SessionRequest(Message):
     )
     wait: Seconds | None = Field(
         None,
-        description="Seconds to wait for a process where all sessions are busy; the server has a "
-        "limit.",
+        description="Seconds to wait for a free slot while all sessions are busy; the server has "
+        "an upper limit.",
     )
 
 
 class SessionCreated(Message):
-    """A new session."""
+    """Response to the creation of a session."""
 
     id: str
 
 
 class CellRequest(Message):
-    """One cell."""
+    """Request to run a cell."""
 
     code: Source = Field("", description="Python source, as in a Jupyter cell.")
     timeout: Seconds | None = Field(
-        None, description="Seconds after which the cell is interrupted; the server has a limit."
+        None,
+        description="Seconds after which the cell is interrupted; the server has an upper limit.",
     )
     cell: CellNumber | None = Field(
         None,
-        description="Number of this session's cells whose results the client has. With it, a cell "
-        "that ran on a server which then failed is not run twice.",
+        description="Number of cells of this session whose results the client has received. "
+        "Prevents a cell from running twice after a failover.",
     )
 
 
 class CellResult(Message):
-    """What one cell did."""
+    """Result of a cell."""
 
     outcome: Literal["ok", "error", "timeout", "killed", "lost"]
     stdout: str
@@ -102,32 +103,34 @@ class CellResult(Message):
     duration: float = Field(description="Wall time in seconds.")
     error_name: str | None = Field(description="Class of the exception that ended the cell.")
     lost_names: dict[str, str] = Field(
-        description="Variables and files that the session had and has no more, with the reasons."
+        description="Variables and files that the session lost, each with the reason."
     )
 
 
 class HealthReport(Message):
-    """How the server is."""
+    """Health of the server."""
 
     status: Literal["ok", "starting"]
     sessions: int = Field(description="Sessions that have a process.")
-    stored: int = Field(description="Sessions that were put away.")
+    stored: int = Field(description="Evicted sessions.")
     max_sessions: int
     workers: int
-    isolation: dict[str, str] = Field(description='Layer to "active…" or why it is missing.')
+    isolation: dict[str, str] = Field(
+        description='Layer name to "active…" or to the reason why it is missing.'
+    )
     notes: dict[str, str] = Field(description="Network access, fonts and the like.")
     versions: dict[str, str]
 
 
 class Problem(Message):
-    """Why a request was not served."""
+    """Error response."""
 
     error: str
     missing: list[str] | None = Field(None, description="Images that must be uploaded first.")
 
 
 class LegacyCell(Message):
-    """A cell in the manner of the DeepEyes reference server."""
+    """Request of the DeepEyes reference server's API to run a cell."""
 
     session_id: LegacyId = "JupyterSandboxDefault"
     code: Source = ""
@@ -135,13 +138,13 @@ class LegacyCell(Message):
 
 
 class LegacySession(Message):
-    """A session in the manner of the reference server."""
+    """Request of the reference server's API to end a session."""
 
     session_id: LegacyId = "JupyterSandboxDefault"
 
 
 class LegacyOutput(Message):
-    """What a cell did, in the manner of the reference server."""
+    """Output of a cell in the reference server's API."""
 
     result: str
     stdout: str
@@ -150,7 +153,7 @@ class LegacyOutput(Message):
 
 
 class LegacyAnswer(Message):
-    """The reference server's answer to a cell."""
+    """Response to a cell in the reference server's API."""
 
     output: LegacyOutput
     status: Literal["success", "error"]
@@ -158,43 +161,44 @@ class LegacyAnswer(Message):
 
 
 class LegacyCleared(Message):
-    """The reference server's answer to the end of a session."""
+    """Response to the end of a session in the reference server's API."""
 
     status: Literal["success"]
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One line of the interface.
+    """One endpoint of the API.
 
     Attributes:
         method: HTTP method.
         path: Path with its parameters in braces.
         summary: What it does.
-        answers: Status to the message in the body; None for an empty one, bytes for a file.
-        body: The message of the request, bytes for a file, None for nothing.
-        open: Whether it is answered without the token.
+        responses: Status code to the model of the body; None for an empty body, bytes for a file.
+        body: Model of the request body; bytes for a file, None for an empty body.
+        public: Whether it needs no token.
+        parameters: Names of the path parameters.
     """
 
     method: str
     path: str
     summary: str
-    answers: Mapping[int, type[BaseModel] | type[bytes] | type[str] | None]
+    responses: Mapping[int, type[BaseModel] | type[bytes] | type[str] | None]
     body: type[BaseModel] | type[bytes] | None = None
-    open: bool = False
+    public: bool = False
     parameters: tuple[str, ...] = field(default=())
 
 
 ENDPOINTS: Final = {
     "health": Endpoint(
-        "GET", "/health", "Isolation layers, load and versions.", {200: HealthReport}, open=True
+        "GET", "/health", "Isolation layers, load and versions.", {200: HealthReport}, public=True
     ),
-    "metrics": Endpoint("GET", "/metrics", "Metrics for Prometheus.", {200: str}, open=True),
-    "document": Endpoint("GET", "/openapi.json", "This document.", {200: BaseModel}, open=True),
+    "metrics": Endpoint("GET", "/metrics", "Metrics for Prometheus.", {200: str}, public=True),
+    "document": Endpoint("GET", "/openapi.json", "This document.", {200: BaseModel}, public=True),
     "put_image": Endpoint(
         "PUT",
         "/v1/images/{digest}",
-        "Hold an image under its SHA-256.",
+        "Upload an image under its SHA-256.",
         {204: None, 413: Problem, 422: Problem},
         body=bytes,
         parameters=("digest",),
@@ -202,7 +206,7 @@ ENDPOINTS: Final = {
     "get_image": Endpoint(
         "GET",
         "/v1/images/{digest}",
-        "An image that is held.",
+        "Download an uploaded image.",
         {200: bytes, 404: Problem},
         parameters=("digest",),
     ),
@@ -216,7 +220,7 @@ ENDPOINTS: Final = {
     "execute": Endpoint(
         "POST",
         "/v1/sessions/{id}/execute",
-        "Run a cell after those that the session was given before.",
+        "Run a cell; the cells of a session run in the order of their requests.",
         {
             200: CellResult,
             404: Problem,
@@ -238,59 +242,59 @@ ENDPOINTS: Final = {
     "evict": Endpoint(
         "POST",
         "/v1/sessions/{id}/evict",
-        "Put a session away until its next cell.",
+        "Evict a session: save its state and end its process until its next cell.",
         {204: None, 404: Problem, 503: Problem},
         parameters=("id",),
     ),
     "close": Endpoint(
         "DELETE",
         "/v1/sessions/{id}",
-        "End a session, whether it exists or not.",
+        "End a session; succeeds also if there is none.",
         {204: None},
         parameters=("id",),
     ),
     "legacy_execute": Endpoint(
         "POST",
         "/jupyter_sandbox",
-        "The reference server's way: a session begins with its first cell.",
+        "Run a cell with the reference server's API; the first cell creates the session.",
         {200: LegacyAnswer, 413: Problem, 422: Problem, 503: Problem},
         body=LegacyCell,
     ),
     "legacy_clear": Endpoint(
         "POST",
         "/clear_session",
-        "The reference server's way to end a session.",
+        "End a session with the reference server's API.",
         {200: LegacyCleared, 413: Problem, 422: Problem},
         body=LegacySession,
     ),
 }
-"""Name of the handler to what it serves."""
+"""Name of the handler to its endpoint."""
 
 
 def document(version: str) -> dict[str, Any]:
-    """The OpenAPI document of the interface."""
+    """Return the OpenAPI document of the API."""
     paths: dict[str, dict[str, Any]] = {}
-    for name, endpoint in ENDPOINTS.items():
+    for handler, endpoint in ENDPOINTS.items():
         operation: dict[str, Any] = {
-            "operationId": name,
+            "operationId": handler,
             "summary": endpoint.summary,
             "responses": {
-                str(status): _answer(status, message)
-                for status, message in endpoint.answers.items()
+                str(status): _response(status, message)
+                for status, message in endpoint.responses.items()
             },
         }
-        if not endpoint.open:
+        if not endpoint.public:
             operation["security"] = [{"token": []}]
-            operation["responses"]["401"] = _answer(401, Problem)
+            operation["responses"]["401"] = _response(401, Problem)
         if endpoint.body is not None:
             operation["requestBody"] = {"required": True, "content": _content(endpoint.body)}
         if endpoint.parameters:
             operation["parameters"] = [
-                {"name": one, "in": "path", "required": True, "schema": _PARAMETERS[one]}
-                for one in endpoint.parameters
+                {"name": name, "in": "path", "required": True, "schema": _PARAMETERS[name]}
+                for name in endpoint.parameters
             ]
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = operation
-    described = OpenAPI.model_validate(
+    outline = OpenAPI.model_validate(
         {
             "openapi": "3.1.0",
             "info": {"title": "DeepEyes code sandbox", "version": version},
@@ -298,8 +302,8 @@ def document(version: str) -> dict[str, Any]:
             "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
         }
     )
-    whole = construct_open_api_with_schema_class(described)
-    return whole.model_dump(mode="json", by_alias=True, exclude_none=True)
+    complete = construct_open_api_with_schema_class(outline)
+    return complete.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 _PARAMETERS = {
@@ -307,25 +311,25 @@ _PARAMETERS = {
     "id": {"type": "string", "minLength": 1},
 }
 _DESCRIPTIONS = {
-    200: "Done.",
-    201: "Made.",
-    204: "Done; nothing to say.",
+    200: "Success.",
+    201: "Created.",
+    204: "Success; the response has no body.",
     401: "The bearer token is missing or wrong.",
-    404: "There is no such thing (any more).",
+    404: "Not found, or ended.",
     409: "The cell has run already.",
-    413: "The body is too large.",
-    422: "The request is wrong.",
-    503: "The server cannot do it now.",
+    413: "The request body is too large.",
+    422: "The request is invalid.",
+    503: "The server cannot serve the request now.",
 }
 
 
-def _answer(status: int, message: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = {"description": _DESCRIPTIONS[status]}
+def _response(status: int, message: Any) -> dict[str, Any]:
+    response: dict[str, Any] = {"description": _DESCRIPTIONS[status]}
     if message is not None:
-        answer["content"] = _content(message)
+        response["content"] = _content(message)
         if message is CellResult:
-            answer["content"][MSGPACK] = {}
-    return answer
+            response["content"][MSGPACK] = {}
+    return response
 
 
 def _content(message: Any) -> dict[str, Any]:

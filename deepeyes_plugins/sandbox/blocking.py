@@ -1,4 +1,4 @@
-"""The client for code without an event loop: scripts, notebooks and threads."""
+"""Synchronous client of the sandbox, for scripts, notebooks and threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class _Loop:
-    """An event loop in a thread of its own, which keeps no program from ending."""
+    """Event loop in a daemon thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -31,7 +31,7 @@ class _Loop:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
-        """Gives up what other threads still wait for, does the last thing, and ends the thread."""
+        """Cancel pending calls of other threads, run a last coroutine, and end the thread."""
 
         async def end() -> None:
             others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -50,9 +50,9 @@ class _Loop:
 
 
 class BlockingSandboxClient:
-    """`SandboxClient` without await. Use it from as many threads as you like.
+    """Synchronous ``SandboxClient``. It is thread-safe.
 
-    Its event loop runs in a thread of its own, so that it works in a notebook too.
+    Its event loop runs in a thread of its own, so that it works in notebooks too.
 
     Example:
         with BlockingSandboxClient(url) as client, client.create_session([png]) as session:
@@ -62,22 +62,22 @@ class BlockingSandboxClient:
     def __init__(
         self, urls: str | Sequence[str], *, token: str | None = None, timeout: float = 120.0
     ) -> None:
-        """Prepares a client; connects on first use.
+        """Initialize the client; it connects on first use.
 
         Args:
             urls: Base URLs of the servers; a string may hold several, separated by commas.
             token: Bearer token; by default the one in $DEEPEYES_TOKEN_SANDBOX, if set.
-            timeout: Seconds that anything but running a cell may take.
+            timeout: Time limit in seconds of every request except for running a cell.
 
         Raises:
-            SandboxError: There is no URL, or one that is wrong.
+            SandboxError: There is no URL, or one is invalid.
         """
         self._client = SandboxClient(urls, token=token, timeout=timeout)
         self._loop = _Loop()
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Base URLs of the servers, those of this machine first."""
+        """Base URLs of the servers, those on this machine first."""
         return self._client.urls
 
     def __enter__(self) -> Self:
@@ -92,48 +92,48 @@ class BlockingSandboxClient:
         self.close()
 
     def close(self) -> None:
-        """Closes the connections; sessions live on at the server until closed or idle."""
+        """Close the connections; open sessions stay on the server until they time out."""
         self._loop.close(self._client.close())
 
     def health(self) -> Health:
-        """Asks how the server is; of several, the first that answers.
+        """Return the health of the first server that responds.
 
         Raises:
-            SandboxUnavailable: None answers.
+            SandboxUnavailable: No server responds.
         """
         return self._loop.call(self._client.health())
 
     def create_session(self, images: Sequence[bytes] = ()) -> BlockingSandboxSession:
-        """Opens a session.
+        """Create a session.
 
         Args:
-            images: Encoded image files (PNG, JPEG, WebP, ...), which the session's code sees as
-                the PIL images image_1, image_2, and so on.
+            images: Encoded image files (PNG, JPEG, WebP, ...). The session's code sees them as the
+                PIL images ``image_1``, ``image_2``, and so on.
 
         Raises:
-            SandboxUnavailable: No server can be reached and takes one more session.
-            SandboxError: A server refuses an image or the request.
+            SandboxUnavailable: No server can be reached and has room for the session.
+            SandboxError: A server rejects an image or the request.
         """
         session = self._loop.call(self._client.create_session(images))
         return BlockingSandboxSession(session, self._loop)
 
 
 class BlockingSandboxSession:
-    """`SandboxSession` without await. Cells run one after another and share their variables."""
+    """Synchronous ``SandboxSession``. Cells run one after another and share their variables."""
 
     def __init__(self, session: SandboxSession, loop: _Loop) -> None:
-        """Wraps a session; `BlockingSandboxClient.create_session` makes one."""
+
         self._session = session
         self._loop = loop
 
     @property
     def id(self) -> str:
-        """The server's name for the session."""
+        """Session ID."""
         return self._session.id
 
     @property
     def server(self) -> str:
-        """Base URL of the server that the session is on."""
+        """Base URL of the session's server."""
         return self._session.server
 
     def __enter__(self) -> Self:
@@ -148,36 +148,36 @@ class BlockingSandboxSession:
         self.close()
 
     def execute(self, code: str, timeout: float) -> ExecutionResult:
-        """Runs one cell, after those that were given before; see `SandboxSession.execute`.
+        """Run a cell after all earlier ones; see ``SandboxSession.execute``.
 
         Args:
             code: Python source, as in a Jupyter cell.
             timeout: Seconds after which the cell is interrupted.
 
         Returns:
-            What the code did, also when it failed, hung or killed its process.
+            The result, also if the code failed, hung or killed its process.
 
         Raises:
-            SandboxUnavailable: The session's server did not answer, and no other one either.
+            SandboxUnavailable: Neither the session's server nor any other responds.
         """
         return self._loop.call(self._session.execute(code, timeout=timeout))
 
     def interrupt(self) -> None:
-        """Interrupts the running cell, if there is one; call it from another thread.
+        """Interrupt the running cell, if any; call it from another thread.
 
         Raises:
-            SandboxUnavailable: The session's server did not answer.
+            SandboxUnavailable: The session's server does not respond.
         """
         self._loop.call(self._session.interrupt())
 
     def evict(self) -> None:
-        """Puts the session away until its next cell, after its running one: it frees its memory.
+        """Evict the session after its running cell: its memory is free until its next cell.
 
         Raises:
-            SandboxUnavailable: The session's server did not answer, or cannot put it away now.
+            SandboxUnavailable: The session's server does not respond, or cannot evict it now.
         """
         self._loop.call(self._session.evict())
 
     def close(self) -> None:
-        """Ends the session, also in the middle of a cell; does nothing the second time."""
+        """End the session, even during a cell; idempotent."""
         self._loop.call(self._session.close())

@@ -1,4 +1,4 @@
-"""The asynchronous client of one or several sandbox servers."""
+"""Asynchronous client of the sandbox: placement, image upload and failover."""
 
 from __future__ import annotations
 
@@ -33,35 +33,40 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MSGPACK = "application/x-msgpack"
-_SPILL_SECONDS = 1.0
+_ROOM_WAIT_SECONDS = 1.0
 _UPLOAD_ROUNDS = 4
 _CONNECT_SECONDS = 10.0
-_SLACK_SECONDS = 60.0
+_OVERHEAD_SECONDS = 60.0
 _LARGE_IMAGE_BYTES = 1 << 18
-_REMEMBERED_IMAGE_BYTES = 64 << 20
-_LOST = "The sandbox session is gone; its variables are lost."
+_DIGEST_CACHE_BYTES = 64 << 20
+_SESSION_LOST = "The sandbox session is gone; its variables are lost."
 _ALREADY_RAN = (
     "The cell ran, but its output was lost when the sandbox server failed. Its variables are there."
 )
 
 
 class _Unreachable(SandboxUnavailable):
-    """A server did not answer."""
+    """A server does not respond."""
 
 
-class _Broken(_Unreachable):
-    """A connection broke before its answer was complete."""
+class _ConnectionBroken(_Unreachable):
+    """A connection broke before its response was complete."""
 
 
-_BREAKS = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
+_CONNECTION_ERRORS = (
+    httpx.ReadError,
+    httpx.WriteError,
+    httpx.CloseError,
+    httpx.RemoteProtocolError,
+)
 
 
 class SandboxClient:
-    """Talks to one or several servers. Use it in one event loop, from as many tasks as you like.
+    """Client of one or several servers, for any number of tasks of one event loop.
 
-    A new session goes to a server of this machine where there is one that takes it, else to the
-    server with the fewest sessions of this client. It stays there. If its server fails and others
-    share a Redis with it, its next cell, or the one that was running, runs on another of them.
+    A new session goes to a server on this machine if one has room, else to the server with the
+    fewest sessions of this client, and stays there. If its server fails and others share its Redis,
+    its current or next cell runs on one of those.
 
     Example:
         async with SandboxClient(url) as client, await client.create_session([png]) as session:
@@ -71,15 +76,15 @@ class SandboxClient:
     def __init__(
         self, urls: str | Sequence[str], *, token: str | None = None, timeout: float = 120.0
     ) -> None:
-        """Prepares a client; connects on first use.
+        """Initialize the client; it connects on first use.
 
         Args:
             urls: Base URLs of the servers; a string may hold several, separated by commas.
             token: Bearer token; by default the one in $DEEPEYES_TOKEN_SANDBOX, if set.
-            timeout: Seconds that anything but running a cell may take.
+            timeout: Time limit in seconds of every request except for running a cell.
 
         Raises:
-            SandboxError: There is no URL, or one that is wrong.
+            SandboxError: There is no URL, or one is invalid.
         """
         if token is None:
             token = os.environ.get(SandboxSettings.model_fields["token_env"].default)
@@ -90,16 +95,16 @@ class SandboxClient:
         self._timeout = timeout
         self._http = httpx.AsyncClient(
             headers=headers,
-            # How long an answer may take is limited for each request as a whole.
+            # ``_limit`` sets the time limit of each request as a whole.
             timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
             transport=Connections(),
             trust_env=False,
         )
-        self._digests = _Digests()
+        self._digests = _DigestCache()
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Base URLs of the servers, those of this machine first."""
+        """Base URLs of the servers, those on this machine first."""
         return tuple(server.url for server in self._servers)
 
     async def __aenter__(self) -> Self:
@@ -114,32 +119,32 @@ class SandboxClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connections; sessions live on at the server until closed or idle."""
+        """Close the connections; open sessions stay on the server until they time out."""
         await self._http.aclose()
 
     async def health(self) -> Health:
-        """Asks how the server is; of several, the first that answers.
+        """Return the health of the first server that responds.
 
         Raises:
-            SandboxUnavailable: None answers.
+            SandboxUnavailable: No server responds.
         """
 
         async def ask(server: Server) -> Health:
-            return _made(Health, server, await self._send(server, "GET", "/health"))
+            return _parse_as(Health, server, await self._send(server, "GET", "/health"))
 
-        return await self._first(self._servers, ask, self._timeout)
+        return await self._first_available(self._servers, ask, self._timeout)
 
     async def create_session(self, images: Sequence[bytes] = ()) -> SandboxSession:
-        """Opens a session.
+        """Create a session.
 
         Args:
-            images: Encoded image files (PNG, JPEG, WebP, ...), which the session's code sees as
-                the PIL images image_1, image_2, and so on. Each is sent only if the server does
-                not have it.
+            images: Encoded image files (PNG, JPEG, WebP, ...). The session's code sees them as the
+                PIL images ``image_1``, ``image_2``, and so on. An image is uploaded only if the
+                server does not have it.
 
         Raises:
-            SandboxUnavailable: No server can be reached and takes one more session.
-            SandboxError: A server refuses an image or the request.
+            SandboxUnavailable: No server can be reached and has room for the session.
+            SandboxError: A server rejects an image or the request.
         """
         digests = [await self._digests.of(image) for image in images]
         by_digest = dict(zip(digests, images, strict=True))
@@ -148,70 +153,68 @@ class SandboxClient:
             server.opening += 1
             try:
                 session = await self._create_at(server, digests, by_digest)
-                server.worked()
+                server.record_success()
                 return session
             finally:
                 server.opening -= 1
 
-        return await self._first(preferred(self._servers), create, self._timeout)
+        return await self._first_available(preferred(self._servers), create, self._timeout)
 
     async def _create_at(
         self, server: Server, digests: list[str], by_digest: dict[str, bytes]
     ) -> SandboxSession:
         worker: str | None = None
-        wanted: dict[str, Any] = {"images": digests}
+        request_body: dict[str, Any] = {"images": digests}
         if len(self._servers) > 1:
-            wanted["wait"] = _SPILL_SECONDS  # Another server may have room at once.
+            request_body["wait"] = _ROOM_WAIT_SECONDS  # Another server may have room now.
         for _ in range(_UPLOAD_ROUNDS):
             response = await self._send(
-                server, "POST", "/v1/sessions", wanted, allow=(404,), worker=worker
+                server, "POST", "/v1/sessions", request_body, allow=(404,), worker=worker
             )
             answer = _fields(server, response)
             if "id" in answer:
                 return SandboxSession(self, answer["id"], server)
             missing = answer.get("missing")
             if not missing:
-                raise SandboxError(f"{server.url} is no sandbox server: it does not know sessions")
+                raise SandboxError(f"{server.url} is not a sandbox server: it has no /v1/sessions")
             worker = response.headers.get(WORKER_HEADER)
             await asyncio.gather(*(self._upload(server, d, by_digest[d], worker) for d in missing))
         raise SandboxUnavailable(
-            f"the sandbox at {server.url} forgot images as fast as they came; raise image_cache_mb"
+            f"the sandbox at {server.url} drops images before the session is created; raise its "
+            "image_cache_mb"
         )
 
     async def _upload(self, server: Server, digest: str, image: bytes, worker: str | None) -> None:
-        """Sends an image to a server once, however many sessions wait for it."""
+        """Upload an image to a server, once for all sessions that wait for it."""
 
         async def upload() -> None:
             await self._send(server, "PUT", f"/v1/images/{digest}", image, worker=worker)
 
         await server.uploads.run(digest, upload)
 
-    async def _first(
+    async def _first_available(
         self,
         servers: Sequence[Server],
         ask: Callable[[Server], Awaitable[T]],
         timeout: float,
         failures: Sequence[SandboxUnavailable] = (),
     ) -> T:
-        """Asks one server after another until one does what is asked.
-
-        Each may take its share of the time that is left.
-        """
+        """Try one server after another until one succeeds, each with a share of the time left."""
         failures = list(failures)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        for asked, server in enumerate(servers):
+        for tried, server in enumerate(servers):
             try:
-                share = (deadline - loop.time()) / (len(servers) - asked)
+                share = (deadline - loop.time()) / (len(servers) - tried)
                 async with _limit(server, share):
                     return await ask(server)
             except SandboxUnavailable as error:
                 if len(self._servers) > 1:
-                    server.failed(error)
+                    server.record_failure(error)
                 failures.append(error)
         if len(failures) == 1:
             raise failures[0]
-        raise SandboxUnavailable("no sandbox server can do it: " + "; ".join(map(str, failures)))
+        raise SandboxUnavailable("no sandbox server is available: " + "; ".join(map(str, failures)))
 
     async def _send(
         self,
@@ -224,38 +227,38 @@ class SandboxClient:
         timeout: float | None = None,
         worker: str | None = None,
     ) -> httpx.Response:
-        """Sends a request, once more if its connection breaks: the server may be well.
+        """Send a request, with one retry if its connection breaks.
 
         Args:
-            server: Where to.
+            server: Receiver.
             method: HTTP method.
             path: Path below the server's base URL.
             body: JSON or bytes.
-            allow: Status codes of errors that are an answer for the caller.
-            timeout: Seconds that the answer may take.
-            worker: The server's worker process that can answer best, if known.
+            allow: Status codes of errors that the caller handles.
+            timeout: Seconds until the response must be complete.
+            worker: The server's worker process that the request is for, if known.
 
         Raises:
-            _Unreachable: The server does not answer.
-            SandboxUnavailable: It cannot do it.
-            SandboxError: It refuses.
+            _Unreachable: The server does not respond.
+            SandboxUnavailable: The server reports an error of its own (5xx).
+            SandboxError: The server rejects the request (4xx).
         """
         if isinstance(body, dict):
-            # ASCII only, so that lone surrogates in generated code survive the way.
+            # ASCII only, so that lone surrogates in generated code can be encoded.
             body = json.dumps(body).encode("ascii")
         request = partial(
             self._request, server, method, path, body, timeout or self._timeout, worker
         )
         try:
             response = await request()
-        except _Broken:
+        except _ConnectionBroken:
             response = await request()
         if response.is_success or response.status_code in allow:
             return response
-        sentence = (
+        message = (
             f"the sandbox at {server.url} answered {response.status_code}: {_reason(response)}"
         )
-        raise (SandboxUnavailable if response.status_code >= 500 else SandboxError)(sentence)
+        raise (SandboxUnavailable if response.status_code >= 500 else SandboxError)(message)
 
     async def _request(
         self,
@@ -272,35 +275,34 @@ class SandboxClient:
                     method, server.url + path, content=body, extensions={WORKER: worker}
                 )
         except httpx.HTTPError as error:
-            kind = _Broken if isinstance(error, _BREAKS) else _Unreachable
+            kind = _ConnectionBroken if isinstance(error, _CONNECTION_ERRORS) else _Unreachable
             raise kind(
                 f"the sandbox at {server.url} does not answer ({type(error).__name__}: {error})"
             ) from error
 
 
 class SandboxSession:
-    """One live Python session. Cells run one after another and share their variables."""
+    """Python session. Cells run one after another and share their variables."""
 
     def __init__(self, client: SandboxClient, session_id: str, server: Server) -> None:
-        """Takes up a session of that name; `SandboxClient.create_session` makes one."""
         self._client = client
         self._id = session_id
-        # With several worker processes a session's name begins with the number of its own.
+        # With several worker processes, a session ID begins with the number of its worker.
         self._worker = session_id.partition("-")[0]
         self._server = server
         self._server.sessions.add(self)
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._cells = 0
-        self._over = False
+        self._closed = False
 
     @property
     def id(self) -> str:
-        """The server's name for the session."""
+        """Session ID."""
         return self._id
 
     @property
     def server(self) -> str:
-        """Base URL of the server that the session is on."""
+        """Base URL of the session's server."""
         return self._server.url
 
     async def __aenter__(self) -> Self:
@@ -315,38 +317,38 @@ class SandboxSession:
         await self.close()
 
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
-        """Runs one cell, after those that were given before.
+        """Run a cell after all earlier ones.
 
         If the session's server fails, another one that shares its Redis restores the session and
-        runs the cell; what did not come back is in the result's `lost_names`. If the failed server
-        had run the cell already, it does not run twice: the outcome is "error" with the error name
-        "SandboxFailover".
+        runs the cell; what could not be restored is in the result's ``lost_names``. A cell that the
+        failed server had run already does not run twice: the outcome is "error" with the error
+        name "SandboxFailover".
 
         Args:
             code: Python source, as in a Jupyter cell.
             timeout: Seconds after which the cell is interrupted.
 
         Returns:
-            What the code did, also when it failed, hung or killed its process.
+            The result, also if the code failed, hung or killed its process.
 
         Raises:
-            SandboxUnavailable: The session's server did not answer, and no other one either.
+            SandboxUnavailable: Neither the session's server nor any other responds.
         """
-        async with self._turn:
-            if self._over:
-                return ExecutionResult("lost", stderr=_LOST)
+        async with self._lock:
+            if self._closed:
+                return ExecutionResult("lost", stderr=_SESSION_LOST)
             cell = {"code": code, "timeout": timeout, "cell": self._cells}
-            limit = timeout + _SLACK_SECONDS
-            # A cell that is given up counts too, since the server may have run it.
+            limit = timeout + _OVERHEAD_SECONDS
+            # A cell whose request fails counts too, since the server may have run it.
             self._cells += 1
             try:
-                return await self._anywhere(
+                return await self._with_failover(
                     lambda server: self._execute_at(server, cell, limit), limit
                 )
             except SandboxUnavailable:
                 raise
             except SandboxError:
-                self._cells -= 1  # It was refused.
+                self._cells -= 1  # The server rejected it.
                 raise
 
     async def _execute_at(
@@ -356,8 +358,8 @@ class SandboxSession:
             "POST", "/execute", cell, allow=(404, 409), timeout=limit, server=server
         )
         if response.status_code == 404:
-            self._end()
-            return ExecutionResult("lost", stderr=_LOST)
+            self._mark_closed()
+            return ExecutionResult("lost", stderr=_SESSION_LOST)
         if server is not self._server:
             logger.warning("session %s moved from %s to %s", self.id, self.server, server.url)
             self._server.sessions.discard(self)
@@ -365,44 +367,44 @@ class SandboxSession:
             self._server.sessions.add(self)
         if response.status_code == 409:
             return ExecutionResult("error", stderr=_ALREADY_RAN, error_name="SandboxFailover")
-        return _made(ExecutionResult, server, response)
+        return _parse_as(ExecutionResult, server, response)
 
     async def interrupt(self) -> None:
-        """Interrupts the running cell, if there is one.
+        """Interrupt the running cell, if any.
 
         Raises:
-            SandboxUnavailable: The session's server did not answer.
+            SandboxUnavailable: The session's server does not respond.
         """
         await self._send("POST", "/interrupt", allow=(404,))
 
     async def evict(self) -> None:
-        """Puts the session away until its next cell, after its running one: it frees its memory.
+        """Evict the session after its running cell: its memory is free until its next cell.
 
         Raises:
-            SandboxUnavailable: The session's server did not answer, or cannot put it away now.
+            SandboxUnavailable: The session's server does not respond, or cannot evict it now.
         """
-        async with self._turn:
+        async with self._lock:
             await self._send("POST", "/evict", allow=(404,))
 
     async def close(self) -> None:
-        """Ends the session, also in the middle of a cell; does nothing the second time."""
-        if not self._over:
-            self._end()
+        """End the session, even during a cell; idempotent."""
+        if not self._closed:
+            self._mark_closed()
             try:
-                # Another server may have to drop what the two share of the session.
-                await self._anywhere(
+                # If its server is down, another one deletes the session's snapshot in Redis.
+                await self._with_failover(
                     lambda server: self._send("DELETE", "", server=server), self._client._timeout
                 )
             except SandboxUnavailable as error:
-                # The session is gone with its server, or ends when it has been idle.
-                logger.warning("a sandbox session was left open: %s", error)
+                # The session has died with its server, or will end at its idle timeout.
+                logger.warning("a sandbox session could not be closed: %s", error)
 
-    async def _anywhere(self, ask: Callable[[Server], Awaitable[T]], limit: float) -> T:
-        """Asks the session's server, and others if that one is gone.
+    async def _with_failover(self, ask: Callable[[Server], Awaitable[T]], limit: float) -> T:
+        """Send a request to the session's server, or to others if that one is unreachable.
 
         Args:
-            ask: What to ask.
-            limit: Seconds that it may take; twice if a connection breaks.
+            ask: Sends the request to a given server.
+            limit: Time limit in seconds; doubled for the retry after a broken connection.
         """
         try:
             return await ask(self._server)
@@ -410,12 +412,12 @@ class SandboxSession:
             others = [other for other in self._client._servers if other is not self._server]
             if not others:
                 raise
-            self._server.failed(error)
+            self._server.record_failure(error)
             total = 2 * limit * len(others)
-            return await self._client._first(preferred(others), ask, total, [error])
+            return await self._client._first_available(preferred(others), ask, total, [error])
 
-    def _end(self) -> None:
-        self._over = True
+    def _mark_closed(self) -> None:
+        self._closed = True
         self._server.sessions.discard(self)
 
     async def _send(
@@ -439,16 +441,16 @@ class SandboxSession:
         )
 
 
-class _Digests:
-    """The SHA-256 of images; that of a large one is computed in a thread, and once for a while.
+class _DigestCache:
+    """Cache of the SHA-256 hashes of large images, which are computed in threads.
 
-    The sixteen rollouts of a prompt bring the same object, which is known by its identity. That is
-    only safe while the object is held, so the last few are held.
+    The rollouts of a prompt pass the same object, so the key is its identity. An identity is unique
+    only while the object exists, so the cache keeps references to its images.
     """
 
     def __init__(self) -> None:
         self._recent: LRUCache[int, tuple[bytes, asyncio.Task[str]]] = LRUCache(
-            _REMEMBERED_IMAGE_BYTES, getsizeof=lambda held: len(held[0])
+            _DIGEST_CACHE_BYTES, getsizeof=lambda entry: len(entry[0])
         )
 
     async def of(self, image: bytes) -> str:
@@ -483,17 +485,17 @@ def _fields(server: Server, response: httpx.Response) -> dict[str, Any]:
     try:
         return dict(msgpack.unpackb(response.content) if packed else response.json())
     except (ValueError, TypeError) as error:
-        raise SandboxError(f"{server.url} is no sandbox server: {error}") from error
+        raise SandboxError(f"{server.url} is not a sandbox server: {error}") from error
 
 
-def _made(kind: type[T], server: Server, response: httpx.Response) -> T:
-    """Makes a dataclass from the fields that it knows; a newer server may send more."""
+def _parse_as(kind: type[T], server: Server, response: httpx.Response) -> T:
+    """Parse a response into a dataclass; fields that a newer server adds are ignored."""
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     fields = _fields(server, response)
     try:
         return kind(**{name: value for name, value in fields.items() if name in known})
     except TypeError as error:
-        raise SandboxError(f"{server.url} is no sandbox server: {error}") from error
+        raise SandboxError(f"{server.url} is not a sandbox server: {error}") from error
 
 
 def _reason(response: httpx.Response) -> str:

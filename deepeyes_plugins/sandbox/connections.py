@@ -1,4 +1,4 @@
-"""Keep-alive connections of a client, by server and by the worker process behind them."""
+"""Connection pool of the client, keyed by server and worker process."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator
 import httpx
 
 WORKER = "sandbox_worker"
-"""Name of the request extension that says which worker process should answer."""
+"""Request extension with the number of the worker process that the request is for."""
 
 WORKER_HEADER = "x-sandbox-worker"
-"""Name of the response header that says which worker process has the connection."""
+"""Response header with the number of the worker process that has the connection."""
 
 _KEEP_ALIVE_SECONDS = 60.0
 _MAX_IDLE = 256
-# A machine that vanished without a word is noticed in 35 seconds, also while a cell runs.
+# Detects a machine that is down within 35 seconds, also while a cell runs.
 _SOCKET_OPTIONS = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
@@ -28,23 +28,23 @@ _Idle = list[tuple[httpx.AsyncHTTPTransport, str | None]]
 
 
 class Connections(httpx.AsyncBaseTransport):
-    """As many connections as there are requests in flight, each a transport of its own.
+    """Pool with one connection per concurrent request, each a transport of its own.
 
-    httpx's own pool looks through all its connections several times for every request: with
-    hundreds of cells running that took three quarters of the client's processor time.
+    httpx's own pool scans all its connections several times per request, which took three quarters
+    of the client's CPU time with hundreds of running cells.
 
-    A server may have several worker processes; a connection stays with the one that accepted it,
-    and its answers say which. Where a request names the worker that it is for, it gets a connection
-    to that worker if one is idle, so that the server need not pass it on.
+    A server may have several worker processes. A connection belongs to the worker that accepted
+    it, which its responses name. A request for a certain worker is sent on an idle connection to
+    that worker if there is one, which saves the relay between workers.
     """
 
     def __init__(self) -> None:
-        """Starts with no connection."""
+
         self._idle: defaultdict[tuple[str, bytes], _Idle] = defaultdict(list)
         self._ssl = httpx.create_ssl_context(trust_env=False)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Sends a request on an idle connection to its server, or on a new one."""
+        """Send a request on an idle or new connection to its server."""
         idle = self._idle[request.url.scheme, request.url.netloc]
         connection = _take(idle, request.extensions.get(WORKER)) or self._connect()
         try:
@@ -54,11 +54,11 @@ class Connections(httpx.AsyncBaseTransport):
             raise
         assert isinstance(response.stream, httpx.AsyncByteStream)
         worker = response.headers.get(WORKER_HEADER)
-        response.stream = _Returning(response.stream, connection, worker, idle)
+        response.stream = _PooledStream(response.stream, connection, worker, idle)
         return response
 
     async def aclose(self) -> None:
-        """Closes the idle connections."""
+        """Close the idle connections."""
         for idle in self._idle.values():
             while idle:
                 await idle.pop()[0].aclose()
@@ -68,12 +68,12 @@ class Connections(httpx.AsyncBaseTransport):
             verify=self._ssl,
             limits=httpx.Limits(max_connections=1, keepalive_expiry=_KEEP_ALIVE_SECONDS),
             socket_options=_SOCKET_OPTIONS,
-            trust_env=False,  # Proxies of the environment are for the outside world.
+            trust_env=False,  # Ignore the proxies of the environment.
         )
 
 
 def _take(idle: _Idle, worker: str | None) -> httpx.AsyncHTTPTransport | None:
-    """Takes a connection to the worker, else the one idle longest, so that all workers get work."""
+    """Take a connection to the worker, else the longest idle one, which spreads the load."""
     if not idle:
         return None
     if worker is None:
@@ -82,8 +82,8 @@ def _take(idle: _Idle, worker: str | None) -> httpx.AsyncHTTPTransport | None:
     return idle.pop(position)[0]
 
 
-class _Returning(httpx.AsyncByteStream):
-    """A response body that gives its connection back when it is closed."""
+class _PooledStream(httpx.AsyncByteStream):
+    """Response body that returns its connection to the pool when it is closed."""
 
     def __init__(
         self,

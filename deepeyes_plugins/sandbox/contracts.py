@@ -1,4 +1,4 @@
-"""What server and client agree on: results, health and errors."""
+"""Types that the sandbox's server and client share: results, health and errors."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from typing import Literal
 Outcome = Literal["ok", "error", "timeout", "killed", "lost"]
 """How a cell ended.
 
-- `ok`: it ran to its end.
-- `error`: it raised, or did not compile; the session lives on.
-- `timeout`: it was interrupted at its time limit; the session and its variables live on.
-- `killed`: its process died or had to be killed; the session is gone.
-- `lost`: the session was already gone, so nothing ran.
+- ``ok``: it completed.
+- ``error``: it raised an exception or did not compile; the session continues.
+- ``timeout``: it was interrupted at its time limit; the session continues with its variables.
+- ``killed``: its process died or was killed; the session has ended.
+- ``lost``: the session had already ended, so nothing ran.
 """
 
 
 class SandboxError(Exception):
-    """The sandbox could not do its work; never raised for what the executed code did."""
+    """Infrastructure error of the sandbox; never raised for errors of the executed code."""
 
 
 class SandboxUnavailable(SandboxError):
-    """No server answers, or the server cannot take more work now."""
+    """No server responds, or the server is full."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutionResult:
-    """What one cell did.
+    """Result of a cell.
 
     Attributes:
         outcome: How the cell ended.
-        stdout: Captured standard output, cut in the middle where it was too long.
-        stderr: Captured standard error with plain-text tracebacks, cut likewise.
-        result: Text of the last expression's value; "" if there was none or it was displayed as
+        stdout: Captured standard output, truncated in the middle if it is too long.
+        stderr: Captured standard error with plain-text tracebacks, truncated likewise.
+        result: Text of the last expression's value; "" if there is none or if it was displayed as
             an image.
         images: Displayed images in order, each an encoded PNG.
         duration: Wall time of the cell in seconds.
         error_name: Class name of the exception that ended the cell, if one did;
-            "SandboxFailover" where the cell ran but its output went with its server.
-        lost_names: Variables and files that this session had and has no more, with the reason: in
-            the first cell after a restore, and where the session or its process is gone.
+            "SandboxFailover" if the cell ran but its output was lost with its server.
+        lost_names: Variables and files that this session lost, each with the reason: reported in
+            the first cell after a restore, and when the session or its process has ended.
     """
 
     outcome: Outcome
@@ -54,17 +54,17 @@ class ExecutionResult:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What `GET /health` tells.
+    """Response of ``GET /health``.
 
     Attributes:
         status: "ok" when sessions can be created, "starting" while the interpreter warms up.
         sessions: Number of sessions that have a process.
-        stored: Number of sessions that were put away.
-        max_sessions: Number of sessions that can have a process.
+        stored: Number of evicted sessions.
+        max_sessions: Maximum number of sessions that have a process.
         workers: Number of server processes.
         isolation: Layer name to "active" (and how, if not by the kernel alone) or to the reason
             why it is missing.
-        notes: What else users may want to know: network access, fonts.
+        notes: Other facts, such as network access and fonts.
         versions: Component name to version.
     """
 

@@ -1,4 +1,4 @@
-"""Starts a sandbox server for this process tree, where none is given."""
+"""Embedded sandbox server: started on demand, shared by this process tree, ends with it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _shared: EmbeddedServer | None = None
 
 
 class EmbeddedServer:
-    """A server that ends with this process.
+    """Sandbox server that ends with this process.
 
     Attributes:
         url: Base URL.
@@ -38,7 +38,7 @@ class EmbeddedServer:
     """
 
     def __init__(self, process: subprocess.Popen[bytes], url: str, token: str) -> None:
-        """Takes charge of a running server; `start_server` makes one."""
+
         self.url = url
         self.token = token
         self._process = process
@@ -46,16 +46,16 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int:
-        """Process id of the server."""
+        """Process ID of the server."""
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether the server still runs."""
+        """Whether the server is running."""
         return self._process.poll() is None
 
     def wait(self) -> None:
-        """Waits until the server has ended."""
+        """Wait until the server has ended."""
         self._process.wait()
 
     def __enter__(self) -> Self:
@@ -70,7 +70,7 @@ class EmbeddedServer:
         self.close()
 
     def close(self) -> None:
-        """Ends the server and its sessions; idempotent, and without effect in a forked child."""
+        """Stop the server and its sessions; idempotent, and without effect in a forked child."""
         if os.getpid() == self._owner:
             _stop(self._process)
 
@@ -82,18 +82,19 @@ def start_server(
     port: int = 0,
     workers: int = 1,
 ) -> EmbeddedServer:
-    """Starts a server and waits until a first session has worked.
+    """Start a server and wait until a first session has worked.
 
-    The token is the one in the environment variable that the settings name, else a new one.
+    The token comes from the environment variable that the settings name; without one, a new token
+    is generated.
 
     Args:
-        settings: Limits of the sessions; the defaults without.
-        host: Address of this machine to listen on, and to write into the URL.
-        port: Port to listen on; 0 takes a free one.
+        settings: Limits of the sessions; by default the default settings.
+        host: Address of this machine to listen on, and host of the URL.
+        port: Port to listen on; 0 picks a free one.
         workers: Number of server processes behind the port.
 
     Raises:
-        SandboxUnavailable: The server did not come up; the message says why.
+        SandboxUnavailable: The server did not start; the message says why.
     """
     settings = settings or SandboxSettings()
     token = os.environ.get(settings.token_env) or secrets.token_urlsafe(24)
@@ -114,7 +115,7 @@ def start_server(
                 env=os.environ | {settings.token_env: token, "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                # A Ctrl-C at the terminal is for this process, which then ends the server.
+                # Ctrl-C at the terminal is for this process, which then stops the server.
                 start_new_session=True,
             )
         finally:
@@ -128,30 +129,30 @@ def start_server(
 
 
 def ensure_server(settings: SandboxSettings | None = None) -> str:
-    """Returns the URL of a sandbox, and starts one for this process tree if there is none.
+    """Return the URL of a sandbox; start one for this process tree if there is none.
 
-    The settings' URL comes first, then $DEEPEYES_SANDBOX_URL. A server that is started here is
-    shared by all callers in this process, ends with it, and is put into the environment (URL and
-    token), where child processes find it.
+    The settings' URL takes precedence, then $DEEPEYES_SANDBOX_URL. A server that is started here is
+    shared by all callers in this process and ends with it. Child processes find its URL and token
+    in their environment.
 
     Args:
-        settings: Where the sandbox is, or how to start one; the defaults without.
+        settings: URL of the sandbox, or how to start one; by default the default settings.
 
     Raises:
-        SandboxUnavailable: None is given and none could be started.
+        SandboxUnavailable: There is no URL, and no server could be started.
     """
     global _shared
     settings = settings or SandboxSettings()
     if settings.url:
         return settings.url
     with _lock:
-        ours = _shared is not None and os.environ.get(URL_VARIABLE) == _shared.url
-        if _shared is not None and ours and _shared._owner == os.getpid() and not _shared.alive:
+        in_use = _shared is not None and os.environ.get(URL_VARIABLE) == _shared.url
+        if _shared is not None and in_use and _shared._owner == os.getpid() and not _shared.alive:
             logger.error("the embedded sandbox server has died; starting another")
             del os.environ[URL_VARIABLE]
-        given = os.environ.get(URL_VARIABLE)
-        if given:
-            return given
+        url = os.environ.get(URL_VARIABLE)
+        if url:
+            return url
         _shared = start_server(settings)
         atexit.register(_shared.close)
         os.environ[URL_VARIABLE] = _shared.url
@@ -160,7 +161,7 @@ def ensure_server(settings: SandboxSettings | None = None) -> str:
 
 
 def _announcement(pipe: int, timeout: float) -> dict[str, object]:
-    """Reads the one line that the server writes when it is ready or has failed."""
+    """Read the line that the server writes when it is ready or has failed."""
     deadline = time.monotonic() + timeout
     line = b""
     with selectors.DefaultSelector() as selector:
@@ -170,7 +171,7 @@ def _announcement(pipe: int, timeout: float) -> dict[str, object]:
                 return {"failure": f"it was not ready within {timeout:g} s"}
             chunk = os.read(pipe, 1 << 16)
             if not chunk:
-                return {"failure": "its process ended at once; see its log above"}
+                return {"failure": "its process exited at once; see its log above"}
             line += chunk
     message: dict[str, object] = json.loads(line)
     return message

@@ -1,4 +1,4 @@
-"""HTTP as uvicorn speaks it, with an end to what a client may send before its request is known."""
+"""HTTP protocol of uvicorn with a limit on the size of request headers."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ MAX_HEAD_BYTES: Final = 256 << 10
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection. Its parser alone would keep a header of any size, from anybody."""
+    """HTTP connection that rejects oversized headers, which uvicorn's parser would buffer."""
 
     _in_head = False
     _head_bytes = 0
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Count the bytes of a new request's head from zero."""
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """What follows is a body, which the handlers bound."""
+        """Stop counting: the handlers limit the body."""
         self._in_head = False
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
-        """Takes what the client sent."""
+        """Parse received bytes, or reject a request whose head is too large."""
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:

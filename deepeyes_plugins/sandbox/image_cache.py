@@ -1,4 +1,4 @@
-"""The encoded images of a server's sessions: uploaded once, there while they are needed."""
+"""Image cache of the sandbox server: encoded images by hash, pinned while sessions use them."""
 
 from __future__ import annotations
 
@@ -11,94 +11,94 @@ from deepeyes_plugins.sandbox.snapshots import SnapshotStore, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
-_ROUNDS = 3
+_MAX_ATTEMPTS = 3
 
 
-class HeldImages:
-    """Encoded images by their hash; those of live and stored sessions are never dropped."""
+class ImageCache:
+    """Encoded images by hash; those of live and evicted sessions are never dropped."""
 
     def __init__(
         self,
         provider: KernelProvider,
         store: SnapshotStore,
         max_bytes: int,
-        elsewhere: Callable[[str], Awaitable[bytes | None]] | None = None,
+        fetch: Callable[[str], Awaitable[bytes | None]] | None = None,
     ) -> None:
-        """Holds none.
+        """Initialize an empty cache.
 
         Args:
             provider: Makes the kernels that see the images.
-            store: May have images of sessions from other servers.
-            max_bytes: Size over which images without sessions are dropped.
-            elsewhere: Asks the other workers of this server for an image.
+            store: Has the images of sessions from other servers.
+            max_bytes: Size above which images without sessions are dropped.
+            fetch: Requests an image from the other workers of this server.
         """
         self._provider = provider
         self._store = store
         self._max_bytes = max_bytes
-        self._elsewhere = elsewhere
-        self._held: OrderedDict[str, bytes] = OrderedDict()
+        self._fetch = fetch
+        self._images: OrderedDict[str, bytes] = OrderedDict()
         self._pins: Counter[str] = Counter()
         self.bytes = 0
 
     def get(self, digest: str) -> bytes | None:
-        """The encoded image, if it is held."""
-        return self._held.get(digest)
+        """Return the encoded image, if it is in the cache."""
+        return self._images.get(digest)
 
     async def add(self, digest: str, data: bytes) -> None:
-        """Holds an image.
+        """Add an image.
 
         Raises:
-            ImageRejected: It is none that sessions can have.
+            ImageRejected: It is not a valid image.
         """
         await self._provider.add_image(digest, data)
-        if digest not in self._held:
-            self._held[digest] = data
+        if digest not in self._images:
+            self._images[digest] = data
             self.bytes += len(data)
             self._trim()
-        self._held.move_to_end(digest)
+        self._images.move_to_end(digest)
 
     def _trim(self) -> None:
-        for digest in [one for one in self._held if not self._pins[one]]:
-            if self.bytes <= self._max_bytes or len(self._held) == 1:
+        for digest in [digest for digest in self._images if not self._pins[digest]]:
+            if self.bytes <= self._max_bytes or len(self._images) == 1:
                 break
-            self.bytes -= len(self._held.pop(digest))
+            self.bytes -= len(self._images.pop(digest))
 
     async def open(self, digests: Sequence[str]) -> Kernel:
-        """Starts a kernel that sees the images, whichever the provider has let go meanwhile.
+        """Start a kernel that sees the images, also those that the provider has dropped.
 
         Raises:
-            ImagesMissing: Nobody has some of them.
+            ImagesMissing: Some are neither here nor on other workers nor in the store.
             SandboxUnavailable: No kernel can be started now.
         """
-        for _ in range(_ROUNDS):
+        for _ in range(_MAX_ATTEMPTS):
             try:
                 return await self._provider.open(digests)
             except ImagesMissing as error:
-                missing = [one for one in error.digests if not await self._bring_back(one)]
+                missing = [digest for digest in error.digests if not await self._reload(digest)]
                 if missing:
                     raise ImagesMissing(missing) from None
         return await self._provider.open(digests)
 
-    async def _bring_back(self, digest: str) -> bool:
-        data = self._held.get(digest)
-        if data is None and self._elsewhere is not None:
-            data = await self._elsewhere(digest)
+    async def _reload(self, digest: str) -> bool:
+        data = self._images.get(digest)
+        if data is None and self._fetch is not None:
+            data = await self._fetch(digest)
         if data is None:
             try:
                 data = await self._store.image(digest)
             except StoreUnavailable as error:
-                logger.warning("image %s was not looked for: %s", digest, error)
+                logger.warning("image %s could not be looked up: %s", digest, error)
         if data is None:
             return False
         await self.add(digest, data)
         return True
 
     def pin(self, digests: Sequence[str]) -> None:
-        """Keeps images for a session."""
+        """Protect a session's images from being dropped."""
         self._pins.update(set(digests))
 
     def unpin(self, digests: Sequence[str]) -> None:
-        """Lets go of a session's images."""
+        """Release a session's images."""
         self._pins.subtract(set(digests))
         for digest in set(digests):
             if self._pins[digest] <= 0:
@@ -106,12 +106,12 @@ class HeldImages:
         self._trim()
 
     async def share(self, digests: Sequence[str]) -> None:
-        """Puts a session's images where other servers find them.
+        """Write a session's images to the store, for other servers.
 
         Raises:
-            StoreUnavailable: They could not be put there.
+            StoreUnavailable: The store does not respond.
         """
         for digest in set(digests):
-            data = self._held.get(digest)
+            data = self._images.get(digest)
             if data is not None:
                 await self._store.put_image(digest, data)

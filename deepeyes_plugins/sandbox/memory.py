@@ -1,4 +1,4 @@
-"""How much memory this machine, or the container around this process, can still give."""
+"""Available memory of the machine and of the container (cgroup)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_bytes() -> int:
-    """Bytes that processes can still take before others suffer."""
+    """Return the available memory in bytes: that of the machine or of the cgroup, if less."""
     free = _machine_bytes()
     limit, used = _number(_CGROUP / "memory.max"), _number(_CGROUP / "memory.current")
     if limit is not None and used is not None:
-        # Pages that cache files are given back when they are needed.
+        # Inactive pages of the file cache can be reclaimed.
         free = min(free, limit - used + _inactive_file_bytes())
     return free
 
@@ -21,7 +21,7 @@ def _machine_bytes() -> int:
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    raise OSError("/proc/meminfo does not tell MemAvailable")
+    raise OSError("/proc/meminfo has no MemAvailable")
 
 
 def _inactive_file_bytes() -> int:

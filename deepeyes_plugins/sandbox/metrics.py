@@ -1,4 +1,4 @@
-"""What Prometheus can know of a server."""
+"""Prometheus metrics of the sandbox server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 MULTIPROCESS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""Names the folder through which the workers of one server add up; the client library's own."""
+"""Environment variable of prometheus_client: folder in which worker processes share metrics."""
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 200)
 _PREFIX = "deepeyes_sandbox"
@@ -19,7 +19,6 @@ class Metrics:
     """Counters, gauges and histograms of one server process."""
 
     def __init__(self) -> None:
-        """Starts at zero."""
         self._registry = registry = CollectorRegistry()
 
         def gauge(name: str, description: str, label: str = "") -> Gauge:
@@ -40,23 +39,23 @@ class Metrics:
                 f"{_PREFIX}_{name}_seconds", description, registry=registry, buckets=_SECONDS
             )
 
-        self.sessions = gauge("sessions", "Sessions, live or put away.", "state")
-        self.memory = gauge("memory_bytes", "Memory that live sessions hold alone, sampled.")
-        self.images = gauge("image_bytes", "Encoded images that are held.")
-        self.opened = counter("sessions_opened", "Sessions that were opened.")
-        self.refused = counter("sessions_refused", "Sessions that found no room.")
-        self.closed = counter("sessions_closed", "Sessions that ended.", "reason")
-        self.cells = counter("cells", "Cells that have run.", "outcome")
-        self.evictions = counter("evictions", "Sessions that were put away.", "reason")
-        self.restores = counter("restores", "Sessions that came back.", "result")
-        self.saves = counter("saves", "Snapshots for other servers.", "result")
-        self.cell_seconds = histogram("cell", "Time that cells ran.")
-        self.queue_seconds = histogram("queue", "Time that cells waited for earlier ones.")
-        self.open_seconds = histogram("open", "Time to open a session.")
-        self.restore_seconds = histogram("restore", "Time to bring a session back.")
+        self.sessions = gauge("sessions", "Sessions, live or evicted.", "state")
+        self.memory = gauge("memory_bytes", "Unshared memory of live sessions, sampled.")
+        self.images = gauge("image_bytes", "Encoded images in the cache.")
+        self.opened = counter("sessions_opened", "Sessions created.")
+        self.refused = counter("sessions_refused", "Sessions refused because the server was full.")
+        self.closed = counter("sessions_closed", "Sessions ended.", "reason")
+        self.cells = counter("cells", "Cells run.", "outcome")
+        self.evictions = counter("evictions", "Sessions evicted.", "reason")
+        self.restores = counter("restores", "Sessions restored.", "result")
+        self.saves = counter("saves", "Snapshots saved for other servers.", "result")
+        self.cell_seconds = histogram("cell", "Run time of cells.")
+        self.queue_seconds = histogram("queue", "Time that cells wait for earlier cells.")
+        self.open_seconds = histogram("open", "Time to create a session.")
+        self.restore_seconds = histogram("restore", "Time to restore a session.")
 
     def text(self) -> bytes:
-        """The exposition format; of all workers together where there are several."""
+        """Return the metrics in the exposition format, summed over all workers."""
         registry = self._registry
         if MULTIPROCESS_VARIABLE in os.environ:
             registry = CollectorRegistry()
@@ -65,5 +64,5 @@ class Metrics:
 
 
 def forget_process(pid: int) -> None:
-    """Takes the gauges of a worker that has died out of the sums."""
+    """Remove the gauges of a dead worker from the sums."""
     mark_process_dead(pid)

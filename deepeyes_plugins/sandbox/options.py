@@ -1,4 +1,4 @@
-"""How a server process runs, and how it tells whoever started it that it does."""
+"""Options of a server process, and the announcement of its start to its parent."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How a server runs, beside what its sessions may do.
+    """Options of a server, apart from the settings of its sessions.
 
     Attributes:
         host: Address to listen on.
-        port: Port; 0 takes a free one.
-        workers: Number of processes that serve it.
+        port: Port; 0 picks a free one.
+        workers: Number of server processes.
         log_level: debug, info, warning or error.
-        log_format: `text`, or `json` for one JSON object a line.
-        announce_fd: File descriptor that is told the port, or the reason of a failure; -1 for none.
-        parent: Process id of the process with which the server ends; 0 for none.
+        log_format: ``text``, or ``json`` for one JSON object per line.
+        announce_fd: File descriptor that receives the port, or the reason of a failure; -1: none.
+        parent: Process ID of the process with which the server ends; 0: none.
     """
 
     host: str = "127.0.0.1"
@@ -32,7 +32,7 @@ class ServerOptions:
 
 
 def announce(descriptor: int, message: dict[str, object]) -> None:
-    """Tells whoever started this process one thing, and closes the line."""
+    """Write a message to the parent process, and close the pipe."""
     if descriptor >= 0:
         with contextlib.suppress(BrokenPipeError), open(descriptor, "w", encoding="utf-8") as pipe:
             pipe.write(json.dumps(message) + "\n")

@@ -1,4 +1,4 @@
-"""Which of several servers a client asks first."""
+"""Placement of sessions on servers: locality, load and circuit breaker."""
 
 from __future__ import annotations
 
@@ -17,81 +17,79 @@ from deepeyes_plugins.sandbox.contracts import SandboxError
 
 logger = logging.getLogger(__name__)
 
-_FIRST_REST_SECONDS = 0.5
-_LONGEST_REST_SECONDS = 30.0
+_MIN_BACKOFF_SECONDS = 0.5
+_MAX_BACKOFF_SECONDS = 30.0
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 class Server:
-    """What a client knows of one server.
+    """State of one server, as its client sees it.
 
     Attributes:
         url: Base URL.
         local: Whether it is on this machine.
-        sessions: The client's open sessions there.
-        opening: Number of sessions that the client is opening there.
-        uploads: Images on their way to it, by hash.
+        sessions: The client's open sessions on it.
+        opening: Number of sessions that the client is creating on it.
+        uploads: Image uploads in progress, by hash.
     """
 
     def __init__(self, url: str) -> None:
-        """Starts with the best opinion of the server."""
         self.url = url
         self.local = _is_local(url)
         self.sessions: WeakSet[object] = WeakSet()
         self.opening = 0
         self.uploads: SingleFlight[str, None] = SingleFlight()
-        self._rest = 0.0
-        self._rests_until = 0.0
+        self._backoff = 0.0
+        self._retry_at = 0.0
 
     @property
-    def resting(self) -> bool:
-        """Whether it failed and others should be asked before it.
+    def circuit_open(self) -> bool:
+        """Whether it failed recently, so that others are preferred.
 
-        After a while one session at a time finds out whether it works again.
+        After the back-off, one session at a time probes whether it works again.
         """
-        being_tried = self._rest > 0 and self.opening > 0
-        return being_tried or time.monotonic() < self._rests_until
+        being_probed = self._backoff > 0 and self.opening > 0
+        return being_probed or time.monotonic() < self._retry_at
 
-    def failed(self, reason: SandboxError) -> None:
-        """Lets others go before it for a while, which grows from failure to failure."""
-        if time.monotonic() >= self._rests_until:
-            self._rest = min(2 * self._rest or _FIRST_REST_SECONDS, _LONGEST_REST_SECONDS)
-            self._rests_until = time.monotonic() + self._rest
-            logger.warning("for %g s others are asked first: %s", self._rest, reason)
+    def record_failure(self, reason: SandboxError) -> None:
+        """Open the circuit for the back-off, which doubles with each failure."""
+        if time.monotonic() >= self._retry_at:
+            self._backoff = min(2 * self._backoff or _MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
+            self._retry_at = time.monotonic() + self._backoff
+            logger.warning("circuit open for %g s: %s", self._backoff, reason)
 
-    def worked(self) -> None:
-        """Forgets earlier failures, now that it has taken a session."""
-        self._rest = 0.0
-        self._rests_until = 0.0
+    def record_success(self) -> None:
+        """Close the circuit."""
+        self._backoff = 0.0
+        self._retry_at = 0.0
 
 
 def parse_urls(urls: str | Sequence[str]) -> list[Server]:
-    """Makes the servers of some URLs, those of this machine first, else in the order given.
+    """Parse base URLs; servers on this machine come first, else the order is kept.
 
     Args:
         urls: Base URLs; a string may hold several, separated by commas.
 
     Raises:
-        SandboxError: There is none, or one is no URL.
+        SandboxError: There is no URL, or one is invalid.
     """
     strings = [urls] if isinstance(urls, str) else urls
     split = [url.strip().rstrip("/") for string in strings for url in string.split(",")]
     servers = [Server(url) for url in dict.fromkeys(filter(None, split))]
     if not servers:
-        raise SandboxError(f"there is no URL of a sandbox server in {urls!r}")
+        raise SandboxError(f"no URL of a sandbox server in {urls!r}")
     return sorted(servers, key=lambda server: not server.local)
 
 
 def preferred(servers: Iterable[Server]) -> list[Server]:
-    """Servers in the order in which to ask them for something new.
+    """Sort servers by preference for a new session.
 
-    Those that work come first; among them those of this machine; among them those with the fewest
-    sessions of this client, by chance where several have as few.
+    Criteria: circuit closed, on this machine, fewest sessions of this client; ties are random.
     """
 
     def rank(server: Server) -> tuple[bool, bool, int, float]:
         load = len(server.sessions) + server.opening
-        return server.resting, not server.local, load, random.random()
+        return server.circuit_open, not server.local, load, random.random()
 
     return sorted(servers, key=rank)
 
@@ -100,17 +98,17 @@ def _is_local(url: str) -> bool:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise SandboxError(f"{url!r} is no URL of a sandbox server: {error}") from error
+        raise SandboxError(f"{url!r} is not a URL of a sandbox server: {error}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise SandboxError(f"{url!r} is no URL of a sandbox server such as http://host:8080")
+        raise SandboxError(f"{url!r} is not a URL of a sandbox server such as http://host:8080")
     if parsed.host in ("localhost", socket.gethostname()):
         return True
     try:
         version = ipaddress.ip_address(parsed.host).version
     except ValueError:
-        return False  # Other names are not looked up, since that can take long.
+        return False  # Other names are not resolved, since DNS can be slow.
     try:
-        # Only addresses of this machine can be bound.
+        # Only local addresses can be bound.
         with socket.socket(_FAMILIES[version], socket.SOCK_DGRAM) as probe:
             probe.bind((parsed.host, 0))
     except OSError:

@@ -1,4 +1,4 @@
-"""Runs a server, or one worker of several, until it is told to end."""
+"""Entry points of the server process: logging, listener, uvicorn and shutdown."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHUTDOWN_SECONDS = 2
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that tells its parent where it listens, and ends with it."""
+    """Uvicorn server that announces its port to its parent process, and ends with it."""
 
     def __init__(
         self,
@@ -41,21 +41,21 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._listener = listener
         self._options = options
-        self._crew = pool
+        self._pool = pool
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self._options.parent:
-            self._end_with(self._options.parent)
+            self._exit_with(self._options.parent)
         await super().startup(sockets)
         if self.started:
             port = self._listener.getsockname()[1]
-            if self._crew.count == 1:
+            if self._pool.count == 1:
                 logger.info("the sandbox listens on http://%s:%d", self._options.host, port)
             announce(self._options.announce_fd, {"port": port})
 
-    def _end_with(self, parent: int) -> None:
-        # A process handle turns readable when the whole parent has ended. The kernel's parent-death
-        # signal would do so when the one thread ends that started us.
+    def _exit_with(self, parent: int) -> None:
+        # A pidfd turns readable when the whole parent has ended. The parent-death signal would be
+        # sent as soon as the thread ends that started this process.
         loop = asyncio.get_running_loop()
         handle = os.pidfd_open(parent)
         if os.getppid() != parent:
@@ -63,15 +63,15 @@ class _Server(uvicorn.Server):
 
         def end() -> None:
             loop.remove_reader(handle)
-            if self._crew.folder is not None:
-                shutil.rmtree(self._crew.folder, ignore_errors=True)
+            if self._pool.folder is not None:
+                shutil.rmtree(self._pool.folder, ignore_errors=True)
             self.handle_exit(signal.SIGTERM, None)
 
         loop.add_reader(handle, end)
 
 
 def configure_logging(level: str, log_format: str) -> None:
-    """Sends log records to standard error, as text or as one JSON object a line."""
+    """Log to standard error, as text or as one JSON object per line."""
     handler = logging.StreamHandler()
     if log_format == "json":
         from pythonjsonlogger.json import JsonFormatter
@@ -85,7 +85,7 @@ def configure_logging(level: str, log_format: str) -> None:
 
 
 def serve(settings: SandboxSettings, options: ServerOptions) -> None:
-    """Serves until SIGTERM, SIGINT or the end of the parent process.
+    """Run the server until SIGTERM, SIGINT or the exit of the parent process.
 
     Raises:
         SystemExit: The server could not start; the message says why.
@@ -94,7 +94,7 @@ def serve(settings: SandboxSettings, options: ServerOptions) -> None:
     token = os.environ.get(settings.token_env) or None
     if token is None and options.host not in LOOPBACK:
         failure = (
-            f"anyone who can reach {options.host} could run code here: put a bearer token into "
+            f"anyone who can reach {options.host} could run code here: set a bearer token in "
             f"${settings.token_env}, or listen on 127.0.0.1"
         )
         announce(options.announce_fd, {"failure": failure})
@@ -109,21 +109,21 @@ def serve(settings: SandboxSettings, options: ServerOptions) -> None:
         if options.workers == 1:
             run_worker(settings, options, listener, WorkerPool())
             return
-        ended_by = supervise(settings, options, listener)
-    if ended_by:
-        announce(options.announce_fd, {"failure": ended_by})
-        raise SystemExit(ended_by)
+        crash = supervise(settings, options, listener)
+    if crash:
+        announce(options.announce_fd, {"failure": crash})
+        raise SystemExit(crash)
 
 
 def run_worker(
     settings: SandboxSettings, options: ServerOptions, listener: socket.socket, pool: WorkerPool
 ) -> None:
-    """Serves in this process, alone or as one of a pool.
+    """Serve in this process, alone or as one worker of a pool.
 
     Raises:
         SystemExit: The server could not start; the message says why.
     """
-    # Every session holds two descriptors here, every client connection one.
+    # Each session needs two file descriptors, each client connection one.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
@@ -145,7 +145,9 @@ def run_worker(
     if pool.count > 1:
         sockets.append(_own_socket(pool))
     server = _Server(config, listener, options, pool)
-    with contextlib.suppress(SystemExit):  # It has logged why; the parent is told below.
+    with contextlib.suppress(
+        SystemExit
+    ):  # Uvicorn has logged the reason; the parent is informed below.
         server.run(sockets=sockets)
     if not server.started:
         failure = getattr(app.state, "failure", "the server did not start; see its log")
@@ -154,7 +156,7 @@ def run_worker(
 
 
 def _own_socket(pool: WorkerPool) -> socket.socket:
-    """The socket on which the other workers ask this one."""
+    """Open the socket for requests of the other workers."""
     path = pool.socket(pool.index)
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)

@@ -1,4 +1,4 @@
-"""The HTTP server: the interface of `api` over the sessions of this process and its fellows."""
+"""HTTP server of the sandbox: request handlers, authentication and relay between workers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from starlette.routing import Route
 from deepeyes_plugins import __version__
 from deepeyes_plugins.sandbox import api
 from deepeyes_plugins.sandbox.contracts import ExecutionResult, Health, SandboxUnavailable
-from deepeyes_plugins.sandbox.image_cache import HeldImages
+from deepeyes_plugins.sandbox.image_cache import ImageCache
 from deepeyes_plugins.sandbox.kernels import make_provider
 from deepeyes_plugins.sandbox.kernels.contract import ImageRejected, ImagesMissing, KernelProvider
 from deepeyes_plugins.sandbox.metrics import Metrics
@@ -48,8 +48,8 @@ from deepeyes_plugins.sandbox.workers import (
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 128 << 20
-_HASH_ASIDE_BYTES = 1 << 20
-_CELL_SLACK_SECONDS = 60.0
+_HASH_IN_THREAD_BYTES = 1 << 20
+_CELL_OVERHEAD_SECONDS = 60.0
 _LEGACY = "legacy:"
 _PACKAGES = ("ipython", "numpy", "pillow", "matplotlib", "starlette", "uvicorn")
 
@@ -59,7 +59,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 @dataclass(frozen=True)
 class _Call:
-    """A request whose body was read."""
+    """Request with its body."""
 
     request: Request
     body: bytes
@@ -70,7 +70,7 @@ class _Call:
 
 
 class SandboxServer:
-    """The HTTP handlers."""
+    """HTTP handlers of one server process."""
 
     def __init__(
         self,
@@ -79,15 +79,14 @@ class SandboxServer:
         token: str | None,
         pool: WorkerPool,
     ) -> None:
-        """Serves kernels of the provider to those who know the token."""
         self._provider = provider
         self._settings = settings
         self._token = token
-        self._crew = pool
+        self._pool = pool
         self._relay = Relay(pool, token)
         self._metrics = Metrics()
         store = make_store(settings)
-        self._images = HeldImages(
+        self._images = ImageCache(
             provider,
             store,
             settings.image_cache_mb << 20,
@@ -96,12 +95,12 @@ class SandboxServer:
         self._sessions = Sessions(provider, self._images, store, settings, self._metrics)
         self._started = False
         self._versions = _versions()
-        # Each is there as long as a request holds or awaits it.
+        # A lock exists while a request holds or awaits it.
         self._legacy_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Starts the provider before the first request and ends everything after the last."""
+        """Start the provider before the first request, and close everything after the last."""
         try:
             await self._provider.start()
             self._sessions.start()
@@ -116,25 +115,25 @@ class SandboxServer:
             await self._relay.close()
 
     def routes(self) -> list[Route]:
-        """One route for each path of the interface, served by the methods of its names."""
+        """Return one route per path of the API."""
         by_path: dict[str, dict[str, Handler]] = {}
         for name, endpoint in api.ENDPOINTS.items():
             handler: Handler = getattr(self, name)
-            served = handler if endpoint.open else self._guarded(handler)
-            by_path.setdefault(endpoint.path, {})[endpoint.method] = served
+            guarded = handler if endpoint.public else self._guarded(handler)
+            by_path.setdefault(endpoint.path, {})[endpoint.method] = guarded
         return [
             Route(path, _by_method(handlers), methods=list(handlers))
             for path, handlers in by_path.items()
         ]
 
     def _guarded(self, handler: Handler) -> Handler:
-        """Checks the token and turns the sandbox's errors into answers."""
+        """Wrap a handler: check the token, and turn the sandbox's errors into responses."""
         expected = f"Bearer {self._token}".encode() if self._token else b""
 
         async def guarded(request: Request) -> Response:
             given = request.headers.get("authorization", "").encode("latin-1", "replace")
             if expected and not hmac.compare_digest(given, expected):
-                return _problem(401, "this sandbox server wants a bearer token")
+                return _problem(401, "this sandbox server requires a bearer token")
             try:
                 response = await handler(request)
             except ImagesMissing as error:
@@ -147,15 +146,15 @@ class SandboxServer:
             except SandboxUnavailable as error:
                 response = _problem(503, str(error))
             except KeyError:
-                response = _problem(404, "there is no such session (any more)")
-            if self._crew.count > 1:
-                response.headers.setdefault(WORKER_HEADER, str(self._crew.index))
+                response = _problem(404, "no such session, or it has ended")
+            if self._pool.count > 1:
+                response.headers.setdefault(WORKER_HEADER, str(self._pool.index))
             return response
 
         return guarded
 
     async def health(self, request: Request) -> Response:
-        """Tells about isolation, load and versions, of all workers together."""
+        """Report isolation, load and versions, summed over all workers."""
         health = Health(
             status="ok" if self._started else "starting",
             sessions=self._sessions.live,
@@ -166,30 +165,30 @@ class SandboxServer:
             notes=self._provider.notes(),
             versions=self._versions,
         )
-        whole = asdict(health)
-        if self._crew.count > 1 and RELAYED_HEADER not in request.headers:
-            for answer in await self._relay.ask_all("/health"):
+        report = asdict(health)
+        if self._pool.count > 1 and RELAYED_HEADER not in request.headers:
+            for answer in await self._relay.get_all("/health"):
                 other = answer.json()
                 for key in ("sessions", "stored", "max_sessions", "workers"):
-                    whole[key] += other[key]
-        return JSONResponse(whole)
+                    report[key] += other[key]
+        return JSONResponse(report)
 
     async def metrics(self, request: Request) -> Response:
-        """Metrics for Prometheus."""
+        """Return the metrics for Prometheus."""
         return Response(self._metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def document(self, request: Request) -> Response:
-        """The OpenAPI document."""
+        """Return the OpenAPI document."""
         return JSONResponse(api.document(__version__))
 
     async def put_image(self, request: Request) -> Response:
-        """Holds an image under its hash."""
+        """Store an image under its hash."""
         call = await _read(request)
         digest = request.path_params["digest"]
-        relayed = await self._elsewhere(call, self._crew.of_image(digest))
+        relayed = await self._relay_request(call, self._pool.of_image(digest))
         if relayed is not None:
             return relayed
-        if len(call.body) > _HASH_ASIDE_BYTES:
+        if len(call.body) > _HASH_IN_THREAD_BYTES:
             actual = await asyncio.to_thread(_sha256, call.body)
         else:
             actual = _sha256(call.body)
@@ -199,39 +198,39 @@ class SandboxServer:
         return Response(status_code=204)
 
     async def get_image(self, request: Request) -> Response:
-        """Gives an image back."""
+        """Return an uploaded image."""
         digest = request.path_params["digest"]
         data = self._images.get(digest)
-        if data is None and self._crew.count > 1 and RELAYED_HEADER not in request.headers:
+        if data is None and self._pool.count > 1 and RELAYED_HEADER not in request.headers:
             data = await self._relay.image(digest)
         if data is None:
-            return _problem(404, "there is no such image")
+            return _problem(404, "no such image")
         return Response(data, media_type="application/octet-stream")
 
     async def create(self, request: Request) -> Response:
-        """Opens a session on images that are held."""
+        """Create a session on uploaded images."""
         call = await _read(request)
-        asked = _parse(api.SessionRequest, call.body)
-        images = asked.images
+        session_request = _parse(api.SessionRequest, call.body)
+        images = session_request.images
         if images:
-            relayed = await self._elsewhere(call, self._crew.of_image(images[0]))
+            relayed = await self._relay_request(call, self._pool.of_image(images[0]))
             if relayed is not None:
                 return relayed
-        session_id = new_id(self._crew.index)
-        await self._sessions.create(session_id, images, asked.wait)
+        session_id = new_id(self._pool.index)
+        await self._sessions.create(session_id, images, session_request.wait)
         return JSONResponse({"id": session_id}, 201)
 
     async def execute(self, request: Request) -> Response:
-        """Runs a cell."""
+        """Run a cell."""
         call = await _read(request)
         cell = _parse(api.CellRequest, call.body)
         timeout = cell.timeout or self._settings.cell_timeout
         session_id = _native_id(request)
-        relayed = await self._elsewhere(
+        relayed = await self._relay_request(
             call,
-            self._crew.of_session(session_id),
-            min(timeout, self._settings.cell_timeout) + _CELL_SLACK_SECONDS,
-            here=session_id in self._sessions,
+            self._pool.of_session(session_id),
+            min(timeout, self._settings.cell_timeout) + _CELL_OVERHEAD_SECONDS,
+            is_local=session_id in self._sessions,
         )
         if relayed is not None:
             return relayed
@@ -239,43 +238,43 @@ class SandboxServer:
         return _result(result, request)
 
     async def interrupt(self, request: Request) -> Response:
-        """Interrupts a running cell."""
+        """Interrupt a running cell."""
         session_id = _native_id(request)
-        relayed = await self._elsewhere_for(request, session_id)
+        relayed = await self._relay_session_request(request, session_id)
         if relayed is not None:
             return relayed
         self._sessions.interrupt(session_id)
         return Response(status_code=204)
 
     async def evict(self, request: Request) -> Response:
-        """Puts a session away."""
+        """Evict a session."""
         session_id = _native_id(request)
-        relayed = await self._elsewhere_for(request, session_id)
+        relayed = await self._relay_session_request(request, session_id)
         if relayed is not None:
             return relayed
         await self._sessions.evict(session_id)
         return Response(status_code=204)
 
     async def close(self, request: Request) -> Response:
-        """Ends a session."""
+        """End a session."""
         try:
             session_id = _native_id(request)
         except KeyError:
             return Response(status_code=204)
-        relayed = await self._elsewhere_for(request, session_id)
+        relayed = await self._relay_session_request(request, session_id)
         if relayed is not None:
             return relayed
         self._sessions.close(session_id)
         return Response(status_code=204)
 
     async def legacy_execute(self, request: Request) -> Response:
-        """Runs a cell in a session that the client names and that begins with its first cell."""
+        """Run a cell of the legacy API: the client names the session, its first cell creates it."""
         started = time.perf_counter()
         call = await _read(request)
         cell = _parse(api.LegacyCell, call.body)
         session_id = _legacy_id(cell.session_id)
-        seconds = min(cell.timeout, self._settings.cell_timeout) + _CELL_SLACK_SECONDS
-        relayed = await self._elsewhere(call, self._crew.of_session(session_id), seconds)
+        seconds = min(cell.timeout, self._settings.cell_timeout) + _CELL_OVERHEAD_SECONDS
+        relayed = await self._relay_request(call, self._pool.of_session(session_id), seconds)
         if relayed is not None:
             return relayed
         if cell.code.strip():
@@ -288,7 +287,7 @@ class SandboxServer:
             "stderr": _legacy_stderr(result),
             "images": _base64(result.images),
         }
-        # What the code itself did wrong is told in stderr, with status success.
+        # Errors of the code are reported in stderr, with status success.
         ran = bool(cell.code.strip()) and result.outcome in ("ok", "error", "timeout")
         return JSONResponse(
             {
@@ -299,7 +298,7 @@ class SandboxServer:
         )
 
     async def _legacy_run(self, session_id: str, code: str, timeout: float) -> ExecutionResult:
-        # Two first cells at once must share one session.
+        # Concurrent first cells must share one session.
         lock = self._legacy_locks.setdefault(session_id, asyncio.Lock())
         async with lock:
             try:
@@ -310,39 +309,45 @@ class SandboxServer:
         return await self._sessions.execute(session_id, code, timeout)
 
     async def legacy_clear(self, request: Request) -> Response:
-        """Ends a session that the client named."""
+        """End a session of the legacy API."""
         call = await _read(request)
         session_id = _legacy_id(_parse(api.LegacySession, call.body).session_id)
-        relayed = await self._elsewhere(call, self._crew.of_session(session_id))
+        relayed = await self._relay_request(call, self._pool.of_session(session_id))
         if relayed is not None:
             return relayed
         self._sessions.close(session_id)
         return JSONResponse({"status": "success"})
 
-    async def _elsewhere_for(self, request: Request, session_id: str) -> Response | None:
-        here = session_id in self._sessions
-        worker = self._crew.of_session(session_id)
-        return await self._elsewhere(_Call(request, b""), worker, here=here)
+    async def _relay_session_request(self, request: Request, session_id: str) -> Response | None:
+        is_local = session_id in self._sessions
+        worker = self._pool.of_session(session_id)
+        return await self._relay_request(_Call(request, b""), worker, is_local=is_local)
 
-    async def _elsewhere(
-        self, call: _Call, worker: int, seconds: float = _CELL_SLACK_SECONDS, *, here: bool = False
+    async def _relay_request(
+        self,
+        call: _Call,
+        worker: int,
+        seconds: float = _CELL_OVERHEAD_SECONDS,
+        *,
+        is_local: bool = False,
     ) -> Response | None:
-        """Has another worker answer, if the request is for it and it lives.
+        """Relay a request to the worker that it is for.
 
         Returns:
-            Its answer; None if this worker has to answer.
+            The response; None if this worker must serve the request, because it is the right one
+            or because that one has died.
         """
-        if worker == self._crew.index or here or call.relayed:
+        if worker == self._pool.index or is_local or call.relayed:
             return None
         request = call.request
         accept = {"accept": request.headers.get("accept", "*/*")}
         path = request.scope["raw_path"].decode("ascii")
         try:
-            answer = await self._relay.ask(
+            answer = await self._relay.request(
                 worker, request.method, path, body=call.body, headers=accept, seconds=seconds
             )
         except WorkerGone as error:
-            logger.warning("%s; worker %d takes its place", error, self._crew.index)
+            logger.warning("%s; worker %d serves the request", error, self._pool.index)
             return None
         headers = {}
         if "content-type" in answer.headers:
@@ -357,13 +362,13 @@ def create_app(
     provider: KernelProvider | None = None,
     pool: WorkerPool | None = None,
 ) -> Starlette:
-    """Makes the ASGI application. Its sessions live in the process that serves it.
+    """Make the ASGI application. Its sessions live in the process that serves it.
 
     Args:
         settings: Limits of the sessions.
         token: Bearer token that clients must send, if any.
-        provider: Where kernels come from; by default the one that the settings name.
-        pool: The workers among which this process is one; by default it is alone.
+        provider: Kernel provider; by default the one that the settings name.
+        pool: The pool of which this process is a worker; by default it is the only worker.
     """
     server = SandboxServer(
         provider or make_provider(settings), settings, token, pool or WorkerPool()
@@ -371,9 +376,9 @@ def create_app(
     app = Starlette(
         routes=server.routes(),
         lifespan=server.lifespan,
-        exception_handlers={HTTPException: _http_error, ClientDisconnect: _gone},
+        exception_handlers={HTTPException: _http_error, ClientDisconnect: _client_disconnected},
     )
-    app.router.redirect_slashes = False  # No path of the interface ends in one.
+    app.router.redirect_slashes = False  # No path of the API ends in a slash.
     return app
 
 
@@ -387,8 +392,8 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _problem(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"error": sentence}, status, headers)
+def _problem(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": message}, status, headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -396,8 +401,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return _problem(error.status_code, error.detail, dict(error.headers or {}))
 
 
-async def _gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # Nobody reads it.
+async def _client_disconnected(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # Never received: the client has disconnected.
 
 
 async def _read(request: Request) -> _Call:
@@ -412,11 +417,11 @@ async def _read(request: Request) -> _Call:
 
 
 def _parse(message: type[Message], body: bytes) -> Message:
-    # The standard library's parser: lone surrogates in code must reach the session.
+    # The standard library's parser accepts lone surrogates, which models write.
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise HTTPException(422, f"the body is no JSON: {error}") from None
+        raise HTTPException(422, f"the body is not valid JSON: {error}") from None
     if not isinstance(fields, dict):
         raise HTTPException(422, "the body must be a JSON object")
     try:
@@ -443,12 +448,16 @@ def _sha256(data: bytes) -> str:
 
 
 def _legacy_id(session_id: str | int) -> str:
-    # Apart from the ids that this server makes, so that no legacy client can reach another session.
+    # A namespace of their own: legacy clients choose the IDs and must not reach other sessions.
     return f"{_LEGACY}{session_id}"
 
 
 def _native_id(request: Request) -> str:
-    """The session id in the path; those that clients chose themselves are no part of this."""
+    """Return the session ID in the path.
+
+    Raises:
+        KeyError: It belongs to the legacy API.
+    """
     session_id: str = request.path_params["id"]
     if session_id.startswith(_LEGACY):
         raise KeyError(session_id)
@@ -456,10 +465,10 @@ def _native_id(request: Request) -> str:
 
 
 def _by_method(handlers: dict[str, Handler]) -> Handler:
-    async def served(request: Request) -> Response:
+    async def dispatch(request: Request) -> Response:
         return await handlers["GET" if request.method == "HEAD" else request.method](request)
 
-    return served
+    return dispatch
 
 
 def _legacy_stderr(result: ExecutionResult) -> str:

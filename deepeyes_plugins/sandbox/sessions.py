@@ -1,4 +1,4 @@
-"""The sessions of a server: one cell at a time each, put away under pressure, brought back."""
+"""Session manager: serial execution, eviction under memory pressure, restore from snapshot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from deepeyes_plugins.remote.single_flight import SingleFlight
 from deepeyes_plugins.sandbox.contracts import ExecutionResult, SandboxError, SandboxUnavailable
-from deepeyes_plugins.sandbox.image_cache import HeldImages
+from deepeyes_plugins.sandbox.image_cache import ImageCache
 from deepeyes_plugins.sandbox.kernels.contract import Kernel, KernelProvider, SnapshotFailed
 from deepeyes_plugins.sandbox.memory import available_bytes
 from deepeyes_plugins.sandbox.metrics import Metrics
@@ -28,22 +28,22 @@ from deepeyes_plugins.sandbox.snapshots import (
 
 logger = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 1.0
+_MAINTENANCE_SECONDS = 1.0
 _SAVE_DELAY_SECONDS = 0.2
 _RETRY_SAVE_SECONDS = 5.0
 _SHUTDOWN_SECONDS = 8.0
-_EVICTED_AT_ONCE = 16
+_MAX_EVICTIONS = 16
 _MEMORY_SAMPLES = 4
 _CLOSED = ExecutionResult("lost", stderr="The session was closed.")
 
 
 class CellHasRun(SandboxError):
-    """The cell that is asked for has run already, on a server that failed before it answered."""
+    """The requested cell ran already, on a server that failed before it responded."""
 
 
 @dataclass(eq=False)
 class Session:
-    """One session; it has a kernel, or a snapshot in the store."""
+    """One session: with a kernel, or evicted with a snapshot in the store."""
 
     id: str
     images: list[str]
@@ -53,7 +53,7 @@ class Session:
     waiting: int = 0
     cells: int = 0
     dirty: bool = False
-    save_planned: bool = False
+    save_scheduled: bool = False
     saving: bool = False
     names: Sequence[str] = ()
     lost: dict[str, str] = field(default_factory=dict)
@@ -63,17 +63,16 @@ class Session:
 
 
 class Sessions:
-    """The sessions of a server, by id."""
+    """The sessions of a server, by ID."""
 
     def __init__(
         self,
         provider: KernelProvider,
-        images: HeldImages,
+        images: ImageCache,
         store: SnapshotStore,
         settings: SandboxSettings,
         metrics: Metrics,
     ) -> None:
-        """Starts with none."""
         self._provider = provider
         self._images = images
         self._store = store
@@ -82,17 +81,17 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
         self._opening = 0
         self._room = asyncio.Lock()
-        self._paused = asyncio.Event()
+        self._released = asyncio.Event()
         self._adopting: SingleFlight[str, Session] = SingleFlight()
-        self._behind: set[asyncio.Task[None]] = set()
-        self._planned: set[asyncio.Task[None]] = set()
-        self._ending = asyncio.Event()
-        self._housekeeper: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._scheduled_saves: set[asyncio.Task[None]] = set()
+        self._shutting_down = asyncio.Event()
+        self._maintenance: asyncio.Task[None] | None = None
         self._samples: Iterator[Session] = iter(())
 
     def start(self) -> None:
-        """Begins to look after idle sessions and memory."""
-        self._housekeeper = asyncio.ensure_future(self._keep_house())
+        """Start the periodic maintenance."""
+        self._maintenance = asyncio.ensure_future(self._maintain())
 
     def __contains__(self, session_id: str) -> bool:
         return session_id in self._sessions
@@ -104,16 +103,16 @@ class Sessions:
 
     @property
     def stored(self) -> int:
-        """Number of sessions that were put away."""
+        """Number of evicted sessions."""
         return len(self._sessions) - self.live
 
     async def create(self, session_id: str, images: list[str], wait: float | None = None) -> None:
-        """Opens a session.
+        """Create a session.
 
         Args:
-            session_id: Its name.
+            session_id: Its ID.
             images: SHA-256 hashes of its images.
-            wait: Seconds to wait where all sessions are busy; the settings' room_timeout at most.
+            wait: Seconds to wait while all sessions are busy; at most the settings' room_timeout.
 
         Raises:
             ImagesMissing: Images must be uploaded first.
@@ -129,7 +128,7 @@ class Sessions:
     async def _open(self, images: list[str], wait: float | None = None) -> Kernel:
         seconds = self._settings.room_timeout
         async with self._room:
-            # One after the other, or each would take the same session for the one to go.
+            # Serialized, so that concurrent calls do not evict the same session.
             await self._make_room(seconds if wait is None else min(wait, seconds))
             self._opening += 1
         try:
@@ -143,14 +142,14 @@ class Sessions:
             return
         for session in list(self._sessions.values()):
             if session.kernel is not None and not session.kernel.alive and not session.waiting:
-                self._forget(session, "died")
+                self._remove(session, "died")
         deadline = time.monotonic() + seconds
         while self.live + self._opening >= limit:
-            self._paused.clear()
+            self._released.clear()
             if await self._evict_one("room", deadline):
                 continue
             try:
-                await asyncio.wait_for(self._paused.wait(), deadline - time.monotonic())
+                await asyncio.wait_for(self._released.wait(), deadline - time.monotonic())
             except TimeoutError:
                 self._metrics.refused.inc()
                 raise SandboxUnavailable(
@@ -160,7 +159,7 @@ class Sessions:
     async def execute(
         self, session_id: str, code: str, timeout: float, cell: int | None = None
     ) -> ExecutionResult:
-        """Runs a cell after those that the session was given before.
+        """Run a cell after all earlier ones of the session.
 
         Args:
             session_id: The session.
@@ -171,27 +170,27 @@ class Sessions:
         Raises:
             KeyError: There is no such session.
             CellHasRun: The session has run this cell already.
-            SandboxUnavailable: It could not be brought back now.
+            SandboxUnavailable: The session could not be restored now.
         """
         session = self._sessions.get(session_id) or await self._adopt(session_id)
         session.waiting += 1
         if session.saving and session.kernel is not None:
-            session.kernel.interrupt()  # The cell goes first.
-        asked = time.perf_counter()
+            session.kernel.interrupt()  # The cell takes precedence over the snapshot.
+        queued = time.perf_counter()
         try:
             async with session.lock:
-                self._metrics.queue_seconds.observe(time.perf_counter() - asked)
+                self._metrics.queue_seconds.observe(time.perf_counter() - queued)
                 result = await self._run(session, code, timeout, cell)
         finally:
             session.waiting -= 1
             session.used = time.monotonic()
-            self._paused.set()
+            self._released.set()
         self._metrics.cells.labels(result.outcome).inc()
         self._metrics.cell_seconds.observe(result.duration)
         if session.kernel is None or not session.kernel.alive:
-            self._forget(session, result.outcome)
+            self._remove(session, result.outcome)
         elif self._store.shared:
-            self._plan_save(session, _SAVE_DELAY_SECONDS)
+            self._schedule_save(session, _SAVE_DELAY_SECONDS)
         return result
 
     async def _run(
@@ -200,11 +199,11 @@ class Sessions:
         if self._sessions.get(session.id) is not session:
             return _CLOSED
         if session.kernel is None:
-            await self._wake(session)
+            await self._restore(session)
             if self._sessions.get(session.id) is not session:
                 return _CLOSED
         if session.kernel is None:
-            return _gone(session)
+            return _lost_result(session)
         if cell is not None and session.cells > cell:
             raise CellHasRun(
                 "this cell has run already; its output was lost with the server that ran it"
@@ -227,7 +226,7 @@ class Sessions:
         return replace(result, lost_names=lost, stderr=_restored_note(lost) + result.stderr)
 
     async def _adopt(self, session_id: str) -> Session:
-        """Takes over a session of another server, or one from before a restart."""
+        """Take over a session of another server, or one from before a restart of this one."""
 
         async def adopt() -> Session:
             try:
@@ -245,8 +244,8 @@ class Sessions:
             raise KeyError(session_id)
         return await self._adopting.run(session_id, adopt)
 
-    async def _wake(self, session: Session) -> None:
-        """Gives a session that was put away a process again, with what was saved of it."""
+    async def _restore(self, session: Session) -> None:
+        """Restore an evicted session from its snapshot."""
         stored = session.stored
         if stored is None:
             try:
@@ -255,22 +254,22 @@ class Sessions:
                 raise SandboxUnavailable(f"the session cannot be restored: {error}") from error
         if stored is None:
             return
-        session.stored = stored  # Kept until it is back, should anything fail on the way.
+        session.stored = stored  # For the next attempt, should this one fail.
         with self._metrics.restore_seconds.time():
-            kernel, lost, result = await self._restored(stored)
+            kernel, lost, result = await self._restore_kernel(stored)
         self._metrics.restores.labels(result).inc()
         if self._sessions.get(session.id) is not session:
-            await kernel.close()  # Closed meanwhile: nobody would ever end it.
+            await kernel.close()  # The session was closed meanwhile.
             return
         session.kernel, session.stored, session.lost = kernel, None, lost
         session.cells, session.dirty = stored.cells, True
-        logger.info("session %s is back (%s)", session.id, result)
+        logger.info("session %s restored (%s)", session.id, result)
 
-    async def _restored(self, stored: StoredSession) -> tuple[Kernel, dict[str, str], str]:
-        """A kernel with what was saved, what it lacks of that, and how much of it came back."""
+    async def _restore_kernel(self, stored: StoredSession) -> tuple[Kernel, dict[str, str], str]:
+        """Return a restored kernel, what is lost, and the outcome: whole, partial or failed."""
         lost = dict(stored.lost)
         kernel = await self._open(stored.images)
-        self._opening += 1  # It counts already.
+        self._opening += 1  # Counts against max_sessions during the restore, too.
         try:
             lost |= await kernel.restore(stored.data)
             return kernel, lost, "partial" if lost else "whole"
@@ -287,7 +286,7 @@ class Sessions:
         return await self._open(stored.images), lost, "failed"
 
     def interrupt(self, session_id: str) -> None:
-        """Interrupts the running cell of a session, if there is one.
+        """Interrupt the running cell of a session, if any.
 
         Raises:
             KeyError: There is no such session.
@@ -297,62 +296,64 @@ class Sessions:
             session.kernel.interrupt()
 
     async def evict(self, session_id: str) -> None:
-        """Puts a session away until its next cell.
+        """Evict a session until its next cell.
 
         Raises:
             KeyError: There is no such session.
-            SandboxUnavailable: It cannot be put away now.
+            SandboxUnavailable: It cannot be evicted now.
         """
         session = self._sessions[session_id]
         async with session.lock:
             if session.kernel is not None:
-                await self._put_away(session, "asked")
+                await self._evict(session, "asked")
 
     async def _evict_one(self, reason: str, deadline: float = math.inf) -> bool:
-        """Puts the session away that was not used for longest; returns whether there was one.
+        """Evict the least recently used idle session; return whether there was one.
 
         Args:
-            reason: Why, for the metrics.
-            deadline: When to try no other one, should some resist; of the monotonic clock.
+            reason: Reason, for the metrics.
+            deadline: Time of the monotonic clock after which no further session is tried, if
+                some cannot be evicted.
         """
         if not self._provider.restorable:
             return False
-        for session in sorted(filter(_idle, self._sessions.values()), key=lambda one: one.used):
+        idle = filter(_idle, self._sessions.values())
+        for session in sorted(idle, key=lambda session: session.used):
             if time.monotonic() > deadline:
                 break
-            if not _idle(session):  # Any more: waiting for its cell would hold up all others.
+            if not _idle(session):  # It is in use by now; waiting for its cell would block others.
                 continue
             async with session.lock:
                 try:
-                    await self._put_away(session, reason)
+                    await self._evict(session, reason)
                 except SandboxUnavailable as error:
-                    logger.debug("session %s stays: %s", session.id, error)
-                    session.used = time.monotonic()  # The next time another one is tried first.
+                    logger.debug("session %s was not evicted: %s", session.id, error)
+                    session.used = time.monotonic()  # So that another one is tried next time.
                 else:
                     return True
         return False
 
-    async def _put_away(self, session: Session, reason: str) -> None:
+    async def _evict(self, session: Session, reason: str) -> None:
         assert session.kernel is not None
         if not self._provider.restorable:
-            raise SandboxUnavailable("sessions of this kernel cannot be put away")
+            raise SandboxUnavailable("sessions of this kernel cannot be evicted")
         try:
             if session.dirty or not self._store.shared:
-                await self._save(session, or_here=True)
+                await self._save(session, fall_back=True)
         except TakenOver:
-            self._forget(session, "taken over", keep_stored=True)
+            self._remove(session, "taken over", keep_stored=True)
             return
         except (SnapshotFailed, StoreUnavailable) as error:
             if session.kernel.alive:
-                raise SandboxUnavailable(f"the session cannot be put away: {error}") from error
-            # Nothing is left of it but the names that its next cell will be told.
+                raise SandboxUnavailable(f"the session cannot be evicted: {error}") from error
+            # Its next cell reports its variables as lost.
             logger.warning("session %s died while it was saved: %s", session.id, error)
         kernel, session.kernel = session.kernel, None
         self._metrics.evictions.labels(reason).inc()
-        self._go(kernel.close())
+        self._run_in_background(kernel.close())
 
-    async def _save(self, session: Session, *, or_here: bool = False) -> None:
-        """Brings a session's state into the store; the caller holds its lock."""
+    async def _save(self, session: Session, *, fall_back: bool = False) -> None:
+        """Save a session's snapshot to the store; the caller holds its lock."""
         assert session.kernel is not None
         session.saving = True
         try:
@@ -369,26 +370,26 @@ class Sessions:
         if self._store.shared:
             with contextlib.suppress(StoreUnavailable):
                 await self._images.share(session.images)
-        await self._store.put(session.id, stored, or_here=or_here)
+        await self._store.put(session.id, stored, fall_back=fall_back)
         session.dirty = False
 
-    def _plan_save(self, session: Session, delay: float) -> None:
-        """Saves a session for other servers a little later, unless that is planned already."""
+    def _schedule_save(self, session: Session, delay: float) -> None:
+        """Schedule a save of a session for other servers, unless there is one already."""
 
         async def later() -> None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), delay)
-            session.save_planned = False
-            await self._save_for_others(session)
+                await asyncio.wait_for(self._shutting_down.wait(), delay)
+            session.save_scheduled = False
+            await self._save_when_idle(session)
 
-        if not session.save_planned:
-            session.save_planned = True
+        if not session.save_scheduled:
+            session.save_scheduled = True
             task = asyncio.create_task(later())
-            self._planned.add(task)
-            task.add_done_callback(self._planned.discard)
+            self._scheduled_saves.add(task)
+            task.add_done_callback(self._scheduled_saves.discard)
 
-    async def _save_for_others(self, session: Session) -> None:
-        """Saves a session that pauses; a cell that comes goes first, and is saved afterwards."""
+    async def _save_when_idle(self, session: Session) -> None:
+        """Save a session if it is idle; otherwise its running cell schedules the next save."""
         if session.waiting:
             return
         async with session.lock:
@@ -398,50 +399,50 @@ class Sessions:
                 await self._save(session)
                 self._metrics.saves.labels("ok").inc()
             except TakenOver:
-                self._forget(session, "taken over", keep_stored=True)
+                self._remove(session, "taken over", keep_stored=True)
             except (SnapshotFailed, StoreUnavailable) as error:
-                logger.debug("session %s is not saved now: %s", session.id, error)
+                logger.debug("session %s could not be saved: %s", session.id, error)
                 self._metrics.saves.labels("failed").inc()
                 alive = session.kernel is not None and session.kernel.alive
-                if alive and not self._ending.is_set():
-                    self._plan_save(session, _RETRY_SAVE_SECONDS)
+                if alive and not self._shutting_down.is_set():
+                    self._schedule_save(session, _RETRY_SAVE_SECONDS)
 
     def close(self, session_id: str) -> None:
-        """Ends a session, also in the middle of a cell; what remains to tidy goes on behind."""
+        """End a session, even during a cell; its cleanup continues in the background."""
         session = self._sessions.get(session_id)
         if session is not None:
-            self._forget(session, "asked")
+            self._remove(session, "asked")
         elif self._store.shared:
-            self._go(self._store.delete(session_id))
+            self._run_in_background(self._store.delete(session_id))
 
-    def _forget(self, session: Session, reason: str, *, keep_stored: bool = False) -> None:
+    def _remove(self, session: Session, reason: str, *, keep_stored: bool = False) -> None:
         if self._sessions.get(session.id) is not session:
             return
         del self._sessions[session.id]
-        self._paused.set()
+        self._released.set()
         self._images.unpin(session.images)
         self._metrics.closed.labels(reason).inc()
         if session.kernel is not None:
-            self._go(session.kernel.close())
+            self._run_in_background(session.kernel.close())
         if not keep_stored:
-            self._go(self._store.delete(session.id))
+            self._run_in_background(self._store.delete(session.id))
 
-    def _go(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
-        self._behind.add(task)
-        task.add_done_callback(self._behind.discard)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
-    async def _keep_house(self) -> None:
-        """Once a second: ends what was idle for too long, makes room in memory, counts."""
+    async def _maintain(self) -> None:
+        """Periodically expire sessions, evict under memory pressure, and update metrics."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_MAINTENANCE_SECONDS)
             try:
                 self._expire()
                 await self._relieve_memory()
-                await self._store.catch_up()
-                await self._count()
+                await self._store.flush()
+                await self._update_metrics()
             except Exception:
-                logger.exception("looking after the sessions failed; it is tried again")
+                logger.exception("maintenance of the sessions failed; it is retried")
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -449,21 +450,21 @@ class Sessions:
             if session.waiting:
                 continue
             if now - session.used > self._settings.idle_timeout:
-                logger.info("session %s was idle for too long", session.id)
-                self._forget(session, "idle")
+                logger.info("session %s ended at its idle timeout", session.id)
+                self._remove(session, "idle")
             elif now - session.created > self._settings.max_lifetime:
-                logger.info("session %s has reached its longest life", session.id)
-                self._forget(session, "lifetime")
+                logger.info("session %s ended at its maximum lifetime", session.id)
+                self._remove(session, "lifetime")
 
     async def _relieve_memory(self) -> None:
         wanted = self._settings.min_free_memory_mb << 20
-        for _ in range(_EVICTED_AT_ONCE):
+        for _ in range(_MAX_EVICTIONS):
             if available_bytes() >= wanted or not await self._evict_one("memory"):
                 return
-            if self._behind:  # The memory is free once the process has ended.
-                await asyncio.wait(self._behind)
+            if self._background:  # The memory is free only when the process has ended.
+                await asyncio.wait(self._background)
 
-    async def _count(self) -> None:
+    async def _update_metrics(self) -> None:
         self._metrics.sessions.labels("live").set(self.live)
         self._metrics.sessions.labels("stored").set(self.stored)
         self._metrics.images.set(self._images.bytes)
@@ -473,31 +474,31 @@ class Sessions:
                 self._samples = iter(list(self._sessions.values()))
             elif session.kernel is not None:
                 session.memory = await asyncio.to_thread(session.kernel.memory)
-        live = (one for one in self._sessions.values() if one.kernel is not None)
+        live = (session for session in self._sessions.values() if session.kernel is not None)
         self._metrics.memory.set(sum(session.memory for session in live))
 
     async def close_all(self) -> None:
-        """Ends every session and waits until nothing is left of them.
+        """End all sessions and wait for their cleanup.
 
-        Where other servers share the store, what was not saved yet is saved for them.
+        If other servers share the store, unsaved sessions are saved for them.
         """
-        if self._housekeeper is not None:
-            self._housekeeper.cancel()
-            await asyncio.wait({self._housekeeper})
-        # Every session that is not saved yet has a save planned: it comes now.
-        self._ending.set()
-        if self._planned:
-            await asyncio.wait(self._planned, timeout=_SHUTDOWN_SECONDS)
+        if self._maintenance is not None:
+            self._maintenance.cancel()
+            await asyncio.wait({self._maintenance})
+        # Every unsaved session has a scheduled save, which runs now.
+        self._shutting_down.set()
+        if self._scheduled_saves:
+            await asyncio.wait(self._scheduled_saves, timeout=_SHUTDOWN_SECONDS)
         for session in list(self._sessions.values()):
-            self._forget(session, "shutdown", keep_stored=True)
-        closing = [task for task in self._behind if not task.done()]
+            self._remove(session, "shutdown", keep_stored=True)
+        closing = [task for task in self._background if not task.done()]
         if closing:
             await asyncio.wait(closing, timeout=_SHUTDOWN_SECONDS)
         await self._store.close()
 
 
 def new_id(worker: int) -> str:
-    """A session id that nobody can guess, which tells the worker that has the session."""
+    """Make an unguessable session ID that begins with the number of the session's worker."""
     return f"{worker}-{uuid4().hex}"
 
 
@@ -505,10 +506,10 @@ def _idle(session: Session) -> bool:
     return session.kernel is not None and not session.waiting and not session.lock.locked()
 
 
-def _gone(session: Session) -> ExecutionResult:
+def _lost_result(session: Session) -> ExecutionResult:
     return ExecutionResult(
         "lost",
-        stderr="The session was put away and cannot be brought back; its variables are lost.",
+        stderr="The session was evicted and cannot be restored; its variables are lost.",
         lost_names=dict.fromkeys(
             session.names, "its snapshot was dropped, or it died while it was saved"
         ),

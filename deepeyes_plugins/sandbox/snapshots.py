@@ -1,4 +1,4 @@
-"""Where sessions without a process wait: in memory, or in Redis for all servers that share it."""
+"""Snapshot stores of evicted sessions: in memory, or in Redis for the servers that share it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 _REDIS_SECONDS: Final = 5.0
 _PREFIX: Final = "deepeyes:sandbox:"
-# A session belongs to the server that wrote or read it last. One that was cut off for a while must
-# not write over what has happened to its sessions elsewhere since.
+# A session is owned by the server that wrote or read it last. A server that reconnects after a
+# network partition must not overwrite newer state of its former sessions.
 _PUT = """
 local owner = redis.call('HGET', KEYS[1], 'owner')
 if owner and owner ~= ARGV[1] then return 0 end
@@ -44,7 +44,7 @@ return redis.call('DEL', KEYS[1])
 
 
 class StoreUnavailable(SandboxError):
-    """The store does not answer now."""
+    """The store does not respond."""
 
 
 class TakenOver(SandboxError):
@@ -53,12 +53,12 @@ class TakenOver(SandboxError):
 
 @dataclass(frozen=True, slots=True)
 class StoredSession:
-    """All that brings a session back.
+    """Everything that is needed to restore a session.
 
     Attributes:
         data: The kernel's snapshot.
         names: The variables in it.
-        lost: What it does not hold, with the reasons.
+        lost: Variables and files that are not in it, each with the reason.
         images: SHA-256 hashes of the session's images.
         cells: Number of cells that have run.
     """
@@ -71,126 +71,125 @@ class StoredSession:
 
 
 class SnapshotStore(Protocol):
-    """Keeps sessions that have no process."""
+    """Store of sessions that have no process."""
 
     @property
     def shared(self) -> bool:
-        """Whether other servers see it: then sessions are saved after their cells, too."""
+        """Whether other servers use it; sessions then are saved after their cells, too."""
 
-    async def put(self, session_id: str, stored: StoredSession, *, or_here: bool = False) -> None:
-        """Keeps a session, in place of what was kept of it before.
+    async def put(self, session_id: str, stored: StoredSession, *, fall_back: bool = False) -> None:
+        """Store a session, replacing its earlier snapshot.
 
         Args:
             session_id: The session.
-            stored: What is left of it.
-            or_here: Keep it in this process where the store does not answer.
+            stored: Its state.
+            fall_back: Store it in the memory of this process if the store does not respond.
 
         Raises:
-            StoreUnavailable: It could not be kept.
-            TakenOver: It is another server's now.
+            StoreUnavailable: It could not be stored.
+            TakenOver: Another server owns the session now.
         """
 
     async def claim(self, session_id: str) -> StoredSession | None:
-        """Returns a session, if it is there, for this server to own.
+        """Take ownership of a session and return it; None if there is no such session.
 
         Raises:
-            StoreUnavailable: The store does not answer, so nobody knows.
+            StoreUnavailable: The store does not respond.
         """
 
     async def delete(self, session_id: str) -> None:
-        """Forgets a session; quiet if there is none or the store does not answer."""
+        """Delete a session; no error if there is none or the store does not respond."""
 
     async def put_image(self, digest: str, data: bytes) -> None:
-        """Keeps an image for the sessions that have it, wherever they wake.
+        """Store an image for the sessions that use it, on whichever server they are restored.
 
         Raises:
-            StoreUnavailable: It could not be kept.
+            StoreUnavailable: It could not be stored.
         """
 
     async def image(self, digest: str) -> bytes | None:
-        """Returns an image, if it is there.
+        """Return an image, if it is in the store.
 
         Raises:
-            StoreUnavailable: The store does not answer.
+            StoreUnavailable: The store does not respond.
         """
 
-    async def catch_up(self) -> None:
-        """Brings into the store what was kept in this process meanwhile, if it answers again."""
+    async def flush(self) -> None:
+        """Write sessions from the memory of this process to the store, if it responds again."""
 
     async def close(self) -> None:
-        """Ends the connections."""
+        """Close the connections."""
 
 
 class MemoryStore:
-    """Keeps sessions in this process, up to a size; the longest unused go first."""
+    """Store in this process with a size limit; the oldest sessions are dropped first."""
 
     shared = False
 
     def __init__(self, max_bytes: int) -> None:
-        """Holds none."""
         self._max_bytes = max_bytes
-        self._held: OrderedDict[str, StoredSession] = OrderedDict()
+        self._sessions: OrderedDict[str, StoredSession] = OrderedDict()
         self._bytes = 0
 
-    async def put(self, session_id: str, stored: StoredSession, *, or_here: bool = False) -> None:
-        """Keeps a session; see `SnapshotStore`."""
+    async def put(self, session_id: str, stored: StoredSession, *, fall_back: bool = False) -> None:
+        """Store a session; see ``SnapshotStore``."""
         await self.delete(session_id)
         if len(stored.data) > self._max_bytes:
             raise StoreUnavailable(
                 f"a snapshot of {len(stored.data)} bytes does not fit into snapshot_store_mb"
             )
-        self._held[session_id] = stored
+        self._sessions[session_id] = stored
         self._bytes += len(stored.data)
         while self._bytes > self._max_bytes:
-            dropped, oldest = self._held.popitem(last=False)
+            dropped, oldest = self._sessions.popitem(last=False)
             self._bytes -= len(oldest.data)
             logger.warning("session %s was dropped: snapshot_store_mb is used up", dropped)
 
     async def claim(self, session_id: str) -> StoredSession | None:
-        """Returns a session and no longer keeps it."""
-        stored = self._held.pop(session_id, None)
+        """Remove a session and return it."""
+        stored = self._sessions.pop(session_id, None)
         if stored is not None:
             self._bytes -= len(stored.data)
         return stored
 
     @property
-    def held(self) -> list[str]:
-        """The sessions that are kept, those that wait longest first."""
-        return list(self._held)
+    def session_ids(self) -> list[str]:
+        """IDs of the stored sessions, oldest first."""
+        return list(self._sessions)
 
     async def delete(self, session_id: str) -> None:
-        """Forgets a session."""
+        """Delete a session."""
         await self.claim(session_id)
 
     async def put_image(self, digest: str, data: bytes) -> None:
-        """Does nothing: the server itself holds the images of its sessions."""
+        """Do nothing: the server's own cache has the images of its sessions."""
 
     async def image(self, digest: str) -> bytes | None:
-        """Returns None: see `put_image`."""
+        """Return None: see ``put_image``."""
         return None
 
-    async def catch_up(self) -> None:
-        """Does nothing: everything is kept here."""
+    async def flush(self) -> None:
+        """Do nothing: there is no other store."""
 
     async def close(self) -> None:
-        """Forgets everything."""
-        self._held.clear()
+        """Drop all sessions."""
+        self._sessions.clear()
         self._bytes = 0
 
 
 class RedisStore:
-    """Keeps sessions in Redis; in memory those that have to go while Redis does not answer."""
+    """Store in Redis; in memory for sessions that are evicted while Redis does not respond."""
 
     shared = True
 
     def __init__(self, url: str, password: str | None, ttl: float, fallback: MemoryStore) -> None:
-        """Connects on first use.
+        """Initialize the store; it connects on first use.
 
         Args:
-            url: As `redis://host:6379/0`.
-            password: Its password, if it has one.
-            ttl: Seconds that an unused session is kept.
-            fallback: Where sessions go while Redis is away.
+            url: URL such as ``redis://host:6379/0``.
+            password: Password, if any.
+            ttl: Seconds after which an unused session expires.
+            fallback: Store of evicted sessions while Redis does not respond.
         """
         from redis.asyncio import Redis
 
@@ -208,25 +207,25 @@ class RedisStore:
         self._claim = self._redis.register_script(_CLAIM)
         self._delete = self._redis.register_script(_DELETE)
 
-    async def put(self, session_id: str, stored: StoredSession, *, or_here: bool = False) -> None:
-        """Keeps a session; see `SnapshotStore`."""
+    async def put(self, session_id: str, stored: StoredSession, *, fall_back: bool = False) -> None:
+        """Store a session; see ``SnapshotStore``."""
         fields = {name: getattr(stored, name) for name in stored.__slots__}
         packed = msgpack.packb(fields, unicode_errors="surrogatepass")
         arguments = [self._owner, packed, self._ttl_ms]
         try:
-            ours = await self._call(self._put(keys=[_session_key(session_id)], args=arguments))
+            owned = await self._call(self._put(keys=[_session_key(session_id)], args=arguments))
         except StoreUnavailable as error:
-            if not or_here:
+            if not fall_back:
                 raise
-            logger.warning("session %s is kept in memory: %s", session_id, error)
+            logger.warning("session %s is stored in memory: %s", session_id, error)
             await self._fallback.put(session_id, stored)
             return
         await self._fallback.delete(session_id)
-        if not ours:
-            raise TakenOver(f"session {session_id} lives on another server now")
+        if not owned:
+            raise TakenOver(f"session {session_id} is on another server now")
 
     async def claim(self, session_id: str) -> StoredSession | None:
-        """Returns a session; what was kept in memory meanwhile is newer."""
+        """Return a session, from memory if it is there, since that state is newer."""
         stored = await self._fallback.claim(session_id)
         if stored is not None:
             return stored
@@ -237,7 +236,7 @@ class RedisStore:
         return StoredSession(**msgpack.unpackb(packed, unicode_errors="surrogatepass"))
 
     async def delete(self, session_id: str) -> None:
-        """Forgets a session, unless it is another server's now."""
+        """Delete a session, unless another server owns it now."""
         await self._fallback.delete(session_id)
         try:
             await self._call(self._delete(keys=[_session_key(session_id)], args=[self._owner]))
@@ -245,37 +244,37 @@ class RedisStore:
             logger.warning("session %s stays in Redis until it expires: %s", session_id, error)
 
     async def put_image(self, digest: str, data: bytes) -> None:
-        """Keeps an image as long as sessions that have it are saved."""
+        """Store an image, or renew its expiry."""
         key = f"{_PREFIX}image:{digest}"
         if not await self._call(self._redis.pexpire(key, self._ttl_ms)):
             await self._call(self._redis.set(key, data, px=self._ttl_ms))
 
     async def image(self, digest: str) -> bytes | None:
-        """Returns an image, if it is there."""
+        """Return an image, if it is in Redis."""
         return await self._call(self._redis.get(f"{_PREFIX}image:{digest}"))
 
-    async def catch_up(self) -> None:
-        """Brings what was kept in memory to Redis; what fails waits for the next time."""
-        for session_id in self._fallback.held:
+    async def flush(self) -> None:
+        """Write sessions from memory to Redis; those that fail stay in memory."""
+        for session_id in self._fallback.session_ids:
             stored = await self._fallback.claim(session_id)
             if stored is not None:
                 try:
-                    await self.put(session_id, stored, or_here=True)
+                    await self.put(session_id, stored, fall_back=True)
                 except TakenOver:
-                    continue  # What another server has is newer.
-                if session_id in self._fallback.held:
+                    continue  # The state on the other server is newer.
+                if session_id in self._fallback.session_ids:
                     return
 
-    async def _call(self, asking: Awaitable[T]) -> T:
+    async def _call(self, command: Awaitable[T]) -> T:
         from redis.exceptions import RedisError
 
         try:
-            return await asyncio.wait_for(asking, 2 * _REDIS_SECONDS)
+            return await asyncio.wait_for(command, 2 * _REDIS_SECONDS)
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreUnavailable(f"Redis does not answer: {error}") from error
 
     async def close(self) -> None:
-        """Ends the connections."""
+        """Close the connections."""
         await self._redis.aclose()
 
 
@@ -284,7 +283,7 @@ def _session_key(session_id: str) -> str:
 
 
 def make_store(settings: SandboxSettings) -> SnapshotStore:
-    """Makes the store that the settings ask for."""
+    """Make the store that the settings specify."""
     memory = MemoryStore(settings.snapshot_store_mb << 20)
     if settings.redis_url is None:
         return memory

@@ -1,4 +1,4 @@
-"""Keeps the workers of one server running."""
+"""Supervisor of a server's worker processes: starts, monitors and restarts them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from deepeyes_plugins.sandbox.settings import SandboxSettings
 logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 15.0
-_DEATHS_ALLOWED = 5
-_DEATHS_SECONDS = 60.0
+_MAX_DEATHS = 5
+_DEATH_WINDOW_SECONDS = 60.0
 
 
 class _Worker:
-    """One worker process and the line on which it says that it is ready."""
+    """Worker process, with the pipe on which it announces that it is ready."""
 
     def __init__(self, command: list[str], listener: int, environment: dict[str, str]) -> None:
         reading, writing = os.pipe()
@@ -46,11 +46,11 @@ class _Worker:
         self._announcement = reading
 
     def ready(self) -> str:
-        """Waits for the worker; returns why it failed, or ""."""
+        """Wait until the worker is ready; return why it failed, or ""."""
         with open(self._announcement, encoding="utf-8", closefd=False) as announcement:
             line = announcement.readline()
         if not line:
-            return "a worker ended at once; see its log above"
+            return "a worker exited at once; see its log above"
         return str(json.loads(line).get("failure", ""))
 
     def close(self) -> None:
@@ -61,15 +61,15 @@ class _Worker:
 def supervise(
     settings: SandboxSettings, options: ServerOptions, listener: socket.socket
 ) -> str | None:
-    """Runs workers until SIGTERM, SIGINT or the end of the parent; starts dead ones again.
+    """Run workers until SIGTERM, SIGINT or the exit of the parent; restart those that die.
 
     Args:
         settings: Limits of the sessions, for all workers together.
         options: How the server runs.
-        listener: The socket that all workers accept connections on.
+        listener: The socket on which all workers accept connections.
 
     Returns:
-        Why the server had to end, or None if it was told to.
+        Why the server had to stop, or None after a regular shutdown.
     """
     folder = Path(tempfile.mkdtemp(prefix="deepeyes-sandbox-workers-"))
     try:
@@ -86,19 +86,19 @@ class _Supervisor:
         listener: socket.socket,
         folder: Path,
     ) -> None:
-        self._settings = _share(settings, options.workers)
+        self._settings = _per_worker(settings, options.workers)
         self._options = options
         self._listener = listener
         self._folder = folder
         self._workers: list[_Worker] = []
-        self._deaths: deque[float] = deque(maxlen=_DEATHS_ALLOWED)
+        self._deaths: deque[float] = deque(maxlen=_MAX_DEATHS)
 
     def run(self) -> str | None:
-        # Signals and the deaths of processes arrive as bytes on descriptors: nothing is missed.
-        woken, waker = socket.socketpair()
-        woken.setblocking(False)
-        waker.setblocking(False)
-        signal.set_wakeup_fd(waker.fileno())
+        # Signals and process exits make descriptors readable, so that none is missed.
+        wake_reader, wake_writer = socket.socketpair()
+        wake_reader.setblocking(False)
+        wake_writer.setblocking(False)
+        signal.set_wakeup_fd(wake_writer.fileno())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         metrics = self._folder / "metrics"
@@ -113,8 +113,8 @@ class _Supervisor:
                 failure = worker.ready()
                 if failure:
                     return failure
-            self._say_ready()
-            return self._watch([woken.fileno(), *([] if parent is None else [parent])])
+            self._announce_ready()
+            return self._watch([wake_reader.fileno(), *([] if parent is None else [parent])])
         finally:
             self._stop()
 
@@ -129,7 +129,7 @@ class _Supervisor:
         ]
         return _Worker(command, self._listener.fileno(), dict(os.environ))
 
-    def _say_ready(self) -> None:
+    def _announce_ready(self) -> None:
         port = self._listener.getsockname()[1]
         logger.info(
             "the sandbox listens on http://%s:%d with %d workers",
@@ -137,28 +137,28 @@ class _Supervisor:
         )
         announce(self._options.announce_fd, {"port": port})
 
-    def _watch(self, endings: list[int]) -> str | None:
+    def _watch(self, stop_descriptors: list[int]) -> str | None:
         while True:
             poll = select.poll()
-            for descriptor in (*endings, *(worker.handle for worker in self._workers)):
+            for descriptor in (*stop_descriptors, *(worker.handle for worker in self._workers)):
                 poll.register(descriptor, select.POLLIN)
             ended = {descriptor for descriptor, _ in poll.poll()}
-            if ended & set(endings):
+            if ended & set(stop_descriptors):
                 return None
             for index, worker in enumerate(self._workers):
                 if worker.handle in ended:
                     status = worker.process.wait()
                     self._deaths.append(time.monotonic())
-                    if self._dies_too_often():
-                        return f"workers die again and again (the last one with status {status})"
-                    logger.error("worker %d died (status %d) and is started again", index, status)
+                    if self._is_crash_loop():
+                        return f"workers die repeatedly (the last one with status {status})"
+                    logger.error("worker %d died (status %d) and is restarted", index, status)
                     forget_process(worker.process.pid)
                     worker.close()
                     self._workers[index] = self._start(index)
 
-    def _dies_too_often(self) -> bool:
-        full = len(self._deaths) == _DEATHS_ALLOWED
-        return full and self._deaths[-1] - self._deaths[0] < _DEATHS_SECONDS
+    def _is_crash_loop(self) -> bool:
+        full = len(self._deaths) == _MAX_DEATHS
+        return full and self._deaths[-1] - self._deaths[0] < _DEATH_WINDOW_SECONDS
 
     def _stop(self) -> None:
         for worker in self._workers:
@@ -173,8 +173,8 @@ class _Supervisor:
             worker.close()
 
 
-def _share(settings: SandboxSettings, workers: int) -> SandboxSettings:
-    """What one worker may take of what the whole server may take."""
-    parts = ("max_sessions", "image_cache_mb", "snapshot_store_mb")
-    shares = {name: max(1, -(-getattr(settings, name) // workers)) for name in parts}
+def _per_worker(settings: SandboxSettings, workers: int) -> SandboxSettings:
+    """Return the settings of one worker: its share of the limits of the whole server."""
+    shared = ("max_sessions", "image_cache_mb", "snapshot_store_mb")
+    shares = {name: max(1, -(-getattr(settings, name) // workers)) for name in shared}
     return settings.model_copy(update=shares)

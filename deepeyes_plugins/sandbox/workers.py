@@ -1,8 +1,8 @@
-"""Several processes behind one port: which of them has what, and how they ask each other.
+"""Worker processes behind one port: placement of sessions and images, relay of requests.
 
-Every worker has its own kernels. The number of a session's worker is in its id; images, and the
-sessions on them, go to the worker that their hash chooses, so that the rollouts of one prompt
-share one set of pixels. A request that reaches another worker is passed on.
+Each worker has its own kernels. A session ID begins with the number of its worker. Images are
+placed by their hash and sessions by that of their first image, so that the rollouts of a prompt
+share decoded pixels. A request that reaches another worker is relayed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ WORKER_HEADER: Final = "x-sandbox-worker"
 RELAYED_HEADER: Final = "x-sandbox-relayed"
 
 _CONNECT_SECONDS = 2.0
-_ASK_SECONDS = 10.0
+_REQUEST_SECONDS = 10.0
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
 
 
 class WorkerGone(Exception):
-    """The worker does not answer."""
+    """The worker does not respond."""
 
 
 @cache
@@ -42,7 +42,7 @@ class WorkerPool:
     Attributes:
         index: Number of this worker, from 0.
         count: Number of workers.
-        folder: Where their sockets are; None for a single worker.
+        folder: Folder of their sockets; None for a single worker.
     """
 
     index: int = 0
@@ -50,20 +50,20 @@ class WorkerPool:
     folder: Path | None = None
 
     def socket(self, worker: int) -> Path:
-        """The socket on which a worker listens for the others."""
+        """Return the path of the socket on which a worker listens for the others."""
         assert self.folder is not None
-        # A socket's path has at most 107 characters, which a folder's may exceed.
+        # Socket paths have at most 107 characters, so the folder's path is not used.
         return Path(f"/proc/self/fd/{_descriptor(self.folder)}/worker-{worker}.sock")
 
     def of_session(self, session_id: str) -> int:
-        """The worker that has a session."""
+        """Return the number of a session's worker."""
         number, dash, _ = session_id.partition("-")
         if dash and number.isdecimal() and len(number) < 6:
             return int(number) % self.count
         return zlib.crc32(session_id.encode("utf-8", "backslashreplace")) % self.count
 
     def of_image(self, digest: str) -> int:
-        """The worker that holds an image first."""
+        """Return the number of the worker on which an image is placed."""
         return zlib.crc32(digest.encode("utf-8", "backslashreplace")) % self.count
 
     @property
@@ -73,10 +73,9 @@ class WorkerPool:
 
 
 class Relay:
-    """Asks the other workers."""
+    """Relays requests to the other workers."""
 
     def __init__(self, pool: WorkerPool, token: str | None) -> None:
-        """Connects on first use."""
         self._token = token
         headers = {RELAYED_HEADER: str(pool.index)}
         self._clients = {
@@ -89,7 +88,7 @@ class Relay:
             for worker in pool.others
         }
 
-    async def ask(
+    async def request(
         self,
         worker: int,
         method: str,
@@ -97,12 +96,12 @@ class Relay:
         *,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
-        seconds: float = _ASK_SECONDS,
+        seconds: float = _REQUEST_SECONDS,
     ) -> httpx.Response:
-        """Passes a request on.
+        """Relay a request to a worker.
 
         Raises:
-            WorkerGone: The worker has died or is just being started again.
+            WorkerGone: The worker has died or is being restarted.
         """
         authorization = {"authorization": f"Bearer {self._token}"} if self._token else {}
         try:
@@ -118,19 +117,19 @@ class Relay:
         except httpx.HTTPError as error:
             raise WorkerGone(f"worker {worker} failed: {type(error).__name__}") from error
 
-    async def ask_all(self, path: str) -> list[httpx.Response]:
-        """Asks every other worker; those that do not answer are left out."""
-        asking = (self.ask(worker, "GET", path) for worker in self._clients)
-        answers: list[Any] = await asyncio.gather(*asking, return_exceptions=True)
+    async def get_all(self, path: str) -> list[httpx.Response]:
+        """Send a GET request to all other workers; return the responses of those that respond."""
+        requests = (self.request(worker, "GET", path) for worker in self._clients)
+        answers: list[Any] = await asyncio.gather(*requests, return_exceptions=True)
         return [answer for answer in answers if isinstance(answer, httpx.Response)]
 
     async def image(self, digest: str) -> bytes | None:
-        """Asks the other workers for an image."""
-        for answer in await self.ask_all(f"/v1/images/{digest}"):
+        """Request an image from the other workers."""
+        for answer in await self.get_all(f"/v1/images/{digest}"):
             if answer.status_code == 200:
                 return answer.content
         return None
 
     async def close(self) -> None:
-        """Ends the connections."""
+        """Close the connections."""
         await asyncio.gather(*(client.aclose() for client in self._clients.values()))

@@ -1,20 +1,20 @@
-"""Tells whether a kernel keeps the contract: checks for whoever makes a `KernelProvider`.
+"""Conformance tests for kernels of the sandbox: checks of a custom ``KernelProvider``.
 
-All of them, as a report:
+All checks, as a report:
 
     report = await check_provider(MyProvider, SandboxSettings(kernel="my_package:MyProvider"))
-    # name of the check -> None, or a sentence that says what is wrong
+    # name of the check -> None, or what is wrong
 
-or each as a test, with a provider that was started:
+or each check as a test, with a started provider:
 
     @pytest.mark.parametrize("check", [check for _, check in CHECKS], ids=[n for n, _ in CHECKS])
     async def test_my_kernel(provider, check):
         await check(provider)
 
-Each check opens sessions of its own, and waits for nothing without a limit. The code in the cells
-is Python and uses Pillow. Settings that allow fewer than 30 images and 500,000 characters for a
-cell, and an `interrupt_grace` of a few seconds, are expected. Whether a process has ended is looked
-up in /proc, for kernels in the same PID namespace.
+Each check opens its own sessions and has a time limit. The code of the cells is Python and uses
+Pillow. The settings must allow fewer than 30 images and 500,000 characters per cell, and an
+``interrupt_grace`` of a few seconds. The end of a process is checked in /proc, for kernels in the
+same PID namespace.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from deepeyes_plugins.sandbox.settings import SandboxSettings
 Check = Callable[[KernelProvider], Awaitable[None]]
 
 CHECKS: Final[list[tuple[str, Check]]] = []
-"""Every check with its name. A check raises AssertionError with a sentence."""
+"""All checks with their names. A failing check raises AssertionError with a message."""
 
 _CELL_SECONDS = 60.0
-# An interrupt, the grace after it, the end of a process.
+# Includes an interrupt, the grace period, and the end of a process.
 _REACTION_SECONDS = 20.0
 _CHECK_SECONDS = 240.0
 _MAX_CHARACTERS = 500_000
@@ -59,15 +59,15 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 async def check_provider(
     make_provider: Callable[[SandboxSettings], KernelProvider], settings: SandboxSettings
 ) -> dict[str, str | None]:
-    """Starts a provider, runs every check on it, and closes it.
+    """Start a provider, run all checks on it, and close it.
 
     Args:
-        make_provider: Makes the provider of the settings, as `SandboxSettings.kernel` names it.
+        make_provider: Makes the provider from the settings, as ``SandboxSettings.kernel`` names it.
         settings: Limits of the sessions.
 
     Returns:
-        Name of the check to None if it holds, else to what is wrong. Without a start there is
-        nothing but "start".
+        Name of the check to None if it passes, else to what is wrong. If the provider does not
+        start, the checks do not run.
     """
     provider = make_provider(settings)
     report = {"start": await _verdict(provider.start(), settings.startup_timeout)}
@@ -87,14 +87,14 @@ async def _verdict(check: Awaitable[None], seconds: float = _CHECK_SECONDS) -> s
     except AssertionError as error:
         return str(error) or "an assertion failed"
     except TimeoutError:
-        return f"it was not done within {seconds:g} s"
+        return f"it did not finish within {seconds:g} s"
     except Exception as error:
         return f"it raised {type(error).__name__}: {error}"
     return None
 
 
 async def _end_of(provider: KernelProvider) -> None:
-    """Closes a provider that has a session open."""
+    """Check that closing a provider ends its sessions."""
     try:
         kernel = await provider.open([])
         pid = await _process(kernel)
@@ -111,7 +111,7 @@ def _listed(check: Check) -> Check:
 
 @_listed
 async def check_state_lives_from_cell_to_cell(provider: KernelProvider) -> None:
-    """Variables, imports, functions, generators and files are there in the next cell."""
+    """Variables, imports, functions, generators and files persist from cell to cell."""
     async with _session(provider) as kernel:
         await _ok(
             kernel,
@@ -126,20 +126,24 @@ async def check_state_lives_from_cell_to_cell(provider: KernelProvider) -> None:
 
 @_listed
 async def check_last_expression(provider: KernelProvider) -> None:
-    """The value of the last expression comes back as text, apart from what was printed."""
+    """The value of the last expression is returned as text, separate from stdout."""
     async with _session(provider) as kernel:
         result = await _ok(kernel, "print('printed')\n6 * 7")
         _expect(result.result == "42", "the last expression's value is not the result", result)
         _expect(result.stdout == "printed\n", "stdout is not just what was printed", result)
-        _expect(not result.stderr and not result.images, "more came back than was shown", result)
+        _expect(
+            not result.stderr and not result.images,
+            "there is output that the cell did not write",
+            result,
+        )
         for code in ("None", "x = 1", "x;", "", "# nothing"):
             result = await _ok(kernel, code)
-            _expect(result.result == "", f"{code!r} has no value to return", result)
+            _expect(result.result == "", f"{code!r} has a result, but no value", result)
 
 
 @_listed
 async def check_standard_error_and_warnings(provider: KernelProvider) -> None:
-    """What goes to stderr, and warnings, come back without making the cell an error."""
+    """Text on stderr and warnings are returned, and do not make the cell an error."""
     async with _session(provider) as kernel:
         result = await _ok(
             kernel,
@@ -147,13 +151,13 @@ async def check_standard_error_and_warnings(provider: KernelProvider) -> None:
             "warnings.warn('careful')",
         )
         _expect(result.stdout == "out\n", "stdout is not just what was printed", result)
-        _expect("err\n" in result.stderr, "stderr does not come back", result)
-        _expect("careful" in result.stderr, "a warning is not told", result)
+        _expect("err\n" in result.stderr, "stderr is not returned", result)
+        _expect("careful" in result.stderr, "a warning is not in stderr", result)
 
 
 @_listed
 async def check_errors_are_plain_tracebacks(provider: KernelProvider) -> None:
-    """An exception is an `error` with its name and a traceback without colours."""
+    """An exception results in ``error``, with its name and a plain-text traceback."""
     async with _session(provider) as kernel:
         result = await _run(kernel, "def half(x):\n    return x / 0\nprint('before')\nhalf(1)")
         _expect(result.outcome == "error", "an exception is not an error", result)
@@ -163,24 +167,24 @@ async def check_errors_are_plain_tracebacks(provider: KernelProvider) -> None:
         for part in ("Traceback (most recent call last)", "half", "division by zero"):
             _expect(part in result.stderr, f"the traceback lacks {part!r}", result)
         result = await _ok(kernel, "half")
-        _expect("half" in result.result, "the session does not go on after an error", result)
+        _expect("half" in result.result, "the session does not continue after an error", result)
 
 
 @_listed
 async def check_syntax_errors_say_where(provider: KernelProvider) -> None:
-    """Code that does not compile is an `error` that names the line; none of it runs."""
+    """Code that does not compile results in ``error`` with the line number; none of it runs."""
     async with _session(provider) as kernel:
         result = await _run(kernel, "print('no')\ndef f(:\n    pass")
         _expect(result.outcome == "error", "a syntax error is not an error", result)
         _expect(result.error_name == "SyntaxError", "error_name is wrong", result)
-        _expect("line 2" in result.stderr, "the line is not told", result)
+        _expect("line 2" in result.stderr, "the line number is missing", result)
         _expect("\x1b" not in result.stderr, "the message has terminal codes", result)
-        _expect(result.stdout == "", "a part of the cell ran", result)
+        _expect(result.stdout == "", "part of the cell ran", result)
 
 
 @_listed
 async def check_a_raising_repr_is_an_error(provider: KernelProvider) -> None:
-    """A last expression that cannot be shown is the cell's error."""
+    """An exception in the last expression's ``__repr__`` is the cell's error."""
     async with _session(provider) as kernel:
         result = await _run(
             kernel, "class Odd:\n    def __repr__(self): raise ValueError('no repr')\nOdd()"
@@ -195,7 +199,7 @@ async def check_a_raising_repr_is_an_error(provider: KernelProvider) -> None:
 
 @_listed
 async def check_exit_ends_the_cell_only(provider: KernelProvider) -> None:
-    """`sys.exit()` does not end the session."""
+    """``sys.exit()`` does not end the session."""
     async with _session(provider) as kernel:
         await _run(kernel, "kept = 1\nimport sys\nsys.exit(3)")
         result = await _ok(kernel, "kept")
@@ -204,15 +208,15 @@ async def check_exit_ends_the_cell_only(provider: KernelProvider) -> None:
 
 @_listed
 async def check_top_level_await(provider: KernelProvider) -> None:
-    """`await` works outside of functions, as in a notebook."""
+    """``await`` works at the top level, as in a notebook."""
     async with _session(provider) as kernel:
         result = await _ok(kernel, "import asyncio\nawait asyncio.sleep(0, 'awaited')")
-        _expect(result.result == "'awaited'", "top-level await gives no value", result)
+        _expect(result.result == "'awaited'", "top-level await returns no value", result)
 
 
 @_listed
 async def check_input_is_a_clear_error(provider: KernelProvider) -> None:
-    """Nobody answers `input()`: it raises at once and says so."""
+    """``input()`` raises at once, with a clear message."""
     async with _session(provider) as kernel:
         result = await _run(kernel, "name = input('Name? ')", _REACTION_SECONDS)
         _expect(result.outcome == "error", "input() is not an error", result)
@@ -225,7 +229,7 @@ async def check_input_is_a_clear_error(provider: KernelProvider) -> None:
 
 @_listed
 async def check_any_text_can_be_printed(provider: KernelProvider) -> None:
-    """Lone surrogates come back escaped, NUL and all other characters as they are."""
+    """Lone surrogates are returned escaped, NUL and all other characters unchanged."""
     async with _session(provider) as kernel:
         for code, text in (
             (r"print('a\ud800b')", "a\\ud800b\n"),
@@ -233,25 +237,25 @@ async def check_any_text_can_be_printed(provider: KernelProvider) -> None:
             ("print('眼 🦅')", "眼 🦅\n"),
         ):
             result = await _ok(kernel, code)
-            _expect(result.stdout == text, f"{code} came back otherwise", result)
+            _expect(result.stdout == text, f"the output of {code} is changed", result)
         result = await _ok(kernel, r"'\ud800'[0:1] + ''.join(['\0'])")
-        _expect("ud800" in result.result, "an odd result is lost", result)
+        _expect("ud800" in result.result, "a result with a surrogate or NUL is lost", result)
 
 
 @_listed
 async def check_code_may_be_any_string(provider: KernelProvider) -> None:
-    """Code that is no text, and a megabyte of code, do not harm the session."""
+    """Code with invalid Unicode, and a megabyte of code, do not break the session."""
     async with _session(provider) as kernel:
         for code in ("print('\ud800')", "x = '\0'", "\r\n\t ", "\ufeff1"):
             result = await _run(kernel, code)
-            _expect(result.outcome in ("ok", "error"), "odd code harms the session", result)
+            _expect(result.outcome in ("ok", "error"), "unusual code breaks the session", result)
         result = await _ok(kernel, f"text = '''{'x' * (1 << 20)}'''\nlen(text)")
         _expect(result.result == str(1 << 20), "a megabyte of code does not run", result)
 
 
 @_listed
 async def check_long_output_is_cut_visibly(provider: KernelProvider) -> None:
-    """Text beyond the limits is cut in the middle, with a mark, wherever it goes."""
+    """Text beyond the limits is truncated in the middle, with a marker, on every stream."""
     async with _session(provider) as kernel:
         result = await _ok(
             kernel,
@@ -263,18 +267,20 @@ async def check_long_output_is_cut_visibly(provider: KernelProvider) -> None:
             "'y' * 3_000_000",
         )
         for text in (result.stdout, result.stderr, result.result):
-            _expect(len(text) < _MAX_CHARACTERS, "long output comes back whole", result)
-            _expect("characters cut" in text, "nothing says that output was cut", result)
+            _expect(len(text) < _MAX_CHARACTERS, "long output is not truncated", result)
+            _expect("characters cut" in text, "truncated output has no marker", result)
         for text in (result.stdout, result.stderr):
             _expect(text.startswith("first\n"), "the beginning of long output is lost", result)
             _expect(text.endswith("last\n"), "the end of long output is lost", result)
         result = await _ok(kernel, "print('short')")
-        _expect(result.stdout == "short\n", "the next cell is cut as well", result)
+        _expect(
+            result.stdout == "short\n", "the output of the next cell is truncated as well", result
+        )
 
 
 @_listed
 async def check_images_are_there_before_the_first_cell(provider: KernelProvider) -> None:
-    """`image_1` and so on are Pillow images with the pixels that were added, in order."""
+    """``image_1`` and so on are the session's images, as Pillow images in the given order."""
     first, second = _picture(40, 30), _picture(20, 60)
     digests = [await _added(provider, first), await _added(provider, second, "JPEG")]
     async with _session(provider, [*digests, digests[0]]) as kernel:
@@ -284,59 +290,59 @@ async def check_images_are_there_before_the_first_cell(provider: KernelProvider)
             "image_1.getpixel((3, 5)), list(image_3.getdata()) == list(image_1.getdata())",
         )
         expected = (["PNG", "JPEG", "PNG"], (20, 60), first.getpixel((3, 5)), True)
-        _expect(result.result == repr(expected), "the images are not those added", result)
+        _expect(result.result == repr(expected), "the images differ from those added", result)
         result = await _run(kernel, "image_4")
-        _expect(result.error_name == "NameError", "there are more images than asked for", result)
+        _expect(result.error_name == "NameError", "there are more images than requested", result)
 
 
 @_listed
 async def check_missing_images_are_named(provider: KernelProvider) -> None:
-    """A session on images that are not held is refused, with the hashes to add."""
-    held, absent = await _added(provider, _picture(8, 8)), "0" * 64
+    """A session on images that were not added raises ImagesMissing with their hashes."""
+    added, absent = await _added(provider, _picture(8, 8)), "0" * 64
     try:
-        kernel = await provider.open([held, absent])
+        kernel = await provider.open([added, absent])
     except ImagesMissing as missing:
-        _expect(missing.digests == [absent], f"named as missing are {missing.digests}")
+        _expect(missing.digests == [absent], f"reported as missing are {missing.digests}")
     else:
         await kernel.close()
-        _expect(False, "a session opens on an image that is not there")
+        _expect(False, "a session opens on an image that was not added")
 
 
 @_listed
 async def check_what_is_no_image_is_rejected(provider: KernelProvider) -> None:
-    """Bytes that are no readable image of a known format raise ImageRejected, with a reason."""
+    """Bytes that are not a valid image of an accepted format raise ImageRejected with a reason."""
     whole = _encoded(_picture(64, 64))
     for data in (b"", b"no image", whole[: len(whole) // 2], b"%!PS-Adobe-3.0 EPSF-3.0\n"):
         try:
             await provider.add_image(hashlib.sha256(data).hexdigest(), data)
         except ImageRejected as error:
-            _expect(bool(str(error)), "the rejection of an image gives no reason")
+            _expect(bool(str(error)), "the rejection of an image has no reason")
         else:
-            _expect(False, f"{data[:20]!r}... is taken for an image")
+            _expect(False, f"{data[:20]!r}... is accepted as an image")
 
 
 @_listed
 async def check_displayed_images_come_back(provider: KernelProvider) -> None:
-    """`display()` and the last expression return PNG images in order, without their repr."""
+    """``display()`` and the last expression return PNG images in order, without their repr."""
     picture = _picture(48, 32)
     async with _session(provider, [await _added(provider, picture)]) as kernel:
         result = await _ok(
             kernel, "display(image_1.resize((10, 12)), 'and text')\nimage_1.crop((8, 4, 40, 28))"
         )
-        _expect(len(result.images) == 2, "two images were shown", result)
+        _expect(len(result.images) == 2, "the number of images is wrong", result)
         one, two = (Image.open(io.BytesIO(image)) for image in result.images)
         _expect(one.size == (10, 12), "the images are not in order", result)
         crop = picture.crop((8, 4, 40, 28))
         same = two.size == crop.size and not ImageChops.difference(two.convert("RGB"), crop)
         same = same or not ImageChops.difference(two.convert("RGB"), crop).getbbox()
-        _expect(same, "a shown image has other pixels", result)
-        _expect(result.result == "", "an image comes with its repr", result)
+        _expect(same, "a displayed image has different pixels", result)
+        _expect(result.result == "", "an image is returned with its repr", result)
         _expect("and text" in result.stdout, "displayed text is lost", result)
 
 
 @_listed
 async def check_a_displayed_jpeg_comes_back_as_png(provider: KernelProvider) -> None:
-    """Whatever an object shows itself as, results hold PNG."""
+    """Images are PNG, also if an object displays itself as JPEG."""
     async with _session(provider) as kernel:
         result = await _ok(
             kernel,
@@ -349,12 +355,12 @@ async def check_a_displayed_jpeg_comes_back_as_png(provider: KernelProvider) -> 
             "Photo()",
         )
         sizes = [Image.open(io.BytesIO(image)).size for image in result.images]
-        _expect(sizes == [(9, 7)], "a JPEG that was shown does not come back", result)
+        _expect(sizes == [(9, 7)], "a displayed JPEG is not returned", result)
 
 
 @_listed
 async def check_figures_come_back(provider: KernelProvider) -> None:
-    """Figures of matplotlib, where it is installed, are returned by `plt.show()`, once."""
+    """Figures are returned once by ``plt.show()``, if matplotlib is installed."""
     async with _session(provider) as kernel:
         found = await _ok(kernel, "import importlib.util\nimportlib.util.find_spec('matplotlib')")
         if not found.result:
@@ -363,28 +369,28 @@ async def check_figures_come_back(provider: KernelProvider) -> None:
             kernel,
             "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.show()\nplt.get_fignums()",
         )
-        _expect(len(result.images) == 1, "a figure that was shown does not come back", result)
+        _expect(len(result.images) == 1, "a displayed figure is not returned", result)
 
 
 @_listed
 async def check_too_many_images_are_cut_visibly(provider: KernelProvider) -> None:
-    """Of many images some come back, and stderr says that others do not."""
+    """Images beyond the limit are dropped, and stderr says how many."""
     async with _session(provider) as kernel:
         result = await _ok(
             kernel,
             "from PIL import Image\n"
             f"for n in range({_MANY_IMAGES}): display(Image.new('L', (8, 8)))",
         )
-        _expect(len(result.images) < _MANY_IMAGES, "all of many images come back", result)
-        left = _MANY_IMAGES - len(result.images)
-        _expect(f"{left} images cut" in result.stderr, "no word about images cut", result)
+        _expect(len(result.images) < _MANY_IMAGES, "the number of images is not limited", result)
+        dropped = _MANY_IMAGES - len(result.images)
+        _expect(f"{dropped} images cut" in result.stderr, "dropped images are not reported", result)
 
 
 @_listed
 async def check_names_are_those_that_the_code_made(provider: KernelProvider) -> None:
-    """`names`, where it is known, holds the code's variables and not the kernel's own."""
+    """``names``, if known, has the variables of the code, and not the kernel's own."""
     async with _session(provider, [await _added(provider, _picture(8, 8))]) as kernel:
-        _expect(not kernel.names, f"{kernel.names} are there before any code has run")
+        _expect(not kernel.names, f"{kernel.names} are defined before any code has run")
         await _ok(kernel, "alpha = 1\ndef beta(): pass")
         if kernel.names:
             await _run(kernel, "gamma = 2\ndel alpha\n1 / 0")
@@ -394,14 +400,14 @@ async def check_names_are_those_that_the_code_made(provider: KernelProvider) -> 
 
 @_listed
 async def check_a_timeout_keeps_state_and_output(provider: KernelProvider) -> None:
-    """A cell is interrupted at its time limit; what it did until then is there."""
+    """A cell is interrupted at its time limit; its state and output are preserved."""
     async with _session(provider) as kernel:
         await _ok(kernel, "import asyncio, time")
         result = await _run(kernel, "x = 5\nprint('so far')\nwhile True: pass", 1.0)
-        _expect(result.outcome == "timeout", "an endless loop is no timeout", result)
+        _expect(result.outcome == "timeout", "an endless loop does not result in a timeout", result)
         _expect(result.error_name == "TimeoutError", "error_name is wrong", result)
         _expect(result.stdout == "so far\n", "partial output is lost", result)
-        _expect("1 s" in result.stderr, "stderr does not tell the limit", result)
+        _expect("1 s" in result.stderr, "stderr does not contain the limit", result)
         for code in ("time.sleep(90)", "await asyncio.sleep(90)"):
             result = await _run(kernel, code, 1.0)
             _expect(result.outcome == "timeout", f"{code} is not interrupted", result)
@@ -411,28 +417,30 @@ async def check_a_timeout_keeps_state_and_output(provider: KernelProvider) -> No
 
 @_listed
 async def check_a_swallowed_interrupt_is_killed(provider: KernelProvider) -> None:
-    """Code that does not react to the interrupt is stopped after the grace period."""
+    """Code that does not react to the interrupt is killed after the grace period."""
     async with _session(provider) as kernel:
         result = await _run(
             kernel,
             "import time\nwhile True:\n    try: time.sleep(90)\n    except BaseException: pass",
             0.5,
         )
-        _expect(result.outcome == "killed", "a swallowed interrupt does not kill", result)
-        _expect(bool(result.stderr), "nothing says why the session is gone", result)
+        _expect(
+            result.outcome == "killed", "a swallowed interrupt does not kill the session", result
+        )
+        _expect(bool(result.stderr), "stderr does not say why the session has ended", result)
         await _expect_dead(kernel)
 
 
 @_listed
 async def check_interrupt_ends_a_cell(provider: KernelProvider) -> None:
-    """`interrupt()` raises KeyboardInterrupt in the running cell, and between cells nothing."""
+    """``interrupt()`` raises KeyboardInterrupt in the running cell, and has no effect otherwise."""
     async with _session(provider) as kernel:
         kernel.interrupt()
         await _ok(kernel, "x = 6")
         cell = asyncio.ensure_future(_run(kernel, "while True: pass"))
         deadline = time.monotonic() + _REACTION_SECONDS
         try:
-            # The first ones may come before the loop has begun.
+            # The first ones may arrive before the loop starts.
             while not cell.done() and time.monotonic() < deadline:
                 await asyncio.wait({cell}, timeout=1.0)
                 kernel.interrupt()
@@ -449,26 +457,28 @@ async def check_interrupt_ends_a_cell(provider: KernelProvider) -> None:
 
 @_listed
 async def check_a_dying_process_is_killed_then_lost(provider: KernelProvider) -> None:
-    """The cell that ends the process is `killed`; the kernel is not alive from then on."""
+    """The cell that ends the process results in ``killed``; the kernel then is not alive."""
     async with _session(provider) as kernel:
         result = await _run(kernel, "import os\nos._exit(1)")
-        _expect(result.outcome == "killed", "the end of the process is not told", result)
-        _expect(bool(result.stderr), "nothing says why the session is gone", result)
+        _expect(result.outcome == "killed", "the end of the process is not reported", result)
+        _expect(bool(result.stderr), "stderr does not say why the session has ended", result)
         await _expect_dead(kernel)
 
 
 @_listed
 async def check_death_between_cells_is_noticed(provider: KernelProvider) -> None:
-    """`alive` is False soon after the process has died, without another cell."""
+    """``alive`` turns False soon after the process has died, without another cell."""
     async with _session(provider) as kernel:
         await _run(kernel, "import os, threading\nthreading.Timer(0.3, os._exit, [1]).start()")
-        await _expect_soon(lambda: not kernel.alive, "a kernel without process counts as alive")
+        await _expect_soon(
+            lambda: not kernel.alive, "a kernel without a process reports that it is alive"
+        )
         await _expect_dead(kernel)
 
 
 @_listed
 async def check_close_leaves_no_process(provider: KernelProvider) -> None:
-    """`close()` ends the process, may be called again, and no cell runs after it."""
+    """``close()`` ends the process, is idempotent, and no cell runs after it."""
     async with _session(provider) as kernel:
         pid = await _process(kernel)
         await asyncio.wait_for(kernel.close(), _REACTION_SECONDS)
@@ -481,7 +491,7 @@ async def check_close_leaves_no_process(provider: KernelProvider) -> None:
 
 @_listed
 async def check_close_ends_a_running_cell(provider: KernelProvider) -> None:
-    """`close()` does not wait for the cell, which ends as `killed` or `lost`."""
+    """``close()`` does not wait for the running cell, which ends as ``killed`` or ``lost``."""
     async with _session(provider) as kernel:
         pid = await _process(kernel)
         cell = asyncio.ensure_future(_run(kernel, "while True: pass"))
@@ -496,22 +506,22 @@ async def check_close_ends_a_running_cell(provider: KernelProvider) -> None:
 
 @_listed
 async def check_kernels_do_not_see_each_other(provider: KernelProvider) -> None:
-    """Neither variables nor drawings on a shared image nor the end of one reach another."""
+    """Variables, changes of shared images, and crashes of one kernel do not affect another."""
     digest = await _added(provider, _picture(32, 32))
     async with _session(provider, [digest]) as one, _session(provider, [digest]) as two:
         await _ok(one, "secret = 1\nimage_1.putpixel((2, 2), (9, 9, 9))\nimport math\nmath.pi = 3")
         result = await _run(two, "secret")
-        _expect(result.error_name == "NameError", "a variable is seen by another", result)
+        _expect(result.error_name == "NameError", "a variable is visible in another kernel", result)
         result = await _ok(two, "import math\nimage_1.getpixel((2, 2)) == (9, 9, 9), math.pi == 3")
-        _expect(result.result == "(False, False)", "a change is seen by another", result)
+        _expect(result.result == "(False, False)", "a change is visible in another kernel", result)
         await _run(one, "import os\nos._exit(1)")
         result = await _ok(two, "1 + 1")
-        _expect(result.result == "2", "the end of one kernel reaches another", result)
+        _expect(result.result == "2", "the end of one kernel affects another", result)
 
 
 @_listed
 async def check_memory_and_descriptions(provider: KernelProvider) -> None:
-    """`memory()`, `isolation()` and `notes()` tell what they should."""
+    """``memory()``, ``isolation()`` and ``notes()`` return plausible values."""
     async with _session(provider) as kernel:
         before = kernel.memory()
         await _ok(kernel, "hoard = bytearray(b'x') * (64 << 20)")
@@ -519,14 +529,14 @@ async def check_memory_and_descriptions(provider: KernelProvider) -> None:
     _expect(before >= 0, f"memory() is {before}")
     grown = after - before
     _expect(before == after == 0 or grown > 32 << 20, f"64 MiB more count as {grown} bytes")
-    for told in (provider.isolation(), provider.notes()):
-        sentences = all(isinstance(text, str) and text for text in (*told, *told.values()))
-        _expect(sentences, f"{told} is not made of names and sentences")
+    for facts in (provider.isolation(), provider.notes()):
+        valid = all(isinstance(text, str) and text for text in (*facts, *facts.values()))
+        _expect(valid, f"{facts} is not a dictionary of non-empty strings")
 
 
 @_listed
-async def check_a_restored_session_goes_on(provider: KernelProvider) -> None:
-    """A snapshot taken over by another kernel brings variables and functions, or names them."""
+async def check_a_restored_session_resumes(provider: KernelProvider) -> None:
+    """A restored kernel has the variables and functions of the snapshot, or reports them lost."""
     if not provider.restorable:
         return
     async with _session(provider) as kernel:
@@ -547,11 +557,11 @@ async def check_a_restored_session_goes_on(provider: KernelProvider) -> None:
         lost = await _restored(kernel, snapshot)
         result = await _ok(kernel, "scaled(3), math.floor(1.5), point.x, words, picture.size")
         expected = "(6, 1, 4, {'a': [1, 2]}, (6, 7))"
-        _expect(result.result == expected, f"restored otherwise; lost are {lost}", result)
+        _expect(result.result == expected, f"restored state differs; lost are {lost}", result)
         result = await _ok(kernel, "factor = 7\nsame.append(3)\nscaled(2), words['a']")
         _expect(
             result.result == "(14, [1, 2, 3])",
-            "restored functions and variables do not belong together as they did",
+            "restored functions and variables do not share state as before",
             result,
         )
         for name, use in (
@@ -561,12 +571,14 @@ async def check_a_restored_session_goes_on(provider: KernelProvider) -> None:
         ):
             if name not in lost:
                 result = await _run(kernel, use)
-                _expect(result.outcome == "ok", f"{name} is missing and not named", result)
+                _expect(
+                    result.outcome == "ok", f"{name} is missing, but not reported as lost", result
+                )
 
 
 @_listed
 async def check_a_snapshot_keeps_to_its_limit(provider: KernelProvider) -> None:
-    """What does not fit is named as lost; the rest is saved."""
+    """What does not fit is reported as lost; the rest is saved."""
     if not provider.restorable:
         return
     limit = 1 << 20
@@ -580,12 +592,12 @@ async def check_a_snapshot_keeps_to_its_limit(provider: KernelProvider) -> None:
     async with _session(provider) as kernel:
         await _restored(kernel, snapshot)
         result = await _ok(kernel, "small")
-        _expect(result.result == "1", "what fits is not saved", result)
+        _expect(result.result == "1", "a variable that fits is not saved", result)
 
 
 @_listed
 async def check_what_cannot_be_saved_or_restored_raises(provider: KernelProvider) -> None:
-    """`SnapshotFailed` tells that nothing was saved or restored, and why."""
+    """If nothing was saved or restored, ``SnapshotFailed`` is raised with a reason."""
     async with _session(provider) as kernel:
         await _expect_failure(kernel.restore(b"no snapshot"), "bytes that are no snapshot")
     async with _session(provider) as kernel:
@@ -599,17 +611,17 @@ async def _expect_failure(work: Awaitable[object], what: str) -> None:
     try:
         await asyncio.wait_for(work, _CELL_SECONDS)
     except SnapshotFailed as error:
-        _expect(bool(str(error)), f"the failure with {what} gives no reason")
+        _expect(bool(str(error)), f"the failure with {what} has no reason")
     else:
         _expect(False, f"SnapshotFailed is not raised for {what}")
 
 
 async def _restored(kernel: Kernel, snapshot: Snapshot) -> dict[str, str]:
-    """Restores a snapshot; returns all that is lost, with the reasons."""
-    not_back = await asyncio.wait_for(kernel.restore(snapshot.data), _CELL_SECONDS)
-    lost = snapshot.lost | not_back
+    """Restore a snapshot; return everything that is lost, with the reasons."""
+    not_restored = await asyncio.wait_for(kernel.restore(snapshot.data), _CELL_SECONDS)
+    lost = snapshot.lost | not_restored
     reasons = all(isinstance(reason, str) and reason for reason in lost.values())
-    _expect(reasons, f"{lost} does not give reasons")
+    _expect(reasons, f"{lost} has no reasons")
     return lost
 
 
@@ -624,47 +636,49 @@ async def _session(provider: KernelProvider, images: Sequence[str] = ()) -> Asyn
 
 
 async def _run(kernel: Kernel, code: str, seconds: float = _CELL_SECONDS) -> ExecutionResult:
-    """Runs a cell and looks at what holds for every result."""
+    """Run a cell, and check what holds for every result."""
     started = time.monotonic()
     result = await asyncio.wait_for(kernel.execute(code, seconds), seconds + _REACTION_SECONDS)
     took = time.monotonic() - started
-    _expect(isinstance(result, ExecutionResult), f"{type(result).__name__} is no ExecutionResult")
-    _expect(result.outcome in get_args(Outcome), "there is no such outcome", result)
+    _expect(isinstance(result, ExecutionResult), f"{type(result).__name__} is not ExecutionResult")
+    _expect(result.outcome in get_args(Outcome), "the outcome is unknown", result)
     for text in (result.stdout, result.stderr, result.result, result.error_name or ""):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
-            _expect(False, "a text of the result has no UTF-8 form", result)
+            _expect(False, "a text of the result is not valid Unicode", result)
     png = all(isinstance(image, bytes) and image.startswith(_PNG) for image in result.images)
-    _expect(png, "an image is no PNG", result)
+    _expect(png, "an image is not a PNG", result)
     _expect(0 <= result.duration <= took + 0.1, f"the cell took {took:.3f} s", result)
     return result
 
 
 async def _ok(kernel: Kernel, code: str) -> ExecutionResult:
     result = await _run(kernel, code)
-    what = f"the cell {code[:200]!r} did not run to its end"
+    what = f"the cell {code[:200]!r} did not complete"
     _expect((result.outcome, result.error_name) == ("ok", None), what, result)
     return result
 
 
 async def _expect_dead(kernel: Kernel) -> None:
-    """A kernel that has ended says so, and runs nothing, at once."""
-    _expect(not kernel.alive, "a kernel that has ended counts as alive")
+    """Check that an ended kernel reports that it is not alive, and runs no cell."""
+    _expect(not kernel.alive, "an ended kernel reports that it is alive")
     result = await _run(kernel, "1", 1.0)
     _expect(result.outcome in ("lost", "killed"), "a cell ran in a dead kernel", result)
-    _expect(bool(result.stderr), "nothing says that the session is gone", result)
+    _expect(bool(result.stderr), "stderr does not say that the session has ended", result)
 
 
 async def _process(kernel: Kernel) -> int:
-    """The kernel's process, if it can be seen from here; else 0."""
+    """Return the ID of the kernel's process if it is visible from here, else 0."""
     pid = int((await _ok(kernel, "import os\nos.getpid()")).result)
     return pid if _running(pid) and pid != os.getpid() else 0
 
 
 async def _expect_gone(pid: int) -> None:
     if pid:
-        await _expect_soon(lambda: not _running(pid), f"process {pid} of the kernel is left")
+        await _expect_soon(
+            lambda: not _running(pid), f"process {pid} of the kernel is still running"
+        )
 
 
 def _running(pid: int) -> bool:
@@ -675,19 +689,19 @@ def _running(pid: int) -> bool:
     return state not in "ZX"
 
 
-async def _expect_soon(condition: Callable[[], bool], sentence: str) -> None:
+async def _expect_soon(condition: Callable[[], bool], message: str) -> None:
     deadline = time.monotonic() + _REACTION_SECONDS
     while not condition():
-        _expect(time.monotonic() < deadline, sentence)
+        _expect(time.monotonic() < deadline, message)
         await asyncio.sleep(0.02)
 
 
-def _expect(condition: bool, sentence: str, result: ExecutionResult | None = None) -> None:
+def _expect(condition: bool, message: str, result: ExecutionResult | None = None) -> None:
     if not condition:
-        raise AssertionError(sentence if result is None else f"{sentence}; {_described(result)}")
+        raise AssertionError(message if result is None else f"{message}; {_summary(result)}")
 
 
-def _described(result: ExecutionResult) -> str:
+def _summary(result: ExecutionResult) -> str:
     texts = {"stdout": result.stdout, "stderr": result.stderr, "result": result.result}
     parts = [f"outcome {result.outcome}", f"error_name {result.error_name}"]
     parts += [f"{name} {text[:300]!r}" for name, text in texts.items() if text]

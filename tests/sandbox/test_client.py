@@ -323,7 +323,7 @@ class TestCells:
             with pytest.raises(SandboxError, match="answered 404"):
                 await client.health()
         async with SandboxClient(f"{start().url}/nothing/here") as client:
-            with pytest.raises(SandboxError, match="is no sandbox server"):
+            with pytest.raises(SandboxError, match="is not a sandbox server"):
                 await client.create_session()
 
 
@@ -392,7 +392,7 @@ class TestFailover:
         assert (result.outcome, result.result) == ("ok", "2 cells")
         assert result.lost_names == {"file": "an open file cannot be kept"}
         assert (moving.id, moving.server) == (name, elsewhere(second.url))
-        assert f"others are asked first: the sandbox at {first.url} does not" in caplog.text
+        assert f"circuit open for 0.5 s: the sandbox at {first.url} does not" in caplog.text
         assert f"session {name} moved from {first.url} to {moving.server}" in caplog.text
         settled = await moving.execute("", timeout=5)
         assert (settled.result, settled.lost_names) == ("3 cells", {})

@@ -109,7 +109,7 @@ async def refusal(settings: SandboxSettings) -> str:
 
 async def test_it_isolates_nothing_and_wants_to_hear_that_this_is_meant() -> None:
     strict = SETTINGS.model_copy(update={"allow_unisolated": False})
-    assert "then set allow_unisolated, or take the kernel 'fork'" in await refusal(strict)
+    assert "and set allow_unisolated, or use the kernel 'fork'" in await refusal(strict)
     state = JupyterProvider(strict).isolation()
     assert set(state) == set(LAYERS)
     assert set(state.values()) == {"left to the provisioner of the kernelspec 'python3'"}

@@ -65,7 +65,7 @@ Change = Callable[[ExecutionResult], ExecutionResult]
 
 
 def broken(change: Change) -> SubprocessProvider:
-    """A provider whose kernels tell something else than what happened."""
+    """A provider whose kernels return altered results."""
 
     class Broken(SubprocessKernel):
         async def execute(self, code: str, timeout: float) -> ExecutionResult:
@@ -81,7 +81,7 @@ def broken(change: Change) -> SubprocessProvider:
 
 
 @pytest.mark.parametrize(
-    ("change", "check", "sentence"),
+    ("change", "check", "message"),
     [
         (
             lambda result: replace(result, result=""),
@@ -101,12 +101,12 @@ def broken(change: Change) -> SubprocessProvider:
         (
             lambda result: replace(result, stdout=result.stdout.replace("\\ud800", "\ud800")),
             conformance.check_any_text_can_be_printed,
-            "a text of the result has no UTF-8 form",
+            "a text of the result is not valid Unicode",
         ),
         (
             lambda result: replace(result, stderr=""),
             conformance.check_too_many_images_are_cut_visibly,
-            "no word about images cut",
+            "dropped images are not reported",
         ),
         (
             lambda result: replace(result, stdout="") if result.outcome == "timeout" else result,
@@ -116,17 +116,17 @@ def broken(change: Change) -> SubprocessProvider:
         (
             lambda result: replace(result, outcome="timeout", stderr="gone"),
             conformance.check_a_dying_process_is_killed_then_lost,
-            "the end of the process is not told",
+            "the end of the process is not reported",
         ),
     ],
     ids=["state", "streams", "colours", "surrogates", "images", "timeout", "death"],
 )
 async def test_the_suite_fails_for_a_broken_kernel(
-    change: Change, check: Check, sentence: str
+    change: Change, check: Check, message: str
 ) -> None:
     provider = broken(change)
     try:
-        with pytest.raises(AssertionError, match=sentence):
+        with pytest.raises(AssertionError, match=message):
             await check(provider)
     finally:
         await provider.close()
@@ -151,7 +151,7 @@ async def test_a_process_that_is_left_behind_is_found(monkeypatch: pytest.Monkey
 
     provider = Provider(SETTINGS)
     try:
-        with pytest.raises(AssertionError, match=r"process \d+ of the kernel is left"):
+        with pytest.raises(AssertionError, match=r"process \d+ of the kernel is still running"):
             await conformance.check_close_leaves_no_process(provider)
     finally:
         await provider.close()

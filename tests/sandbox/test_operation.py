@@ -68,7 +68,7 @@ async def test_logs_are_one_json_object_a_line() -> None:
     assert {"levelname", "name", "message", "timestamp"} <= set(records[0])
     assert any(message.startswith("isolation of sessions: ") for message in messages)
     assert any("listens on http://127.0.0.1:" in message for message in messages)
-    assert any(message.endswith("is back (whole)") for message in messages)
+    assert any(message.endswith("restored (whole)") for message in messages)
     assert not any("for the client" in message for message in messages)
 
 

@@ -63,7 +63,7 @@ async def client(house: House) -> AsyncIterator[SandboxClient]:
 
 async def test_the_server_says_so(client: SandboxClient) -> None:
     health = await client.health()
-    assert health.isolation["scratch_quota"].startswith("active, looked at every 1 s (")
+    assert health.isolation["scratch_quota"].startswith("active, checked every 1 s (")
     assert health.isolated
 
 

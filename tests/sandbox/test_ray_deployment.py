@@ -170,7 +170,7 @@ def test_status_tells_of_a_server_that_cannot_be_reached(servers: list[NodeServe
         seen, *others = deployment.status()
     finally:
         os.kill(server, signal.SIGCONT)
-    assert seen.state == "not answering" and "its actor says it runs" in seen.detail
+    assert seen.state == "not answering" and "its actor reports that it runs" in seen.detail
     assert [other.state for other in others] == ["alive", "alive"]
 
 

@@ -1,1 +1,1 @@
-"""The code sandbox on a Ray cluster: one server per node."""
+"""Code sandbox on a Ray cluster: one server per node."""

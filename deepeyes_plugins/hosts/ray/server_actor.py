@@ -1,4 +1,4 @@
-"""The actor that keeps the sandbox server of one Ray node."""
+"""Ray actor that runs the sandbox server of one node."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from deepeyes_plugins.sandbox.settings import SandboxSettings
 logger = logging.getLogger(__name__)
 
 _PORT_SECONDS = 15.0
-_LONGEST_PAUSE_SECONDS = 30.0
-# Below the ports that systems give to outgoing connections, above those that Ray gives to workers.
+_MAX_BACKOFF_SECONDS = 30.0
+# Below the system's ephemeral ports, above those of Ray's workers.
 _PORTS = range(20_000, 30_000)
 
 
 class Description(TypedDict):
-    """What an actor tells about its server.
+    """Description of an actor's server.
 
     Attributes:
         url: Base URL; None while no server runs.
-        token: Bearer token that the server asks for.
-        settings: What the server was started with.
+        token: Bearer token that the server requires.
+        settings: The server's settings.
         failure: Why no server runs.
     """
 
@@ -40,22 +40,22 @@ class Description(TypedDict):
     failure: str
 
 
-class Keeper:
-    """The actor: runs a server on its node, and starts another when it dies.
+class ServerActor:
+    """Actor that runs a sandbox server on its node and restarts it when it dies.
 
-    The server ends with the process of the actor, which Ray starts anew on the same node.
+    The server ends with the process of the actor, which Ray restarts on the same node.
     """
 
     def __init__(
         self, settings: dict[str, Any], environment: dict[str, str], *, port: int, workers: int
     ) -> None:
-        """Starts the server in the background.
+        """Start the server in the background.
 
         Args:
             settings: Sandbox settings.
-            environment: Environment variables with the secrets of the server: its bearer token
-                and, where there is one, the password of Redis.
-            port: Port to listen on; 0 for one of this node's own.
+            environment: Environment variables with the server's secrets: its bearer token and the
+                password of Redis, if any.
+            port: Port to listen on; 0: a port derived from the node's ID.
             workers: Number of server processes behind the port.
         """
         os.environ.update(environment)
@@ -63,18 +63,18 @@ class Keeper:
         self._token = environment[settings["token_env"]]
         self._fixed_port = port
         self._workers = workers
-        # The same in every process on this node, so that clients find a server that comes back.
-        self._usual_port = _PORTS[int(ray.get_runtime_context().get_node_id(), 16) % len(_PORTS)]
+        # Derived from the node's ID, so that a restarted server keeps its URL.
+        self._node_port = _PORTS[int(ray.get_runtime_context().get_node_id(), 16) % len(_PORTS)]
         self._server: EmbeddedServer | None = None
         self._failure = ""
-        self._tried = threading.Event()
+        self._first_start_done = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="sandbox-keeper", daemon=True)
+        self._thread = threading.Thread(target=self._run_server, name="sandbox-server", daemon=True)
         self._thread.start()
 
     def describe(self) -> Description:
-        """Where the server is; waits until the first start has succeeded or failed."""
-        self._tried.wait()
+        """Describe the server, once its first start has succeeded or failed."""
+        self._first_start_done.wait()
         server = self._server
         return {
             "url": server.url if server is not None and server.alive else None,
@@ -84,15 +84,15 @@ class Keeper:
         }
 
     def stop(self) -> None:
-        """Ends the server and its sessions, for good."""
+        """Stop the server and its sessions, without a restart."""
         self._stopping.set()
         if self._server is not None:
             self._server.close()
         self._thread.join()
 
-    def _keep(self) -> None:
+    def _run_server(self) -> None:
         host = ray.util.get_node_ip_address()
-        pause = 1.0
+        backoff = 1.0
         while not self._stopping.is_set():
             try:
                 settings = SandboxSettings.model_validate(self._settings)
@@ -101,27 +101,27 @@ class Keeper:
             except Exception as error:
                 logger.error("no sandbox server on %s: %s", host, error)
                 self._failure = str(error)
-                self._tried.set()
-                self._stopping.wait(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                self._first_start_done.set()
+                self._stopping.wait(backoff)
+                backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
                 continue
-            self._server, self._failure, pause = server, "", 1.0
-            self._usual_port = urlsplit(server.url).port or 0
-            self._tried.set()
+            self._server, self._failure, backoff = server, "", 1.0
+            self._node_port = urlsplit(server.url).port or 0
+            self._first_start_done.set()
             if self._stopping.is_set():
                 server.close()
             server.wait()
             if not self._stopping.is_set():
-                logger.warning("the sandbox server at %s has died; starting another", server.url)
-                self._failure = "its server has died and is being started again"
+                logger.warning("the sandbox server at %s has died; restarting it", server.url)
+                self._failure = "its server has died and is being restarted"
 
     def _free_port(self, host: str) -> int:
-        """The usual port; 0 if somebody else keeps it. A predecessor may need a moment to end."""
+        """Return the node's port once a previous server has released it; 0 if it stays in use."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         deadline = time.monotonic() + _PORT_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
-                socket.create_server((host, self._usual_port), family=family).close()
-                return self._usual_port
+                socket.create_server((host, self._node_port), family=family).close()
+                return self._node_port
             self._stopping.wait(0.1)
         return 0

@@ -1,4 +1,4 @@
-"""What runs the cells: one contract, the kernels that ship, and the suite for all of them."""
+"""Kernels, which run the cells of sessions: the built-in ones, and how to load others."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ KERNELS: Final = {
     "fork": f"{__name__}.fork.provider:ForkProvider",
     "jupyter": f"{__name__}.jupyter:JupyterProvider",
 }
-"""The kernels that ship, by name: where to find what makes their provider of the settings."""
+"""Built-in kernels: name to the ``module:factory`` of their provider."""
 
 
 def make_provider(settings: SandboxSettings) -> KernelProvider:
-    """Makes the provider that `settings.kernel` names.
+    """Make the provider that ``settings.kernel`` names.
 
     Raises:
         SandboxUnavailable: There is no such kernel, or it cannot be imported.
     """
-    place = KERNELS.get(settings.kernel, settings.kernel)
-    module, colon, attribute = place.partition(":")
+    reference = KERNELS.get(settings.kernel, settings.kernel)
+    module, colon, attribute = reference.partition(":")
     if not colon:
         raise SandboxUnavailable(
-            f"there is no kernel {settings.kernel!r}: known are {', '.join(KERNELS)}; another one "
-            "is named as module:factory"
+            f"there is no kernel {settings.kernel!r}: known are {', '.join(KERNELS)}; use "
+            "module:factory for a custom one"
         )
     try:
         factory: Callable[[SandboxSettings], KernelProvider]

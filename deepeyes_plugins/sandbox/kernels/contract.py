@@ -1,8 +1,7 @@
-"""The kernel contract: what a session needs from the thing that runs its code.
+"""Kernel contract: the protocols between the sandbox server and whatever runs the code.
 
-The server knows kernels by these two protocols only. `fork` and `jupyter` ship; a third party's
-are named in the settings as `module:factory`, and `deepeyes_plugins.testing.kernels` tells whether
-they keep the contract.
+``fork`` and ``jupyter`` are built in; the settings name custom kernels as ``module:factory``, and
+``deepeyes_plugins.testing.kernels`` checks whether they fulfil the contract.
 """
 
 from __future__ import annotations
@@ -15,34 +14,33 @@ from deepeyes_plugins.sandbox.contracts import ExecutionResult, SandboxError
 
 
 class ImageRejected(SandboxError):
-    """The bytes are no image that sessions can have; the message says why."""
+    """The bytes are not a valid image; the message says why."""
 
 
 class ImagesMissing(SandboxError):
-    """Images that were asked for by their hash are not held.
+    """Requested images are not available.
 
     Attributes:
-        digests: The SHA-256 hashes, in hexadecimal.
+        digests: Their SHA-256 hashes, in hexadecimal.
     """
 
     def __init__(self, digests: Sequence[str]) -> None:
-        """Names the images by their hashes."""
         super().__init__(f"{len(digests)} images must be uploaded first")
         self.digests = list(digests)
 
 
 class SnapshotFailed(SandboxError):
-    """A session's variables could not be saved now; the kernel may still be alive."""
+    """A session could not be saved or restored; its kernel may still be alive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A session's variables and files, for another kernel of the same provider.
+    """Snapshot of a session's variables and files, for another kernel of the same provider.
 
     Attributes:
-        data: Opaque bytes, made of what untrusted code left: only a kernel may open them.
-        names: The variables that it holds.
-        lost: What it could not hold: variable or file name to the reason.
+        data: Opaque, untrusted bytes: only a kernel may deserialize them.
+        names: The variables in it.
+        lost: Variables and files that could not be saved, each with the reason.
     """
 
     data: bytes
@@ -51,58 +49,58 @@ class Snapshot:
 
 
 class Kernel(Protocol):
-    """Runs the cells of one session, with state that lives from cell to cell.
+    """Runs the cells of one session, whose state persists from cell to cell.
 
-    The caller asks for one thing at a time; only `interrupt` and `close` may come in between.
+    Calls are serial, except that ``interrupt`` and ``close`` may be called at any time.
     """
 
     @property
     def alive(self) -> bool:
-        """Whether the next cell can still run; False for good once False."""
+        """Whether another cell can run; once False, it stays False."""
 
     @property
     def names(self) -> Sequence[str]:
-        """The variables that the code had made when its last cell ended, if that is known."""
+        """Variables defined by the code, as of the end of the last cell, if known."""
 
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
-        """Runs one cell to its end.
+        """Run one cell to its end.
 
         Args:
             code: Source text of the cell.
             timeout: Seconds after which the cell is interrupted.
 
         Returns:
-            What happened, whatever the code did: this raises nothing on account of the code.
+            The result. Errors of the code are part of it and never raised.
         """
 
     def interrupt(self) -> None:
-        """Interrupts the running cell, which ends with KeyboardInterrupt, or the snapshot."""
+        """Interrupt the running cell, by KeyboardInterrupt, or the snapshot in progress."""
 
     async def snapshot(self, max_bytes: int) -> Snapshot:
-        """Saves the variables; the session goes on as if nothing had happened.
+        """Save the variables and files; the session is not affected.
 
         Args:
-            max_bytes: Most that the snapshot may hold; what does not fit is named as lost.
+            max_bytes: Maximum size of the snapshot; what does not fit is reported as lost.
 
         Raises:
-            SnapshotFailed: It was interrupted, took too long, or the kernel has died.
+            SnapshotFailed: It was interrupted or timed out, or the kernel has died.
         """
 
     async def restore(self, data: bytes) -> dict[str, str]:
-        """Takes over the variables of a snapshot; called at most once, before the first cell.
+        """Restore a snapshot; called at most once, before the first cell.
 
         Returns:
-            What did not come back: variable or file name to the reason.
+            Variables and files that could not be restored, each with the reason.
 
         Raises:
             SnapshotFailed: Nothing could be restored.
         """
 
     def memory(self) -> int:
-        """Bytes that only this kernel holds; 0 where that is not known."""
+        """Return the unshared memory of this kernel in bytes; 0 if unknown."""
 
     async def close(self) -> None:
-        """Ends the kernel and removes all that it left, at once and at any time; idempotent."""
+        """Kill the kernel and remove its files; possible at any time, and idempotent."""
 
 
 class KernelProvider(Protocol):
@@ -110,42 +108,42 @@ class KernelProvider(Protocol):
 
     @property
     def restorable(self) -> bool:
-        """Whether its kernels can be saved and restored; if not, sessions are never evicted."""
+        """Whether its kernels support snapshots; if not, sessions are never evicted."""
 
     async def start(self) -> None:
-        """Makes the provider ready.
+        """Start the provider.
 
         Raises:
             SandboxUnavailable: It cannot work here; the message says what to do.
         """
 
     async def add_image(self, digest: str, data: bytes) -> None:
-        """Holds an image for kernels to come.
+        """Add an image for future kernels.
 
         Args:
             digest: SHA-256 of the data, in hexadecimal.
             data: An encoded image file.
 
         Raises:
-            ImageRejected: The data is no usable image.
+            ImageRejected: The data is not a valid image.
         """
 
     async def open(self, images: Sequence[str]) -> Kernel:
-        """Starts a kernel whose cells see the images as image_1, image_2, and so on.
+        """Start a kernel whose cells see the images as image_1, image_2, and so on.
 
         Args:
             images: SHA-256 hashes of images that were added.
 
         Raises:
-            ImagesMissing: Some are not held (any more).
+            ImagesMissing: Some were not added, or were dropped since.
             SandboxUnavailable: No kernel can be started now.
         """
 
     def isolation(self) -> dict[str, str]:
-        """Isolation layer to "active" or to the reason why it is missing."""
+        """Return the state of each isolation layer: "active", or why it is missing."""
 
     def notes(self) -> dict[str, str]:
-        """What users of this provider may want to know, such as the fonts that figures have."""
+        """Return other facts about this provider, such as the fallback font of figures."""
 
     async def close(self) -> None:
-        """Ends the provider and all its kernels."""
+        """Stop the provider and all its kernels."""

@@ -1,10 +1,9 @@
-"""Kernels of Jupyter: any installed kernelspec, by whatever provisioner it names.
+"""Jupyter kernel: runs any installed kernelspec with its provisioner.
 
-For teams with their own environments. These kernels are not isolated by this package: whoever
-writes the kernelspec decides where and with what rights its process runs.
+It is for custom environments. The kernels are not isolated by this package: the kernelspec
+decides where and with what rights its process runs.
 
-Sessions cannot be saved and restored: their variables live in an environment that need not hold
-cloudpickle, and of which this package knows nothing.
+Sessions cannot be saved and restored, since their environment may lack cloudpickle.
 """
 
 from __future__ import annotations
@@ -62,8 +61,8 @@ from deepeyes_plugins.sandbox.settings import SandboxSettings
 logger = logging.getLogger(__name__)
 
 _EXIT_SECONDS = 30.0
-# The reply to a cell comes on another connection than what it put out. Whichever is the last
-# follows within milliseconds, or was lost on the way.
+# The reply to a cell and its output are sent on different connections. The later one follows
+# within milliseconds, or is lost.
 _OUTPUT_SECONDS = 5.0
 _NO_REPLY: Final = {
     "status": "error",
@@ -71,10 +70,10 @@ _NO_REPLY: Final = {
     "traceback": ["KeyboardInterrupt: the kernel was interrupted before it replied to this cell"],
 }
 _POLL_SECONDS = 1.0
-# Each start keeps a processor busy for most of a second.
+# Each start takes most of a second of CPU time.
 _STARTS_AT_ONCE = 8
 _MAX_MESSAGE_BYTES = 256 << 20
-# Parsing takes milliseconds a megabyte: larger messages are parsed in a thread.
+# Parsing takes milliseconds per megabyte: larger messages are parsed in a thread.
 _LARGE_MESSAGE_BYTES = 1 << 20
 _MAX_NAMES = 10_000
 _FOLDER_PREFIX = "deepeyes-jupyter-"
@@ -82,7 +81,7 @@ _MARK = "DEEPEYES_SANDBOX_SESSION"
 _PRELUDE = Path(__file__).with_name("jupyter_prelude.py")
 _PRELUDE_NAME = "<deepeyes>"
 _NOT_SAVED: Final = (
-    "sessions of the jupyter kernel cannot be saved: their variables live in an environment of "
+    "sessions of the jupyter kernel cannot be saved: their variables are in an environment of "
     "their own"
 )
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
@@ -90,7 +89,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 @dataclass(frozen=True)
 class _Spec:
-    """A kernelspec that was found installed, and who starts its kernels."""
+    """Installed kernelspec and its provisioner."""
 
     name: str
     language: str
@@ -99,10 +98,9 @@ class _Spec:
 
 
 class _Output:
-    """What a kernel puts out: the cell that runs, and text that threads write after their cell."""
+    """Output of a kernel: of the running cell, and text that threads write after their cell."""
 
     def __init__(self, settings: SandboxSettings) -> None:
-        """Starts empty."""
         self._settings = settings
         self.stdout = BoundedText(settings.max_stdout_characters)
         self.stderr = BoundedText(settings.max_stderr_characters)
@@ -110,7 +108,7 @@ class _Output:
         self.begin("")
 
     def begin(self, request: str) -> None:
-        """Makes ready for the cell of a request; text written between two cells is kept."""
+        """Prepare for the cell of a request; text written between two cells is preserved."""
         self._request = request
         self._images: list[bytes] = []
         self._image_bytes = 0
@@ -120,7 +118,7 @@ class _Output:
         self.idle = asyncio.Event()
 
     async def receive(self, message: dict[str, Any]) -> None:
-        """Takes one message of the kernel's output; raises if it is none."""
+        """Process a message of the kernel's output; raise if it is invalid."""
         kind, content = message["header"]["msg_type"], message["content"]
         if kind == "stream":
             stream = self.stderr if content["name"] == "stderr" else self.stdout
@@ -143,7 +141,7 @@ class _Output:
         if NAMES_TYPE in data:
             self.names = [str(name) for name in data[NAMES_TYPE]][:_MAX_NAMES]
         elif encoded:
-            # The richest form wins, as in a notebook: an image does without its repr.
+            # As in a notebook, an image is shown without its repr.
             await self._show_image(encoded)
         elif last:
             text = BoundedText(self._settings.max_stdout_characters)
@@ -168,7 +166,7 @@ class _Output:
             self._images.append(png)
 
     def finish(self, reply: dict[str, Any], duration: float) -> ExecutionResult:
-        """What the cell did, by its output and by the kernel's reply to it."""
+        """Return the result of the cell, from its output and the kernel's reply."""
         if reply["status"] != "ok" and self._error_name is None:
             self._fail({"ename": reply.get("ename"), "traceback": reply.get("traceback", ())})
         if self._images_dropped:
@@ -184,7 +182,7 @@ class _Output:
         )
 
     def break_off(self, reason: str, duration: float) -> ExecutionResult:
-        """What the cell had done when its kernel was gone."""
+        """Return the result of a cell whose kernel has died."""
         self.stderr.write(reason)
         return ExecutionResult(
             "killed",
@@ -196,7 +194,7 @@ class _Output:
 
 
 class JupyterKernel:
-    """One Jupyter kernel."""
+    """Jupyter kernel of one session."""
 
     def __init__(
         self,
@@ -204,28 +202,28 @@ class JupyterKernel:
         spec: _Spec,
         folder: Path,
         context: zmq.asyncio.Context,
-        forget: Callable[[JupyterKernel], None],
+        on_closed: Callable[[JupyterKernel], None],
     ) -> None:
-        """Prepares; `start` starts.
+        """Initialize the kernel; ``start`` starts it.
 
         Args:
             settings: Limits of the session.
-            spec: What to start.
-            folder: Where the session's files will be; removed at the end.
-            context: Of the connections to the kernel.
-            forget: Called when nothing is left of the kernel.
+            spec: Kernelspec to start.
+            folder: Folder for the session's files; removed at the end.
+            context: ZeroMQ context of the connections.
+            on_closed: Called after the kernel's end and cleanup.
         """
         self._settings = settings
         self._spec = spec
         self._folder = folder
         self._context = context
-        self._forget = forget
+        self._on_closed = on_closed
         self._manager = AsyncKernelManager(
             kernel_name=spec.name, context=context, connection_file=str(folder / "connection.json")
         )
         self._client: AsyncKernelClient | None = None
         self._output = _Output(settings)
-        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._dead: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Future[None]] = set()
         self._starting: asyncio.Future[None] | None = None
         self._closing: asyncio.Future[None] | None = None
@@ -237,39 +235,39 @@ class JupyterKernel:
 
     @property
     def alive(self) -> bool:
-        """Whether the kernel's process is there and its connections are intact."""
-        return not self._gone.done()
+        """Whether the kernel's process runs and its connections are intact."""
+        return not self._dead.done()
 
     @property
     def names(self) -> Sequence[str]:
-        """The variables that the code had made; see `Kernel`."""
+        """Variables defined by the code; see ``Kernel``."""
         return self._output.names
 
     async def start(self, images: Sequence[bytes]) -> None:
-        """Starts the kernel's process and waits until its cells see the images.
+        """Start the kernel's process, and wait until its images are loaded.
 
         Raises:
             SandboxUnavailable: It cannot be started; the message says why.
         """
         seconds = self._settings.startup_timeout
         self._starting = asyncio.ensure_future(self._begin(images, seconds))
-        either: set[asyncio.Future[None]] = {self._starting, self._gone}
+        either: set[asyncio.Future[None]] = {self._starting, self._dead}
         try:
             await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if self._gone.done():
-                raise RuntimeError("its process ended at once")
+            if self._dead.done():
+                raise RuntimeError("its process exited at once")
             if not self._starting.done():
                 raise TimeoutError(f"it was not ready within {seconds:g} s")
             self._starting.result()
         except SandboxUnavailable:
             raise
-        except Exception as error:  # Whatever a provisioner may raise.
-            said = await asyncio.to_thread(_tail, self._folder / "kernel.log")
+        except Exception as error:  # Provisioners may raise anything.
+            log_tail = await asyncio.to_thread(_tail, self._folder / "kernel.log")
             raise SandboxUnavailable(
-                f"no kernel of the kernelspec {self._spec.name!r} can be started: {error}{said}"
+                f"no kernel of the kernelspec {self._spec.name!r} can be started: {error}{log_tail}"
             ) from error
         self._started = True
-        self._keep(self._read())
+        self._run_in_background(self._read())
 
     async def _begin(self, images: Sequence[bytes], seconds: float) -> None:
         await self._launch()
@@ -297,12 +295,12 @@ class JupyterKernel:
             self._handle = os.pidfd_open(self._pid)
             asyncio.get_running_loop().add_reader(self._handle, self._end)
         else:
-            self._keep(self._poll())
+            self._run_in_background(self._poll())
 
     def _environment(self, files: Path) -> dict[str, str]:
-        """All that the kernel gets of the environment, besides what its kernelspec sets."""
-        kept = ("PATH", "HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "TZ")
-        environment = {name: os.environ[name] for name in kept if name in os.environ}
+        """Return the kernel's environment, to which its kernelspec may add."""
+        inherited = ("PATH", "HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "TZ")
+        environment = {name: os.environ[name] for name in inherited if name in os.environ}
         environment |= {"LANG": "C.UTF-8", _MARK: self._folder.name}
         if self._spec.local:
             environment |= {"TMPDIR": str(files), "IPYTHONDIR": str(self._folder / "ipython")}
@@ -324,7 +322,7 @@ class JupyterKernel:
         )
         if reply["status"] != "ok":
             raise SandboxUnavailable(
-                f"the kernelspec {self._spec.name!r} cannot be used, since it is no ipykernel: "
+                f"the kernelspec {self._spec.name!r} cannot be used, since it is not an ipykernel: "
                 f"{reply.get('ename')}: {reply.get('evalue')}"
             )
         for number, data in enumerate(images, start=1):
@@ -339,7 +337,7 @@ class JupyterKernel:
                 f"get_ipython().deepeyes_image({name!r}, path={str(path)!r})"
             )
         if error.startswith("FileNotFoundError"):
-            # Another machine, or a container with files of its own.
+            # The kernel is on another machine or in a container.
             text = base64.b64encode(data).decode("ascii")
             error = await self._evaluate(f"get_ipython().deepeyes_image({name!r}, data={text!r})")
         if error:
@@ -349,13 +347,13 @@ class JupyterKernel:
             )
 
     async def _evaluate(self, expression: str) -> str:
-        """Evaluates an expression in the kernel; returns its error, if there was one."""
+        """Evaluate an expression in the kernel; return its error, or ""."""
         reply = await self._ask("", {"value": expression})
         value = reply.get("user_expressions", {}).get("value", reply)
         return "" if value["status"] == "ok" else f"{value.get('ename')}: {value.get('evalue')}"
 
     async def _ask(self, code: str, expressions: dict[str, str] | None = None) -> dict[str, Any]:
-        """Has the kernel run something that is no cell."""
+        """Run internal code in the kernel; return the reply."""
         assert self._client is not None
         request = self._client.execute(
             code, silent=True, user_expressions=expressions, allow_stdin=False
@@ -363,12 +361,12 @@ class JupyterKernel:
         return await self._reply(request)
 
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
-        """Runs one cell; see `Kernel`."""
+        """Run one cell; see ``Kernel``."""
         if not self.alive:
             return ExecutionResult("lost", stderr=DIED)
         try:
             code.encode()
-        except UnicodeEncodeError as error:  # No message can hold it, and no Python compile it.
+        except UnicodeEncodeError as error:  # It can be neither sent nor compiled.
             stderr = "".join(traceback.format_exception_only(error))
             return ExecutionResult("error", stderr=stderr, error_name=type(error).__name__)
         started = time.perf_counter()
@@ -389,15 +387,15 @@ class JupyterKernel:
             self._running = False
         if cell.done() and not cell.cancelled() and cell.exception() is None:
             return cell.result() if in_time else timed_out(cell.result(), timeout)
-        # Unless it was because the connections were closed, what came from there was worthless.
-        self._broken |= cell.done() and not self._gone.done()
+        # Unless the connections were closed, the failure was caused by an invalid message.
+        self._broken |= cell.done() and not self._dead.done()
         cell.cancel()
         await self.close()
         duration = time.perf_counter() - started
         return self._output.break_off(MALFORMED if self._broken else reason, duration)
 
     async def _ended(self, cell: asyncio.Future[ExecutionResult], timeout: float) -> bool:
-        either: set[asyncio.Future[Any]] = {cell, self._gone}
+        either: set[asyncio.Future[Any]] = {cell, self._dead}
         done, _ = await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         return bool(done)
 
@@ -426,38 +424,38 @@ class JupyterKernel:
                 return content
 
     async def _read(self) -> None:
-        """Takes all that the kernel puts out, so that nothing piles up between two cells."""
+        """Receive the kernel's output continuously, also between cells."""
         assert self._client is not None
         try:
             while True:
                 await self._output.receive(await _message(self._client.iopub_channel))
-                # Messages that lie ready are received without a look at anything else.
+                # Receiving buffered messages does not yield to the event loop.
                 await asyncio.sleep(0)
         except Exception as error:
-            logger.warning("a session sent something else than Jupyter messages: %r", error)
+            logger.warning("a session sent an invalid Jupyter message: %r", error)
             self._broken = True
             self._end()
 
     async def _poll(self) -> None:
-        """Watches a kernel whose process is elsewhere."""
+        """Monitor a kernel whose process is not on this machine."""
         while True:
             try:
                 if not await asyncio.wait_for(self._manager.is_alive(), _EXIT_SECONDS):
                     break
             except Exception as error:
-                logger.warning("the provisioner cannot tell whether a kernel lives: %r", error)
+                logger.warning("the provisioner failed to report whether a kernel runs: %r", error)
             await asyncio.sleep(_POLL_SECONDS)
         self._end()
 
-    def _keep(self, work: Any) -> None:
+    def _run_in_background(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def interrupt(self) -> None:
-        """Interrupts the running cell."""
+        """Interrupt the running cell."""
         if self._running:
-            self._keep(self._interrupt())
+            self._run_in_background(self._interrupt())
 
     async def _interrupt(self) -> None:
         try:
@@ -466,15 +464,15 @@ class JupyterKernel:
             logger.warning("a session could not be interrupted: %r", error)
 
     async def snapshot(self, max_bytes: int) -> Snapshot:
-        """Not possible; see `Kernel`."""
+        """Raise SnapshotFailed: not supported."""
         raise SnapshotFailed(_NOT_SAVED)
 
     async def restore(self, data: bytes) -> dict[str, str]:
-        """Not possible; see `Kernel`."""
+        """Raise SnapshotFailed: not supported."""
         raise SnapshotFailed(_NOT_SAVED)
 
     def memory(self) -> int:
-        """Bytes that only this kernel's process holds; 0 if it is elsewhere."""
+        """Return the unshared memory of this kernel; 0 if it is not on this machine."""
         try:
             lines = Path(f"/proc/{self._pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
         except OSError:
@@ -482,21 +480,21 @@ class JupyterKernel:
         return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))
 
     def _end(self) -> None:
-        """The process has ended, or is of no use any more."""
-        self._set_gone()
-        if self._started:  # Else whoever waits for the start asks why, and then closes.
-            self._tidy()
+        """Handle the end of the process, or of its usability."""
+        self._mark_dead()
+        if self._started:  # Otherwise ``start`` reports the failure, and its caller closes.
+            self._close_once()
 
     async def close(self) -> None:
-        """Kills the kernel's processes and removes its files."""
-        self._set_gone()
-        await asyncio.shield(self._tidy())
+        """Kill the kernel's processes and remove its files."""
+        self._mark_dead()
+        await asyncio.shield(self._close_once())
 
-    def _set_gone(self) -> None:
-        if not self._gone.done():
-            self._gone.set_result(None)
+    def _mark_dead(self) -> None:
+        if not self._dead.done():
+            self._dead.set_result(None)
 
-    def _tidy(self) -> asyncio.Future[None]:
+    def _close_once(self) -> asyncio.Future[None]:
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
         return self._closing
@@ -518,16 +516,15 @@ class JupyterKernel:
         except Exception as error:
             logger.warning("a kernel may not have ended: %r", error)
         await asyncio.to_thread(_remove_traces, self._folder)
-        self._forget(self)
+        self._on_closed(self)
 
 
 class JupyterProvider:
-    """Starts the kernels of one kernelspec and holds the images for them."""
+    """Provider of kernels of one kernelspec."""
 
     restorable = False
 
     def __init__(self, settings: SandboxSettings) -> None:
-        """Prepares; `start` starts."""
         self._settings = settings
         self._spec: _Spec | None = None
         self._folder: Path | None = None
@@ -539,29 +536,29 @@ class JupyterProvider:
         self._closed = False
 
     def notes(self) -> dict[str, str]:
-        """What is started, and that sessions are not saved; see `KernelProvider`."""
+        """Return the kernelspec, and that sessions are not saved; see ``KernelProvider``."""
         notes = {"sessions": _NOT_SAVED}
         if self._spec is not None:
             notes["kernelspec"] = f"{self._spec.name}, started by {self._spec.provisioner}"
         return notes
 
     def isolation(self) -> dict[str, str]:
-        """That no layer is this package's; see `KernelProvider`."""
+        """Report all layers as left to the provisioner; see ``KernelProvider``."""
         name = self._settings.jupyter_kernelspec
         return dict.fromkeys(LAYERS, f"left to the provisioner of the kernelspec {name!r}")
 
     async def start(self) -> None:
-        """Looks the kernelspec up and runs a first kernel; see `KernelProvider`."""
+        """Find the kernelspec and start a first kernel; see ``KernelProvider``."""
         name = self._settings.jupyter_kernelspec
         if not self._settings.allow_unisolated:
             raise SandboxUnavailable(
                 "the jupyter kernel isolates nothing by itself: model-written code runs with all "
                 f"rights that the kernelspec {name!r} gives it, by default those of this user. "
                 "Use a kernelspec whose provisioner isolates its kernels (a container, another "
-                "machine) and then set allow_unisolated, or take the kernel 'fork'"
+                "machine) and set allow_unisolated, or use the kernel 'fork'"
             )
-        logger.warning("sessions are isolated only as far as the kernelspec %r does it", name)
-        self._spec = await asyncio.to_thread(_look_up, name)
+        logger.warning("sessions are isolated only as far as the kernelspec %r isolates them", name)
+        self._spec = await asyncio.to_thread(_find_spec, name)
         self._folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=_FOLDER_PREFIX))
         self._context = zmq.asyncio.Context()
         self._context.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
@@ -569,18 +566,18 @@ class JupyterProvider:
         await kernel.close()
 
     async def add_image(self, digest: str, data: bytes) -> None:
-        """Holds an image that can be decoded; see `KernelProvider`."""
+        """Validate and store an image; see ``KernelProvider``."""
         if digest in self._images:
             return
-        async with self._decoder_lock:  # One after the other: their pixels fill the memory.
-            data = await asyncio.to_thread(_usable, data, self._settings.max_image_pixels)
+        async with self._decoder_lock:  # Serialized, to limit the memory for decoded pixels.
+            data = await asyncio.to_thread(_accepted, data, self._settings.max_image_pixels)
         self._images[digest] = data
-        held = sum(map(len, self._images.values()))
-        while held > self._settings.image_cache_mb << 20 and len(self._images) > 1:
-            held -= len(self._images.popitem(last=False)[1])
+        total_bytes = sum(map(len, self._images.values()))
+        while total_bytes > self._settings.image_cache_mb << 20 and len(self._images) > 1:
+            total_bytes -= len(self._images.popitem(last=False)[1])
 
     async def open(self, images: Sequence[str]) -> JupyterKernel:
-        """Starts a kernel; see `KernelProvider`."""
+        """Start a kernel; see ``KernelProvider``."""
         missing = sorted({digest for digest in images if digest not in self._images})
         if missing:
             raise ImagesMissing(missing)
@@ -606,7 +603,7 @@ class JupyterProvider:
         return kernel
 
     async def close(self) -> None:
-        """Ends all kernels and removes their files."""
+        """Stop all kernels and remove their files."""
         self._closed = True
         await asyncio.gather(*(kernel.close() for kernel in list(self._kernels)))
         self._images.clear()
@@ -617,10 +614,10 @@ class JupyterProvider:
 
 
 async def _message(channel: Any) -> dict[str, Any]:
-    """Receives a message of a kernel.
+    """Receive a message of a kernel.
 
     Raises:
-        ValueError: It is none, or not signed with the session's key.
+        ValueError: It is invalid, or not signed with the session's key.
     """
     frames = await channel.socket.recv_multipart()
     _, parts = channel.session.feed_identities(frames)
@@ -631,8 +628,8 @@ async def _message(channel: Any) -> dict[str, Any]:
     return message
 
 
-def _look_up(name: str) -> _Spec:
-    """Finds a kernelspec and its provisioner. Blocks.
+def _find_spec(name: str) -> _Spec:
+    """Find a kernelspec and its provisioner. Blocks.
 
     Raises:
         SandboxUnavailable: One of them is not installed.
@@ -642,7 +639,7 @@ def _look_up(name: str) -> _Spec:
         spec = specs.get_kernel_spec(name)
     except NoSuchKernel:
         places = specs.find_kernel_specs()
-        if name in places:  # So it has been read, and what it needs is not there.
+        if name in places:  # It is installed, but its provisioner is not.
             wanted = KernelSpec.from_resource_dir(places[name]).metadata["kernel_provisioner"]
             known = ", ".join(sorted(KernelProvisionerFactory.instance().provisioners))
             raise SandboxUnavailable(
@@ -651,8 +648,8 @@ def _look_up(name: str) -> _Spec:
             ) from None
         installed = ", ".join(sorted(places)) or "none"
         raise SandboxUnavailable(
-            f"there is no kernelspec {name!r}; installed are: {installed}. Name one of these as "
-            "jupyter_kernelspec, or install it (in its environment: python -m ipykernel install "
+            f"there is no kernelspec {name!r}; installed are: {installed}. Set jupyter_kernelspec "
+            "to one of these, or install it (in its environment: python -m ipykernel install "
             f"--user --name {name})"
         ) from None
     factory = KernelProvisionerFactory.instance()
@@ -665,26 +662,26 @@ def _look_up(name: str) -> _Spec:
             f"the provisioner {provisioner!r} of the kernelspec {name!r} cannot be imported: "
             f"{error}"
         ) from error
-    is_local_ip("127.0.0.1")  # Looks up the machine's addresses, once, which may take a while.
+    is_local_ip("127.0.0.1")  # Fills the cache of the machine's addresses, which may take a while.
     return _Spec(name, spec.language.lower(), provisioner, local)
 
 
-def _usable(data: bytes, max_pixels: int) -> bytes:
-    """Takes the images that the fork kernel takes. Blocks.
+def _accepted(data: bytes, max_pixels: int) -> bytes:
+    """Accept the same images as the fork kernel. Blocks.
 
     Returns:
-        The file; one whose pixels are not the 8 bits that a person sees is encoded anew.
+        The file, re-encoded if it does not have 8 bits per channel.
 
     Raises:
-        ImageRejected: The data is no usable image.
+        ImageRejected: The data is not a valid image.
     """
     source = os.memfd_create("image")
     try:
         with open(source, "wb", closefd=False) as file:
             file.write(data)
         os.lseek(source, 0, os.SEEK_SET)
-        with open(os.devnull, "wb") as nowhere:
-            decode_into(source, nowhere.fileno(), max_pixels, lazy_pixels=max_pixels)
+        with open(os.devnull, "wb") as discarded:
+            decode_into(source, discarded.fileno(), max_pixels, lazy_pixels=max_pixels)
         with Image.open(io.BytesIO(data), formats=INPUT_FORMATS) as image:
             return data if is_8bit(image) else encode_png(image)
     except ImageRefused as error:
@@ -694,10 +691,10 @@ def _usable(data: bytes, max_pixels: int) -> bytes:
 
 
 def _png(encoded: str, max_pixels: int) -> bytes:
-    """Turns an image that a cell displayed into PNG. Blocks.
+    """Convert an image that a cell displayed to PNG. Blocks.
 
     Raises:
-        ImageRefused: It is no PNG or JPEG, or too large.
+        ImageRefused: It is not a PNG or JPEG, or too large.
     """
     try:
         data = base64.b64decode(encoded)
@@ -723,10 +720,10 @@ def _tail(log: Path) -> str:
 
 
 def _remove_traces(folder: Path) -> None:
-    """Kills what a session has started and removes its files. Blocks."""
+    """Kill all processes of a session and remove its files. Blocks."""
     mark = f"{_MARK}={folder.name}".encode()
-    # The kernel's process group is dead; what had left it is known by its environment. Each round
-    # finds what was forked during the one before.
+    # The kernel's process group is dead; processes that left it are found by their environment.
+    # Each round finds processes that were forked during the previous one.
     for _ in range(100):
         if not any([_kill_marked(entry.name, mark) for entry in os.scandir("/proc")]):
             break

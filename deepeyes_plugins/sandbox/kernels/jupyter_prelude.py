@@ -1,7 +1,7 @@
-"""What a Python kernel runs before its first cell: sent to it as text, by `jupyter`.
+"""Prelude that the ``jupyter`` kernel sends as source text to a Python kernel at its start.
 
-It makes ipykernel say what the other kernels say. A team's environment may be old: this keeps to
-Python 3.8, IPython and ipykernel; Pillow is asked for by those who open images.
+It makes ipykernel's messages those of the other kernels. The environment may be old: this requires
+only Python 3.8, IPython and ipykernel, and Pillow for sessions with images.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import warnings
 from typing import Any
 
 NAMES_TYPE = "application/vnd.deepeyes.names+json"
-"""MIME type under which the names of the variables are told after each cell."""
+"""MIME type of the message with the names of the variables after each cell."""
 
 
 def prepare(shell: Any) -> None:
-    """Makes the shell of this kernel ready for the cells of a session."""
+    """Configure the shell of this kernel for a session."""
     kernel = shell.kernel
     pack = kernel.session.pack
-    publish = shell.display_pub.publish  # A cell that captures its output does not get this one.
+    publish = shell.display_pub.publish  # Bypasses a cell's own output capture.
     show = shell._showtraceback
-    told: Any = None
+    published: Any = None
 
     def pack_any(message: Any) -> Any:
         try:
             return pack(message)
-        except UnicodeEncodeError:  # A lone surrogate has no UTF-8 form, but an escaped one.
+        except UnicodeEncodeError:  # A lone surrogate: escape it.
             return json.dumps(message, default=str).encode("ascii")
 
     def no_input(*args: Any, **kwargs: Any) -> Any:
@@ -43,40 +43,40 @@ def prepare(shell: Any) -> None:
     def show_plain(kind: Any, error: Any, lines: Any) -> None:
         show(kind, error, [plain_traceback(error)])
 
-    def tell_names(*args: Any) -> None:
-        nonlocal told
+    def publish_names(*args: Any) -> None:
+        nonlocal published
         hidden, absent = shell.user_ns_hidden, object()
         names = [
             name
             for name, value in list(shell.user_ns.items())
             if not name.startswith("_") and hidden.get(name, absent) is not value
         ]
-        if names != told:
-            told = names
+        if names != published:
+            published = names
             publish({NAMES_TYPE: names})
 
     kernel.session.pack = pack_any
     kernel.raw_input = kernel.getpass = no_input
     shell.ask_exit = no_exit
     shell._showtraceback = show_plain
-    shell.InteractiveTB.set_mode("Minimal")  # What it makes is not shown.
+    shell.InteractiveTB.set_mode("Minimal")  # Its traceback is replaced.
     shell.compile.get_code_name = cell_name
     shell.deepeyes_image = lambda *args, **kwargs: attach(shell, *args, **kwargs)
     warnings.filterwarnings("ignore", message="To exit: use")
     shell.user_ns_hidden.update(shell.user_ns)
-    shell.events.register("post_run_cell", tell_names)
-    # ipykernel cancels a waiting cell in a callback that its sleeping loop would not notice. Once
-    # the loop handles any signal, it wakes up for all of them.
+    shell.events.register("post_run_cell", publish_names)
+    # ipykernel cancels an awaiting cell in a callback that its sleeping event loop would not
+    # notice. Once the loop handles any signal, it wakes up for all of them.
     kernel.io_loop.asyncio_loop.add_signal_handler(signal.SIGURG, lambda: None)
 
 
 def cell_name(raw_code: str, transformed_code: str, number: int) -> str:
-    """Names a cell as tracebacks show it."""
+    """Return the file name of a cell in tracebacks."""
     return f"<cell {number}>"
 
 
 def attach(shell: Any, name: str, path: str = "", data: str = "") -> None:
-    """Gives the session an image that lies in a file, or that is sent as base64."""
+    """Define an image as a variable, from a file or from base64 data."""
     from PIL import Image
 
     image = Image.open(path if path else io.BytesIO(base64.b64decode(data)))
@@ -84,15 +84,15 @@ def attach(shell: Any, name: str, path: str = "", data: str = "") -> None:
 
 
 def plain_traceback(error: BaseException) -> str:
-    """Python's own traceback, without the frames between the kernel's loop and the cell."""
+    """Format a traceback without the frames of the kernel's own code."""
     if isinstance(error, SyntaxError):
         return "".join(traceback.format_exception_only(type(error), error))
     import ipykernel
     import IPython
 
     libraries = tuple(os.path.dirname(str(m.__file__)) for m in (IPython, ipykernel))
-    described = traceback.TracebackException.from_exception(error)
-    parts = [described]
+    summary = traceback.TracebackException.from_exception(error)
+    parts = [summary]
     while parts:
         part: Any = parts.pop()
         if part is not None:
@@ -103,4 +103,4 @@ def plain_traceback(error: BaseException) -> str:
             ]
             part.stack = traceback.StackSummary.from_list(shown)
             parts += [part.__cause__, part.__context__, *(getattr(part, "exceptions", None) or ())]
-    return "".join(described.format())
+    return "".join(summary.format())

@@ -1,4 +1,4 @@
-"""What every kernel says of a cell that did not end by itself."""
+"""Messages about cells that timed out or were killed, the same for every kernel."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ MALFORMED: Final = "The session's process broke its own connection and was stopp
 
 
 def timed_out(result: ExecutionResult, timeout: float) -> ExecutionResult:
-    """Says of a cell's result that it ended because it was interrupted at its time limit.
+    """Turn the result of a cell that was interrupted at its time limit into a timeout.
 
     Args:
-        result: What the cell had done until then.
-        timeout: The limit, in seconds.
+        result: Result of the interrupted cell.
+        timeout: Time limit in seconds.
     """
     separator = "" if not result.stderr or result.stderr.endswith("\n") else "\n"
     return replace(

@@ -1,4 +1,4 @@
-"""What a cell may put out, and the marks where that was too much."""
+"""Output limits of a cell, and truncation with visible markers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 MAX_IMAGE_BYTES: Final = 64 << 20
-"""Most that the images of one cell may hold together."""
+"""Maximum total size of the images of one cell."""
 
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 
-# A lone surrogate is told by so many characters, a cut by fewer than these.
+# Maximum number of characters of an escaped lone surrogate, and of a truncation marker.
 _ESCAPED_CHARACTERS = 6
 _MARK_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
 class OutputLimits:
-    """What one cell may return."""
+    """Limits of the output of one cell."""
 
     stdout_characters: int
     stderr_characters: int
@@ -28,13 +28,13 @@ class OutputLimits:
     image_pixels: int
 
 
-def most_kept(limit: int) -> int:
-    """Characters that a `BoundedText` of this limit can return, its mark included."""
+def max_characters(limit: int) -> int:
+    """Return the maximum length of text from a ``BoundedText`` of this limit, with its marker."""
     return _ESCAPED_CHARACTERS * limit + _MARK_CHARACTERS
 
 
 def images_cut(dropped: int, limit: int) -> str:
-    """The line that says how many images were left out, and why."""
+    """Return the line of stderr that says how many images were dropped, and why."""
     return (
         f"{dropped} images cut: a cell returns at most {limit}, and {MAX_IMAGE_BYTES >> 20} MiB "
         "in all.\n"
@@ -42,20 +42,19 @@ def images_cut(dropped: int, limit: int) -> str:
 
 
 class BoundedText(io.TextIOBase):
-    """A text stream that keeps the beginning and the end of what is written to it.
+    """Text stream that stores the beginning and the end of what is written to it.
 
-    Memory stays bounded however much is written: the first half of the limit is kept as it comes,
-    the last half in a queue that forgets its oldest piece.
+    Its memory is bounded: the first half of the limit is a list, the last half a queue that drops
+    its oldest chunks.
     """
 
     def __init__(self, limit: int) -> None:
-        """Keeps at most `limit` characters, and a mark."""
         self._head_limit = limit - limit // 2
         self._tail_limit = limit // 2
-        # Threads of a cell write after its end, too. A finaliser may write within a write.
+        # Threads of a cell may write after its end; a finalizer may write during a write.
         self._lock = threading.RLock()
         self._clear()
-        self._buffer = _Bytes(self)
+        self._buffer = _ByteStream(self)
 
     def _clear(self) -> None:
         self._head: list[str] = []
@@ -66,41 +65,41 @@ class BoundedText(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """What `buffer` takes bytes for."""
+        """Encoding of ``buffer``."""
         return "utf-8"
 
     @property
     def buffer(self) -> io.RawIOBase:
-        """The byte stream beneath, as `sys.stdout.buffer`."""
+        """Byte stream that writes to this one, like ``sys.stdout.buffer``."""
         return self._buffer
 
     def writable(self) -> bool:
-        """True, and only that."""
+        """Return True."""
         return True
 
     def write(self, text: str) -> int:
-        """Keeps what there is room for; returns the length of the text, as streams do."""
+        """Write text, truncated to the limit; return its full length, as streams do."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         with self._lock:
-            self._keep(text)
+            self._append(text)
         return len(text)
 
-    def _keep(self, text: str) -> None:
+    def _append(self, text: str) -> None:
         room = self._head_limit - self._head_size
         if room > 0 and text:
             self._head.append(text[:room])
             self._head_size += len(self._head[-1])
         rest = len(text) - max(room, 0)
         if rest > 0:
-            kept = text[-min(rest, self._tail_limit) :]
-            self._dropped += rest - len(kept)
-            self._tail.append(kept)
-            self._tail_size += len(kept)
+            tail = text[-min(rest, self._tail_limit) :]
+            self._dropped += rest - len(tail)
+            self._tail.append(tail)
+            self._tail_size += len(tail)
             while self._tail_size - len(self._tail[0]) >= self._tail_limit:
-                self._forget(len(self._tail[0]))
+                self._drop(len(self._tail[0]))
 
-    def _forget(self, count: int) -> None:
+    def _drop(self, count: int) -> None:
         oldest = self._tail.popleft()
         if count < len(oldest):
             self._tail.appendleft(oldest[count:])
@@ -108,18 +107,18 @@ class BoundedText(io.TextIOBase):
         self._dropped += count
 
     def take(self) -> str:
-        """Returns what is kept, with a mark where something is missing, and starts afresh."""
+        """Return the text, with a marker where it is truncated, and clear the stream."""
         with self._lock:
             if self._tail_size > self._tail_limit:
-                self._forget(self._tail_size - self._tail_limit)
+                self._drop(self._tail_size - self._tail_limit)
             mark = f"\n... [{self._dropped} characters cut] ...\n" if self._dropped else ""
             text = "".join(self._head) + mark + "".join(self._tail)
             self._clear()
-        # A lone surrogate has no UTF-8 form; every other character passes through.
+        # Lone surrogates cannot be encoded in UTF-8; all other characters are unchanged.
         return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-class _Bytes(io.RawIOBase):
+class _ByteStream(io.RawIOBase):
     def __init__(self, text: BoundedText) -> None:
         self._text = text
 

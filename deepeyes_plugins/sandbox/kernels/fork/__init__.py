@@ -1,1 +1,1 @@
-"""Sessions forked from a warm Python process, each jailed before it runs a line of code."""
+"""Fork kernel: sessions forked from a warm Python process and isolated before any code runs."""

@@ -1,11 +1,10 @@
-"""Figures as PNG: the picture that stock matplotlib gives in a notebook, in half of its time.
+"""Fast rendering of matplotlib figures to PNG, with the same pixels as the inline backend.
 
-Stock code draws a figure twice: once only to learn how much of it to keep (`bbox_inches="tight"`),
-once for real. Where the bounding box is known without the first drawing, that is left out. It is
-known if no artist moves when it is drawn. Of the common artists this can be read in their code; of
-matplotlib's others it is found out: after the real drawing they are where they belong, so the box
-is asked for again, and if it is another one the figure is drawn as stock code does it. So is a
-figure in whose drawing code from elsewhere has a say.
+With ``bbox_inches="tight"``, stock matplotlib draws a figure twice: first to compute the bounding
+box, then for the output. Here the box is computed without drawing, which is valid if drawing moves
+no artist. That is known for the common artists. For other artists of matplotlib, the box is
+computed again after the drawing, and if it differs, the figure is drawn the stock way. So is a
+figure with artists or callbacks that are not matplotlib's.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ _TEXT_SETTINGS: Final = tuple(
 
 
 class _Renderer(RendererAgg):
-    """A renderer that shares what matplotlib remembers of the size of texts.
+    """Renderer that shares matplotlib's cache of text sizes.
 
-    matplotlib keeps that by renderer, so the drawing would measure every text again that was
-    measured for the bounding box. Renderers that measure alike are equal here.
+    The key of that cache is the renderer, so the drawing would repeat the text layout of the
+    bounding box. Here, renderers with equal text settings are equal.
     """
 
     def __init__(self, width: float, height: float, dpi: float) -> None:
@@ -59,7 +58,7 @@ class _Renderer(RendererAgg):
 
 
 class _Pixels(io.BytesIO):
-    """A file that makes a PNG of the pixels that a canvas writes to it."""
+    """File object that encodes the pixels which a canvas writes to it as PNG."""
 
     png = b""
 
@@ -69,56 +68,57 @@ class _Pixels(io.BytesIO):
         return len(self.png)
 
 
-# Artists of matplotlib's that drawing does not move, once their bounding box has been asked for.
-_STILL: Final = frozenset(
+# Artists that drawing does not move, once their bounding box was computed.
+_STATIC: Final = frozenset(
     {
         *("Axes", "XAxis", "YAxis", "Spine", "_ColorbarSpine"),
         *("Text", "Annotation", "Legend", "Line2D", "AxLine"),
         *("Rectangle", "Circle", "Ellipse", "Arc", "Polygon"),
-        *("RegularPolygon", "FancyBboxPatch", "FancyArrow", "PathPatch", "StepPatch"),
-        *("Wedge"),
+        *("RegularPolygon", "FancyBboxPatch", "FancyArrow", "PathPatch", "StepPatch", "Wedge"),
     }
 )
-# The same, but drawing may find the range of their values, which a colour bar shows.
-_STILL_ONCE_SCALED: Final = frozenset(
+# The same, unless drawing sets the range of their colour scale, which a colour bar shows.
+_STATIC_ONCE_SCALED: Final = frozenset(
     {
         *("AxesImage", "QuadMesh", "PathCollection", "LineCollection", "PolyCollection"),
         *("FillBetweenPolyCollection", "PatchCollection"),
     }
 )
 
-# The renderer that measured last. It stays, and with it all sizes of texts that it came to know.
+# The renderer of the last bounding box. The reference keeps its cached text sizes alive.
 _measuring: list[_Renderer] = []
-_quick_images_are_equal = False
+_fast_images_are_equal = False
 
 
 def figure_png(figure: Figure) -> bytes | None:
-    """Draws a figure as the inline backend does.
+    """Draw a figure as the inline backend does.
 
     Returns:
-        The PNG file, or None where the figure has nothing on it.
+        The PNG file, or None if the figure is empty.
     """
     if not figure.axes and not figure.lines:
         return None
-    with _quick_images(figure):
-        if not _is_ours(figure):
+    with _fast_images(figure):
+        if not _is_stock(figure):
             return _draw(figure, "tight")
-        with _laid_out(figure):
-            with _ticks_kept(figure):
+        with _layout_frozen(figure):
+            with _ticks_cached(figure):
                 box = _tight_box(figure)
-            with _ticks_kept(figure), _sizes_shared(figure):
+            with _ticks_cached(figure), _text_sizes_shared(figure):
                 png = _draw(figure, box)
-            if _stands_still(figure) or _same(box, _tight_box(figure)):
+            if _is_static(figure) or _same(box, _tight_box(figure)):
                 return png
             return _draw(figure, "tight")
 
 
-def use(shell: Any, guard: Callable[[Callable[[Figure], Any]], Callable[[Figure], Any]]) -> None:
-    """Makes an IPython shell show its figures in this way, whatever formats the code asks for.
+def install(
+    shell: Any, guard: Callable[[Callable[[Figure], Any]], Callable[[Figure], Any]]
+) -> None:
+    """Make an IPython shell render figures as PNG with this module, whatever formats are selected.
 
     Args:
-        shell: The shell, with the inline backend switched on.
-        guard: Wraps what turns a figure into a PNG.
+        shell: The shell, with the inline backend enabled.
+        guard: Decorates the function that encodes a figure as PNG.
     """
 
     def select(shell: Any, formats: str | Iterable[str], **options: Any) -> None:
@@ -133,17 +133,17 @@ def use(shell: Any, guard: Callable[[Callable[[Figure], Any]], Callable[[Figure]
         shell.display_formatter.formatters["image/png"].for_type(Figure, guard(encode))
 
     Axes.imshow = _without_empty_images(Axes.imshow)  # type: ignore[method-assign]
-    # pyplot would draw what a cell leaves open before the inline backend shows and closes it.
+    # Otherwise pyplot would draw open figures before the inline backend shows and closes them.
     pyplot.uninstall_repl_displayhook()
     pyplot.install_repl_displayhook()
-    # `%config InlineBackend` and `set_matplotlib_formats` come through here; only PNG goes out.
+    # `%config InlineBackend` and `set_matplotlib_formats` call this function; only PNG is returned.
     for module in (pylabtools, import_module("matplotlib_inline.backend_inline")):
         module.select_figure_formats = select  # type: ignore[attr-defined]
     select(shell, "png", **_STOCK_OPTIONS)
 
 
 def _without_empty_images(imshow: Callable[..., Any]) -> Callable[..., Any]:
-    """Has `imshow` say that an image is empty, where NumPy would speak of a reduction operation."""
+    """Make ``imshow`` raise a clear error for an empty image."""
 
     @functools.wraps(imshow)
     def checked(axes: Axes, X: Any, *args: Any, **kwargs: Any) -> Any:
@@ -170,8 +170,8 @@ def _draw(figure: Figure, box: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def _sizes_shared(figure: Figure) -> Iterator[None]:
-    """Has the canvas draw with a renderer that knows the sizes of texts already."""
+def _text_sizes_shared(figure: Figure) -> Iterator[None]:
+    """Make the canvas draw with a renderer that shares cached text sizes."""
     canvas: Any = figure.canvas
     if not isinstance(canvas, FigureCanvasAgg):
         yield
@@ -191,12 +191,12 @@ def _sizes_shared(figure: Figure) -> Iterator[None]:
 
 
 def _tight_box(figure: Figure) -> Bbox:
-    """The part of the figure that has something on it, in inches."""
+    """Compute the tight bounding box of a figure, in inches."""
     renderer = _Renderer(1, 1, figure.dpi)
     if _measuring != [renderer]:
         _measuring[:] = [renderer]
     for axes in figure.axes:
-        # The limits of one may follow from the shape of another, so first all get theirs.
+        # The limits of one may depend on the aspect of another, so all aspects are applied first.
         locator: Any = axes.get_axes_locator()
         axes.apply_aspect(locator(axes, renderer) if locator else None)
     box = figure.get_tightbbox(renderer)
@@ -208,8 +208,8 @@ def _same(one: Bbox, other: Bbox) -> bool:
 
 
 @contextlib.contextmanager
-def _laid_out(figure: Figure) -> Iterator[None]:
-    """Has the figure's layout engine do its work now, and not again."""
+def _layout_frozen(figure: Figure) -> Iterator[None]:
+    """Run the figure's layout engine now, and disable it while in the context."""
     engine: Any = figure.get_layout_engine()
     if engine is not None and figure.axes:
         with contextlib.suppress(ValueError):  # As in `Figure.draw`.
@@ -228,11 +228,11 @@ def _artists(figure: Figure) -> Iterator[Artist]:
 
 
 @contextlib.contextmanager
-def _ticks_kept(figure: Figure) -> Iterator[None]:
-    """Has no axis work out its ticks again where nothing that they depend on has changed."""
+def _ticks_cached(figure: Figure) -> Iterator[None]:
+    """Cache the ticks of each axis until something changes that they depend on."""
     every_axis: list[Any] = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
     for axis in every_axis:
-        axis._update_ticks = _Ticks(axis)
+        axis._update_ticks = _CachedTicks(axis)
     try:
         yield
     finally:
@@ -240,8 +240,8 @@ def _ticks_kept(figure: Figure) -> Iterator[None]:
             del axis._update_ticks
 
 
-class _Ticks:
-    """The ticks of an axis: matplotlib asks for them five times in one drawing."""
+class _CachedTicks:
+    """Cached ticks of an axis, which matplotlib computes five times per drawing."""
 
     def __init__(self, axis: Any) -> None:
         self._axis = axis
@@ -251,7 +251,7 @@ class _Ticks:
     def __call__(self) -> list[Any]:
         axis, axes = self._axis, self._axis.axes
         key = (*axis.get_view_interval(), *axis.get_data_interval(), *axes.bbox.bounds)
-        # One that several axes share speaks for the axis that used it last.
+        # A formatter that several axes share has the state of the axis that used it last.
         shared = any(part.axis is not axis for part in (axis.major.formatter, axis.minor.formatter))
         if shared or key != self._key:
             self._ticks = type(axis)._update_ticks(axis)
@@ -259,8 +259,8 @@ class _Ticks:
         return self._ticks
 
 
-def _is_ours(figure: Figure) -> bool:
-    """Whether only matplotlib's own flat axes and artists have a say in the drawing."""
+def _is_stock(figure: Figure) -> bool:
+    """Return whether the figure consists of matplotlib's own 2D axes and artists only."""
     return (
         type(figure) is Figure
         and not figure.subfigs
@@ -270,29 +270,29 @@ def _is_ours(figure: Figure) -> bool:
     )
 
 
-def _stands_still(figure: Figure) -> bool:
-    """Whether drawing these artists moves nothing that measuring them has not moved."""
+def _is_static(figure: Figure) -> bool:
+    """Return whether the bounding box is valid without a drawing."""
     return not any(axes.child_axes for axes in figure.axes) and all(
-        type(artist).__name__ in _STILL or _is_coloured(artist) for artist in _artists(figure)
+        type(artist).__name__ in _STATIC or _is_coloured(artist) for artist in _artists(figure)
     )
 
 
 def _is_coloured(artist: Any) -> bool:
-    """Whether this maps numbers to colours, if any, on a scale that drawing does not change."""
-    if type(artist).__name__ not in _STILL_ONCE_SCALED:
+    """Return whether an artist is static since drawing does not change its colour scale."""
+    if type(artist).__name__ not in _STATIC_ONCE_SCALED:
         return False
     values = artist.get_array()
     return values is None or artist.norm.scaled() or _is_photo(artist)
 
 
 @contextlib.contextmanager
-def _quick_images(figure: Figure) -> Iterator[None]:
-    """Spares matplotlib the slow half of its work on images like photos."""
+def _fast_images(figure: Figure) -> Iterator[None]:
+    """Use the fast conversion for 8-bit RGB images."""
     images = [
         image
         for axes in figure.axes
         for image in axes.images
-        if _quick_images_are_equal and _is_photo(image)
+        if _fast_images_are_equal and _is_photo(image)
     ]
     for image in images:
         image.make_image = functools.partial(_make_image, image)  # type: ignore[method-assign]
@@ -315,28 +315,28 @@ def _is_photo(image: Any) -> bool:
 
 
 def _make_image(image: Any, *args: Any, **options: Any) -> Any:
-    # What matplotlib makes of bytes itself, but through masked arrays and copies of copies.
-    kept = image._A
-    pixels = np.ones((*kept.shape[:2], 4))
-    np.divide(np.asarray(kept), 0xFF, dtype=np.float32, out=pixels[..., :3])
+    # The same conversion as in matplotlib, without masked arrays and extra copies.
+    original = image._A
+    pixels = np.ones((*original.shape[:2], 4))
+    np.divide(np.asarray(original), 0xFF, dtype=np.float32, out=pixels[..., :3])
     image._A = pixels
     try:
         return AxesImage.make_image(image, *args, **options)
     finally:
-        image._A = kept
+        image._A = original
 
 
 def _compare_images() -> bool:
-    """Whether this version of matplotlib gives the same pixels in the quick way."""
+    """Return whether the fast conversion gives the same pixels in this version of matplotlib."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     figure = Figure(figsize=(1, 1))
     image = figure.add_axes((0.1, 0.1, 0.8, 0.8)).imshow(pixels)
     renderer = _Renderer(100, 100, figure.dpi)
-    stock, quick = image.make_image(renderer)[0], _make_image(image, renderer)[0]
-    return bool(np.array_equal(stock, quick))
+    stock, fast = image.make_image(renderer)[0], _make_image(image, renderer)[0]
+    return bool(np.array_equal(stock, fast))
 
 
 def warm() -> None:
-    """Finds out what this matplotlib allows; called once, before sessions are forked."""
-    global _quick_images_are_equal
-    _quick_images_are_equal = _compare_images()
+    """Check whether the fast conversion is valid; called once, before sessions are forked."""
+    global _fast_images_are_equal
+    _fast_images_are_equal = _compare_images()

@@ -1,4 +1,4 @@
-"""Folders that untrusted code has written: how much is in them, and how to get rid of them."""
+"""Scratch folders of untrusted code: disk usage and safe removal."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ logger = logging.getLogger(__name__)
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder with all that is in it, however deep it is and whatever its modes.
+    """Remove a folder and its contents, whatever their depth and permissions.
 
-    What lies two levels down is moved up to the first, so that no path gets long and no recursion
-    deep.
+    Folders two levels down are moved up to the first, which avoids long paths and recursion.
     """
     try:
         while inner := _clear(str(folder)):
@@ -33,13 +32,13 @@ def remove(folder: Path) -> None:
 
 
 def _clear(folder: str) -> list[str]:
-    """Removes the files of a folder; returns its folders, which can be entered then."""
+    """Remove the files of a folder; return its subfolders, made accessible."""
     os.chmod(folder, 0o700)
     folders = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                # Moving a folder changes what it says of its parent.
+                # Moving a folder changes its ".." entry, which needs write permission.
                 os.chmod(entry.path, 0o700)
                 folders.append(entry.path)
             else:
@@ -47,14 +46,14 @@ def _clear(folder: str) -> list[str]:
     return folders
 
 
-def holds_more(folder: Path, pid: int, size: int, files: int) -> bool:
-    """Whether a process has more in its folder than it may; looks no further than it needs to.
+def exceeds(folder: Path, pid: int, size: int, files: int) -> bool:
+    """Return whether a process exceeds the quota of its folder.
 
     Args:
         folder: The only folder that the process may write.
-        pid: The process; what it has removed and still holds open counts, too.
-        size: Bytes that it may have there.
-        files: Files and folders that it may have there.
+        pid: The process; files that it has removed but not closed count, too.
+        size: Quota in bytes.
+        files: Quota of files and folders.
     """
     try:
         device = os.lstat(folder).st_dev
@@ -62,7 +61,7 @@ def holds_more(folder: Path, pid: int, size: int, files: int) -> bool:
         return False
     for status in _unlinked(pid, device):
         size -= status.st_blocks * 512
-    for status in _below(folder):
+    for status in _entries(folder):
         size -= status.st_blocks * 512
         files -= 1
         if size < 0 or files < 0:
@@ -80,7 +79,7 @@ def _unlinked(pid: int, device: int) -> Iterator[os.stat_result]:
                     yield status
 
 
-def _below(folder: Path) -> Iterator[os.stat_result]:
+def _entries(folder: Path) -> Iterator[os.stat_result]:
     for parent, folders, names in os.walk(folder):
         for name in (*folders, *names):
             with contextlib.suppress(OSError):

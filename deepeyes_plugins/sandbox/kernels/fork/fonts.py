@@ -1,8 +1,8 @@
-"""Glyphs for Chinese, Japanese and Korean text in figures.
+"""Fallback font for Chinese, Japanese and Korean text in figures.
 
-matplotlib's own font has none of them and draws boxes. Whatever fonts the code asks for, found or
-not, one that has them comes last in the search for each glyph. Settings that code can see, and the
-looks of all other text, stay as they are.
+matplotlib's default font lacks these glyphs and draws boxes. A font that has them is appended to
+the fonts that the code chooses, as the last fallback for each glyph. The settings that code can
+see, and all other text, do not change.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.ft2font import FT2Font
 logger = logging.getLogger(__name__)
 
 _SAMPLE: Final = "中文標題简体日本語ひらカナ한국어"
-# Those that look well in all scripts, best first; others are taken by what they cover.
+# Preferred fonts, best first; others are ranked by coverage.
 _KNOWN: Final = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -32,7 +32,7 @@ _KNOWN: Final = (
     "Droid Sans Fallback",
 )
 _FIRST_CJK: Final = "\u2e80"
-# No font with thousands of characters is smaller.
+# Fonts with thousands of characters are larger.
 _MIN_BYTES: Final = 1 << 20
 _EXTENSIONS: Final = ("ttf", "ttc", "otf")
 
@@ -51,17 +51,17 @@ class _Candidate:
 
 
 def use_cjk_font(folders: Sequence[str]) -> str | None:
-    """Makes matplotlib fall back to a font with Chinese, Japanese and Korean characters.
+    """Make matplotlib fall back to a font with Chinese, Japanese and Korean characters.
 
-    matplotlib's own list of fonts may be older than the font, so the folders are searched.
+    The folders are searched, since matplotlib's cached list of fonts may be outdated.
 
     Args:
-        folders: Where to look for fonts, with all folders below.
+        folders: Folders to search recursively for fonts.
 
     Returns:
-        The name of the font, or None where there is none.
+        The name of the font, or None if there is none.
     """
-    candidates = [found for path in _large_fonts(folders) if (found := _look_at(path))]
+    candidates = [found for path in _large_fonts(folders) if (found := _inspect(path))]
     if not candidates:
         return None
     best = min(candidates, key=lambda candidate: candidate.rank)
@@ -84,7 +84,7 @@ def _fall_back_in_text(manager: Any, path: str) -> None:
 
 
 def _fall_back_in_formulas(path: str) -> None:
-    """The same for text with a formula in it, which matplotlib sets with one font only."""
+    """Add the fallback for text with formulas, which matplotlib renders with a single font."""
     setter: Any = _mathtext.UnicodeFonts
     get_glyph = setter._get_glyph
 
@@ -100,7 +100,7 @@ def _fall_back_in_formulas(path: str) -> None:
 
 
 def warn_once_per_cell(shell: Any) -> None:
-    """Has an IPython shell say once in a cell, not for every text, that a font is not there."""
+    """Limit the warning about a missing font to one per cell of an IPython shell."""
     seen: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
@@ -122,12 +122,12 @@ def _large_fonts(folders: Sequence[str]) -> list[str]:
     return [path for path in paths if os.path.isfile(path) and os.path.getsize(path) >= _MIN_BYTES]
 
 
-def _look_at(path: str) -> _Candidate | None:
+def _inspect(path: str) -> _Candidate | None:
     try:
         font = FT2Font(path)
         covered = sum(font.get_char_index(ord(character)) > 0 for character in _SAMPLE)
         weight = font_manager.ttfFontProperty(font).weight
-    except Exception as error:  # Anything may lie in such a folder.
+    except Exception as error:  # The folder may contain any file.
         logger.debug("font %s cannot be used: %s", path, error)
         return None
     if not covered:

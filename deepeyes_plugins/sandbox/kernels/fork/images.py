@@ -1,4 +1,4 @@
-"""Images in and out of a session: encoded bytes, shared pixels, PNG."""
+"""Image codecs of sessions: decoding to shared pixels, and PNG encoding."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from deepeyes_plugins.protocol.pixels import is_8bit, to_8bit
 from deepeyes_plugins.sandbox.kernels.output import PNG_SIGNATURE
 
 INPUT_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""What may be uploaded: no format whose reader starts programs or interprets scripts.
+"""Accepted formats: none whose decoder starts programs or interprets scripts.
 
-MPO, a JPEG file with more pictures behind it, is read as JPEG; Pillow has no reader of that name.
+MPO, a JPEG file with further images, is read as JPEG.
 """
 
-# Modes whose pixels Pillow uses in place, by the layout in which they lie in memory.
+# Modes whose pixels Pillow can use without a copy, with their memory layout.
 _SHARED_LAYOUTS = {"RGB": "RGBX", "RGBA": "RGBA", "L": "L"}
 _MAX_INFO_BYTES = 64 << 10
 _PNG_COLOUR_TYPES = {"L": 0, "RGB": 2, "LA": 4, "RGBA": 6}
-# Pixels are copied in bands that fit into the processor's cache: a fifth of the time.
+# Pixels are copied in bands that fit into the CPU cache, which takes a fifth of the time.
 _BAND_ROWS = 64
-# Deflate takes 3 ms for a figure and leaves a twentieth of it. A photo takes tens of milliseconds a
-# megapixel and keeps more than half: even a network of 1 Gbit/s carries it faster as it is.
+# Deflate takes 3 ms for a figure and reduces it to a twentieth. For a photo it takes tens of
+# milliseconds per megapixel and saves less than half, which is slower than a network of 1 Gbit/s.
 _COMPRESSED = 1
 _DRAWING_RATIO = 0.3
 _SAMPLES, _SAMPLE_BYTES = 8, 64 << 10
@@ -45,22 +45,22 @@ class ImageRefused(Exception):
 def decode_into(
     source: int, target: int, max_pixels: int, lazy_pixels: int
 ) -> dict[str, Any] | None:
-    """Decodes an image file and writes its pixels where several sessions can map them.
+    """Decode an image file and write its pixels to memory that several sessions can map.
 
-    They are those that a person sees: 8 bits per channel, mode L, LA, RGB or RGBA.
+    The pixels have 8 bits per channel and the mode L, LA, RGB or RGBA.
 
     Args:
         source: File descriptor of the encoded image.
         target: File descriptor that receives the pixels.
-        max_pixels: Largest area to accept.
-        lazy_pixels: Area from which on an image is only looked at, and decoded by the sessions
-            that use it, if its file has such pixels.
+        max_pixels: Maximum number of pixels.
+        lazy_pixels: Number of pixels above which an 8-bit image is not decoded here, but by each
+            session that uses it.
 
     Returns:
-        What `attach` needs to make an image of the pixels; None if it was not decoded.
+        The metadata for ``attach``; None if the image was not decoded.
 
     Raises:
-        ImageRefused: No image, a format that is not accepted, or too large.
+        ImageRefused: Not an image, not an accepted format, or too large.
     """
     try:
         with (
@@ -79,19 +79,19 @@ def decode_into(
             for top in range(0, seen.height, _BAND_ROWS):
                 band = seen.crop((0, top, seen.width, min(top + _BAND_ROWS, seen.height)))
                 _write(target, band.tobytes("raw", layout))
-            described = {
+            metadata = {
                 "mode": seen.mode,
                 "layout": layout,
                 "size": list(seen.size),
                 "format": im.format,
-                "info": _portable(seen.info),
+                "info": _plain_metadata(seen.info),
             }
     except ImageRefused:
         raise
     except Exception as error:
         known = ", ".join(INPUT_FORMATS)
         raise ImageRefused(f"not a readable image{reason(error)}; accepted are {known}") from error
-    return described
+    return metadata
 
 
 def _write(target: int, data: bytes) -> None:
@@ -100,22 +100,22 @@ def _write(target: int, data: bytes) -> None:
         view = view[os.write(target, view) :]
 
 
-def attach(described: dict[str, Any], descriptor: int) -> Image.Image:
-    """Makes a Pillow image of shared pixels, without a copy where Pillow can do so.
+def attach(metadata: dict[str, Any], descriptor: int) -> Image.Image:
+    """Make a Pillow image of shared pixels, without a copy if Pillow supports it.
 
-    Pillow copies such an image before it is changed in place, so sessions never see each other's
-    drawings; the pages are sealed by the server in any case.
+    Pillow copies such an image before it changes it in place, so sessions never see each other's
+    changes. The server has sealed the pages in any case.
 
     Args:
-        described: What `decode_into` returned, or `{"lazy": True}` for an encoded file.
-        descriptor: File descriptor of the pixels or of the file; taken over.
+        metadata: Result of ``decode_into``, or ``{"lazy": True}`` for an encoded file.
+        descriptor: File descriptor of the pixels or of the file; closed with the image.
     """
-    if "lazy" in described:
-        Image.MAX_IMAGE_PIXELS = None  # The server has looked at the size.
+    if "lazy" in metadata:
+        Image.MAX_IMAGE_PIXELS = None  # The server has checked the size.
         return Image.open(open(descriptor, "rb"), formats=INPUT_FORMATS)
-    mode, layout, size = described["mode"], described["layout"], tuple(described["size"])
+    mode, layout, size = metadata["mode"], metadata["layout"], tuple(metadata["size"])
     with open(descriptor, "rb") as file:
-        # Pillow takes any buffer; its types say bytes.
+        # Pillow accepts any buffer, but its annotations require bytes.
         pixels: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if mode in _SHARED_LAYOUTS:
         image = Image.frombuffer(layout, size, pixels, "raw", layout, 0, 1)
@@ -125,16 +125,16 @@ def attach(described: dict[str, Any], descriptor: int) -> Image.Image:
             image.readonly = 1
     else:
         image = Image.frombytes(mode, size, pixels, "raw", layout)
-    image.format = described["format"]
+    image.format = metadata["format"]
     image.info = {
         key: tuple(value) if isinstance(value, list) else value
-        for key, value in described["info"].items()
+        for key, value in metadata["info"].items()
     }
     return image
 
 
 def refuse_empty(width: int, height: int) -> None:
-    """Refuses an image without pixels, in words for the model.
+    """Reject an image without pixels, with a message for the model.
 
     Raises:
         ValueError: It has no width or no height.
@@ -148,7 +148,7 @@ def refuse_empty(width: int, height: int) -> None:
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """Encodes any Pillow image as PNG, for speed rather than size.
+    """Encode any Pillow image as PNG, for speed rather than size.
 
     Raises:
         ValueError: The image is empty.
@@ -159,15 +159,15 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def encode_pixels(pixels: bytes | memoryview, width: int, height: int, mode: str) -> bytes:
-    """Encodes pixels as PNG, for speed rather than size.
+    """Encode pixels as PNG, for speed rather than size.
 
-    Drawings are compressed, which takes little time and leaves little; photos are stored.
+    Drawings are compressed, which is fast and effective; photos are stored uncompressed.
 
     Args:
-        pixels: Eight bits for each channel, row by row.
-        width: Pixels in a row.
-        height: Number of rows.
-        mode: Pillow's name of the channels: L, LA, RGB or RGBA.
+        pixels: 8 bits per channel, row by row.
+        width: Width in pixels.
+        height: Height in pixels.
+        mode: Pillow's mode: L, LA, RGB or RGBA.
     """
     rows = np.frombuffer(pixels, np.uint8).reshape(height, width * len(mode))
     header = struct.pack("!IIBBBBB", width, height, 8, _PNG_COLOUR_TYPES[mode], 0, 0, 0)
@@ -183,7 +183,7 @@ def encode_pixels(pixels: bytes | memoryview, width: int, height: int, mode: str
 
 
 def _is_drawing(rows: _Rows) -> bool:
-    """Whether a few strips, from all over the image, get much smaller by compression."""
+    """Return whether samples from the whole image compress well."""
     height, row = rows.shape
     strip = max(2, _SAMPLE_BYTES // _SAMPLES // max(row, 1))
     starts = range(0, max(1, height - strip), max(strip, height // _SAMPLES))
@@ -192,13 +192,13 @@ def _is_drawing(rows: _Rows) -> bool:
 
 
 def _lines(rows: _Rows, level: int) -> bytes:
-    """Puts before each row the filter that PNG wants to be told."""
+    """Prefix each row with its PNG filter type, and apply the filter."""
     lines = np.empty((rows.shape[0], rows.shape[1] + 1), np.uint8)
     if level == 0:
         lines[:, 0] = _FILTER_NONE
         lines[:, 1:] = rows
     else:
-        # The difference to the row above: nearly free, and the best filter for drawings.
+        # The difference to the row above: cheap, and the best filter for drawings.
         lines[:, 0] = _FILTER_UP
         lines[:1, 1:] = rows[:1]
         np.subtract(rows[1:], rows[:-1], out=lines[1:, 1:])
@@ -206,23 +206,23 @@ def _lines(rows: _Rows, level: int) -> bytes:
 
 
 def as_png(data: bytes) -> bytes:
-    """Turns an encoded image that user code displayed into PNG.
+    """Convert an encoded image that user code displayed to PNG.
 
     Raises:
-        ImageRefused: The bytes are no image.
+        ImageRefused: The bytes are not a valid image.
     """
     try:
         with Image.open(io.BytesIO(data), formats=INPUT_FORMATS) as image:
             if image.format != "PNG":
                 return encode_png(image)
-            image.verify()  # Checksums only: what is drawn here is shown as it is.
+            image.verify()  # Checks the checksums only, without decoding.
             return data
     except Exception as error:
         raise ImageRefused(f"displayed data is not a readable image{reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
-    """Why Pillow does not read an image: where it knows no format, it names an address only."""
+    """Format Pillow's error; it is empty for unknown formats, where it has only an address."""
     return "" if isinstance(error, UnidentifiedImageError) else f": {error}"
 
 
@@ -231,8 +231,8 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return b"".join((struct.pack("!I", len(data)), kind, data, struct.pack("!I", checksum)))
 
 
-def _portable(info: dict[Any, Any]) -> dict[str, Any]:
-    """The plain part of an image's metadata: EXIF, resolution, colour profile, transparency."""
+def _plain_metadata(info: dict[Any, Any]) -> dict[str, Any]:
+    """Return the serializable metadata: EXIF, resolution, colour profile, transparency."""
 
     def plain(value: object) -> bool:
         if isinstance(value, tuple):

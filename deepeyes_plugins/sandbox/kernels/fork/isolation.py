@@ -1,17 +1,18 @@
-"""Takes a process's rights away for good, with what an unprivileged Linux process may ask for.
+"""Process isolation with the mechanisms that Linux offers to unprivileged processes.
 
 The layers, in the order in which a session enters them:
 
-- scratch_quota: a small file system of its own, over its folder, that ends with the session;
-- no_new_privileges: nothing executed later can gain rights (and the kernel accepts the rest);
+- scratch_quota: a private tmpfs mounted on its folder, which ends with the session;
+- no_new_privileges: no gain of rights by exec; a requirement of the layers below;
 - resource_limits: address space, file size, open files, no core dumps;
-- capabilities: none left, so that a session of a server run by root is no root;
-- landlock: files outside the allowed paths, TCP, and signals to other processes;
-- seccomp: sockets, new processes, exec, ptrace, signals to others, mounts, what Landlock does not
-  cover (chmod, chown, utime, xattrs, inotify), kernel interfaces with a bad record.
+- capabilities: none, also if the server runs as root;
+- landlock: denies files outside the allowed paths, TCP, and signals to other processes;
+- seccomp: denies sockets, new processes, exec, ptrace, signals to others, mounts, what Landlock
+  does not cover (chmod, chown, utime, xattrs, inotify), and kernel interfaces with a history of
+  vulnerabilities.
 
-A deny list, not an allow list: NumPy, OpenCV and friends use many system calls, and Landlock,
-capabilities and file descriptors already decide what those can reach.
+Seccomp uses a deny list, not an allow list: NumPy, OpenCV and others need many system calls, and
+Landlock, capabilities and file descriptors already limit what those can reach.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ LAYERS: Final = (
 )
 
 SCRATCH_FILES: Final = 4096
-"""Files and folders that a session may have at once."""
+"""Maximum number of files and folders of a session."""
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
 _MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE = 0x2, 0x4, 0x4000, 0x40000
@@ -50,7 +51,7 @@ _CLONE_THREAD = 0x10000
 
 
 class IsolationError(Exception):
-    """A layer that the kernel offers could not be entered."""
+    """A layer that the kernel supports could not be entered."""
 
 
 class _Machine(NamedTuple):
@@ -64,7 +65,7 @@ class _Machine(NamedTuple):
     denied: tuple[int, ...]
 
 
-# Numbers from 424 on are the same on every architecture.
+# Numbers from 424 on are the same on all architectures.
 _COMMON_DENIED = (
     # pidfd_send_signal, pidfd_getfd, io_uring_setup, process_madvise, memfd_secret
     *(424, 438, 425, 440, 447),
@@ -100,7 +101,8 @@ _MACHINES: Final = {
             *(57, 58, 59, 322),
             # tkill, rt_sigqueueinfo, rt_tgsigqueueinfo, ptrace, process_vm_readv and _writev, kcmp
             *(200, 129, 297, 101, 310, 311, 312),
-            # mount, umount2, pivot_root, chroot, unshare, setns, open_by_handle_at and its partner
+            # mount, umount2, pivot_root, chroot, unshare, setns, open_by_handle_at,
+            # name_to_handle_at
             *(165, 166, 155, 161, 272, 308, 304, 303),
             # bpf, userfaultfd, perf_event_open, keyctl, add_key, request_key, fanotify_init
             *(321, 323, 298, 250, 248, 249, 300),
@@ -108,14 +110,14 @@ _MACHINES: Final = {
             *(90, 91, 268, 92, 93, 94, 260),
             # utime, utimes, futimesat, utimensat, setxattr x3, removexattr x3
             *(132, 235, 261, 280, 188, 189, 190, 197, 198, 199),
-            # inotify_init, inotify_init1, inotify_add_watch: names of files that others make
+            # inotify_init, inotify_init1, inotify_add_watch: reveal names of other users' files
             *(253, 294, 254),
             # setpriority, sched_setscheduler, _setattr, _setparam, _setaffinity, ioprio_set
             *(141, 144, 314, 142, 203, 251),
-            # memfd_create, mq_open, mq_unlink: memory that outlives or evades limits
+            # memfd_create, mq_open, mq_unlink: memory that outlives the process or evades limits
             *(319, 240, 241),
             # shmget, shmat, shmctl, msgget, msgsnd, msgrcv, msgctl, semget, semop, semctl,
-            # semtimedop: also those of other programs, by number
+            # semtimedop: reach those of other programs
             *(29, 30, 31, 68, 69, 70, 71, 64, 65, 66, 220),
             # reboot, kexec x2, module x3, swapon, swapoff, quotactl, acct, syslog, personality
             *(169, 246, 320, 175, 313, 176, 167, 168, 179, 163, 103, 135),
@@ -181,10 +183,10 @@ def _prctl(option: int, *arguments: int) -> int:
 
 
 def die_with_parent(parent: int) -> None:
-    """Asks the kernel to kill this process when the thread that forked it ends.
+    """Have the kernel kill this process when the thread that forked it ends.
 
     Args:
-        parent: Process id of the parent; this process exits at once if that one is gone already.
+        parent: Process ID of the parent; if it has ended already, this process exits at once.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -192,14 +194,14 @@ def die_with_parent(parent: int) -> None:
 
 
 def mount_scratch(folder: str, size: int) -> None:
-    """Gives this process a file system of its own over a folder; no other process sees it.
+    """Mount a private tmpfs on a folder, invisible to other processes.
 
     Args:
         folder: An empty folder.
-        size: Bytes that fit in.
+        size: Size in bytes.
 
     Raises:
-        OSError: This system allows no mount namespaces to this user.
+        OSError: The system does not allow mount namespaces to this user.
     """
     user, group = os.getuid(), os.getgid()
     if user == 0:
@@ -213,7 +215,7 @@ def mount_scratch(folder: str, size: int) -> None:
         ):
             with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
                 file.write(mapping)
-    # Else the mount would show in the namespace that this one was copied from.
+    # Otherwise the mount would propagate to the parent namespace.
     _call(_libc.mount, None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
     options = f"size={size},nr_inodes={SCRATCH_FILES},mode=700".encode("ascii")
     flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV)
@@ -227,13 +229,13 @@ def _call(function: Callable[..., int], *arguments: object) -> None:
 
 
 def mapped_bytes() -> int:
-    """Address space that this process uses now."""
+    """Return the current size of this process's address space."""
     with open("/proc/self/statm", encoding="ascii") as statm:
         return int(statm.read().split()[0]) * resource.getpagesize()
 
 
 def landlock_version() -> int:
-    """The kernel's Landlock ABI, 0 where it has none."""
+    """Return the kernel's Landlock ABI version; 0 if it has no Landlock."""
     try:
         return _syscall(_LANDLOCK_CREATE, None, 0, 1)
     except OSError:
@@ -241,7 +243,7 @@ def landlock_version() -> int:
 
 
 def probe() -> dict[str, str]:
-    """Asks the kernel which layers it offers.
+    """Detect which layers the kernel supports.
 
     Returns:
         Layer name to "active" (it will be entered) or to the reason why it is missing.
@@ -249,15 +251,15 @@ def probe() -> dict[str, str]:
     state = dict.fromkeys(LAYERS, "active")
     machine = _MACHINES.get(platform.machine())
     if sys.platform != "linux" or machine is None:
-        here = f"{sys.platform} on {platform.machine()}"
-        unsupported = dict.fromkeys(LAYERS, f"not supported on {here}")
+        system = f"{sys.platform} on {platform.machine()}"
+        unsupported = dict.fromkeys(LAYERS, f"not supported on {system}")
         return unsupported | {"resource_limits": "active", "scratch_quota": "active"}
     try:
         _prctl(_PR_GET_NO_NEW_PRIVS)
     except OSError as error:
         state["no_new_privileges"] = str(error)
     if landlock_version() == 0:
-        state["landlock"] = "this kernel has no Landlock, or it is not switched on (lsm=landlock)"
+        state["landlock"] = "this kernel has no Landlock, or it is not enabled (lsm=landlock)"
     try:
         # SECCOMP_GET_ACTION_AVAIL for SECCOMP_RET_ERRNO.
         _syscall(machine.seccomp, 2, 0, ctypes.byref(ctypes.c_uint32(0x00050000)))
@@ -270,11 +272,11 @@ NETWORK_PATHS: Final = (
     *("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/gai.conf", "/etc/services"),
     *("/etc/ssl", "/etc/ca-certificates", "/etc/pki", "/run/systemd/resolve"),
 )
-"""What a program reads to resolve names and to check certificates."""
+"""Files for name resolution and certificates."""
 
 
 def interpreter_paths() -> list[str]:
-    """What Python code reads when it imports modules late, draws text or asks for the time zone."""
+    """Return the paths that Python code reads: modules, libraries, fonts, time zone, devices."""
     paths = [sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()]
     paths += [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
     paths += ["/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/fonts", "/etc/localtime"]
@@ -289,9 +291,9 @@ _MAKE_LINK, _REFER, _TRUNCATE = 1 << 12, 1 << 13, 1 << 14
 _READ = _READ_FILE | _READ_DIR
 _CHANGE = _WRITE_FILE | _TRUNCATE | _REMOVE_DIR | _REMOVE_FILE | _REFER
 _SCRATCH = _READ | _CHANGE | _MAKE_DIR | _MAKE_FILE | _MAKE_LINK
-# Of its own entry in /proc a process reads these; others tell of mounts, networks and environments.
+# Readable files in /proc/self; others reveal mounts, networks and environments.
 _OWN_PROC = ("cmdline", "comm", "io", "limits", "maps", "smaps", "stat", "statm", "status")
-# Number of file rights that each ABI knows, from ABI 1.
+# Number of file rights that each ABI version supports, from version 1.
 _FILE_RIGHTS = (13, 14, 15, 15, 16)
 
 
@@ -300,8 +302,8 @@ class _Program(ctypes.Structure):
 
 
 def _seccomp_program(machine: _Machine, own_pid: int, network: bool) -> bytes:
-    """The filter in classic BPF: a system call is allowed unless a rule says otherwise."""
-    load, equal, at_least, any_bit, mask, give = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
+    """Assemble the filter in classic BPF: it allows all system calls but those of its rules."""
+    load, equal, at_least, any_bit, mask, ret = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
     allow, kill = 0x7FFF0000, 0x80000000
     refuse, unknown = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
     code: list[tuple[int, int, int, int]] = []
@@ -310,53 +312,53 @@ def _seccomp_program(machine: _Machine, own_pid: int, network: bool) -> bytes:
         return (load, 0, 0, 16 + 8 * index)
 
     def rule(name: str, *test: tuple[int, int, int, int]) -> None:
-        # The test ends in a jump over one instruction if the call is fine, over none if not.
-        body = [*test, (give, 0, 0, refuse), (give, 0, 0, allow)]
+        # The test ends in a jump over one instruction if the call is allowed, else over none.
+        body = [*test, (ret, 0, 0, refuse), (ret, 0, 0, allow)]
         code.extend([(equal, 0, len(body), machine.special[name]), *body])
 
-    code += [(load, 0, 0, 4), (equal, 1, 0, machine.audit_arch), (give, 0, 0, kill)]
+    code += [(load, 0, 0, 4), (equal, 1, 0, machine.audit_arch), (ret, 0, 0, kill)]
     code += [(load, 0, 0, 0)]
     if machine.audit_arch == 0xC000003E:
-        code += [(at_least, 0, 1, 0x40000000), (give, 0, 0, refuse)]  # The x32 numbers.
-    # Unknown rather than refused: the C library then makes threads with clone, whose flags a
-    # filter can see.
-    code += [(equal, 0, 1, _CLONE3), (give, 0, 0, unknown)]
+        code += [(at_least, 0, 1, 0x40000000), (ret, 0, 0, refuse)]  # The x32 numbers.
+    # ENOSYS rather than EPERM: the C library then creates threads with clone, whose flags a filter
+    # can check.
+    code += [(equal, 0, 1, _CLONE3), (ret, 0, 0, unknown)]
     rule("clone", argument(0), (any_bit, 1, 0, _CLONE_THREAD))
     rule("kill", argument(0), (equal, 1, 0, own_pid))
     rule("tgkill", argument(0), (equal, 1, 0, own_pid))
     rule("prctl", argument(0), (equal, 0, 1, _PR_SET_PDEATHSIG))
     rule("prlimit64", argument(0), (equal, 1, 0, 0))
-    # Datagram pairs could send to any named socket. 1 is SOCK_STREAM.
+    # Datagram pairs can send to any named socket. 1 is SOCK_STREAM.
     rule("socketpair", argument(1), (mask, 0, 0, 0xF), (equal, 1, 0, 1))
-    # F_SETOWN, F_SETSIG and F_SETOWN_EX send signals to whom they like; F_SETLEASE makes others
-    # wait for a file.
+    # F_SETOWN, F_SETSIG and F_SETOWN_EX can signal any process; F_SETLEASE can block others that
+    # open a file.
     rule(
         "fcntl",
         argument(1),
         *((equal, 3, 0, 8), (equal, 2, 0, 10), (equal, 1, 0, 15), (equal, 0, 1, 1024)),
     )
-    # What sockets take: signals likewise, and the machine's network interfaces.
+    # The ioctls of sockets: signals likewise, and the machine's network interfaces.
     rule("ioctl", argument(1), (mask, 0, 0, 0xFFFFFF00), (equal, 0, 1, 0x8900))
     if network:
-        # AF_INET and AF_INET6 only: local sockets lead to services of this machine.
+        # AF_INET and AF_INET6 only: local sockets reach services on this machine.
         rule("socket", argument(0), (equal, 2, 0, 2), (equal, 1, 0, 10))
     for number in (*machine.denied, *_COMMON_DENIED, *(() if network else machine.network)):
-        code += [(equal, 0, 1, number), (give, 0, 0, refuse)]
-    code += [(give, 0, 0, allow)]
+        code += [(equal, 0, 1, number), (ret, 0, 0, refuse)]
+    code += [(ret, 0, 0, allow)]
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
 
 @dataclass(frozen=True)
 class Jail:
-    """The rights that a process keeps.
+    """Remaining rights of an isolated process.
 
     Attributes:
-        layers: Names of the layers to enter, out of LAYERS.
-        readable: Paths that may be read, with all below them.
-        address_space_bytes: Most that the process may map, all libraries included.
-        file_bytes: Size of the largest file that may be written.
-        scratch_bytes: Size of all files together.
-        network: Whether connections may be made and taken.
+        layers: Names of the layers to enter, a subset of LAYERS.
+        readable: Paths that are readable, recursively.
+        address_space_bytes: Maximum address space, including libraries.
+        file_bytes: Maximum size of a file.
+        scratch_bytes: Maximum total size of all files.
+        network: Whether TCP and UDP are allowed.
     """
 
     layers: Sequence[str]
@@ -367,13 +369,13 @@ class Jail:
     network: bool = False
 
     def enter(self, scratch: str | None) -> None:
-        """Gives up every other right. There is no way back.
+        """Drop all other rights, irreversibly.
 
         Args:
-            scratch: Directory that may be written, if any.
+            scratch: Writable folder, if any.
 
         Raises:
-            IsolationError: A layer refused; the process must not run untrusted code.
+            IsolationError: A layer could not be entered; the process must not run untrusted code.
         """
         steps = {
             "scratch_quota": lambda: self._mount(scratch),
@@ -456,5 +458,5 @@ def _seccomp(network: bool) -> None:
 
 
 def missing(state: dict[str, str], layers: Iterable[str] = LAYERS) -> dict[str, str]:
-    """The layers of a `probe()` that the kernel does not offer, with the reasons."""
+    """Return the layers of a ``probe()`` that the kernel does not support, with the reasons."""
     return {layer: state[layer] for layer in layers if not state[layer].startswith("active")}

@@ -1,4 +1,4 @@
-"""One forked session, as the server sees it."""
+"""Kernel of one forked session: requests, timeouts, and validation of untrusted replies."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from typing import Any, Final, TypeVar
 
 from deepeyes_plugins.sandbox.contracts import ExecutionResult
 from deepeyes_plugins.sandbox.kernels.contract import Snapshot, SnapshotFailed
-from deepeyes_plugins.sandbox.kernels.fork.memory import held_memory, seal
+from deepeyes_plugins.sandbox.kernels.fork.memory import memfd, seal
 from deepeyes_plugins.sandbox.kernels.fork.process import Channel, Child, unique_bytes
 from deepeyes_plugins.sandbox.kernels.outcomes import DIED, KILLED, MALFORMED, timed_out
 from deepeyes_plugins.sandbox.kernels.output import (
     MAX_IMAGE_BYTES,
     PNG_SIGNATURE,
     OutputLimits,
-    most_kept,
+    max_characters,
 )
 
 T = TypeVar("T")
 
 _SNAPSHOT_SECONDS: Final = 10.0
 _SNAPSHOT_OVERHEAD: Final = 8 << 20
-_LONG_BYTES: Final = 4 << 20
+_LARGE_BYTES: Final = 4 << 20
 _MAX_ERROR_NAME: Final = 2000
 
 
@@ -36,13 +36,13 @@ class ForkKernel:
     """One forked session."""
 
     def __init__(self, child: Child, channel: Channel, grace: float, limits: OutputLimits) -> None:
-        """Takes charge of a child that waits for cells.
+        """Initialize the kernel of a running child process.
 
         Args:
             child: The forked process.
             channel: The connection to it.
-            grace: Seconds between an interrupt at a timeout and the kill.
-            limits: What one cell may return.
+            grace: Seconds between the interrupt at a timeout and the kill.
+            limits: Limits of the output of one cell.
         """
         self._child = child
         self._channel = channel
@@ -50,40 +50,40 @@ class ForkKernel:
         self._busy = False
         self._names: list[str] = []
         self._limits = limits
-        self._stopped_because = ""
-        self._restless = False
+        self._stop_reason = ""
+        self._may_be_running = False
 
     @property
     def child(self) -> Child:
-        """The process."""
+        """The child process."""
         return self._child
 
     @property
     def alive(self) -> bool:
-        """Whether the process is there and its connection intact."""
+        """Whether the process runs and its connection is intact."""
         return self._channel.open and self._child.handle >= 0
 
     @property
     def names(self) -> Sequence[str]:
-        """The variables that the code had made when its last cell ended; see `Kernel`."""
+        """Variables defined by the code; see ``Kernel``."""
         return self._names
 
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
-        """Runs one cell; see `Kernel`."""
+        """Run one cell; see ``Kernel``."""
         if not self.alive:
-            return ExecutionResult("lost", stderr=self._stopped_because or DIED)
+            return ExecutionResult("lost", stderr=self._stop_reason or DIED)
         started = time.perf_counter()
         request = {"code": code}
         fields, bulk, in_time, reacted = await self._ask(request, timeout, MAX_IMAGE_BYTES)
         duration = time.perf_counter() - started
         if fields is None:
-            stderr = self._epitaph(reacted, timeout)
+            stderr = self._death_message(reacted, timeout)
             return ExecutionResult("killed", stderr=stderr, duration=duration)
         try:
-            self._names = _texts(fields.pop("names"))
-            images = _cut(bulk, fields.pop("images"))
+            self._names = _string_list(fields.pop("names"))
+            images = _split_images(bulk, fields.pop("images"))
             result = ExecutionResult(duration=duration, images=images, **fields)
-            _check(result, self._limits)
+            _validate(result, self._limits)
         except (TypeError, KeyError, ValueError, AttributeError):
             await self.close()
             return ExecutionResult("killed", stderr=MALFORMED, duration=duration)
@@ -96,19 +96,19 @@ class ForkKernel:
         max_bulk_bytes: int = 0,
         memory: int | None = None,
     ) -> tuple[Any, bytes, bool, bool]:
-        """Sends a request, interrupts it at its timeout and kills what does not react.
+        """Send a request, interrupt it at its timeout, and kill the process if it does not react.
 
         Args:
             message: The request.
             timeout: Seconds until the interrupt.
-            max_bulk_bytes: Most bulk that the reply may have.
-            memory: File descriptor that goes with the request.
+            max_bulk_bytes: Maximum size of the reply's bulk.
+            memory: File descriptor to send with the request.
 
         Returns:
-            The reply, or None where the process is gone now; its bulk; whether it came in time;
-            whether anything came without force.
+            The reply, or None if the process has ended; its bulk; whether it arrived before the
+            timeout; whether the process replied or ended before it was killed.
         """
-        self._busy = self._restless = True
+        self._busy = self._may_be_running = True
         descriptors = [] if memory is None else [memory]
         reply = self._channel.request(message, max_bulk_bytes, descriptors)
         try:
@@ -127,13 +127,13 @@ class ForkKernel:
             await self.close()
         return fields, bulk, in_time, bool(done)
 
-    def _epitaph(self, died: bool, timeout: float) -> str:
-        if self._stopped_because:
-            return self._stopped_because
+    def _death_message(self, died: bool, timeout: float) -> str:
+        if self._stop_reason:
+            return self._stop_reason
         return DIED if died else KILLED.format(timeout)
 
     async def snapshot(self, max_bytes: int) -> Snapshot:
-        """Saves the variables; see `Kernel`."""
+        """Save the variables; see ``Kernel``."""
         room = max_bytes + _SNAPSHOT_OVERHEAD
         with _lent_memory(room) as memory:
             seal(memory, fcntl.F_SEAL_GROW)
@@ -143,9 +143,9 @@ class ForkKernel:
                 if fields is None or "failure" in fields:
                     reason = "its process has ended" if fields is None else fields["failure"]
                     raise SnapshotFailed(f"the variables could not be saved: {reason}")
-                names, lost = _texts(fields["names"]), _reasons(fields["lost"])
+                names, lost = _string_list(fields["names"]), _string_dict(fields["lost"])
                 size = min(fields["size"], room)
-                data = await _unless_long(size, os.pread, memory, size, 0)
+                data = await _in_thread_if_large(size, os.pread, memory, size, 0)
                 if len(data) != size:
                     raise ValueError("not what was claimed")
             except (TypeError, KeyError, ValueError, AttributeError, OverflowError, OSError):
@@ -154,64 +154,64 @@ class ForkKernel:
         return Snapshot(data, names, lost)
 
     async def restore(self, data: bytes) -> dict[str, str]:
-        """Takes over saved variables; see `Kernel`."""
+        """Restore saved variables; see ``Kernel``."""
         with _lent_memory(0) as memory:
-            await _unless_long(len(data), _write_all, memory, data)
+            await _in_thread_if_large(len(data), _write_all, memory, data)
             seal(memory, fcntl.F_SEAL_GROW)
             fields, _, _, _ = await self._ask({"restore": True}, _SNAPSHOT_SECONDS, memory=memory)
         try:
             if fields is None or "failure" in fields:
                 reason = "its process has ended" if fields is None else fields["failure"]
                 raise SnapshotFailed(f"the variables could not be restored: {reason}")
-            self._names = _texts(fields["names"])
-            return _reasons(fields["lost"])
+            self._names = _string_list(fields["names"])
+            return _string_dict(fields["lost"])
         except (TypeError, KeyError, ValueError, AttributeError):
             await self.close()
             raise SnapshotFailed(MALFORMED) from None
 
     def memory(self) -> int:
-        """Bytes that only this session holds; see `Kernel`."""
+        """Return the unshared memory of this session; see ``Kernel``."""
         return unique_bytes(self._child.pid) if self.alive else 0
 
     def interrupt(self) -> None:
-        """Interrupts the running cell or snapshot."""
+        """Interrupt the running cell or snapshot."""
         if self._busy:
             self._child.signal(signal.SIGINT)
 
     @property
-    def restless(self) -> bool:
-        """Whether code may be running: that of a cell, or threads that a cell has left."""
-        if self._restless and not self._busy:
-            self._restless = self._child.threads > 1
-        return self._restless
+    def may_be_running(self) -> bool:
+        """Whether a cell, or a thread that a cell has started, may be running."""
+        if self._may_be_running and not self._busy:
+            self._may_be_running = self._child.threads > 1
+        return self._may_be_running
 
     def stop(self, reason: str) -> None:
-        """Stops a session that takes too much; its running cell, or the next, gives the reason."""
-        self._stopped_because = f"{reason}, so its process was stopped. All variables are gone."
+        """Kill a session that exceeds a quota; its current or next cell reports the reason."""
+        self._stop_reason = f"{reason}, so its process was stopped. All variables are gone."
         self._child.signal(signal.SIGKILL)
 
     async def close(self) -> None:
-        """Kills the process and removes its files."""
+        """Kill the process and remove its files."""
         self._channel.abort()
         await self._child.end()
 
 
 @contextlib.contextmanager
 def _lent_memory(size: int) -> Iterator[int]:
-    """Makes memory for a session, in which it can keep nothing afterwards, once it is sealed.
+    """Create memory for an exchange with a session, and empty it afterwards.
 
-    It counts as no memory of the session's own, so one that held on to it would evade its limit.
+    It does not count against the memory limit of the session, which could keep it open.
     """
-    with held_memory("snapshot", size) as memory:
+    with memfd("snapshot", size) as memory:
         try:
             yield memory
         finally:
             os.ftruncate(memory, 0)
 
 
-async def _unless_long(size: int, action: Callable[..., T], *arguments: Any) -> T:
-    """Copies so many bytes, in a thread where it would hold others up."""
-    if size > _LONG_BYTES:
+async def _in_thread_if_large(size: int, action: Callable[..., T], *arguments: Any) -> T:
+    """Run a copy of ``size`` bytes, in a thread if it would block the event loop for long."""
+    if size > _LARGE_BYTES:
         return await asyncio.to_thread(action, *arguments)
     return action(*arguments)
 
@@ -224,47 +224,47 @@ def _write_all(memory: int, data: bytes) -> None:
     os.lseek(memory, 0, os.SEEK_SET)
 
 
-def _cut(bulk: bytes, sizes: Any) -> list[bytes]:
-    """Cuts the bulk of a reply into images."""
+def _split_images(bulk: bytes, sizes: Any) -> list[bytes]:
+    """Split the bulk of a reply into images."""
     if not isinstance(sizes, list) or not all(isinstance(s, int) and s >= 0 for s in sizes):
-        raise ValueError("not sizes")
+        raise ValueError("not a list of sizes")
     if sum(sizes) != len(bulk):
         raise ValueError("not the sizes of the images")
     ends = list(accumulate(sizes))
     return [bulk[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
-def _check(result: ExecutionResult, limits: OutputLimits) -> None:
-    """Takes a child's reply for what it claims to be only after a look at every part of it.
+def _validate(result: ExecutionResult, limits: OutputLimits) -> None:
+    """Validate the reply of an untrusted child.
 
     Raises:
-        ValueError: An honest child says nothing like it.
+        ValueError: The reply violates the protocol or a limit.
     """
     texts = (
-        (result.stdout, most_kept(limits.stdout_characters)),
-        (result.stderr, most_kept(limits.stderr_characters)),
-        (result.result, most_kept(limits.stdout_characters)),
+        (result.stdout, max_characters(limits.stdout_characters)),
+        (result.stderr, max_characters(limits.stderr_characters)),
+        (result.result, max_characters(limits.stdout_characters)),
         (result.error_name or "", _MAX_ERROR_NAME),
     )
     for text, most in texts:
         if not isinstance(text, str) or len(text) > most:
-            raise ValueError("no text, or more of it than is kept")
+            raise ValueError("not text, or too long")
     if result.outcome not in ("ok", "error") or result.lost_names:
-        raise ValueError("not for a child to say")
+        raise ValueError("not an outcome of a child")
     if len(result.images) > limits.images:
         raise ValueError("too many images")
     if not all(image.startswith(PNG_SIGNATURE) for image in result.images):
-        raise ValueError("no PNG")
+        raise ValueError("not a PNG")
 
 
-def _texts(names: Any) -> list[str]:
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("not a list of names")
-    return names
+def _string_list(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError("not a list of strings")
+    return value
 
 
-def _reasons(lost: Any) -> dict[str, str]:
-    if not isinstance(lost, dict):
-        raise ValueError("not names with reasons")
-    _texts([*lost, *lost.values()])
-    return lost
+def _string_dict(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ValueError("not a dictionary")
+    _string_list([*value, *value.values()])
+    return value

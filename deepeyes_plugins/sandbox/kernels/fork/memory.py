@@ -1,4 +1,4 @@
-"""Memory that processes share by its file descriptor."""
+"""Anonymous memory files (memfd), shared by file descriptor and sealed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ UNCHANGEABLE = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 
 
 @contextlib.contextmanager
-def held_memory(name: str, size: int = 0) -> Iterator[int]:
-    """Makes memory, and closes its file descriptor in the end.
+def memfd(name: str, size: int = 0) -> Iterator[int]:
+    """Create an anonymous memory file, and close it at the end.
 
     Args:
-        name: For people who look at /proc.
-        size: Bytes; those that nobody writes to take no room.
+        name: Name in /proc, for debugging.
+        size: Size in bytes; pages that are never written take no memory.
     """
     memory = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -27,5 +27,5 @@ def held_memory(name: str, size: int = 0) -> Iterator[int]:
 
 
 def seal(memory: int, seals: int) -> None:
-    """Takes from everybody, and for good, what `seals` (`fcntl.F_SEAL_*`) name."""
+    """Apply ``seals`` (``fcntl.F_SEAL_*``) permanently."""
     fcntl.fcntl(memory, fcntl.F_ADD_SEALS, seals | fcntl.F_SEAL_SEAL)

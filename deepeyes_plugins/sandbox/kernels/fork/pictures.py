@@ -1,4 +1,4 @@
-"""Images that sessions share: decoded once, in a jail, into memory that nobody can change."""
+"""Images that sessions share: decoded once by an isolated process, into sealed memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from deepeyes_plugins.remote.single_flight import SingleFlight
 from deepeyes_plugins.sandbox.kernels.contract import ImageRejected, ImagesMissing
 from deepeyes_plugins.sandbox.kernels.fork import wire
-from deepeyes_plugins.sandbox.kernels.fork.memory import UNCHANGEABLE, held_memory, seal
+from deepeyes_plugins.sandbox.kernels.fork.memory import UNCHANGEABLE, memfd, seal
 from deepeyes_plugins.sandbox.kernels.fork.process import Child
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 
@@ -24,77 +24,77 @@ _DECODE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image in sealed memory.
+class SharedImage:
+    """Image in sealed memory.
 
     Attributes:
-        described: What `images.attach` needs to make an image of it.
-        memory: File descriptor of the pixels, or of the encoded file where it stays lazy.
-        size: Bytes of that.
+        metadata: Metadata for ``images.attach``.
+        memory: File descriptor of the pixels, or of the encoded file if it is decoded lazily.
+        size: Size of the memory in bytes.
     """
 
-    described: dict[str, Any]
+    metadata: dict[str, Any]
     memory: int
     size: int
 
 
-class Pictures:
-    """The images that sessions to come may ask for, by their hash."""
+class SharedImages:
+    """LRU cache of shared images by hash."""
 
     def __init__(
         self, settings: SandboxSettings, make_decoder: Callable[[], Awaitable[Child]]
     ) -> None:
-        """Holds none.
+        """Initialize an empty cache.
 
         Args:
             settings: Limits.
-            make_decoder: Forks the jailed process that decodes.
+            make_decoder: Forks the isolated decoder process.
         """
         self._settings = settings
         self._make_decoder = make_decoder
-        self._held: OrderedDict[str, Picture] = OrderedDict()
+        self._images: OrderedDict[str, SharedImage] = OrderedDict()
         self._decoding: SingleFlight[str, None] = SingleFlight()
         self._decoder: Child | None = None
         self._decoder_lock = asyncio.Lock()
 
-    def take(self, digests: Sequence[str]) -> list[Picture]:
-        """Returns images with duplicates of their descriptors, which are the caller's to close.
+    def take(self, digests: Sequence[str]) -> list[SharedImage]:
+        """Return images with duplicated descriptors, which the caller must close.
 
         Raises:
-            ImagesMissing: Some are not held.
+            ImagesMissing: Some are not in the cache.
         """
-        missing = sorted({digest for digest in digests if digest not in self._held})
+        missing = sorted({digest for digest in digests if digest not in self._images})
         if missing:
             raise ImagesMissing(missing)
         for digest in digests:
-            self._held.move_to_end(digest)
-        pictures = [self._held[digest] for digest in digests]
-        return [Picture(p.described, os.dup(p.memory), p.size) for p in pictures]
+            self._images.move_to_end(digest)
+        images = [self._images[digest] for digest in digests]
+        return [SharedImage(one.metadata, os.dup(one.memory), one.size) for one in images]
 
     async def add(self, digest: str, data: bytes) -> None:
-        """Decodes an image, once however many ask, and holds it.
+        """Decode an image and add it; concurrent calls for the same image share the work.
 
         Raises:
-            ImageRejected: It is no usable image.
+            ImageRejected: It is not a valid image.
         """
-        if digest in self._held:
+        if digest in self._images:
             return
-        await self._decoding.run(digest, lambda: self._decode_and_hold(digest, data))
+        await self._decoding.run(digest, lambda: self._decode_and_add(digest, data))
 
-    async def _decode_and_hold(self, digest: str, data: bytes) -> None:
+    async def _decode_and_add(self, digest: str, data: bytes) -> None:
         async with self._decoder_lock:
-            # A decoder may have died with its zygote; one that dies twice dies of the image.
-            picture = await self._try_decode(data) or await self._try_decode(data)
-        if picture is None:
+            # A decoder may have died with its zygote; if it dies twice, the cause is the image.
+            image = await self._try_decode(data) or await self._try_decode(data)
+        if image is None:
             raise ImageRejected("the image could not be decoded: it crashed or stalled its decoder")
-        self._held[digest] = picture
-        held = sum(picture.size for picture in self._held.values())
-        while held > self._settings.image_cache_mb << 20 and len(self._held) > 1:
-            _, oldest = self._held.popitem(last=False)
+        self._images[digest] = image
+        total_bytes = sum(image.size for image in self._images.values())
+        while total_bytes > self._settings.image_cache_mb << 20 and len(self._images) > 1:
+            _, oldest = self._images.popitem(last=False)
             os.close(oldest.memory)
-            held -= oldest.size
+            total_bytes -= oldest.size
 
-    async def _try_decode(self, data: bytes) -> Picture | None:
+    async def _try_decode(self, data: bytes) -> SharedImage | None:
         if self._decoder is None:
             self._decoder = await self._make_decoder()
             self._decoder.conn.settimeout(_DECODE_SECONDS)
@@ -107,23 +107,23 @@ class Pictures:
             return None
 
     async def close(self) -> None:
-        """Ends the decoder and lets go of all images; sessions keep theirs."""
+        """Stop the decoder and release all images; sessions still have theirs."""
         if self._decoder is not None:
             await self._decoder.end()
             self._decoder = None
-        for picture in self._held.values():
-            os.close(picture.memory)
-        self._held.clear()
+        for image in self._images.values():
+            os.close(image.memory)
+        self._images.clear()
 
 
-def _decode(conn: socket.socket, data: bytes, settings: SandboxSettings) -> Picture:
-    """Has an image decoded by the jailed decoder. Blocks.
+def _decode(conn: socket.socket, data: bytes, settings: SandboxSettings) -> SharedImage:
+    """Decode an image in the isolated decoder process. Blocks.
 
     Raises:
-        ImageRejected: The decoder does not take the image.
-        OSError, WireError: The decoder died or did not answer.
+        ImageRejected: The decoder rejects the image.
+        OSError, WireError: The decoder died or did not respond.
     """
-    with held_memory("image") as source, held_memory("pixels") as target:
+    with memfd("image") as source, memfd("pixels") as target:
         with open(source, "wb", closefd=False) as file:
             file.write(data)
         os.lseek(source, 0, os.SEEK_SET)
@@ -131,17 +131,17 @@ def _decode(conn: socket.socket, data: bytes, settings: SandboxSettings) -> Pict
         socket.send_fds(conn, [wire.pack(request)], [source, target])
         received = wire.receive(conn)
         if received is None:
-            raise wire.WireError("the decoder ended")
+            raise wire.WireError("the decoder has exited")
         reply, descriptors = received
         if descriptors or not isinstance(reply, dict) or len(reply) != 1:
-            # Whatever took the decoder over must not fill this process with descriptors either.
+            # A compromised decoder must not exhaust the file descriptors of this process.
             for descriptor in descriptors:
                 os.close(descriptor)
-            raise wire.WireError("the decoder sent something else than a reply")
+            raise wire.WireError("the decoder sent an invalid reply")
         if "refused" in reply:
             raise ImageRejected(str(reply["refused"]))
-        kept = target if "image" in reply else source
-        # From here on nobody can change it, neither the decoder nor a session.
-        seal(kept, UNCHANGEABLE)
-        described = reply.get("image") or {"lazy": True}
-        return Picture(described, os.dup(kept), os.fstat(kept).st_size)
+        memory = target if "image" in reply else source
+        # From here on, neither the decoder nor a session can change it.
+        seal(memory, UNCHANGEABLE)
+        metadata = reply.get("image") or {"lazy": True}
+        return SharedImage(metadata, os.dup(memory), os.fstat(memory).st_size)

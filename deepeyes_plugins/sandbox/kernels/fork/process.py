@@ -1,4 +1,4 @@
-"""The server's end of a forked child: its process handle, its connection, its files."""
+"""Server side of a forked child: process handle, connection and scratch folder."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ _EXIT_SECONDS = 30.0
 
 
 class Channel(asyncio.Protocol):
-    """Sends requests to a child and hands out its replies, one at a time."""
+    """Connection to a child: one request and its reply at a time."""
 
     def __init__(self, max_message_bytes: int) -> None:
-        """Takes no reply with a larger message."""
         self._max_message_bytes = max_message_bytes
         self._max_bulk_bytes = 0
         self._buffer = bytearray()
@@ -33,23 +32,23 @@ class Channel(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keeps the transport."""
+        """Store the transport."""
         self.transport = cast(asyncio.Transport, transport)
 
     @property
     def open(self) -> bool:
-        """Whether the child's end is still there."""
+        """Whether the connection is open."""
         return self.transport is not None
 
     def request(
         self, message: Any, max_bulk_bytes: int, descriptors: Sequence[int] = ()
     ) -> asyncio.Future[tuple[Any, bytes] | None]:
-        """Sends a message; the future gives the reply, or None when the child has gone.
+        """Send a request; the future returns the reply and its bulk, or None if the child ends.
 
         Args:
             message: The request.
-            max_bulk_bytes: Most bulk that the reply may have.
-            descriptors: File descriptors that the child gets with it.
+            max_bulk_bytes: Maximum size of the reply's bulk.
+            descriptors: File descriptors to send with it.
         """
         self._max_bulk_bytes = max_bulk_bytes
         self._reply = asyncio.get_running_loop().create_future()
@@ -61,7 +60,7 @@ class Channel(asyncio.Protocol):
             try:
                 frame = frame[self._send_with(frame, descriptors) :]
             except OSError:
-                self._break()  # A child that answered before it read has not kept to the order.
+                self._break()  # The child violated the protocol, or has closed its end.
                 return self._reply
         if frame:
             self.transport.write(frame)
@@ -75,7 +74,7 @@ class Channel(asyncio.Protocol):
             return socket.send_fds(conn, [frame], descriptors)
 
     def data_received(self, data: bytes) -> None:
-        """Puts a reply together; whatever is no reply ends the connection."""
+        """Assemble a reply; close the connection if the data is not a valid one."""
         self._buffer += data
         if self._reply is None or self._reply.done():
             self._break()
@@ -97,17 +96,17 @@ class Channel(asyncio.Protocol):
                 self._break()
 
     def _break(self) -> None:
-        # User code found the socket and wrote to it: whatever comes from there now is worthless.
+        # User code has found the socket and written to it: the connection cannot be trusted.
         self._buffer.clear()
         self.abort()
 
     def abort(self) -> None:
-        """Ends the connection at once."""
+        """Close the connection at once."""
         if self.transport is not None:
             self.transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Tells who waits that no reply will come."""
+        """Resolve a pending request to None."""
         self.transport = None
         if self._reply is not None and not self._reply.done():
             self._reply.set_result(None)
@@ -115,13 +114,13 @@ class Channel(asyncio.Protocol):
 
 @dataclass
 class Child:
-    """A forked process, known by a handle that no other process can come to have.
+    """Forked process, identified by a pidfd, which unlike its process ID is never reused.
 
     Attributes:
         conn: The server's end of the connection.
-        pid: Process id; it may be another's once the child has ended.
-        handle: File descriptor of the process; -1 when it was ended.
-        scratch: The folder that only it may write, if it has one.
+        pid: Process ID; it may be reused once the child has ended.
+        handle: The pidfd; -1 after ``end``.
+        scratch: Its writable folder, if it has one.
     """
 
     conn: socket.socket
@@ -130,8 +129,8 @@ class Child:
     scratch: Path | None
 
     @property
-    def hung_up(self) -> bool:
-        """Whether a child that was not asked for anything has closed its end."""
+    def disconnected(self) -> bool:
+        """Whether a child without a pending request has closed its end of the connection."""
         try:
             return self.conn.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
         except BlockingIOError:
@@ -141,21 +140,21 @@ class Child:
 
     @property
     def threads(self) -> int:
-        """Number of its threads; 0 once it has ended."""
+        """Number of threads; 0 after its end."""
         try:
-            # The folder of the threads links to itself, its parent, and each of them.
+            # The link count of the folder is the number of threads plus 2.
             return os.stat(f"/proc/{self.pid}/task").st_nlink - 2
         except OSError:
             return 0
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal, unless the process has ended."""
+        """Send a signal, unless the process has ended."""
         if self.handle >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.handle, number)
 
     async def end(self) -> None:
-        """Kills the process, waits until it is gone and removes its files."""
+        """Kill the process, wait until it has ended, and remove its files."""
         if self.handle < 0:
             return
         self.signal(signal.SIGKILL)
@@ -170,30 +169,30 @@ class Child:
         await remove_folder(self.scratch)
 
 
-async def greeted(conn: socket.socket, scratch: Path | None) -> Child:
-    """Waits for a forked child to report.
+async def wait_for_greeting(conn: socket.socket, scratch: Path | None) -> Child:
+    """Wait for the greeting of a forked child.
 
     Args:
-        conn: The server's end of its connection, not blocking.
-        scratch: The folder that was made for it.
+        conn: The server's end of its connection, non-blocking.
+        scratch: Its scratch folder.
 
     Raises:
-        WireError: It reported a failure, or something else than a greeting.
-        OSError, TimeoutError: It did not report.
+        WireError: It reported a failure or exited.
+        OSError, TimeoutError: It sent no greeting.
     """
     await _readable(conn.fileno(), _FORK_SECONDS)
     greeting = conn.recv(1 << 16)
     if not greeting:
-        raise wire.WireError("its process ended at once")
+        raise wire.WireError("its process exited at once")
     message = wire.unpack(memoryview(greeting)[wire.HEADER.size :])
     if "failure" in message:
         raise wire.WireError(message["failure"])
     handle = os.pidfd_open(message["pid"])
     child = Child(conn, message["pid"], handle, scratch)
-    # Its end is still open: so the process was alive, and the handle is no other's.
-    if child.hung_up:
+    # If its end is still open, the process is alive, so the handle refers to it.
+    if child.disconnected:
         os.close(handle)
-        raise wire.WireError("its process ended at once")
+        raise wire.WireError("its process exited at once")
     return child
 
 
@@ -208,7 +207,7 @@ async def _readable(descriptor: int, timeout: float) -> None:
 
 
 async def remove_folder(folder: Path | None) -> None:
-    """Removes a folder with all that is in it."""
+    """Remove a folder and its contents."""
     if folder is None:
         return
     try:
@@ -220,7 +219,7 @@ async def remove_folder(folder: Path | None) -> None:
 
 
 def unique_bytes(pid: int) -> int:
-    """Memory that only this process holds; 0 once it has ended. Takes a millisecond or more."""
+    """Return the unshared memory of a process; 0 after its end. Takes a millisecond or more."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as rollup:
             private = [line.split()[1] for line in rollup if line.startswith("Private_")]

@@ -1,4 +1,4 @@
-"""Starts the zygote, has it fork sessions, and keeps a few of them ready."""
+"""Provider of the fork kernel: zygote, spare sessions, shared images and quotas."""
 
 from __future__ import annotations
 
@@ -21,9 +21,14 @@ import msgpack
 from deepeyes_plugins.sandbox.contracts import SandboxUnavailable
 from deepeyes_plugins.sandbox.kernels.fork import folders, isolation, wire
 from deepeyes_plugins.sandbox.kernels.fork.kernel import ForkKernel
-from deepeyes_plugins.sandbox.kernels.fork.pictures import Pictures
-from deepeyes_plugins.sandbox.kernels.fork.process import Channel, Child, greeted, remove_folder
-from deepeyes_plugins.sandbox.kernels.output import OutputLimits, most_kept
+from deepeyes_plugins.sandbox.kernels.fork.pictures import SharedImages
+from deepeyes_plugins.sandbox.kernels.fork.process import (
+    Channel,
+    Child,
+    remove_folder,
+    wait_for_greeting,
+)
+from deepeyes_plugins.sandbox.kernels.output import OutputLimits, max_characters
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
@@ -31,32 +36,30 @@ logger = logging.getLogger(__name__)
 _EXIT_SECONDS = 30.0
 _QUOTA_CHECK_SECONDS = 1.0
 _THREADS_CHECK_SECONDS = 0.25
-# Each thread takes a process id of the machine and memory of the kernel's, which no limit of a
-# process covers.
+# Each thread takes a process ID and kernel memory, which no resource limit of a process covers.
 _MAX_THREADS = 512
-# The zygote forks one after the other. The kernel counts descriptors on their way against a limit
-# and the socket buffers them, so the queue is kept here.
+# The zygote forks serially. The kernel limits the number of descriptors in flight, so further
+# requests are queued here.
 _FORKS_AT_ONCE = 64
-# The first cell of the session that was just taken goes first.
+# So that the refill does not compete with the first cell of the new session.
 _REFILL_DELAY_SECONDS = 0.05
 _SCRATCH_PREFIX = "deepeyes-sandbox-"
 _NO_CJK_FONT = (
     "no font with Chinese, Japanese and Korean characters was found, so figures show boxes in "
-    "their place; install one (Debian, Ubuntu: fonts-wqy-microhei or fonts-noto-cjk) or name its "
-    "folder in font_folders"
+    "their place; install one (Debian, Ubuntu: fonts-wqy-microhei or fonts-noto-cjk) or add its "
+    "folder to font_folders"
 )
-# A reply is text, names and reasons; pixels and snapshots come as bulk.
+# Maximum size of names and reasons in a reply; images and snapshots are sent as bulk.
 _REPLY_BYTES = 4 << 20
 _BYTES_PER_CHARACTER = 4
 
 
 class ForkProvider:
-    """Keeps a zygote running, forks kernels from it and shares decoded images between them."""
+    """Provider of kernels forked from a zygote, with shared decoded images."""
 
     restorable = True
 
     def __init__(self, settings: SandboxSettings) -> None:
-        """Prepares; `start` starts."""
         self._settings = settings
         self._limits = OutputLimits(
             stdout_characters=settings.max_stdout_characters,
@@ -71,7 +74,7 @@ class ForkProvider:
         self._control: socket.socket | None = None
         self._ready: asyncio.Future[None] | None = None
         self._closed = False
-        self._pictures = Pictures(settings, lambda: self._fork("decoder"))
+        self._images = SharedImages(settings, lambda: self._fork("decoder"))
         self._fork_slots = asyncio.Semaphore(_FORKS_AT_ONCE)
         self._spare: deque[Child] = deque()
         self._refilling: asyncio.Task[None] | None = None
@@ -79,23 +82,23 @@ class ForkProvider:
         self._watches: list[asyncio.Task[None]] = []
 
     def isolation(self) -> dict[str, str]:
-        """Isolation layer to "active" or to the reason why it is missing."""
+        """Return the state of each isolation layer; see ``KernelProvider``."""
         return dict(self._layers)
 
     def notes(self) -> dict[str, str]:
-        """Whether sessions reach the network, and what the zygote found; see `KernelProvider`."""
+        """Return the state of network access and of the fallback font; see ``KernelProvider``."""
         network = "open: allow_network is set" if self._settings.allow_network else "closed"
         return {"network": network, **self._notes}
 
     async def start(self) -> None:
-        """Starts a zygote and runs a first session; see `KernelProvider`."""
+        """Start a zygote and test a first session; see ``KernelProvider``."""
         missing = isolation.missing(self._layers)
         if missing and not self._settings.allow_unisolated:
             reasons = "; ".join(f"{layer}: {reason}" for layer, reason in missing.items())
             raise SandboxUnavailable(
                 f"this machine cannot isolate untrusted code ({reasons}). Run the sandbox on a "
-                "kernel that can (Linux 5.13 or newer with Landlock and seccomp), or set "
-                "allow_unisolated to run model-written code with all rights of this user"
+                "kernel with Landlock and seccomp (Linux 5.13 or newer), or set allow_unisolated "
+                "to run model-written code with all rights of this user"
             )
         for layer, reason in missing.items():
             logger.warning("sessions run without isolation layer %s: %s", layer, reason)
@@ -112,7 +115,7 @@ class ForkProvider:
         self._watches.append(asyncio.ensure_future(self._watch_threads()))
 
     async def _self_check(self, kernel: ForkKernel) -> None:
-        """Proves in a real session that the jail holds, rather than that it was asked for."""
+        """Verify in a real session that forbidden operations are denied."""
         assert self._base is not None
         canary = self._base / "canary"
         canary.write_text("readable only outside", encoding="ascii")
@@ -133,14 +136,14 @@ class ForkProvider:
             raise SandboxUnavailable(f"the first session does not work: {result.stderr}")
         if "allowed" in result.stdout and not self._settings.allow_unisolated:
             raise SandboxUnavailable(
-                "a session could read a file or open a socket that its isolation must refuse"
+                "a session could read a file or open a socket that its isolation must deny"
             )
 
     def _spawn(self) -> None:
-        """Starts a zygote; kernels wait for it.
+        """Start a zygote, without waiting until it is ready.
 
         Raises:
-            SandboxUnavailable: The system has no room for one now.
+            SandboxUnavailable: The process or its folder cannot be created.
         """
         try:
             self._launch()
@@ -153,7 +156,7 @@ class ForkProvider:
     def _launch(self) -> None:
         loop = asyncio.get_running_loop()
         base = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX)).resolve()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        server_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = self._settings
         missing = isolation.missing(self._layers)
         allowed = (*settings.readable_paths, *settings.font_folders)
@@ -172,23 +175,23 @@ class ForkProvider:
             "font_folders": list(settings.font_folders),
             "limits": asdict(self._limits),
         }
-        self._base, self._control = base, ours
+        self._base, self._control = base, server_end
         self._ready = loop.create_future()
-        with theirs:
+        with child_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.zygote", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-m", f"{__package__}.zygote", str(child_end.fileno())],
+                pass_fds=[child_end.fileno()],
                 env=_zygote_environment(base),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        ours.setblocking(False)
-        ours.send(msgpack.packb(plan))
-        loop.add_reader(ours, self._on_control)
+        server_end.setblocking(False)
+        server_end.send(msgpack.packb(plan))
+        loop.add_reader(server_end, self._on_control)
 
     def _on_control(self) -> None:
-        """The zygote said something, or died."""
+        """Handle a message of the zygote, or its end."""
         assert self._control is not None and self._ready is not None
         try:
             packet = self._control.recv(1 << 16)
@@ -196,40 +199,40 @@ class ForkProvider:
             packet = b""
         message = msgpack.unpackb(packet) if packet else {}
         if "ready" in message:
-            self._take_report(message["ready"])
-            self._take_font(message["cjk_font"])
+            self._note_quota(message["ready"])
+            self._note_font(message["cjk_font"])
             self._ready.set_result(None)
             self._refill()
             return
-        reason = message.get("failure", "it ended")
+        reason = message.get("failure", "it exited")
         was_ready = self._ready.done()
         logger.error("the sandbox's zygote failed: %s", reason)
         self._reap()
         if not was_ready:
-            # It would only fail again: whoever wants a kernel next has another one started.
+            # A restart would probably fail as well, so it is left to the next request.
             self._ready.set_exception(
                 SandboxUnavailable(f"the sandbox's Python process cannot start: {reason}")
             )
-            self._ready.exception()  # Reported to whoever opens a kernel; not also at exit.
+            self._ready.exception()  # Mark it as retrieved: callers of ``open`` receive it.
         elif not self._closed:
             try:
-                self._spawn()  # Its sessions died with it.
+                self._spawn()  # For new sessions; existing ones have died with it.
             except SandboxUnavailable as error:
                 logger.error("%s", error)
 
-    def _take_font(self, cjk_font: str | None) -> None:
+    def _note_font(self, cjk_font: str | None) -> None:
         self._notes["cjk_font"] = cjk_font or f"none: {_NO_CJK_FONT}"
         if cjk_font is None:
             logger.warning(_NO_CJK_FONT)
 
-    def _take_report(self, report: dict[str, str]) -> None:
+    def _note_quota(self, report: dict[str, str]) -> None:
         refused = report["scratch_quota"]
         if refused:
             seconds = f"{_QUOTA_CHECK_SECONDS:g} s"
-            self._layers["scratch_quota"] = f"active, looked at every {seconds} ({refused})"
+            self._layers["scratch_quota"] = f"active, checked every {seconds} ({refused})"
 
     def _reap(self) -> None:
-        """Ends the zygote process, which ends all it forked, and forgets it."""
+        """Stop the zygote, and with it all its children, and remove its folder."""
         control, process, base = self._control, self._process, self._base
         self._control = self._process = self._base = None
         if control is not None:
@@ -245,17 +248,17 @@ class ForkProvider:
             folders.remove(base)
 
     async def add_image(self, digest: str, data: bytes) -> None:
-        """Decodes an image once and holds its pixels; see `KernelProvider`."""
-        await self._pictures.add(digest, data)
+        """Decode an image and store its pixels; see ``KernelProvider``."""
+        await self._images.add(digest, data)
 
     async def open(self, images: Sequence[str]) -> ForkKernel:
-        """Forks a session, or takes one that was forked ahead; see `KernelProvider`."""
-        pictures = self._pictures.take(images)
+        """Fork a session, or take a spare one; see ``KernelProvider``."""
+        shared = self._images.take(images)
         try:
             child = await self._ready_child()
             try:
-                opening = wire.pack({"images": [picture.described for picture in pictures]})
-                memory = [picture.memory for picture in pictures]
+                opening = wire.pack({"images": [image.metadata for image in shared]})
+                memory = [image.memory for image in shared]
                 sent = socket.send_fds(child.conn, [opening], memory)
                 channel = Channel(self._max_reply_bytes())
                 loop = asyncio.get_running_loop()
@@ -267,8 +270,8 @@ class ForkProvider:
                 await child.end()
                 raise
         finally:
-            for picture in pictures:
-                os.close(picture.memory)
+            for image in shared:
+                os.close(image.memory)
         kernel = ForkKernel(child, channel, self._settings.interrupt_grace, self._limits)
         self._kernels.add(kernel)
         self._refill()
@@ -276,19 +279,20 @@ class ForkProvider:
 
     def _max_reply_bytes(self) -> int:
         limits = self._limits
-        characters = 2 * most_kept(limits.stdout_characters) + most_kept(limits.stderr_characters)
+        characters = 2 * max_characters(limits.stdout_characters)
+        characters += max_characters(limits.stderr_characters)
         return _REPLY_BYTES + _BYTES_PER_CHARACTER * characters
 
     async def _ready_child(self) -> Child:
         while self._spare:
             child = self._spare.popleft()
-            if not child.hung_up:
+            if not child.disconnected:
                 return child
             await child.end()
         return await self._fork("session")
 
     def _refill(self) -> None:
-        """Forks sessions ahead, one by one, for those that will be asked for next."""
+        """Fork spare sessions in the background, one by one."""
 
         async def refill() -> None:
             await asyncio.sleep(_REFILL_DELAY_SECONDS)
@@ -314,29 +318,29 @@ class ForkProvider:
                     f"Python did not start within {self._settings.startup_timeout:g} s"
                 ) from None
             if self._control is None or self._base is None:
-                raise SandboxUnavailable("the sandbox's Python process has ended; try again")
+                raise SandboxUnavailable("the sandbox's Python process has exited; try again")
             scratch = None
             if role == "session":
                 scratch = self._base / uuid4().hex
                 scratch.mkdir(mode=0o700)
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            ours.setblocking(False)
+            server_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            server_end.setblocking(False)
             request = {"role": role, "scratch": None if scratch is None else str(scratch)}
             child = None
             try:
-                with theirs:
-                    socket.send_fds(self._control, [msgpack.packb(request)], [theirs.fileno()])
-                child = await greeted(ours, scratch)
+                with child_end:
+                    socket.send_fds(self._control, [msgpack.packb(request)], [child_end.fileno()])
+                child = await wait_for_greeting(server_end, scratch)
             except (OSError, TimeoutError, wire.WireError) as error:
                 raise SandboxUnavailable(f"a session could not be started: {error}") from error
             finally:
                 if child is None:
-                    ours.close()
+                    server_end.close()
                     await remove_folder(scratch)
             return child
 
     async def _watch_quota(self) -> None:
-        """Stops sessions whose files grew too large, where no file system of their own does so."""
+        """Stop sessions that exceed the quota of files, if the kernel does not enforce it."""
         limit = self._settings.scratch_mb
         while True:
             await asyncio.sleep(_QUOTA_CHECK_SECONDS)
@@ -346,24 +350,24 @@ class ForkProvider:
                     continue
                 size, files = limit << 20, isolation.SCRATCH_FILES
                 pid = kernel.child.pid
-                if await asyncio.to_thread(folders.holds_more, scratch, pid, size, files):
+                if await asyncio.to_thread(folders.exceeds, scratch, pid, size, files):
                     kernel.stop(
                         f"OSError: this session has more than {limit} MiB of files, or more than "
                         f"{files} of them"
                     )
 
     async def _watch_threads(self) -> None:
-        """Stops sessions with too many threads: nothing else limits them for each session."""
+        """Stop sessions with too many threads, for which the kernel has no limit per session."""
         while True:
             await asyncio.sleep(_THREADS_CHECK_SECONDS)
             for kernel in list(self._kernels):
-                if kernel.restless and kernel.child.threads > _MAX_THREADS:
+                if kernel.may_be_running and kernel.child.threads > _MAX_THREADS:
                     kernel.stop(
                         f"RuntimeError: this session has started more than {_MAX_THREADS} threads"
                     )
 
     async def close(self) -> None:
-        """Ends the zygote and with it every session."""
+        """Stop the zygote and all sessions."""
         self._closed = True
         for task in (self._refilling, *self._watches):
             if task is not None:
@@ -371,17 +375,17 @@ class ForkProvider:
                 await asyncio.wait({task})
         while self._spare:
             await self._spare.pop().end()
-        await self._pictures.close()
+        await self._images.close()
         self._reap()
 
 
 def _note_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()):
-        logger.warning("no session could be forked ahead: %s", error)
+        logger.warning("no spare session could be forked: %s", error)
 
 
 def _zygote_environment(base: Path) -> dict[str, str]:
-    """All that sessions see of the environment: no secret of the server's is in it."""
+    """Return the environment of sessions, without secrets of the server."""
     package_root = str(Path(__file__).resolve().parents[4])
     path = [package_root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = {
@@ -391,12 +395,12 @@ def _zygote_environment(base: Path) -> dict[str, str]:
         "PYTHONSAFEPATH": "1",
         "TMPDIR": str(base),
         "IPYTHONDIR": str(base / "ipython"),
-        # Every malloc arena reserves 64 MiB of the address space that a session is given.
+        # Each malloc arena reserves 64 MiB of a session's address space.
         "MALLOC_ARENA_MAX": "2",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
     }
-    # matplotlib's font cache takes seconds to build: use the one in the user's home.
-    kept = ("HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "TZ")
-    return environment | {name: os.environ[name] for name in kept if name in os.environ}
+    # Use the user's font cache of matplotlib, which takes seconds to build.
+    inherited = ("HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "TZ")
+    return environment | {name: os.environ[name] for name in inherited if name in os.environ}

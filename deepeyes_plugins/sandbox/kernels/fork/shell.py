@@ -1,4 +1,4 @@
-"""The Python of one session: an IPython shell whose output is captured and bounded."""
+"""IPython shell of a forked session, with captured and limited output."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from traitlets import Type
 from traitlets.config import Config
 
 from deepeyes_plugins.sandbox.kernels.fork.images import ImageRefused, as_png, encode_png
-from deepeyes_plugins.sandbox.kernels.fork.memory import held_memory
-from deepeyes_plugins.sandbox.kernels.fork.state import SessionState, printable, told
+from deepeyes_plugins.sandbox.kernels.fork.memory import memfd
+from deepeyes_plugins.sandbox.kernels.fork.state import SessionState, printable, reported
 from deepeyes_plugins.sandbox.kernels.output import (
     MAX_IMAGE_BYTES,
     BoundedText,
@@ -36,26 +36,25 @@ from deepeyes_plugins.sandbox.kernels.output import (
     images_cut,
 )
 
-# Stands for an image that is not encoded because no more of them are returned.
+# Placeholder for an image that is not encoded since the cell has reached its image limit.
 _CUT = b""
-# What `%matplotlib` may name that needs no screen.
+# Backends of `%matplotlib` that need no screen.
 _OFF_SCREEN = frozenset({"inline", "agg", "cairo", "pdf", "pgf", "ps", "svg", "template"})
 _NO_SCREEN = "There is no screen here: {}\n"
-_OUR_FOLDERS = (str(Path(IPython.__file__).parent), str(Path(__file__).parents[1]))
+_HIDDEN_FOLDERS = (str(Path(IPython.__file__).parent), str(Path(__file__).parents[1]))
 
 
 class CellOutput:
-    """What the running cell has shown so far."""
+    """Output of the running cell."""
 
     def __init__(self, limits: OutputLimits) -> None:
-        """Starts empty."""
         self.limits = limits
         self.stdout = BoundedText(limits.stdout_characters)
         self.stderr = BoundedText(limits.stderr_characters)
         self.clear()
 
     def clear(self) -> None:
-        """Forgets results, images and errors; text written between two cells is kept."""
+        """Clear result, images and error; text written between two cells is preserved."""
         self.result = ""
         self.images: list[bytes] = []
         self.images_dropped = 0
@@ -63,7 +62,7 @@ class CellOutput:
         self.error_name: str | None = None
 
     def show(self, data: dict[str, Any]) -> bool:
-        """Takes the image of a MIME bundle, if it has one."""
+        """Add the image of a MIME bundle; return whether it has one."""
         encoded = data.get("image/png", data.get("image/jpeg"))
         if encoded is None:
             return False
@@ -91,20 +90,20 @@ class _Publisher(DisplayPublisher):
             sys.stdout.write(f"{data['text/plain']}\n")
 
     def clear_output(self, wait: bool = False) -> None:
-        """Nothing to clear: what a cell showed is kept."""
+        """Do nothing: output is never cleared."""
 
 
 class _Hook(DisplayHook):
     output: CellOutput
 
     def start_displayhook(self) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def write_output_prompt(self) -> None:
-        """No prompt: the value is returned on its own."""
+        """Write no prompt."""
 
     def write_format_data(self, format_dict: dict[str, Any], md_dict: Any = None) -> None:
-        # The richest form wins, as in a notebook: an image does without its repr.
+        # As in a notebook, an image is shown without its repr.
         if self.output.show(format_dict):
             return
         text = BoundedText(self.output.limits.stdout_characters)
@@ -112,7 +111,7 @@ class _Hook(DisplayHook):
         self.output.result = text.take()
 
     def finish_displayhook(self) -> None:
-        """Nothing to flush."""
+        """Do nothing."""
 
 
 class _Interactive(InteractiveShell):
@@ -121,10 +120,10 @@ class _Interactive(InteractiveShell):
     output: CellOutput
 
     def enable_gui(self, gui: str | None = None) -> None:
-        """There is no screen; `%matplotlib` magics call this."""
+        """Do nothing: there is no screen. Called by ``%matplotlib``."""
 
     def enable_matplotlib(self, gui: str | None = None) -> Any:
-        """Serves `%matplotlib`: figures appear in the output, whatever window it asks for."""
+        """Handle ``%matplotlib``: GUI backends are replaced by inline."""
         if gui is None or gui.lower() not in _OFF_SCREEN:
             sys.stderr.write(_NO_SCREEN.format("figures are shown inline."))
             gui = "inline"
@@ -137,7 +136,7 @@ class _Interactive(InteractiveShell):
         self.output.error_name = etype.__name__
         syntax = isinstance(evalue, SyntaxError)
         sys.stderr.write("\n".join(stb).strip() + "\n" if syntax else _plain_traceback(evalue))
-        if "Rebuild the library with Windows, GTK+" in str(evalue):  # OpenCV's, without windows.
+        if "Rebuild the library with Windows, GTK+" in str(evalue):  # OpenCV's error.
             sys.stderr.write(_NO_SCREEN.format("show images with display(Image.fromarray(array))."))
 
     def system(self, cmd: str) -> NoReturn:
@@ -148,7 +147,7 @@ class _Interactive(InteractiveShell):
 
 
 class _OutputViewer(ImageShow.Viewer):
-    """Serves `Image.show()`, which would start a program."""
+    """Viewer of ``Image.show()`` that displays the image instead of starting a program."""
 
     def show(self, image: Image.Image, **options: Any) -> int:
         display(image)
@@ -156,10 +155,9 @@ class _OutputViewer(ImageShow.Viewer):
 
 
 class Shell:
-    """One IPython shell. Built once and warmed; each forked child then owns its copy."""
+    """IPython shell, built and warmed once in the zygote; each forked child has a copy."""
 
     def __init__(self, limits: OutputLimits) -> None:
-        """Builds the shell of this process; there is one."""
         self._output = CellOutput(limits)
         self._interruptible = False
         config = Config()
@@ -177,7 +175,7 @@ class Shell:
         shell.display_formatter.active_types = ["text/plain", "image/png", "image/jpeg"]
 
     def warm(self) -> None:
-        """Imports what nearly every cell needs and draws once, so that no session pays for it."""
+        """Import common libraries and draw a figure, so that sessions start warm."""
         import numpy.random  # noqa: F401  # NumPy itself imports this one on first use.
         from matplotlib import pyplot
         from PIL import ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps  # noqa: F401
@@ -191,11 +189,11 @@ class Shell:
         pyplot.title("warm")
         png = self._shell.display_formatter.formatters["image/png"]
         figures.warm()
-        figures.use(self._shell, self._unless_full)
+        figures.install(self._shell, self._unless_full)
         fonts.warn_once_per_cell(self._shell)
         png.for_type(Image.Image, self._unless_full(self._image_png))
-        # Pillow would compute a JPEG as well, for nobody.
-        self._shell.display_formatter.formatters["image/jpeg"].for_type(Image.Image, _nothing)
+        # Otherwise Pillow would encode a JPEG as well.
+        self._shell.display_formatter.formatters["image/jpeg"].for_type(Image.Image, _no_jpeg)
         warnings.filterwarnings("ignore", message="To exit: use")
         reply = self.run(
             "from PIL import Image\nimport numpy\ndisplay(Image.new('L', (2, 2)))\n1/0"
@@ -206,45 +204,45 @@ class Shell:
         self._shell.reset(new_session=True)
 
     def _warm_state(self) -> None:
-        """Saves and restores once: the first time imports and caches much, here and in pickle."""
+        """Save and restore once, which imports modules and fills caches."""
         home = Path.cwd()
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
             state = SessionState(self._shell.user_ns, Path(folder))
             self.run("def twice(x): return 2 * x\nclass Thing: pass\nthing = Thing()")
-            with held_memory("warm-up", 2 << 20) as memory:
+            with memfd("warm-up", 2 << 20) as memory:
                 os.truncate(memory, state.save(memory, 1 << 20)["size"])
                 state.restore(memory)
             os.chdir(home)
 
     def rehearse(self) -> None:
-        """Runs an empty cell, so that this copy of the process has its own pages for the first."""
+        """Run an empty cell, which copies the memory pages that the first cell will write."""
         self.run("None")
         self._shell.execution_count = 1
 
     def begin(self, images: list[Image.Image]) -> None:
-        """Makes this copy a session of its own, whose cells see the images by name."""
+        """Initialize this copy as a session with the given images."""
         import numpy
 
         numpy.random.seed()  # The fork copied the state; `random` reseeds itself.
         sys.stdin = io.StringIO()
         builtins.input = _no_input
         getpass.getpass = _no_input
-        # IPython's own only guards streams that are captured here, and shows up in tracebacks.
+        # IPython's wrapper of open() is not needed here, and would appear in tracebacks.
         self._shell.user_ns.pop("open", None)
         self._state = SessionState(self._shell.user_ns, Path.cwd())
         self._state.begin({f"image_{number}": image for number, image in enumerate(images, 1)})
         signal.signal(signal.SIGINT, self._on_interrupt)
 
     def run(self, code: str) -> dict[str, Any]:
-        """Runs one cell.
+        """Run one cell.
 
         Returns:
-            The fields of an `ExecutionResult` that are known here.
+            Fields of the ``ExecutionResult``, and the names of the variables.
         """
         output = self._output
         output.clear()
-        # A previous cell may have put others in their place.
+        # A previous cell may have replaced them.
         sys.stdout, sys.stderr = output.stdout, output.stderr
         finished = False
         try:
@@ -255,8 +253,8 @@ class Shell:
             finally:
                 self._interruptible = False
         except BaseException as error:
-            # IPython reports what the code raises; this is for what escapes it: an interrupt
-            # between two statements of its own, code that is no text.
+            # IPython reports exceptions of the code; this handles others: an interrupt in IPython
+            # itself, and code that is not valid text.
             self._interruptible = False
             output.error_name = type(error).__name__
             output.stderr.write("".join(traceback.format_exception_only(error)))
@@ -273,7 +271,7 @@ class Shell:
         }
 
     def save(self, memory: int, max_bytes: int) -> dict[str, Any]:
-        """Saves the session; see `SessionState.save`. An interrupt ends it with a `failure`."""
+        """Save the session; see ``SessionState.save``. An interrupt results in a ``failure``."""
         try:
             try:
                 self._interruptible = True
@@ -285,29 +283,29 @@ class Shell:
             return {"failure": f"{type(error).__name__}: {error}"}
 
     def restore(self, memory: int) -> dict[str, Any]:
-        """Takes over a saved session."""
+        """Restore a saved session; see ``SessionState.restore``."""
         try:
             lost = self._state.restore(memory)
         except BaseException as error:
             return {"failure": f"{type(error).__name__}: {error}"}
         names = [printable(name) for name in self._state.names()]
-        return {"lost": told(lost), "names": names}
+        return {"lost": reported(lost), "names": names}
 
     def listen_for_interrupts(self) -> None:
-        """Puts the interrupt handler back, should the last cell have replaced it."""
+        """Reinstall the interrupt handler, which the last cell may have replaced."""
         signal.signal(signal.SIGINT, self._on_interrupt)
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        # An interrupt that arrives when the cell has just ended must not hit what comes next.
+        # An interrupt that arrives just after the end of a cell is ignored.
         if self._interruptible:
             raise KeyboardInterrupt
 
     def _unless_full(self, encode: Callable[[Any], bytes]) -> Callable[[Any], bytes | None]:
-        def encode_if_wanted(shown: Any) -> bytes | None:
+        def encode_unless_full(shown: Any) -> bytes | None:
             full = len(self._output.images) >= self._output.limits.images
             return _CUT if full else encode(shown)
 
-        return encode_if_wanted
+        return encode_unless_full
 
     def _image_png(self, image: Image.Image) -> bytes:
         if image.width * image.height > self._output.limits.image_pixels:
@@ -323,19 +321,21 @@ def _cell_name(raw_code: str, transformed_code: str, number: int) -> str:
 
 
 def _plain_traceback(error: BaseException) -> str:
-    """Python's own traceback, without the frames between IPython's loop and the cell."""
-    described = traceback.TracebackException.from_exception(error)
-    parts: list[traceback.TracebackException | None] = [described]
+    """Format a traceback without the frames of IPython and of this package."""
+    summary = traceback.TracebackException.from_exception(error)
+    parts: list[traceback.TracebackException | None] = [summary]
     while parts:
         part = parts.pop()
         if part is not None:
-            shown = [frame for frame in part.stack if not frame.filename.startswith(_OUR_FOLDERS)]
+            shown = [
+                frame for frame in part.stack if not frame.filename.startswith(_HIDDEN_FOLDERS)
+            ]
             part.stack = traceback.StackSummary.from_list(shown)
             parts += [part.__cause__, part.__context__, *(part.exceptions or ())]
-    return "".join(described.format())
+    return "".join(summary.format())
 
 
-def _nothing(shown: Any) -> None:
+def _no_jpeg(shown: Any) -> None:
     return None
 
 

@@ -1,8 +1,8 @@
-"""What a session holds, to bytes and back. Runs inside the session: both ways run its own code.
+"""Snapshots of a session's state. Runs in the session, since pickles execute its code.
 
-Every variable is a pickle of its own, all made by one pickler: so that what two variables share is
-shared again, and one that fails takes only itself along. Functions see the session's own variables
-afterwards, not a copy of them; the images of the question are named, not copied.
+Each variable is a pickle of its own, so that failures are independent, and all are made by one
+pickler, so that shared objects are shared again. Restored functions use the session's namespace,
+not a copy of it. The images of the task are saved as references.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class _TooLarge(Exception):
     pass
 
 
-class _Target:
-    """A file over memory of the server's, up to a limit.
+class _MemoryWriter:
+    """File object that writes to the server's memory file, up to a limit.
 
-    It is written through mappings: they are not held to the size that files may have.
+    It writes to memory maps, to which the limit on the size of files does not apply.
     """
 
     def __init__(self, memory: int, limit: int) -> None:
@@ -68,12 +68,14 @@ class _Target:
 
 
 class _Pickler(cloudpickle.Pickler):
-    """Refers to the namespace and to the question's images instead of copying them."""
+    """Pickler that saves the namespace and the task's images as references."""
 
-    def __init__(self, file: _Target, namespace: Namespace, originals: dict[int, str]) -> None:
+    def __init__(
+        self, file: _MemoryWriter, namespace: Namespace, originals: dict[int, str]
+    ) -> None:
         super().__init__(file, protocol=5)
-        # cloudpickle gives the functions of one namespace one new dictionary of globals. This is
-        # that dictionary for ours, and `persistent_id` turns it into the namespace itself.
+        # cloudpickle saves one dictionary of globals for all functions of a namespace. This is that
+        # dictionary, which `persistent_id` replaces by a reference to the namespace.
         self._globals: Namespace = {}
         self.globals_ref[id(namespace)] = self._globals
         self._originals = originals
@@ -85,7 +87,7 @@ class _Pickler(cloudpickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Loads one variable after the other."""
+    """Unpickler that resolves references to the namespace and images."""
 
     def __init__(self, file: BinaryIO, known: Namespace) -> None:
         super().__init__(file)
@@ -95,8 +97,8 @@ class _Unpickler(pickle.Unpickler):
         return self._known[pid]
 
 
-class _PatientUnpickler(pickle._Unpickler):
-    """The standard library's unpickler in Python, which another can continue after an error."""
+class _ResumableUnpickler(pickle._Unpickler):
+    """Pure-Python unpickler, whose memo another one can continue to use after an error."""
 
     def __init__(self, pickled: bytes, known: Namespace, memo: dict[int, Any]) -> None:
         super().__init__(io.BytesIO(pickled))
@@ -110,7 +112,7 @@ class _PatientUnpickler(pickle._Unpickler):
 def _load(
     source: BinaryIO, saved: dict[str, int], known: Namespace, lost: dict[str, str]
 ) -> Namespace:
-    """Loads all variables, or all but those that fail."""
+    """Load all variables except for those that fail."""
     unpickler = _Unpickler(source, known)
     try:
         return {name: unpickler.load() for name in saved}
@@ -123,61 +125,61 @@ def _load(
     for name, size in saved.items():
         pickled = source.read(size)
         try:
-            loaded[name] = _PatientUnpickler(pickled, known, memo).load()
+            loaded[name] = _ResumableUnpickler(pickled, known, memo).load()
         except BaseException as error:
             lost[name] = _reason(error)
-        # What a failed one would have remembered has its number all the same.
+        # The memo of later variables counts the entries of a failed one, too.
         expected += sum(code.name == "MEMOIZE" for code, _, _ in pickletools.genops(pickled))
         memo.update((number, None) for number in range(len(memo), expected))
     return loaded
 
 
 class SessionState:
-    """Reads and writes the variables and files of the session that this process is."""
+    """Variables and files of the session in this process."""
 
     def __init__(self, namespace: Namespace, folder: Path) -> None:
-        """Takes what is there now for the session's beginning.
+        """Initialize the state; existing variables are not part of it.
 
         Args:
             namespace: The variables of the shell.
-            folder: The session's own folder.
+            folder: The session's scratch folder.
         """
         self._namespace = namespace
         self._folder = folder
-        self._own = set(namespace)
+        self._initial_names = set(namespace)
         self._images: Namespace = {}
 
     def begin(self, images: dict[str, Any]) -> None:
-        """Gives the session its images, by the names that cells see."""
+        """Define the session's images by variable name."""
         self._images = images
         self._namespace.update(images)
 
     def names(self) -> list[str]:
-        """Names that the session's code has made."""
+        """Return the names of variables that the session's code has defined."""
         untouched = {
             name for name, image in self._images.items() if self._namespace.get(name) is image
         }
         return [name for name in self._all_names() if name not in untouched]
 
     def _all_names(self) -> list[str]:
-        mine = [
+        names = [
             name
-            for name in list(self._namespace)  # Threads may add to it meanwhile.
+            for name in list(self._namespace)  # Threads may change it concurrently.
             if isinstance(name, str)
-            and name not in self._own
+            and name not in self._initial_names
             and not _IPYTHON_NAMES.fullmatch(name)
         ]
-        return mine[:_MAX_NAMES]
+        return names[:_MAX_NAMES]
 
     def save(self, memory: int, max_bytes: int) -> dict[str, Any]:
-        """Saves all that can be saved: variables, files, then what tells them apart.
+        """Save variables and files as far as possible, followed by a manifest.
 
         Args:
-            memory: File descriptor of memory to write it to, of some size over `max_bytes`.
-            max_bytes: Most that variables and files may take together.
+            memory: File descriptor of the memory to write to, somewhat larger than ``max_bytes``.
+            max_bytes: Maximum total size of variables and files.
 
         Returns:
-            `size` (bytes written), `names` (saved variables) and `lost` (name to reason).
+            ``size`` (bytes written), ``names`` (saved variables) and ``lost`` (name to reason).
         """
         lost: dict[str, str] = {}
         target, variables = self._save_variables(memory, max_bytes, lost)
@@ -185,7 +187,7 @@ class SessionState:
         threads = threading.active_count() - 1
         if threads:
             lost["(threads)"] = f"{threads} threads were running"
-        contents = {
+        manifest = {
             "format": _FORMAT,
             "variables": variables,
             "files": files,
@@ -193,20 +195,20 @@ class SessionState:
             "settings": pickle.dumps(_settings(), protocol=5),
             "folder": os.path.relpath(os.getcwd(), self._folder),
         }
-        packed = msgpack.packb(contents, unicode_errors="surrogatepass")
-        ending = _Target(memory, sys.maxsize)
+        packed = msgpack.packb(manifest, unicode_errors="surrogatepass")
+        ending = _MemoryWriter(memory, sys.maxsize)
         ending.size = target.size
         ending.write(packed + _LENGTH.pack(len(packed)))
         names = [printable(name) for name in variables]
-        return {"size": ending.size, "names": names, "lost": told(lost)}
+        return {"size": ending.size, "names": names, "lost": reported(lost)}
 
     def _save_variables(
         self, memory: int, limit: int, lost: dict[str, str]
-    ) -> tuple[_Target, dict[str, int]]:
-        """Returns what was written to, and the size of each variable in it."""
+    ) -> tuple[_MemoryWriter, dict[str, int]]:
+        """Save the variables; return the written memory and the size of each variable."""
         names = self._all_names()
         while True:
-            target = _Target(memory, limit)
+            target = _MemoryWriter(memory, limit)
             pickler = _Pickler(target, self._namespace, self._originals())
             saved: dict[str, int] = {}
             for name in names:
@@ -222,14 +224,14 @@ class SessionState:
                 else:
                     saved[name] = target.size - before
                     continue
-                # What the failed one put into the pickler's memory is in no file: start afresh.
+                # The pickler's memo now refers to objects that were not written: start over.
                 names = [other for other in names if other not in lost]
                 break
             else:
                 return target, saved
 
     def _originals(self) -> dict[int, str]:
-        """The question's images that are what they were, by identity."""
+        """Return the unchanged images of the task: object ID to variable name."""
         return {
             id(image): name
             for name, image in self._images.items()
@@ -237,7 +239,7 @@ class SessionState:
             if getattr(image, "readonly", 0) or getattr(image, "tile", None)
         }
 
-    def _save_files(self, target: _Target, lost: dict[str, str]) -> dict[str, int]:
+    def _save_files(self, target: _MemoryWriter, lost: dict[str, str]) -> dict[str, int]:
         files: dict[str, int] = {}
         for path in _files(self._folder):
             name = str(path.relative_to(self._folder))
@@ -250,21 +252,21 @@ class SessionState:
         return files
 
     def restore(self, memory: int) -> dict[str, str]:
-        """Takes over what `save` saved; returns what did not come back, with the reasons.
+        """Restore a snapshot; return what could not be restored, with the reasons.
 
         Args:
-            memory: File descriptor of memory that holds it, and nothing else.
+            memory: File descriptor of the memory with the snapshot.
         """
         with open(memory, "rb", closefd=False) as source:
-            contents = _read_contents(source)
-            saved: dict[str, int] = contents["variables"]
-            files: dict[str, int] = contents["files"]
-            if contents["format"] != _FORMAT:
-                reason = f"saved by another version ({contents['format']}; this is {_FORMAT})"
+            manifest = _read_manifest(source)
+            saved: dict[str, int] = manifest["variables"]
+            files: dict[str, int] = manifest["files"]
+            if manifest["format"] != _FORMAT:
+                reason = f"saved by another version ({manifest['format']}; this is {_FORMAT})"
                 return dict.fromkeys([*saved, *(f"file {name}" for name in files)], reason)
             lost: dict[str, str] = {}
             source.seek(sum(saved.values()))
-            for name in contents.get("folders", ()):  # Absent from snapshots of earlier versions.
+            for name in manifest.get("folders", ()):  # Absent from snapshots of earlier versions.
                 make = partial(os.makedirs, self._folder / name, exist_ok=True)
                 self._attempt(f"folder {name}", lost, make)
             for name, size in files.items():
@@ -275,8 +277,8 @@ class SessionState:
             known = {_GLOBALS: self._namespace, **self._images}
             source.seek(0)
             self._namespace.update(_load(source, saved, known, lost))
-        self._attempt("(settings)", lost, lambda: _apply(pickle.loads(contents["settings"])))
-        self._attempt("(folder)", lost, lambda: os.chdir(self._folder / contents["folder"]))
+        self._attempt("(settings)", lost, lambda: _apply(pickle.loads(manifest["settings"])))
+        self._attempt("(folder)", lost, lambda: os.chdir(self._folder / manifest["folder"]))
         return lost
 
     def _attempt(self, name: str, lost: dict[str, str], action: Callable[[], None]) -> None:
@@ -291,15 +293,15 @@ class SessionState:
         path.write_bytes(content)
 
 
-def _read_contents(source: BinaryIO) -> dict[str, Any]:
-    """Reads the end of a snapshot: what is in it, and how large each piece is."""
+def _read_manifest(source: BinaryIO) -> dict[str, Any]:
+    """Read the manifest at the end of a snapshot: names and sizes of its parts."""
     source.seek(-_LENGTH.size, os.SEEK_END)
     (length,) = _LENGTH.unpack(source.read())
     source.seek(-_LENGTH.size - length, os.SEEK_END)
-    contents: dict[str, Any] = msgpack.unpackb(
+    manifest: dict[str, Any] = msgpack.unpackb(
         source.read(length), unicode_errors="surrogatepass", strict_map_key=True
     )
-    return contents
+    return manifest
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -316,7 +318,7 @@ def _folders(folder: Path) -> Iterator[Path]:
 
 
 def _settings() -> dict[str, Any]:
-    """What libraries keep for themselves: random states and matplotlib's settings."""
+    """Return the global state of libraries: random states, matplotlib's settings, ``sys.path``."""
     import matplotlib
     import numpy
 
@@ -347,12 +349,12 @@ def _reason(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """The beginning of a name or reason, as valid Unicode."""
+    """Truncate a name or reason, and make it valid Unicode."""
     return text[:_MAX_REASON_CHARACTERS].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def told(lost: dict[str, str]) -> dict[str, str]:
-    """What is told of lost variables and files: not more than anyone reads."""
+def reported(lost: dict[str, str]) -> dict[str, str]:
+    """Limit the report of lost variables and files to a readable length."""
     shown = {printable(name): reason for name, reason in list(lost.items())[:_MAX_NAMES]}
     if len(lost) > len(shown):
         shown["(others)"] = f"{len(lost) - len(shown)} more were lost"

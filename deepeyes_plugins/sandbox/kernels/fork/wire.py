@@ -1,8 +1,7 @@
-"""Frames on the socket between the server and a session.
+"""Wire format between the server and a forked session.
 
-Two 4-byte lengths, a message in msgpack, then the bulk: bytes that the receiver need not look
-into. So the message is small, and one that code in the session forges keeps the server busy for
-milliseconds at most.
+A frame is two 4-byte lengths, a msgpack message, and the bulk: bytes that are not parsed. Messages
+are small, so a forged one costs the server milliseconds at most.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ _MAX_CONTAINERS: Final = 64
 
 
 class WireError(Exception):
-    """A peer sent something that is no frame."""
+    """A peer sent an invalid frame."""
 
 
 def pack(message: Any, bulk: bytes = b"") -> bytes:
-    """Encodes one message; lone surrogates in its strings survive."""
+    """Encode a frame; lone surrogates in strings are preserved."""
     body: bytes = msgpack.packb(message, unicode_errors="surrogatepass")
     return HEADER.pack(len(body), len(bulk)) + body + bulk
 
 
 def unpack(body: bytes | bytearray | memoryview) -> Any:
-    """Decodes the body of one frame.
+    """Decode the message of a frame.
 
     Raises:
-        WireError: The body is no msgpack, whatever is wrong with it.
+        WireError: It is not valid msgpack.
     """
     try:
         return msgpack.unpackb(body, unicode_errors="surrogatepass", strict_map_key=True)
@@ -43,10 +42,10 @@ def unpack(body: bytes | bytearray | memoryview) -> Any:
 
 
 def unpack_untrusted(body: bytes) -> Any:
-    """Decodes a message of few items from code that may want to harm: its text is valid Unicode.
+    """Decode a message from an untrusted process; its strings become valid Unicode.
 
     Raises:
-        WireError: The body is no msgpack, or of more items than any honest message.
+        WireError: It is not valid msgpack, or has too many items.
     """
     containers = 0
 
@@ -72,19 +71,20 @@ def unpack_untrusted(body: bytes) -> Any:
 
 
 def send(sock: socket.socket, message: Any, bulk: bytes = b"") -> None:
-    """Sends one message on a blocking socket."""
+    """Send a frame on a blocking socket."""
     sock.sendall(pack(message, bulk))
 
 
 def receive(
     sock: socket.socket, max_frame_bytes: int = MAX_FRAME_BYTES
 ) -> tuple[Any, list[int]] | None:
-    """Receives one message and the file descriptors that came with it from a blocking socket.
-
-    Messages that are received so come without bulk.
+    """Receive a frame without bulk, and its file descriptors, from a blocking socket.
 
     Returns:
-        The message and its descriptors, or None when the peer has closed.
+        The message and its descriptors, or None if the peer has closed the connection.
+
+    Raises:
+        WireError: The frame is invalid, too large, or has bulk.
     """
     header, descriptors, _, _ = socket.recv_fds(sock, HEADER.size, MAX_FILE_DESCRIPTORS)
     while 0 < len(header) < HEADER.size:
@@ -93,7 +93,7 @@ def receive(
         return None
     size, bulk = HEADER.unpack(header)
     if bulk:
-        raise WireError("a message with bulk where none is expected")
+        raise WireError("unexpected bulk in a frame")
     if size > max_frame_bytes:
         raise WireError(f"a frame of {size} bytes is over the limit of {max_frame_bytes}")
     body = bytearray(size)

@@ -1,15 +1,13 @@
-"""The process that warms Python once and forks a child for every session.
+"""Zygote: process that imports the libraries once and forks a child for each session.
 
-It never runs code from outside, holds no threads and no event loop, and does nothing between two
-requests. Requests come on a SEQPACKET socket, one message each, with the socket of the new child
-as file descriptor. When that socket closes, the server is gone: the zygote kills what it forked,
-removes the server's files and ends.
+It never runs untrusted code, and has no threads and no event loop. Requests arrive on a SEQPACKET
+socket, one message each, with the socket of the new child as file descriptor. When the server
+closes the socket, the zygote kills its children, removes the server's files and exits.
 
-Images are decoded in a child too, jailed like a session but never given code: the bytes come from
-outside, and a fault in a decoder must reach neither this process, from which all sessions are
-copied, nor the pixels of a session that runs code. One such child serves all images; its pixels go
-into memory that the server seals, and every session maps the same pages. So sixteen rollouts of a
-prompt decode their image once and hold it once.
+Images are decoded by a child, too, which is isolated like a session but never runs code: image
+files are untrusted, and a vulnerability of a decoder must expose neither the zygote nor sessions.
+One decoder serves all images. It writes the pixels to memory that the server seals, and all
+sessions map the same pages, so the rollouts of a prompt share one decoded copy of their image.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ MAX_MESSAGE_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Plan:
-    """What the server tells its zygote first."""
+    """Configuration of the zygote, the first message of the server."""
 
     base: str
     warm_modules: list[str]
@@ -61,14 +59,13 @@ class Zygote:
     """The fork server."""
 
     def __init__(self, control: socket.socket, plan: Plan) -> None:
-        """Prepares for what the plan says, on the server's socket."""
         self._control = control
         self._plan = plan
         self._pid = os.getpid()
         self._children: set[int] = set()
 
     def warm(self) -> None:
-        """Imports everything that sessions share, and makes the shared pages stay shared."""
+        """Import the libraries, and freeze the garbage collector so that pages stay shared."""
         from deepeyes_plugins.sandbox.kernels.fork.fonts import use_cjk_font
         from deepeyes_plugins.sandbox.kernels.fork.shell import Shell
 
@@ -81,9 +78,9 @@ class Zygote:
         if threads != 1:
             raise RuntimeError(
                 f"importing {', '.join(self._plan.warm_modules) or 'the libraries'} started "
-                f"{threads - 1} threads, which a fork would lose; leave it out of warm_modules"
+                f"{threads - 1} threads, which a fork would lose; remove it from warm_modules"
             )
-        # A session imports from its own folder and from what it may read, from nowhere else.
+        # A session imports only from its own folder and from readable paths.
         sys.path[:] = ["", *(entry for entry in sys.path if self._readable(entry))]
         mapped = mapped_bytes()
         pixel_bytes = 4 * self._plan.limits["image_pixels"]
@@ -97,7 +94,7 @@ class Zygote:
         )
         self._jails = {
             "session": jail,
-            # Room for a file, its pixels, and the same in the layout that sessions share.
+            # Enough for a file, its pixels, and their copy in the shared layout.
             "decoder": replace(
                 jail, address_space_bytes=mapped + 4 * pixel_bytes, file_bytes=pixel_bytes
             ),
@@ -113,7 +110,7 @@ class Zygote:
         )
 
     def serve(self) -> None:
-        """Forks on request until the server is gone."""
+        """Fork on request until the server closes the socket."""
         report = {"scratch_quota": self._try_mount()}
         signal.signal(signal.SIGCHLD, self._reap)
         self._control.send(msgpack.packb({"ready": report, "cjk_font": self._cjk_font}))
@@ -129,7 +126,7 @@ class Zygote:
             os.close(descriptors[0])
 
     def _try_mount(self) -> str:
-        """Lets a child try the session's own file system; returns why not, or ""."""
+        """Test in a child whether a tmpfs can be mounted; return why not, or ""."""
         if "scratch_quota" not in self._plan.layers:
             return ""
         reading, writing = os.pipe()
@@ -143,14 +140,16 @@ class Zygote:
                 os._exit(0)
         os.close(writing)
         os.waitpid(pid, 0)
-        with open(reading, encoding="utf-8", errors="replace") as told:
-            refused = told.read()
-        if refused:
+        with open(reading, encoding="utf-8", errors="replace") as pipe:
+            failure = pipe.read()
+        if failure:
             self._jails = {
-                role: replace(jail, layers=[one for one in jail.layers if one != "scratch_quota"])
+                role: replace(
+                    jail, layers=[layer for layer in jail.layers if layer != "scratch_quota"]
+                )
                 for role, jail in self._jails.items()
             }
-        return refused
+        return failure
 
     def _reap(self, number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(ChildProcessError):
@@ -158,10 +157,10 @@ class Zygote:
                 self._children.discard(pid)
 
     def end(self) -> None:
-        """Kills what was forked and removes the server's files."""
+        """Kill all children and remove the server's files."""
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for pid in self._children:
-            # Only a child of ours that was not reaped can be waited for: its number is not reused.
+            # Only an unreaped child can be waited for, so its process ID is not reused yet.
             with contextlib.suppress(ChildProcessError):
                 if os.waitpid(pid, os.WNOHANG)[0] == 0:
                     os.kill(pid, signal.SIGKILL)
@@ -169,10 +168,10 @@ class Zygote:
         folders.remove(Path(self._plan.base))
 
     def become(self, request: dict[str, Any], conn: socket.socket) -> None:
-        """Turns a fresh child into what was asked for; returns when its socket has closed."""
+        """Run a new child in its requested role, until its socket is closed."""
         die_with_parent(self._pid)
-        # The kernel shares processor time between (process) sessions first, so that a hundred busy
-        # threads of one get no more than the one thread of another.
+        # The kernel distributes CPU time between process sessions first (autogroup), so that many
+        # busy threads of one get no more than a single thread of another.
         os.setsid()
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -182,7 +181,7 @@ class Zygote:
         os.closerange(3, conn.fileno())
         os.closerange(conn.fileno() + 1, 1 << 16)
         gc.enable()
-        # Where memory runs out, a session goes before the server and its neighbours.
+        # If memory runs out, the kernel kills sessions before the server and other processes.
         score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
         os.write(score, b"1000")
         os.close(score)
@@ -234,7 +233,7 @@ class Zygote:
 
 
 def _run_child(zygote: Zygote, request: dict[str, Any], descriptor: int) -> None:
-    """Never returns: a child must not run on into the zygote's own loop."""
+    """Run a child, and exit: it must not return to the zygote's loop."""
     status = 1
     try:
         conn = socket.socket(fileno=descriptor)
@@ -255,8 +254,8 @@ def _decode_images(conn: socket.socket) -> None:
         request, (source, target) = received
         reply: dict[str, Any]
         try:
-            described = decode_into(source, target, **request)
-            reply = {"lazy": True} if described is None else {"image": described}
+            metadata = decode_into(source, target, **request)
+            reply = {"lazy": True} if metadata is None else {"image": metadata}
         except ImageRefused as error:
             reply = {"refused": str(error)}
         os.close(source)
@@ -265,10 +264,10 @@ def _decode_images(conn: socket.socket) -> None:
 
 
 def main() -> None:
-    """Runs the zygote on the inherited socket whose number is the only argument."""
+    """Run the zygote on the inherited socket whose number is the only argument."""
     control = socket.socket(fileno=int(sys.argv[1]))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # Ends by its socket only, after it has cleaned up.
+        # It exits only when its socket is closed, after the cleanup.
         signal.signal(number, signal.SIG_IGN)
     plan = Plan(**msgpack.unpackb(control.recv(MAX_MESSAGE_BYTES)))
     zygote = Zygote(control, plan)
