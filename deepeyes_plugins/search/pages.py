@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deepeyes_plugins.extras import install_command
-from deepeyes_plugins.search.cache import AnswerStore
+from deepeyes_plugins.search.cache import ResponseStore
 from deepeyes_plugins.search.contracts import SearchNotConfiguredError, Text
 from deepeyes_plugins.search.fetching import Fetcher, FetchError, FetchRefusedError, FetchRules
 from deepeyes_plugins.search.settings import PageSettings
@@ -67,7 +67,7 @@ def main_text(data: bytes | str) -> Page | None:
 class PageReader:
     """Fetches pages and gives their main text; belongs to one event loop."""
 
-    def __init__(self, settings: PageSettings, store: AnswerStore, seconds: float) -> None:
+    def __init__(self, settings: PageSettings, store: ResponseStore, seconds: float) -> None:
         """Hold the settings; nothing is opened yet.
 
         Args:

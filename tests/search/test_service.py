@@ -255,7 +255,7 @@ async def test_rate_and_budget_hold_for_all_clients_and_outlive_a_kill(
 
         return await asyncio.gather(*map(one, range(64)))
 
-    used_up = "retriever: our own budget of 30 searches is used up"
+    used_up = "retriever: the budget of 30 searches is used up"
     with Service(tmp_path, settings) as service:
         started = time.monotonic()
         told = await ask(service, "red")
@@ -337,7 +337,7 @@ async def test_a_recorded_run_is_repeated_exactly(
     script.say(says({"result": [[]]}), stuck=True)
     with Service(tmp_path, {**settings, "cache": {"ttl": 0}}, "record", str(file)) as service:
         assert await answers(service) == recorded
-        assert any("cut short" in line for line in service.log)
+        assert any("truncated" in line for line in service.log)
     assert len(file.read_text().splitlines()) == 4
 
     script.requests.clear()
