@@ -13,7 +13,7 @@ from PIL import Image
 
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.search.broker import Broker, SearchType, Source, identity
-from deepeyes_plugins.search.cache import ResponseStore, RedisStore, SqliteStore
+from deepeyes_plugins.search.cache import RedisStore, ResponseStore, SqliteStore
 from deepeyes_plugins.search.client import IMAGES, TEXT
 from deepeyes_plugins.search.contracts import (
     FILTERS,

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from deepeyes_plugins.cli.main import app
 from deepeyes_plugins.search.contracts import SearchNotConfiguredError, SearchQuery
-from deepeyes_plugins.search.corpus import Corpus, CorpusError, Passage, cut
+from deepeyes_plugins.search.corpus import Corpus, CorpusError, Passage, split_passages
 from deepeyes_plugins.search.index import (
     K1,
     MANIFEST,
@@ -331,14 +331,16 @@ class TestBuild:
 
     def test_refuses_an_empty_corpus(self, tmp_path: Path) -> None:
         (tmp_path / "c.jsonl").write_text("{}\n")
-        with pytest.raises(LocalIndexError, match="no text; it is looked for under text, contents"):
+        with pytest.raises(LocalIndexError, match="no text in any of the columns text, contents"):
             build(Corpus([tmp_path / "c.jsonl"], 1000), tmp_path / "index")
         with pytest.raises(CorpusError, match="no corpus"):
             Corpus([tmp_path / "index"], 1000)
 
     def test_keeps_to_folders_of_its_own(self, tmp_path: Path) -> None:
         path = corpus(tmp_path, ["panda"])
-        with pytest.raises(LocalIndexError, match=r"holds 'corpus\.jsonl', which is none of"):
+        with pytest.raises(
+            LocalIndexError, match=r"contains 'corpus\.jsonl', which is not part of"
+        ):
             build(Corpus([path], 1000), tmp_path, replace=True)
         assert path.exists()
 
@@ -402,7 +404,7 @@ build(corpus, Path({str(place)!r}), replace=True, progress=stop)
     st.integers(min_value=5, max_value=60),
 )
 def test_passages_hold_all_of_a_document(text: str, characters: int) -> None:
-    pieces = cut(text, characters)
+    pieces = split_passages(text, characters)
     assert all(0 < len(piece) <= characters for piece in pieces)
     assert "".join("".join(pieces).split()) == "".join(text.split())
 

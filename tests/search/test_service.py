@@ -298,7 +298,7 @@ async def test_an_engine_that_keeps_failing_is_left_alone_and_the_next_one_answe
         async with httpx.AsyncClient() as client:
             metrics = (await client.get(f"{service.url}/metrics")).text
     assert len(script.requests) == 2
-    assert "retriever: it keeps failing" in providers["retriever"]
+    assert "retriever: too many failures, circuit open" in providers["retriever"]
     assert providers["http"] == "ok"
     for line in (
         'calls_total{kind="text",outcome="unavailable",provider="retriever"} 1.0',
@@ -344,7 +344,7 @@ async def test_a_recorded_run_is_repeated_exactly(
     with Service(tmp_path, {}, "replay", str(file)) as service:
         assert await answers(service) == recorded
         search = Search(SearchSettings(url=service.url))
-        with pytest.raises(NotRecordedError, match=r"no answer to .*blue whale"):
+        with pytest.raises(NotRecordedError, match=r"no response to .*blue whale"):
             await search.text.search(search.query("blue whale"))
         with pytest.raises(NotRecordedError, match="red panda"):
             await search.text.search(search.query("red panda", 4))  # Another count.
