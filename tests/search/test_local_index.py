@@ -411,7 +411,7 @@ def test_passages_hold_all_of_a_document(text: str, characters: int) -> None:
 
 def test_passages_end_where_sentences_do() -> None:
     text = "One short.\n\nThe second paragraph is long. It has two sentences, and no more.\n\nLast."
-    assert cut(text, 50) == [
+    assert split_passages(text, 50) == [
         "One short.",
         "The second paragraph is long.",
         "It has two sentences, and no more.\n\nLast.",

@@ -135,10 +135,10 @@ FAULTS: dict[str, tuple[Fault, type[SearchError], str]] = {
     "other json": (
         says({"hello": "world"}),
         SearchUnavailableError,
-        "another form than documented",
+        "another format than documented",
     ),
-    "a list": (says([]), SearchUnavailableError, "another form than documented"),
-    "nothing": (says("null"), SearchUnavailableError, "another form than documented"),
+    "a list": (says([]), SearchUnavailableError, "another format than documented"),
+    "nothing": (says("null"), SearchUnavailableError, "another format than documented"),
     "50 MB": (endless, SearchUnavailableError, "larger than 8 MiB"),
     "redirect": (
         says("", 302, Location="/search"),
