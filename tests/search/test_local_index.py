@@ -318,7 +318,7 @@ class TestBuild:
         )
         manifest = build(Corpus([path], 1000), tmp_path / "index")
         assert (manifest.passages, manifest.skipped) == (2, 5)
-        assert manifest.first_fault.startswith(f"{path}, row 2: no JSON")
+        assert manifest.first_fault.startswith(f"{path}, row 2: not valid JSON")
 
     @pytest.mark.parametrize("name", ["x.parquet", "missing.jsonl", "x.unknown"])
     def test_names_a_file_that_cannot_be_read(self, tmp_path: Path, name: str) -> None:
