@@ -40,7 +40,7 @@ SCORES = "scores.jsonl"
 _OPERATION_OF_SANDBOX = {
     *("url", "token_env", "redis_url", "redis_password_env", "idle_timeout", "max_lifetime"),
     *("max_sessions", "room_timeout", "min_free_memory_mb", "spare_sessions", "startup_timeout"),
-    *("snapshot_store_mb", "image_cache_mb", "patience", "circuit_failures", "circuit_seconds"),
+    *("snapshot_store_mb", "image_cache_mb", "limit", "circuit_failures", "circuit_seconds"),
 }
 _OPERATION_OF_SEARCH = {"url", "token_env", "cache", "budgets", "run"}
 
@@ -198,7 +198,7 @@ class Sampling:
                 found.torn.append(f"{line.place}: no trajectory, perhaps cut short")
             elif player.is_own(labels) and line.key not in scored:
                 played[_name(labels)] = line.place
-        patience = FailureLimit(self.concurrency)
+        limit = FailureLimit(self.concurrency)
         tell(len(records), count)
 
         def plays() -> Iterator[_Play]:
@@ -221,9 +221,9 @@ class Sampling:
             async for result in results:
                 if isinstance(result, str):
                     failures.append(result)
-                    patience.fail(result)
+                    limit.fail(result)
                 else:
-                    patience.succeed()
+                    limit.succeed()
                     ledger.append(result)
                     records.append(result)
                 tell(len(records) + len(failures), count)
