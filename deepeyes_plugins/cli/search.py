@@ -22,7 +22,7 @@ from deepeyes_plugins.search.contracts import (
 from deepeyes_plugins.search.settings import SearchSettings
 from deepeyes_plugins.settings import load_settings
 
-Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Host = Annotated[str, typer.Option(metavar="HOST", help="Address to listen on.")]
 Provider = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Text-search provider, instead of that of the settings."),
@@ -104,10 +104,11 @@ def replay(
 
 
 def query(
-    text: Annotated[str, typer.Argument(help="Text of the query.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Text of the query.")],
     provider: Provider = None,
     count: Annotated[
-        int | None, typer.Option(min=1, max=MAXIMUM_RESULTS, help="Maximum number of results.")
+        int | None,
+        typer.Option(metavar="N", min=1, max=MAXIMUM_RESULTS, help="Maximum number of results."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     config: Config = None,

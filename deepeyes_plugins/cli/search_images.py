@@ -23,7 +23,7 @@ def convert(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH...",
+            metavar="PATH",
             help="Published caches: DeepEyesV2's JSON, MMSearch-R1's pickle (whose code is not "
             "run).",
             show_default=False,
@@ -56,7 +56,7 @@ def convert(
         bool, typer.Option("--download", help="Download thumbnails that are URLs.")
     ] = False,
     longest_side: Annotated[
-        int, typer.Option(min=32, help="Maximum side of a thumbnail in pixels.")
+        int, typer.Option(metavar="N", min=32, help="Maximum side of a thumbnail in pixels.")
     ] = LONGEST_SIDE,
     as_json: AsJson = False,
 ) -> None:

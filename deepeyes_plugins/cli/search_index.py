@@ -32,7 +32,7 @@ def build(
     corpus: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH...",
+            metavar="PATH",
             help="Files (JSON lines, Parquet, Markdown, text, HTML) and folders of them.",
             show_default=False,
         ),
@@ -53,11 +53,14 @@ def build(
     ] = "",
     passage_characters: Annotated[
         int,
-        typer.Option(min=100, help="Maximum length of a passage of a Markdown or HTML document."),
+        typer.Option(
+            metavar="N", min=100, help="Maximum length of a passage of a Markdown or HTML document."
+        ),
     ] = 1200,
     common_share: Annotated[
         float,
         typer.Option(
+            metavar="SHARE",
             min=0,
             max=1,
             help="A word in more than this share of the passages (and in more than 10,000) is "
@@ -82,7 +85,7 @@ def build(
         str, typer.Option(metavar="TEXT", help="Prompt of that model before a passage.")
     ] = "",
     memory_mb: Annotated[
-        int, typer.Option(min=16, max=4000, help="Memory for postings, in MiB.")
+        int, typer.Option(metavar="N", min=16, max=4000, help="Memory for postings, in MiB.")
     ] = 1000,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing index.")] = False,
     as_json: AsJson = False,
@@ -131,8 +134,10 @@ def info(index: IndexFolder, as_json: AsJson = False) -> None:
 
 def query(
     index: IndexFolder,
-    text: Annotated[str, typer.Argument(help="Text of the query.", show_default=False)],
-    count: Annotated[int, typer.Option(min=1, help="Maximum number of results.")] = 5,
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help="Text of the query.", show_default=False)
+    ],
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="Maximum number of results.")] = 5,
     dense: Annotated[bool, typer.Option("--dense", help="Rank by vectors, not by words.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -254,7 +254,7 @@ class Provider(ABC):
         """
         return "nothing to check"
 
-    async def aclose(self) -> None:  # noqa: B027 - most providers hold nothing
+    async def aclose(self) -> None:  # noqa: B027 - most providers open nothing
         """Close every connection; idempotent."""
 
 

@@ -40,7 +40,7 @@ SCORES = "scores.jsonl"
 _OPERATION_OF_SANDBOX = {
     *("url", "token_env", "redis_url", "redis_password_env", "idle_timeout", "max_lifetime"),
     *("max_sessions", "room_timeout", "min_free_memory_mb", "spare_sessions", "startup_timeout"),
-    *("snapshot_store_mb", "image_cache_mb", "limit", "circuit_failures", "circuit_seconds"),
+    *("snapshot_store_mb", "image_cache_mb", "patience", "circuit_failures", "circuit_seconds"),
 }
 _OPERATION_OF_SEARCH = {"url", "token_env", "cache", "budgets", "run"}
 

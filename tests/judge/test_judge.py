@@ -215,7 +215,9 @@ async def test_a_text_beyond_the_context_is_marked_at_once() -> None:
     )
     with ChatServer(lambda body: reply) as server:
         async with judge(server, outage="wait") as asked:
-            with pytest.raises(JudgeUnavailableError, match="refuses: maximum context length"):
+            with pytest.raises(
+                JudgeUnavailableError, match="refuses the request: maximum context length"
+            ):
                 await asked.compare("answer", RED)
     assert len(server.requests) == 1
 
