@@ -39,7 +39,7 @@ LACKING: dict[str, tuple[dict[str, Any], str]] = {
     "image cache": ({"image_provider": "cache"}, r"search\.image_providers\.cache\.path"),
     "image cache that is named": (
         {"image_providers": {"cache": {"path": "/nowhere/images.sqlite"}}},
-        "/nowhere/images.sqlite: there is no such file",
+        "/nowhere/images.sqlite: no such file",
     ),
     "recording": (
         {"provider": "replay", "providers": {"replay": {"path": "/nowhere/run.jsonl"}}},

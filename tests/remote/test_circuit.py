@@ -1,4 +1,4 @@
-"""When a server that keeps failing is left alone."""
+"""When the circuit breaker opens and closes."""
 
 from __future__ import annotations
 

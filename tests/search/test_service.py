@@ -281,7 +281,7 @@ async def test_an_engine_that_keeps_failing_is_left_alone_and_the_next_one_answe
     options = {**http.options, "url": f"{engines[1]}/http", "key_env": KEY_VARIABLE}
     settings["fallbacks"] = ["http"]
     settings["providers"]["http"] = options
-    # It is left alone in the middle of the first query, which has tries left.
+    # The circuit opens in the middle of the first query, which has tries left.
     failing = {"circuit_failures": 2, "circuit_seconds": 60, "retries": 3}
     settings["providers"]["retriever"] |= failing
     # What the command line says of the kept answers comes before agent.yaml.
@@ -293,7 +293,7 @@ async def test_an_engine_that_keeps_failing_is_left_alone_and_the_next_one_answe
             for number in range(20):
                 found = await search.text.search(search.query(f"panda {number}", 1))
                 assert found.results[0].title == "Red panda 0"
-            assert time.monotonic() - started < 10, "a query waits for the one that is left alone"
+            assert time.monotonic() - started < 10, "a query waits for the open circuit"
             providers = json.loads(await search.text.check())["searches"]["text"]["providers"]
         async with httpx.AsyncClient() as client:
             metrics = (await client.get(f"{service.url}/metrics")).text
