@@ -103,5 +103,5 @@ def test_who_has_what_it_needs_passes_and_is_not_asked(
     check_tools(AgentSettings(search=search), PLAYED)  # type: ignore[arg-type]
 
     search["providers"] = {"local": {**index, "method": "dense"}, "exa": engine}
-    with pytest.raises(SettingsError, match="an index without vectors"):
+    with pytest.raises(SettingsError, match="the index has no vectors"):
         check_tools(AgentSettings(search=search), PLAYED)  # type: ignore[arg-type]
