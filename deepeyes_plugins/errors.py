@@ -1,4 +1,4 @@
-"""Errors that every room may raise."""
+"""Errors that every subpackage may raise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, lines that are whole or not there, and locks."""
+"""Atomic writes of files and lines, and locks between processes."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 PARTIAL = ".partial"
-"""How the names of unfinished files end; a process that was killed may leave one."""
+"""Suffix of unfinished files, which a killed process may leave."""
 
 _BLOCK = 1 << 16
 
 
 @contextmanager
 def whole_file(target: Path, *, shared: bool = False, sync: bool = False) -> Iterator[Path]:
-    """Hand out a temporary name beside ``target`` that takes its place if all goes well.
+    """Yield a temporary path beside ``target``, which replaces it if the block succeeds.
 
-    Whatever goes wrong, or is interrupted, leaves what was at ``target`` before; readers see the
-    old file or the new one. The folder is made.
+    After an error or interruption ``target`` is unchanged; readers see the old file or the new one.
+    The folder is created.
 
     Args:
         target: The file to write.
-        shared: Several threads or processes may write it at the same time.
-        sync: What is written is on the disk before it is renamed.
+        shared: Several threads or processes may write the file at the same time.
+        sync: Flush the file to disk before it is renamed.
 
     Raises:
-        OSError: It cannot be written, for instance for want of space.
+        OSError: The file cannot be written, for instance because the disk is full.
     """
     writer = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
     partial = target.with_name(f".{target.name}{writer}{PARTIAL}")
@@ -49,42 +49,42 @@ def whole_file(target: Path, *, shared: bool = False, sync: bool = False) -> Ite
 
 @contextmanager
 def exclusive(lock: Path, *, wait: bool) -> Iterator[None]:
-    """Hold a lock between processes; it ends with the process that holds it.
+    """Lock out other processes; the lock is released at the latest when the process ends.
 
     Args:
-        lock: The lock's file; it and its folder are made.
-        wait: Wait for the process that holds it.
+        lock: The lock file, which is created together with its folder.
+        wait: Wait for another process to release the lock.
 
     Raises:
-        BlockingIOError: Another process holds it, and ``wait`` is false.
-        OSError: The file cannot be made.
+        BlockingIOError: Another process has the lock, and ``wait`` is false.
+        OSError: The file cannot be created.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock, timeout=-1 if wait else 0, thread_local=False, is_singleton=False)
+    file_lock = FileLock(lock, timeout=-1 if wait else 0, thread_local=False, is_singleton=False)
     try:
-        held.acquire()
+        file_lock.acquire()
     except Timeout as error:
         raise BlockingIOError(f"another process holds {lock}") from error
     try:
         yield
     finally:
-        held.release()
+        file_lock.release()
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append a line to a file that threads and processes share, whole or not at all.
+    """Append a line atomically to a file that threads and processes share.
 
-    A torn last line, of a writer that was killed, is removed first.
+    A truncated last line, left by a killed writer, is removed first.
 
     Args:
-        path: The file; it is created.
-        line: Without a newline.
+        path: The file; it is created if missing.
+        line: The line without a newline.
 
     Raises:
-        OSError: The file cannot be written; it is as it was before.
+        OSError: The file cannot be written; it is unchanged.
     """
     with path.open("ab+", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # Of the file itself: readers find no file beside it.
+        fcntl.flock(file, fcntl.LOCK_EX)  # On the file itself, so that no lock file is left.
         end = _end_of_last_line(file)
         rest = memoryview(line + b"\n")
         try:

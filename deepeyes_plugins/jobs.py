@@ -1,4 +1,4 @@
-"""Many pieces of work: so many at a time, each result on disk as it comes, resumed where it was."""
+"""Concurrent jobs over many items: bounded concurrency, results on disk, resumption."""
 
 from __future__ import annotations
 
@@ -12,61 +12,60 @@ from pydantic import BaseModel, ValidationError
 from deepeyes_plugins.files import append_line, whole_file
 
 Advance = Callable[[int, int], None]
-"""Is told after each result how many there are and how many there will be."""
+"""Called after each result with the number of results and the total."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Record = TypeVar("Record", bound=BaseModel)
 
-FEWEST_FAILURES = 8
-"""Failures in a row that never stop a run, however little is in work at a time. Our own bound."""
+MIN_FAILURES = 8
+"""Minimum number of consecutive failures that stop a job, whatever its concurrency."""
 
 
 class ServiceLostError(Exception):
-    """A service that all pieces of work need does not come back; the message says why."""
+    """A service that every item needs stays unavailable; the message contains the last error."""
 
 
-class Patience:
-    """Notices that nothing succeeds any more: as many failures in a row as pieces are in work."""
+class FailureLimit:
+    """Stops a job after as many consecutive infrastructure errors as items run concurrently."""
 
     def __init__(self, concurrency: int) -> None:
-        """Begin to count."""
-        self._limit = max(concurrency, FEWEST_FAILURES)
+        self._limit = max(concurrency, MIN_FAILURES)
         self._failures = 0
 
     def succeed(self) -> None:
-        """Take in that something worked."""
+        """Reset the count after a success."""
         self._failures = 0
 
     def fail(self, reason: str) -> None:
-        """Take in a failure of ours.
+        """Count an infrastructure error.
 
         Raises:
-            ServiceLostError: It is one too many.
+            ServiceLostError: The limit is reached.
         """
         self._failures += 1
         if self._failures >= self._limit:
-            raise ServiceLostError(f"{self._failures} failures in a row, the last one: {reason}")
+            raise ServiceLostError(f"{self._failures} consecutive failures, the last one: {reason}")
 
 
 async def work_through(
     items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], *, concurrency: int
 ) -> AsyncGenerator[Result]:
-    """Do many pieces of work at a time and yield each result as it comes.
+    """Process items concurrently and yield each result when it is ready.
 
-    Close it (``contextlib.aclosing``) where the loop over it may end early: only then nothing is
-    in work any more.
+    If the loop over it may end early, close it (``contextlib.aclosing``), which cancels the items
+    that are being processed.
 
     Args:
-        items: Read as they are needed, in a thread: they may come from a large file.
-        work: Does one; what it raises ends everything. It never returns ``None``.
-        concurrency: Pieces in work at a time.
+        items: Read lazily in a thread, since they may come from a large file.
+        work: Processes one item. An exception ends the job. It must not return ``None``.
+        concurrency: Maximum number of items processed at a time.
     """
     source = iter(items)
     reading = asyncio.Lock()
     results: asyncio.Queue[Result | None] = asyncio.Queue()
 
-    async def work_on() -> None:
+    async def worker() -> None:
         while True:
             async with reading:
                 item = await asyncio.to_thread(next, source, None)
@@ -74,49 +73,49 @@ async def work_through(
                 return
             results.put_nowait(await work(item))
 
-    async def work_all() -> None:
+    async def run_workers() -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(concurrency):
-                group.create_task(work_on())
+                group.create_task(worker())
 
-    working = asyncio.ensure_future(work_all())
-    working.add_done_callback(lambda _: results.put_nowait(None))
+    running = asyncio.ensure_future(run_workers())
+    running.add_done_callback(lambda _: results.put_nowait(None))
     try:
         while (result := await results.get()) is not None:
             yield result
-        await working
+        await running
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
     finally:
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 class Ledger(Generic[Record]):
-    """The results of a job as JSON lines: appended one by one, found again by the next run."""
+    """Results of a job as JSON lines, from which the next run resumes."""
 
-    def __init__(self, path: Path, kind: type[Record]) -> None:
-        """Keep records of ``kind`` in ``path``; nothing is read yet."""
+    def __init__(self, path: Path, model: type[Record]) -> None:
+        """Initialise without reading ``path``; each line is a ``model``."""
         self.path = path
-        self._kind = kind
+        self._model = model
 
     def resume(self, belongs: Callable[[Record], bool]) -> list[Record]:
-        """Return what an earlier run left, and rewrite the file to hold nothing else.
+        """Return the records of an earlier run, and remove all other lines from the file.
 
         Args:
-            belongs: Whether a record is one of this job. Others, such as those by other settings,
-                are removed, and so are torn lines.
+            belongs: Whether a record belongs to this job. Others, such as those of other settings,
+                are removed, and so are truncated lines.
 
         Raises:
             OSError: The file cannot be read or written.
         """
-        kept = [record for record in self._records() if belongs(record)]
+        records = [record for record in self._records() if belongs(record)]
         with whole_file(self.path) as partial, partial.open("w", encoding="utf-8") as file:
-            file.writelines(record.model_dump_json() + "\n" for record in kept)
-        return kept
+            file.writelines(record.model_dump_json() + "\n" for record in records)
+        return records
 
     def append(self, record: Record) -> None:
-        """Add a record, whole or not at all.
+        """Append a record atomically.
 
         Raises:
             OSError: The file cannot be written, for instance because the disk is full.
@@ -129,6 +128,6 @@ class Ledger(Generic[Record]):
         with self.path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 try:
-                    yield self._kind.model_validate_json(line)
+                    yield self._model.model_validate_json(line)
                 except ValidationError:
                     continue

@@ -1,7 +1,7 @@
-"""The plugin manager: built-ins and third parties register through the same hooks.
+"""Plugin manager: built-ins and third parties register through the same hooks.
 
-A room with an extension point has a module ``hooks`` (its hook specifications and registries) and a
-module ``builtin`` (what the room registers itself). This module finds them by name and knows none.
+A subpackage with an extension point has a module ``hooks`` (hook specifications and registries) and
+a module ``builtin`` (its own registrations). This module finds them by name and imports none.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ T = TypeVar("T")
 
 
 class PluginError(Exception):
-    """A plugin cannot be loaded, or two of them claim one name."""
+    """A plugin cannot be loaded, or two plugins register one name."""
 
 
 class UnknownNameError(PluginError, KeyError):
-    """Nothing of that name is registered; the message lists what is."""
+    """A name is not registered; the message lists those that are."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Names and what they stand for, each with its owner.
+    """Registered objects by name, each with the plugin that owns it.
 
-    A value may be registered as the string ``module:attribute``: it is imported when it is looked
-    up, so that a name can be checked without importing what it stands for.
+    An object may be registered as the string ``module:attribute``. It is imported when it is looked
+    up, so that a name can be checked without an import.
     """
 
     def __init__(self, kind: str) -> None:
-        """Make an empty registry of ``kind``, a singular noun for messages."""
+        """Create an empty registry of ``kind``, a singular noun for messages."""
         self.kind = kind
         self._entries: dict[str, tuple[T | str, str]] = {}
 
     def add(self, name: str, value: T | str, *, owner: str) -> None:
-        """Register ``value``, or where it is as ``module:attribute``.
+        """Register ``value``, an object or its location as ``module:attribute``.
 
         Raises:
-            PluginError: The name is taken; both owners are named.
+            PluginError: The name is registered already; both owners are named.
         """
         if name in self._entries:
             other = self._entries[name][1]
@@ -64,10 +64,11 @@ class Registry(Mapping[str, T], Generic[T]):
         self._entries[name] = (value, owner)
 
     def require(self, name: str) -> None:
-        """Check that ``name`` is registered, without importing what it stands for.
+        """Check that ``name`` is registered, without importing the object.
 
         Raises:
-            UnknownNameError: It is not; the message lists what is, and the nearest name.
+            UnknownNameError: The name is not registered; the message lists those that are, and the
+                closest one.
         """
         if name not in self._entries:
             near = difflib.get_close_matches(name, self._entries, n=1)
@@ -79,7 +80,7 @@ class Registry(Mapping[str, T], Generic[T]):
         """Return the plugin that registered ``name``.
 
         Raises:
-            UnknownNameError: Nothing of that name is registered.
+            UnknownNameError: The name is not registered.
         """
         self.require(name)
         return self._entries[name][1]
@@ -116,10 +117,10 @@ def manager() -> pluggy.PluginManager:
     """
     plugin_manager = pluggy.PluginManager(PROJECT)
     installed = entry_points(group=ENTRY_POINT_GROUP)
-    if installed:  # A hook that a plugin implements and nobody specifies is an error.
-        for room in files(__package__).iterdir():
-            if room.joinpath("hooks.py").is_file():
-                _specify(plugin_manager, f"{__package__}.{room.name}.hooks")
+    if installed:  # All hooks must be specified, so that unknown ones of a plugin are errors.
+        for subpackage in files(__package__).iterdir():
+            if subpackage.joinpath("hooks.py").is_file():
+                _specify(plugin_manager, f"{__package__}.{subpackage.name}.hooks")
     for entry_point in installed:
         package = entry_point.dist.name if entry_point.dist else entry_point.value
         try:
@@ -134,14 +135,14 @@ def manager() -> pluggy.PluginManager:
 
 
 def collect(kind: str, specification: Callable[..., None]) -> Registry[Any]:
-    """Ask every plugin behind a hook and return what they registered.
+    """Call a hook of every plugin and return the registry that they filled.
 
     Args:
         kind: What is registered, a singular noun for messages.
-        specification: The hook, as the module ``hooks`` of its room declares it.
+        specification: The hook specification in a module ``hooks``.
 
     Raises:
-        PluginError: Two plugins claim one name.
+        PluginError: Two plugins register one name.
     """
     plugin_manager = manager()
     _specify(plugin_manager, specification.__module__)
@@ -154,7 +155,7 @@ def collect(kind: str, specification: Callable[..., None]) -> Registry[Any]:
 
 
 def _specify(plugin_manager: pluggy.PluginManager, hooks: str) -> None:
-    """Add the hooks of a room and what the room registers itself, once."""
+    """Add the hooks of a subpackage and its built-in registrations, once."""
     built_in = f"{hooks.removesuffix('.hooks')}.builtin"
     if plugin_manager.has_plugin(built_in):
         return

@@ -1,4 +1,4 @@
-"""A SQLite file for what may be lost but not be wrong: kept answers, shared verdicts."""
+"""SQLite file for caches: asynchronous access, recovery from a broken file."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LOCKED_SECONDS = 10
-"""How long another process may hold the file."""
+"""Time to wait while another process locks the file."""
 
 
 class SqliteFile:
-    """A file that processes of one machine may share, or memory.
+    """A SQLite database in a file, which processes of one machine may share, or in memory.
 
-    SQLite blocks, so that a thread of its own has the connection. A killed process leaves the file
-    as it was after the last whole statement; one that is no database is moved aside.
+    The connection belongs to a thread, since SQLite blocks. A killed process leaves the file as it
+    was after the last complete statement. A file that is not a database is renamed.
     """
 
     def __init__(self, path: Path | None, schema: str) -> None:
-        """Hold the settings; nothing is opened yet.
+        """Initialise without opening the file.
 
         Args:
             path: The file; ``None`` for memory.
-            schema: Statements that make the tables where they are missing.
+            schema: Statements that create missing tables.
         """
         self._path = path
         self._schema = schema
@@ -46,11 +46,11 @@ class SqliteFile:
         *arguments: P.args,
         **keywords: P.kwargs,
     ) -> T:
-        """Call a function with the connection, in the thread.
+        """Call a function with the connection, in the thread of the file.
 
         Raises:
-            sqlite3.Error: The file cannot be used.
-            OSError: Its folder cannot be made.
+            sqlite3.Error: The database cannot be used.
+            OSError: The folder cannot be created.
         """
         return await asyncio.get_running_loop().run_in_executor(
             self._thread, lambda: function(self._opened(), *arguments, **keywords)
@@ -58,7 +58,7 @@ class SqliteFile:
 
     async def aclose(self) -> None:
         """Close the file; idempotent."""
-        with contextlib.suppress(RuntimeError):  # It was closed before.
+        with contextlib.suppress(RuntimeError):  # Closed already.
             await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown(wait=False)
 
@@ -69,13 +69,13 @@ class SqliteFile:
             try:
                 self._connection = self._connect()
             except sqlite3.OperationalError:
-                raise  # Locked, or a full disk: the file may be good.
+                raise  # Locked, or a full disk: the file may be intact.
             except sqlite3.DatabaseError as error:
                 if self._path is None:
                     raise
-                aside = self._path.with_suffix(f".broken-{int(time.time())}")
-                self._path.rename(aside)
-                logger.warning("%s cannot be used (%s): moved to %s", self._path, error, aside)
+                renamed = self._path.with_suffix(f".broken-{int(time.time())}")
+                self._path.rename(renamed)
+                logger.warning("%s cannot be used (%s): renamed %s", self._path, error, renamed)
                 self._connection = self._connect()
         return self._connection
 
@@ -85,7 +85,7 @@ class SqliteFile:
         )
         try:
             connection.execute("PRAGMA journal_mode=WAL")
-            # Safe against a killed process; a lost power supply may cost the last entries.
+            # Survives a killed process; a power failure may lose the last entries.
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.executescript(self._schema)
         except sqlite3.Error:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from deepeyes_plugins.jobs import Ledger, Patience, ServiceLostError, work_through
+from deepeyes_plugins.jobs import FailureLimit, Ledger, ServiceLostError, work_through
 from tests.rollout.test_log import files_end_at
 
 
@@ -59,11 +59,11 @@ def test_a_full_disk_keeps_what_is_in_a_ledger(tmp_path: Path) -> None:
 
 
 def test_failures_in_a_row_end_patience_and_a_success_restores_it() -> None:
-    patience = Patience(1)
+    limit = FailureLimit(1)
     for _ in range(7):
-        patience.fail("no server")
-    patience.succeed()
+        limit.fail("no server")
+    limit.succeed()
     for _ in range(7):
-        patience.fail("no server")
-    with pytest.raises(ServiceLostError, match="8 failures in a row, the last one: no server"):
-        patience.fail("no server")
+        limit.fail("no server")
+    with pytest.raises(ServiceLostError, match="8 consecutive failures, the last one: no server"):
+        limit.fail("no server")

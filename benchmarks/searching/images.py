@@ -76,4 +76,4 @@ def _write(path: Path, files: list[EncodedImage]) -> None:
             name = f"row-{number}"
             writer.answer(name, [ImageResult(f"Title {number}", thumbnail)])
             known = f"{number:064x}"
-            writer.fingerprint(name, known, known, int(chance.integers(0, 1 << 63)))
+            writer.hashes(name, known, known, int(chance.integers(0, 1 << 63)))

@@ -1,4 +1,4 @@
-"""``deepeyes search``: run a search service, repeat a recorded run, try a provider."""
+"""``deepeyes search``: run the search service, record and replay responses, try a provider."""
 
 from __future__ import annotations
 
@@ -17,21 +17,29 @@ from deepeyes_plugins.search.client import Search
 from deepeyes_plugins.search.contracts import (
     MAXIMUM_RESULTS,
     SearchError,
-    SearchQuery,
     SearchResults,
 )
 from deepeyes_plugins.search.settings import SearchSettings
 from deepeyes_plugins.settings import load_settings
 
-Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Host = Annotated[str, typer.Option(metavar="HOST", help="Address to listen on.")]
 Provider = Annotated[
-    str | None, typer.Option(help="Text-search provider, instead of the settings' own.")
+    str | None,
+    typer.Option(metavar="NAME", help="Text-search provider, instead of that of the settings."),
 ]
-Config = Annotated[Path | None, typer.Option(help="An agent.yaml; its part `search` counts.")]
-Cache = Annotated[Path | None, typer.Option(help="SQLite file for answers that are kept.")]
+Config = Annotated[
+    Path | None, typer.Option(metavar="PATH", help="An agent.yaml; its section `search` is used.")
+]
+Cache = Annotated[
+    Path | None, typer.Option(metavar="PATH", help="SQLite file of the response cache.")
+]
 Redis = Annotated[
     str | None,
-    typer.Option(callback=redis_url, help="Redis for them instead, as redis://host:6379/0."),
+    typer.Option(
+        metavar="URL",
+        callback=redis_url,
+        help="Redis server of the response cache instead, as redis://host:6379/0.",
+    ),
 ]
 
 
@@ -44,16 +52,18 @@ def serve(
     config: Config = None,
     log_level: LogLevel = LogLevel.INFO,
 ) -> None:
-    """Run one search service for a whole cluster, in front of the settings' providers.
+    """Run a search service for all agents of a cluster, with the providers of the settings.
 
-    Point agents to it with `search.url` in agent.yaml or DEEPEYES_SEARCH_URL. On any address but
-    loopback it wants a bearer token: set DEEPEYES_TOKEN_SEARCH here and there.
+    Agents use it by `search.url` in agent.yaml or DEEPEYES_SEARCH_URL. On any address but loopback
+    it requires a bearer token: set DEEPEYES_TOKEN_SEARCH for the service and for the agents.
     """
     _serve(_settings(config, provider, cache, redis), host, port, log_level)
 
 
 def record(
-    file: Annotated[Path, typer.Argument(help="Where answers are written; it may exist.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="PATH", help="The recording; an existing one is extended.")
+    ],
     host: Host = "127.0.0.1",
     port: Port = 8090,
     provider: Provider = None,
@@ -62,21 +72,23 @@ def record(
     config: Config = None,
     log_level: LogLevel = LogLevel.INFO,
 ) -> None:
-    """Run the service and write down every answer, for `deepeyes search replay`.
+    """Run the service and record every response, for `deepeyes search replay`.
 
-    What the file has is given again, so that equal queries of one run get equal answers.
+    Recorded queries are answered from the file, so that equal queries get equal responses.
     """
     _serve(_settings(config, provider, cache, redis), host, port, log_level, record=file)
 
 
 def replay(
-    file: Annotated[Path, typer.Argument(help="What `deepeyes search record` has written.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A recording of `deepeyes search record`.")
+    ],
     host: Host = "127.0.0.1",
     port: Port = 8090,
     config: Config = None,
     log_level: LogLevel = LogLevel.INFO,
 ) -> None:
-    """Run the service on recorded answers only; it says clearly what was not recorded."""
+    """Run the service on recorded responses only; other queries are errors."""
     options = {"replay": {"path": str(file)}}
     settings = _settings(config, None, None, None).model_copy(
         update={
@@ -92,15 +104,16 @@ def replay(
 
 
 def query(
-    text: Annotated[str, typer.Argument(help="What to search for.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Text of the query.")],
     provider: Provider = None,
     count: Annotated[
-        int | None, typer.Option(min=1, max=MAXIMUM_RESULTS, help="Results at most.")
+        int | None,
+        typer.Option(metavar="N", min=1, max=MAXIMUM_RESULTS, help="Maximum number of results."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     config: Config = None,
 ) -> None:
-    """Ask the search of the settings from here."""
+    """Search with the settings' provider and print the results."""
     settings = _settings(config, provider, None, None)
     if provider is not None:
         settings = settings.model_copy(update={"url": None, "fallbacks": ()})
@@ -108,8 +121,7 @@ def query(
     async def ask() -> SearchResults:
         search = Search(settings)
         try:
-            asked: SearchQuery = search.query(text, count)
-            return await search.text.search(asked)
+            return await search.text.search(search.query(text, count))
         finally:
             await search.aclose()
 
@@ -143,10 +155,10 @@ def _settings(
     if provider is not None:
         update["provider"] = provider
     if cache is not None and redis is not None:
-        raise typer.BadParameter("answers are kept in one place: --cache or --redis")
+        raise typer.BadParameter("responses are cached in one place: --cache or --redis")
     if cache is not None or redis is not None:
-        kept = {"path": cache, "redis_url": redis}
-        update["cache"] = settings.cache.model_copy(update=kept)
+        location = {"path": cache, "redis_url": redis}
+        update["cache"] = settings.cache.model_copy(update=location)
     return settings.model_copy(update=update)
 
 

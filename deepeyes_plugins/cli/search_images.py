@@ -1,4 +1,4 @@
-"""``deepeyes search image-cache``: make and show the answers of the image provider ``cache``."""
+"""``deepeyes search image-cache``: create and inspect caches of the image provider ``cache``."""
 
 from __future__ import annotations
 
@@ -23,38 +23,44 @@ def convert(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            help="Published caches: DeepEyesV2's JSON, MMSearch-R1's pickle (which is read without "
-            "running what is in it).",
+            metavar="PATH",
+            help="Published caches: DeepEyesV2's JSON, MMSearch-R1's pickle (whose code is not "
+            "run).",
             show_default=False,
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The new cache, a file.", show_default=False)
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="File of the new cache.", show_default=False
+        ),
     ],
     images: Annotated[
         Path | None,
         typer.Option(
-            help="Folder that the images' paths start from; by default the source's.",
+            metavar="PATH",
+            help="Base folder of the images' paths; by default the folder of the source.",
             show_default=False,
         ),
     ] = None,
     questions: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Parquet file with the questions' images, so that answers are found by image too; "
-            "repeatable.",
+            metavar="PATH",
+            help="Parquet file with the questions' images, so that responses are found by image "
+            "too; repeatable.",
             show_default=False,
         ),
     ] = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch thumbnails that are web addresses.")
+        bool, typer.Option("--download", help="Download thumbnails that are URLs.")
     ] = False,
     longest_side: Annotated[
-        int, typer.Option(min=32, help="Pixels of a thumbnail at most.")
+        int, typer.Option(metavar="N", min=32, help="Maximum side of a thumbnail in pixels.")
     ] = LONGEST_SIDE,
     as_json: AsJson = False,
 ) -> None:
-    """Make a cache of those that are published; it appears when it is whole."""
+    """Convert published caches to one file, which appears when it is complete."""
     try:
         with Progress(console=Console(stderr=True)) as bar:
             tasks = {
@@ -78,10 +84,12 @@ def convert(
 
 
 def info(
-    cache: Annotated[Path, typer.Argument(help="The cache, a file.", show_default=False)],
+    cache: Annotated[
+        Path, typer.Argument(metavar="PATH", help="File of the cache.", show_default=False)
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Show what a cache holds."""
+    """Show the contents of a cache."""
     try:
         counts = ImageCache(cache).counts()
     except ImageCacheError as error:

@@ -1,4 +1,4 @@
-"""``deepeyes search index``: make, show and search the index of the provider ``local``."""
+"""``deepeyes search index``: build, inspect and search indexes of the provider ``local``."""
 
 from __future__ import annotations
 
@@ -23,67 +23,78 @@ if TYPE_CHECKING:
 
 _SHOWN_CHARACTERS = 300
 
-IndexFolder = Annotated[Path, typer.Argument(help="Folder of the index.", show_default=False)]
+IndexFolder = Annotated[
+    Path, typer.Argument(metavar="INDEX", help="Folder of the index.", show_default=False)
+]
 
 
 def build(
     corpus: Annotated[
         list[Path],
         typer.Argument(
-            help="Files (JSON lines, Parquet, Markdown, text, HTML) and folders of such.",
+            metavar="PATH",
+            help="Files (JSON lines, Parquet, Markdown, text, HTML) and folders of them.",
             show_default=False,
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the index.", show_default=False)
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="Folder of the index.", show_default=False
+        ),
     ],
     stemmer: Annotated[
         str,
         typer.Option(
-            help="Language whose endings are removed from words, so that `eats` finds `eat`: "
-            "english, german, french, …; by default none."
+            metavar="LANGUAGE",
+            help="Stemmer, so that `eats` finds `eat`: english, german, french, …; by default "
+            "none.",
         ),
     ] = "",
     passage_characters: Annotated[
         int,
-        typer.Option(min=100, help="Longest passage that a Markdown or HTML document is cut into."),
+        typer.Option(
+            metavar="N", min=100, help="Maximum length of a passage of a Markdown or HTML document."
+        ),
     ] = 1200,
     common_share: Annotated[
         float,
         typer.Option(
+            metavar="SHARE",
             min=0,
             max=1,
-            help="A word that more than this share of the passages has (and more than 10,000 of "
-            "them) is looked up only where a query has no other; 1: every word is.",
+            help="A word in more than this share of the passages (and in more than 10,000) is "
+            "used only in queries without other words; 1: use every word.",
         ),
     ] = 0.1,
     dense: Annotated[
         str,
         typer.Option(
             metavar="MODEL",
-            help="Make vectors too, for search by meaning: a sentence-transformers model, name or "
+            help="Add vectors for dense retrieval by a sentence-transformers model, a name or a "
             "folder.",
         ),
     ] = "",
     query_prompt: Annotated[
-        str, typer.Option(help="What that model wants before a query, for instance `query: `.")
+        str,
+        typer.Option(
+            metavar="TEXT", help="Prompt of that model before a query, for instance `query: `."
+        ),
     ] = "",
     passage_prompt: Annotated[
-        str, typer.Option(help="What that model wants before a passage.")
+        str, typer.Option(metavar="TEXT", help="Prompt of that model before a passage.")
     ] = "",
     memory_mb: Annotated[
-        int, typer.Option(min=16, max=4000, help="MiB of postings that are held in memory.")
+        int, typer.Option(metavar="N", min=16, max=4000, help="Memory for postings, in MiB.")
     ] = 1000,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Take the place of an index that is there.")
-    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing index.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make an index of a corpus.
+    """Build an index of a corpus.
 
-    The index appears when it is whole: a build that is ended leaves what was there before.
+    The index appears when it is complete; an interrupted build leaves an existing index unchanged.
     """
-    with _complaints():
+    with _errors_reported():
         from deepeyes_plugins.search.index import build as build_index
 
         columns = (
@@ -114,8 +125,8 @@ def build(
 
 
 def info(index: IndexFolder, as_json: AsJson = False) -> None:
-    """Show what an index holds."""
-    with _complaints():
+    """Show the contents of an index."""
+    with _errors_reported():
         from deepeyes_plugins.search.index import Index
 
         _show(index, Index(index).manifest, as_json)
@@ -123,13 +134,15 @@ def info(index: IndexFolder, as_json: AsJson = False) -> None:
 
 def query(
     index: IndexFolder,
-    text: Annotated[str, typer.Argument(help="What to search for.", show_default=False)],
-    count: Annotated[int, typer.Option(min=1, help="Results at most.")] = 5,
-    dense: Annotated[bool, typer.Option("--dense", help="By meaning instead of words.")] = False,
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help="Text of the query.", show_default=False)
+    ],
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="Maximum number of results.")] = 5,
+    dense: Annotated[bool, typer.Option("--dense", help="Rank by vectors, not by words.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Search an index."""
-    with _complaints():
+    with _errors_reported():
         from deepeyes_plugins.search.index import Index
 
         opened = Index(index)
@@ -176,15 +189,15 @@ def _show(path: Path, manifest: Manifest, as_json: bool, seconds: float | None =
     console.print(f"[dim]built {manifest.built} with {manifest.library}[/]", highlight=False)
     if manifest.skipped:
         console.print(
-            f"[yellow]{manifest.skipped:,} rows or documents were left out;[/] the first: "
+            f"[yellow]{manifest.skipped:,} rows or documents were skipped;[/] the first: "
             f"{escape(manifest.first_fault)}",
             highlight=False,
         )
 
 
 @contextmanager
-def _complaints() -> Iterator[None]:
-    """Turn what a user can mend into a message and exit status 1."""
+def _errors_reported() -> Iterator[None]:
+    """Print index errors and exit with status 1."""
     try:
         yield
     except LocalIndexError as error:

@@ -1,1 +1,1 @@
-"""The LLM judge: is an answer equivalent to the reference?"""
+"""LLM judge: decides whether an answer is equivalent to the reference answer."""

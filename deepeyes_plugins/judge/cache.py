@@ -1,7 +1,7 @@
-"""Verdicts of equal comparisons: remembered, shared by processes, never asked for twice at once.
+"""Verdict cache: equal comparisons share verdicts and requests, also across processes.
 
-A group of sixteen trajectories brings the same answer again and again, to several reward workers at
-the same moment.
+The trajectories of a group often have equal answers, which several reward workers judge at the same
+time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
 _TRIM_EVERY = 1000
-"""Verdicts that are added between two looks at the size of the file."""
+"""Number of added verdicts after which the file is trimmed."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS verdicts (
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 def cache_key(*parts: str) -> str:
-    """Return the SHA-256 of texts, in hexadecimal digits; no two lists of texts share it."""
+    """Return the hexadecimal SHA-256 of a list of texts; lengths are hashed too."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass")
@@ -49,69 +49,69 @@ def cache_key(*parts: str) -> str:
 
 
 class VerdictCache:
-    """The verdicts of one event loop, and of the machine's other processes if a folder is given."""
+    """Verdicts of one event loop, shared with other processes of the machine through a folder."""
 
-    def __init__(self, size: int, folder: Path | None, patience: float) -> None:
-        """Hold the settings; nothing is opened yet.
+    def __init__(self, size: int, folder: Path | None, timeout: float) -> None:
+        """Initialise without opening anything.
 
         Args:
-            size: Verdicts that are kept; 0: none, and equal comparisons are all asked for.
-            folder: Where processes share verdicts.
-            patience: Seconds to wait for another process that asks the same.
+            size: Maximum number of cached verdicts; 0 disables the cache and request coalescing.
+            folder: Folder in which processes share verdicts; ``None`` to share none.
+            timeout: Seconds to wait for another process that asks for the same verdict.
         """
         self._size = size
-        self._known: LRUCache[str, bool] = LRUCache(size)
-        self._asking: SingleFlight[str, Verdict] = SingleFlight()
+        self._cached: LRUCache[str, bool] = LRUCache(size)
+        self._flights: SingleFlight[str, Verdict] = SingleFlight()
         self._shared = _SharedVerdicts(folder, size) if folder is not None and size else None
-        self._patience = patience
+        self._timeout = timeout
 
     async def verdict(self, key: str, ask: Callable[[], Awaitable[Verdict]]) -> Verdict:
-        """Return the verdict of ``key``; ``ask`` is called only if nobody knows it or asks already.
+        """Return the verdict of ``key``; call ``ask`` if it is neither cached nor under way.
 
-        Whoever is cancelled leaves the others waiting undisturbed.
+        Cancelling one caller does not affect others.
 
         Raises:
-            Exception: What ``ask`` raises, for all who wait for it. It is not remembered.
+            Exception: The error of ``ask``, for all callers that wait for it; it is not cached.
         """
         if not self._size:
             return await ask()
         started = time.monotonic()
-        if key in self._known:
-            return Verdict(self._known[key], cached=True, seconds=0.0, calls=0)
-        first = key not in self._asking
-        verdict = await self._asking.run(key, lambda: self._find(key, ask))
+        if key in self._cached:
+            return Verdict(self._cached[key], cached=True, seconds=0.0, calls=0)
+        first = key not in self._flights
+        verdict = await self._flights.run(key, lambda: self._find(key, ask))
         if first:
             return verdict
         return Verdict(verdict.correct, cached=True, seconds=time.monotonic() - started, calls=0)
 
     async def aclose(self) -> None:
-        """Stop asking and close the file."""
-        await self._asking.aclose()
+        """Cancel requests and close the file."""
+        await self._flights.aclose()
         if self._shared is not None:
             await self._shared.aclose()
 
     async def _find(self, key: str, ask: Callable[[], Awaitable[Verdict]]) -> Verdict:
         verdict = await self._ask_once(key, ask)
-        self._known[key] = verdict.correct
+        self._cached[key] = verdict.correct
         return verdict
 
     async def _ask_once(self, key: str, ask: Callable[[], Awaitable[Verdict]]) -> Verdict:
         if self._shared is None:
             return await ask()
         started = time.monotonic()
-        if (known := await self._shared.get(key)) is None:
-            async with self._shared.claim(key, self._patience):
-                if (known := await self._shared.get(key)) is None:
+        if (correct := await self._shared.get(key)) is None:
+            async with self._shared.claim(key, self._timeout):
+                if (correct := await self._shared.get(key)) is None:
                     verdict = await ask()
                     await self._shared.put(key, verdict.correct)
                     return verdict
-        return Verdict(known, cached=True, seconds=time.monotonic() - started, calls=0)
+        return Verdict(correct, cached=True, seconds=time.monotonic() - started, calls=0)
 
 
 class _SharedVerdicts:
-    """Verdicts in a SQLite file, and locks for those that are being asked for.
+    """Verdicts in a SQLite file, and locks for those under way.
 
-    A disk that is full, or a file that is broken, costs calls and a warning, never a verdict.
+    A full disk or a broken file logs a warning and costs further requests, never a verdict.
     """
 
     def __init__(self, folder: Path, size: int) -> None:
@@ -131,13 +131,13 @@ class _SharedVerdicts:
         await self._file.aclose()
 
     @contextlib.asynccontextmanager
-    async def claim(self, key: str, patience: float) -> AsyncIterator[None]:
-        """Wait while another process asks for ``key``. A process that dies leaves no claim.
+    async def claim(self, key: str, timeout: float) -> AsyncIterator[None]:
+        """Lock ``key`` between processes; the lock is released when the process ends.
 
-        There are 4,096 locks; two keys that share one only wait for each other.
+        There are 4,096 locks; keys that share one wait for each other.
         """
         lock = AsyncFileLock(
-            self._folder / "claims" / f"{key[:3]}.lock", timeout=patience, is_singleton=False
+            self._folder / "claims" / f"{key[:3]}.lock", timeout=timeout, is_singleton=False
         )
         try:
             await lock.acquire(poll_interval=_POLL_SECONDS)

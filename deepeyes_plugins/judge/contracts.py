@@ -1,4 +1,4 @@
-"""What a judge is asked and what it says."""
+"""Judge contracts: comparisons, verdicts and errors."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Literal, Protocol
 from deepeyes_plugins.rollout.contracts import InfrastructureError
 
 PromptName = Literal["answer", "equivalence"]
-"""``answer``: compare with the reference, whatever the kind of question (perception, search).
-``equivalence``: are two mathematical answers the same (reason)."""
+"""``answer``: comparison with the reference answer (perception, search). ``equivalence``:
+equivalence of mathematical answers (reason)."""
 
 
 class JudgeUnavailableError(InfrastructureError):
-    """No judge could be reached, or none gave a verdict that can be read."""
+    """No judge can be reached, or none returned a readable verdict."""
 
 
 class JudgeOutageError(JudgeUnavailableError):
-    """No judge has answered anything for as long as the settings are patient: stop the run."""
+    """No judge has answered any request for ``outage_patience`` seconds; the run must stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,13 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge decided.
+    """Decision of a judge.
 
     Attributes:
         correct: The answer is equivalent to the reference.
-        cached: It was known already, or an equal comparison was under way: no call was made for it.
-        seconds: How long the verdict took, waiting included.
-        calls: Requests that it took, retries included; 0 if cached.
+        cached: The verdict was cached, or coalesced with an equal comparison under way.
+        seconds: Time until the verdict, waiting included.
+        calls: Number of requests, retries included; 0 if cached.
     """
 
     correct: bool
@@ -53,14 +53,14 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """Decides whether an answer is right; shared by all trajectories of an event loop."""
+    """Decides whether an answer is correct; shared by all trajectories of an event loop."""
 
     async def compare(self, prompt: PromptName, comparison: Comparison) -> Verdict:
         """Judge one answer.
 
         Raises:
-            JudgeOutageError: The judge is down and the settings' patience is at its end.
-            JudgeUnavailableError: No verdict could be had, within what the settings allow.
+            JudgeOutageError: The judge has been down for longer than the settings allow.
+            JudgeUnavailableError: There is no verdict after the retries of the settings.
         """
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""The judge behind OpenAI-compatible servers."""
+"""LLM judge on OpenAI-compatible servers: load balancing, retries, verdict cache, outages."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ from deepeyes_plugins.remote.statistics import CallSnapshot, percentile
 
 logger = logging.getLogger(__name__)
 
-_OWN_FAULT_STATUSES = frozenset({400, 413, 422})
-"""Statuses that are about this one request, not about the server, its key or its model."""
-_REMEMBERED_LATENCIES = 2048
+_REQUEST_STATUSES = frozenset({400, 413, 422})
+"""Statuses about this one request, not about the server, its key or its model."""
+_LATENCY_WINDOW = 2048
 _EXCERPT_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeSnapshot:
-    """What a judge did so far, for metrics to read.
+    """Metrics of a judge.
 
     Attributes:
-        comparisons: Comparisons that were asked for and have ended.
-        cached: Those that cost no call.
-        calls: Requests to servers that were answered, failed or refused.
+        comparisons: Comparisons that have ended.
+        cached: Comparisons without a request.
+        calls: Requests to servers that have ended.
         unreadable: Replies without a clear verdict.
-        unavailable: Comparisons that ended without a verdict.
-        p50: Half of the verdicts that cost a call took less, in seconds; of the last 2,048.
-        p95: 95 % took less.
-        p99: 99 % took less.
-        endpoints: The calls to each server, by URL.
+        unavailable: Comparisons without a verdict.
+        p50: Median latency in seconds of the last 2,048 verdicts that were not cached.
+        p95: 95th percentile.
+        p99: 99th percentile.
+        endpoints: Requests to each server, by URL.
     """
 
     comparisons: int
@@ -70,10 +70,9 @@ class JudgeSnapshot:
 
 
 class Endpoint:
-    """A server that judges, with its share of the questions."""
+    """A judge server and its weight in load balancing."""
 
     def __init__(self, endpoint: JudgeEndpoint, settings: JudgeSettings) -> None:
-        """Hold the settings; no connection is opened yet."""
         self.weight = endpoint.weight
         self.chat = ChatEndpoint(
             endpoint.url,
@@ -85,16 +84,16 @@ class Endpoint:
 
 
 class LLMJudge:
-    """Asks language models; shared by all trajectories of an event loop.
+    """Judge by language models; shared by all trajectories of an event loop.
 
     Use it as an async context manager, or call :meth:`aclose`.
     """
 
     def __init__(self, settings: JudgeSettings) -> None:
-        """Hold ``settings`` and read the prompts; no connection is opened yet.
+        """Read the prompts; no connection is opened yet.
 
         Raises:
-            ValueError: There is no endpoint.
+            ValueError: The settings name no endpoint.
             OSError: A prompt cannot be read.
         """
         servers = settings.servers()
@@ -107,11 +106,10 @@ class LLMJudge:
         }
         self._cache = VerdictCache(settings.cache_size, settings.cache_folder, settings.timeout)
         self._counts: Counter[str] = Counter()
-        self._latencies: deque[float] = deque(maxlen=_REMEMBERED_LATENCIES)
+        self._latencies: deque[float] = deque(maxlen=_LATENCY_WINDOW)
         self._last_answer = float("-inf")
 
     async def __aenter__(self) -> Self:
-        """Return the judge itself."""
         return self
 
     async def __aexit__(
@@ -132,12 +130,12 @@ class LLMJudge:
     async def compare(self, prompt: PromptName, comparison: Comparison) -> Verdict:
         """Judge one answer.
 
-        Equal comparisons, up to white space around their texts, cost one call.
+        Comparisons that are equal up to surrounding white space share one request.
 
         Raises:
-            JudgeOutageError: No server answered anybody for ``outage_patience`` seconds.
-            JudgeUnavailableError: No verdict could be had: none that can be read in
-                the prompt's number of tries, or none at all.
+            JudgeOutageError: No server has answered any request for ``outage_patience`` seconds.
+            JudgeUnavailableError: No readable verdict was returned in the prompt's number of tries,
+                or no server could be reached.
         """
         started = time.monotonic()
         texts = [
@@ -162,15 +160,15 @@ class LLMJudge:
         return verdict
 
     async def ask(self, prompt: PromptName, comparison: Comparison, endpoint: Endpoint) -> Verdict:
-        """Judge one answer by one server, whatever is known or would fail over.
+        """Judge one answer on one server, without cache and failover.
 
         Raises:
-            JudgeUnavailableError: It gave no verdict.
+            JudgeUnavailableError: The server returned no verdict.
         """
         return await self._ask(prompt, comparison, (endpoint,))
 
     def snapshot(self) -> JudgeSnapshot:
-        """Return what happened so far."""
+        """Return the metrics so far."""
         ordered = sorted(self._latencies) or [0.0]
         endpoints = {
             endpoint.chat.url: endpoint.chat.statistics.snapshot() for endpoint in self.endpoints
@@ -188,18 +186,17 @@ class LLMJudge:
         )
 
     async def _identity(self, prompt: PromptName) -> list[str]:
-        """What else a verdict depends on: the models, and how they are asked."""
+        """Return what a verdict depends on besides the texts: models, prompt and sampling."""
         models = []
         for endpoint in self.endpoints:
             try:
                 models.append(await endpoint.chat.model(retries=0))
-            except RemoteError:  # It is down; the question itself will show that.
+            except RemoteError:  # The request itself will report that the server is down.
                 models.append(endpoint.chat.url)
-        asked = self._settings.prompt(prompt)
         return [
             prompt,
             self._instructions[prompt],
-            asked.model_dump_json(),
+            self._settings.prompt(prompt).model_dump_json(),
             repr(sorted(self._settings.extra_body.items())),
             "\n".join(sorted(set(models))),
         ]
@@ -221,7 +218,7 @@ class LLMJudge:
             endpoints=endpoints,
         )
         started = time.monotonic()
-        said = ""
+        last_reply = ""
         for _ in range(settings.tries):
             completion = await self._complete(request)
             if completion.finish_reason != "length":
@@ -230,23 +227,23 @@ class LLMJudge:
                     seconds = time.monotonic() - started
                     return Verdict(correct, seconds=seconds, calls=request.sent)
             self._counts["unreadable"] += 1
-            said = _ending(completion)
-            logger.info("a judge's reply has no clear verdict: %s", said)
+            last_reply = _ending(completion)
+            logger.info("the judge's reply has no clear verdict: %s", last_reply)
         raise JudgeUnavailableError(
-            f"the judge gave no clear verdict in {settings.tries} tries; its last reply: {said}"
+            f"the judge gave no clear verdict in {settings.tries} tries; last reply: {last_reply}"
         )
 
     async def _complete(self, request: _Request) -> Completion:
-        """Get a reply from any of the endpoints, as patiently as the settings say."""
+        """Get a reply from any endpoint, with retries, waiting for an outage to end."""
         settings = self._settings
         failing_since: float | None = None
 
         def is_outage() -> bool:
-            """Nobody was answered since this request began to fail: it is not this question."""
+            """Return whether no request was answered since this one began to fail."""
             waits = settings.outage == "wait"
             return waits and failing_since is not None and self._last_answer < failing_since
 
-        def give_up(state: tenacity.RetryCallState) -> bool:
+        def stop(state: tenacity.RetryCallState) -> bool:
             nonlocal failing_since
             now = time.monotonic()
             if failing_since is None:
@@ -258,13 +255,13 @@ class LLMJudge:
             return known_to_be_down or state.attempt_number > settings.retries
 
         try:
-            async for attempt in attempts(settings, give_up):
+            async for attempt in attempts(settings, stop):
                 with attempt:
                     completion = await self._round(request)
                     self._last_answer = time.monotonic()
                     return completion
         except (ContextLengthError, RemoteRefusedError) as error:
-            raise JudgeUnavailableError(f"the judge refuses: {error}") from error
+            raise JudgeUnavailableError(f"the judge refuses the request: {error}") from error
         except RemoteUnavailableError as error:
             if is_outage():
                 raise JudgeOutageError(
@@ -275,14 +272,14 @@ class LLMJudge:
         raise AssertionError("unreachable: the loop returns or raises")
 
     async def _round(self, request: _Request) -> Completion:
-        """Try every endpoint once, in an order drawn by weight, those known to be down last.
+        """Try every endpoint once, in random order by weight, those with an open circuit last.
 
         Raises:
-            CircuitOpenError: All failed before and are left alone; nothing was sent.
-            RemoteUnavailableError: All failed; a server that refuses its key or model may be put
-                right and counts as failed.
-            RemoteRefusedError: One refuses this request for what it is.
-            ContextLengthError: It is too long.
+            CircuitOpenError: The circuits of all endpoints are open; nothing was sent.
+            RemoteUnavailableError: All endpoints failed, or refused their key or model, which may
+                be corrected meanwhile.
+            RemoteRefusedError: An endpoint refuses this request.
+            ContextLengthError: The request is too long.
         """
         errors: list[RemoteError] = []
         for endpoint in _drawn(request.endpoints):
@@ -292,11 +289,11 @@ class LLMJudge:
             except RemoteUnavailableError as error:
                 errors.append(error)
             except RemoteRefusedError as error:
-                if error.status in _OWN_FAULT_STATUSES:
+                if error.status in _REQUEST_STATUSES:
                     raise
                 errors.append(error)
-        left_alone = all(isinstance(error, CircuitOpenError) for error in errors)
-        raise (CircuitOpenError if left_alone else RemoteUnavailableError)(
+        all_open = all(isinstance(error, CircuitOpenError) for error in errors)
+        raise (CircuitOpenError if all_open else RemoteUnavailableError)(
             "; ".join(map(str, errors)),
             retry_after=min(getattr(error, "retry_after", 0.0) for error in errors),
         )
@@ -304,7 +301,7 @@ class LLMJudge:
 
 @dataclass(slots=True)
 class _Request:
-    """What is sent, to whom, and how often it was."""
+    """A chat request, its endpoints, and how often it was sent."""
 
     messages: Sequence[bytes]
     fields: Mapping[str, Any]
@@ -313,10 +310,7 @@ class _Request:
 
 
 def _drawn(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
-    """Order at random, so that the first is drawn by weight, and so on.
-
-    The k-th power of a uniform number with k = 1 / weight does that (Efraimidis and Spirakis 2006).
-    """
+    """Return a weighted random permutation (Efraimidis and Spirakis 2006), open circuits last."""
     return sorted(
         endpoints,
         key=lambda one: (one.chat.circuit.wait > 0, -(random.random() ** (1 / one.weight))),
@@ -330,10 +324,10 @@ def _ending(completion: Completion) -> str:
 
 
 def open_judge(settings: JudgeSettings) -> LLMJudge | None:
-    """Make the judge of the settings; ``None`` where none is set up, and rules decide.
+    """Make the judge of the settings; ``None`` if no endpoint is configured.
 
     Raises:
-        ValueError: ``LLM_AS_A_JUDGE_BASE`` holds no URL.
+        ValueError: ``LLM_AS_A_JUDGE_BASE`` is not a URL.
         OSError: A prompt cannot be read.
     """
     return LLMJudge(settings) if settings.servers() else None

@@ -1,4 +1,4 @@
-"""Is there a judge, and does it judge? Asked before a training run takes its GPUs."""
+"""Preflight check of the judge before a training run: reachability and known verdicts."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _KNOWN: tuple[tuple[PromptName, Comparison, bool], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class EndpointReport:
-    """What one server of the judge is like.
+    """Result of the check of one endpoint.
 
     Attributes:
-        url: Its base URL.
-        model: The model that is asked; empty if it is not known.
-        seconds: How long the slowest verdict took.
-        reachable: It answers.
-        problem: What is wrong, for people; empty if nothing is.
+        url: Base URL.
+        model: Name of the model; empty if unknown.
+        seconds: Latency of the slowest verdict.
+        reachable: Whether the server answers.
+        problem: What is wrong; empty if nothing is.
     """
 
     url: str
@@ -42,40 +42,38 @@ class EndpointReport:
 
 
 async def preflight(settings: JudgeSettings) -> list[EndpointReport]:
-    """Ask every endpoint for verdicts that are known.
-
-    A server that cannot be reached is only warned about while another one works: it may come back.
+    """Check every endpoint; log a warning for unreachable ones if another one works.
 
     Returns:
-        One report for each endpoint; none if no judge is set up.
+        One report for each endpoint; empty if none is configured.
 
     Raises:
-        JudgeUnavailableError: No server works, or one of them works wrongly.
+        JudgeUnavailableError: No endpoint can be reached, or one that can be has a problem.
     """
     reports = await examine(settings)
     wrong = [report for report in reports if report.problem and report.reachable]
-    away = [report for report in reports if not report.reachable]
-    if wrong or (away and len(away) == len(reports)):
-        reasons = "\n".join(f"  {report.url}: {report.problem}" for report in wrong or away)
+    unreachable = [report for report in reports if not report.reachable]
+    if wrong or (unreachable and len(unreachable) == len(reports)):
+        reasons = "\n".join(f"  {report.url}: {report.problem}" for report in wrong or unreachable)
         raise JudgeUnavailableError(
             f"the judge is not fit for training (settings: judge in agent.yaml):\n{reasons}"
         )
-    for report in away:
+    for report in unreachable:
         logger.warning("the judge at %s cannot be reached: %s", report.url, report.problem)
     return reports
 
 
 async def examine(settings: JudgeSettings) -> list[EndpointReport]:
-    """Look at every endpoint, at the same time.
+    """Check every endpoint concurrently.
 
     Returns:
-        One report for each endpoint; none if no judge is set up.
+        One report for each endpoint; empty if none is configured.
     """
     if not settings.servers():
         return []
-    # Who asks wants to know it now, and from the server itself.
-    impatient = settings.model_copy(update={"outage": "mark", "retries": 1, "cache_size": 0})
-    async with LLMJudge(impatient) as judge:
+    # Neither wait for an outage nor use cached verdicts.
+    immediate = settings.model_copy(update={"outage": "mark", "retries": 1, "cache_size": 0})
+    async with LLMJudge(immediate) as judge:
         return await asyncio.gather(*(_examine(judge, one) for one in judge.endpoints))
 
 
@@ -89,8 +87,8 @@ async def _examine(judge: LLMJudge, endpoint: Endpoint) -> EndpointReport:
         return replace(report, reachable=reachable, problem=str(error))
     report = replace(report, model=model)
     if listed is not None and model not in listed:
-        has = ", ".join(listed) or "none"
-        return replace(report, problem=f"it has no model {model!r}; it has: {has}")
+        names = ", ".join(listed) or "none"
+        return replace(report, problem=f"it has no model {model!r}; it has: {names}")
     for prompt, comparison, expected in _KNOWN:
         started = time.monotonic()
         try:
@@ -99,11 +97,11 @@ async def _examine(judge: LLMJudge, endpoint: Endpoint) -> EndpointReport:
             return replace(report, problem=str(error))
         report = replace(report, seconds=max(report.seconds, time.monotonic() - started))
         if verdict.correct is not expected:
-            said = "right" if verdict.correct else "wrong"
+            judged = "right" if verdict.correct else "wrong"
             return replace(
                 report,
-                problem=f"{model} calls the answer {comparison.answer!r} {said}, where the "
-                f"reference is {comparison.ground_truth!r}: use a stronger model, or look at "
-                f"the instructions {prompt}.md",
+                problem=f"{model} calls the answer {comparison.answer!r} {judged}, where the "
+                f"reference is {comparison.ground_truth!r}: use a stronger model, or check the "
+                f"instructions {prompt}.md",
             )
     return report

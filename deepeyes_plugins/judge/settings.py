@@ -1,4 +1,4 @@
-"""Settings of the judge."""
+"""Judge settings: section ``judge`` of agent.yaml."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ BASE_VARIABLE = "LLM_AS_A_JUDGE_BASE"
 
 
 class JudgeEndpoint(BaseModel):
-    """One server that judges."""
+    """Settings of one judge server."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str = Field(
         description="Base URL of an OpenAI-compatible server, with its version path (/v1 is added "
-        "where a URL has no path)."
+        "to a URL without a path)."
     )
     model: str | None = Field(
-        None, description="Model to ask for. Unset: the one model that the server lists."
+        None, description="Name of the model. Unset: the only model that the server lists."
     )
     api_key_env: str = Field(
         "DEEPEYES_JUDGE_API_KEY",
-        description="Name of the environment variable that holds the API key. No key is sent when "
+        description="Name of the environment variable that holds the API key. No key is sent if "
         "the variable is not set.",
     )
     weight: float = Field(
-        1.0, gt=0, description="Share of the questions, against the weights of the others."
+        1.0, gt=0, description="Share of the requests, relative to the other endpoints' weights."
     )
 
     @field_validator("url")
@@ -46,48 +46,48 @@ class JudgeEndpoint(BaseModel):
 
 
 class PromptSettings(BaseModel):
-    """How one of the two questions is asked."""
+    """Settings of one of the two prompts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     temperature: float = Field(ge=0, description="Sampling temperature.")
-    max_tokens: int = Field(8192, ge=1, description="Tokens that the judge may write.")
-    tries: int = Field(ge=1, description="How often it is asked, until its verdict can be read.")
+    max_tokens: int = Field(8192, ge=1, description="Maximum tokens of a reply.")
+    tries: int = Field(ge=1, description="Maximum number of requests for a readable verdict.")
 
 
 class AnswerSettings(PromptSettings):
-    """Comparing an answer with the reference; temperature and tokens of Visual-Agent/DeepEyesV2."""
+    """Prompt ``answer``; temperature and tokens of Visual-Agent/DeepEyesV2."""
 
     temperature: float = Field(0.3, ge=0, description="Sampling temperature.")
-    tries: int = Field(4, ge=1, description="How often it is asked, until its verdict can be read.")
+    tries: int = Field(4, ge=1, description="Maximum number of requests for a readable verdict.")
 
 
 class EquivalenceSettings(PromptSettings):
-    """Equivalence in mathematics; temperature and tries of Visual-Agent/DeepEyesV2."""
+    """Prompt ``equivalence``; temperature and tries of Visual-Agent/DeepEyesV2."""
 
     temperature: float = Field(0.5, ge=0, description="Sampling temperature.")
-    tries: int = Field(8, ge=1, description="How often it is asked, until its verdict can be read.")
+    tries: int = Field(8, ge=1, description="Maximum number of requests for a readable verdict.")
 
 
 class JudgeSettings(RemoteSettings):
-    """Who judges answers, how, and what happens if nobody does."""
+    """Endpoints, prompts, verdict cache and outages of the judge."""
 
     endpoints: tuple[JudgeEndpoint, ...] = Field(
         (),
-        description=f"The servers. None: the one that ${BASE_VARIABLE} names; without it there is "
-        "no judge, and rules decide.",
+        description=f"Judge servers. Empty: the server that ${BASE_VARIABLE} names; without it "
+        "there is no judge, and rules decide.",
     )
     answer: AnswerSettings = Field(
         default_factory=AnswerSettings,
-        description="How an answer is compared with the reference (perception, search).",
+        description="Prompt that compares an answer with the reference (perception, search).",
     )
     equivalence: EquivalenceSettings = Field(
         default_factory=EquivalenceSettings,
-        description="How the equivalence of mathematical answers is asked for (reason).",
+        description="Prompt for the equivalence of mathematical answers (reason).",
     )
     prompts: Path | None = Field(
         None,
-        description="Folder with instructions of your own, answer.md or equivalence.md or both.",
+        description="Folder with instructions of your own: answer.md, equivalence.md or both.",
     )
     extra_body: dict[str, Any] = Field(
         default_factory=dict,
@@ -96,30 +96,30 @@ class JudgeSettings(RemoteSettings):
     longest_text: int = Field(
         20_000,
         ge=100,
-        description="Characters of a question, reference or answer that are shown to the judge; "
-        "the middle of a longer one is left out.",
+        description="Maximum characters of a question, reference or answer in a request; the "
+        "middle of a longer text is omitted.",
     )
     cache_size: int = Field(
-        200_000, ge=0, description="Verdicts that are kept for equal comparisons; 0: none."
+        200_000, ge=0, description="Maximum number of cached verdicts; 0 disables the cache."
     )
     cache_folder: Path | None = Field(
         None,
-        description="Folder on a local disk in which the processes of a machine share their "
-        "verdicts, also with later runs. Unset: each process remembers its own.",
+        description="Folder on a local disk in which the processes of a machine share verdicts, "
+        "also with later runs. Unset: each process has a cache of its own.",
     )
     outage: Literal["wait", "mark"] = Field(
         "wait",
-        description="What a judge that is down means: 'wait' for it, for up to outage_patience, "
-        "and then stop the run; 'mark' the trajectory as one that could not be scored.",
+        description="Behaviour while all endpoints are down: 'wait' for up to outage_patience, "
+        "then stop the run; or 'mark' the trajectory as not scored.",
     )
     outage_patience: float = Field(
-        1800.0, ge=0, description="Seconds without any answer after which the run is stopped."
+        1800.0, ge=0, description="Seconds without any response after which the run is stopped."
     )
     preflight: bool = Field(
-        True, description="Ask the judge, before training, what is known to be right and wrong."
+        True, description="Check the endpoints by known verdicts before training."
     )
-    # A verdict comes after up to 8,192 tokens of reasoning, from a server that may be busy.
-    timeout: float = Field(300.0, gt=0, description="Seconds that one request may take.")
+    # A verdict may follow 8,192 tokens of reasoning on a busy server.
+    timeout: float = Field(300.0, gt=0, description="Time limit of one request, in seconds.")
     retries: int = Field(
         3, ge=0, description="Further rounds through the endpoints after all of them failed."
     )
@@ -129,14 +129,14 @@ class JudgeSettings(RemoteSettings):
     def _check_prompts(cls, value: Path | None) -> Path | None:
         names = [f"{name}.md" for name in get_args(PromptName)]
         if value is not None and not any((value / name).is_file() for name in names):
-            raise ValueError(f"{value} is no folder with {' or '.join(names)}")
+            raise ValueError(f"{value} is not a folder with {' or '.join(names)}")
         return value
 
     def servers(self) -> tuple[JudgeEndpoint, ...]:
-        """The endpoints; without any, the one of the environment variable.
+        """Return the endpoints; without any, the one of the environment variable.
 
         Raises:
-            ValueError: The variable holds no URL.
+            ValueError: The variable is not a URL.
         """
         base = os.environ.get(BASE_VARIABLE, "").strip()
         if self.endpoints or not base:
@@ -146,5 +146,5 @@ class JudgeSettings(RemoteSettings):
         return (JudgeEndpoint(url=base),)
 
     def prompt(self, name: PromptName) -> PromptSettings:
-        """The settings of one prompt."""
+        """Return the settings of one prompt."""
         return self.answer if name == "answer" else self.equivalence

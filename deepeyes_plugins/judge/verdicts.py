@@ -1,7 +1,7 @@
-r"""Reading a judge's verdict, strictly: one clear verdict in the asked form, or none.
+r"""Strict parser of judges' verdicts.
 
-Forms (Visual-Agent/DeepEyesV2): ``\boxed{Yes}`` or ``\boxed{No}`` for answers; TRUE or FALSE under
-the heading ``## Equivalence Judgement`` for mathematics.
+Formats (Visual-Agent/DeepEyesV2): ``\boxed{Yes}`` or ``\boxed{No}`` for answers; TRUE or FALSE
+under the heading ``## Equivalence Judgement`` for mathematics.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _OTHER_WORD = re.compile(r"\b(?:true|false)\b", re.IGNORECASE | re.ASCII)
 
 
 def read_verdict(prompt: PromptName, text: str) -> bool | None:
-    """Return what the judge decided; ``None`` if that cannot be read beyond doubt.
+    """Return the judge's decision; ``None`` if the reply has no clear verdict.
 
-    Thinking does not count, nor does a reply whose thinking was not closed. Several verdicts must
+    Thinking is ignored, and a reply with unclosed thinking has no verdict. Several verdicts must
     agree.
 
     Args:
-        prompt: Which form was asked for.
-        text: The judge's reply, complete.
+        prompt: Prompt of the request, which determines the format.
+        text: The judge's complete reply.
     """
-    said = text.rpartition(_CLOSING)[2]
-    if _OPENING in said:
+    reply = text.rpartition(_CLOSING)[2]
+    if _OPENING in reply:
         return None
-    return _boxed(said) if prompt == "answer" else _under_heading(said)
+    return _boxed(reply) if prompt == "answer" else _under_heading(reply)
 
 
 def _boxed(text: str) -> bool | None:
@@ -54,7 +54,7 @@ def _under_heading(text: str) -> bool | None:
 
 
 def _contradicts(rest: str, word: str) -> bool:
-    """Whether the other word follows, as in TRUE or FALSE."""
+    """Return whether the other word follows, as in "TRUE or FALSE"."""
     found = {match[0].casefold() for match in _OTHER_WORD.finditer(rest)}
     return bool(found - {word.casefold()})
 

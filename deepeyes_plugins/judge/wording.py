@@ -1,9 +1,8 @@
-r"""What a judge is told: instructions from a file, and the texts to compare as data.
+r"""Judge prompts: instructions from a file, and the texts to compare, protected from injection.
 
-Question, reference and answer come from data sets and from the model that is being trained, which
-gains from a judge that obeys it. They go between tags with a mark that depends on them (so a text
-cannot contain its own closing tag), and what a judge or its chat template would read as structure
-(verdicts, thinking tags, control tokens) is made harmless.
+Question, reference and answer come from data sets and from the model in training, which could be
+rewarded for manipulating the judge. Each text is enclosed in tags with a hash of all texts, so that
+it cannot contain its own closing tag; verdicts, thinking tags and control tokens are neutralised.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _STRUCTURE = re.compile(
 
 
 def load_instructions(name: PromptName, folder: Path | None) -> str:
-    """Return the instructions of a prompt, from ``folder`` if it has them.
+    """Return the instructions of a prompt, from ``folder`` if it contains them.
 
     Raises:
         OSError: The file cannot be read.
@@ -43,11 +42,11 @@ def load_instructions(name: PromptName, folder: Path | None) -> str:
 
 
 def render(comparison: Comparison, longest: int) -> str:
-    """Lay out the three texts for the judge.
+    """Return the message with the three texts.
 
     Args:
-        comparison: What to compare.
-        longest: Characters of each text at most.
+        comparison: Question, reference and answer.
+        longest: Maximum characters of each text.
     """
     texts = {
         "question": comparison.question,
@@ -63,10 +62,10 @@ def render(comparison: Comparison, longest: int) -> str:
 
 
 def harmless(text: str) -> str:
-    """Return ``text`` so that repeating it is no verdict, and reading it ends no message.
+    r"""Neutralise verdicts, tags and control tokens in ``text``, which stays readable.
 
-    A box loses its backslash, the heading of a verdict gets a dot, and a tag or control token a
-    space behind its bracket. A reader still sees what was written.
+    The backslash of ``\boxed`` is removed, a dot is inserted into the heading of a verdict, and
+    a space after the bracket of a tag or control token.
     """
     text = _BOX.sub("", text)
     text = _HEADING.sub("equivalence·", text)
@@ -74,7 +73,7 @@ def harmless(text: str) -> str:
 
 
 def shorten(text: str, longest: int) -> str:
-    """Leave out the middle of a text that is longer than ``longest`` characters, and say so."""
+    """Replace the middle of a text longer than ``longest`` characters by a note."""
     if len(text) <= longest:
         return text
     half = longest // 2

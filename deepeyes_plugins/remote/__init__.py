@@ -1,1 +1,1 @@
-"""Calls to other people's servers: time limits, retries, circuit breakers, limits, counters."""
+"""HTTP clients of remote services: timeouts, retries, circuit breakers, rate limits, counters."""

@@ -1,4 +1,4 @@
-"""Chat completions of an OpenAI-compatible server."""
+"""Client of chat completions on OpenAI-compatible servers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _LIMIT_STATUSES = frozenset({400, 413, 422})
 _UNAUTHORISED_STATUSES = frozenset({401, 403})
 _TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
-"""Fields of a request that limit the generated tokens."""
+"""Request fields that limit the generated tokens."""
 _CONTEXT_LENGTH = re.compile(
     r"context.?(?:length|size)|model length|exceeds the maximum allowed length"
     r"|max_(?:completion_)?tokens\b.{0,40}\b(?:too large|cannot be greater than)",
@@ -29,32 +29,31 @@ _PROMPT_TOKENS = re.compile(
     r"(?:contains |has |\(|: )(\d+) (?:input tokens|in the messages|tokens from the input messages)"
 )
 _PROMPT_ALONE = re.compile(r"\b(?:input|prompt)(?: length)? \((?:length )?\d+", re.IGNORECASE)
-"""How a message begins that says the prompt itself is longer than the context."""
+"""Beginning of error messages about a prompt that is itself longer than the context."""
 
 
 class ContextLengthError(Exception):
-    """The conversation, or what was asked for beyond it, does not fit the model's context.
+    """Prompt and requested completion do not fit into the model's context.
 
     Attributes:
-        room: Tokens that the context has left for a completion, 0 or less for none; ``None`` where
-            the server does not say how long context and prompt are.
+        room: Tokens left for a completion, 0 or less for none; ``None`` if the server does not
+            report the lengths of context and prompt.
     """
 
     def __init__(self, message: str, room: int | None = None) -> None:
-        """Say what happened."""
         super().__init__(message)
         self.room = room
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a server generated.
+    """Generated message.
 
     Attributes:
-        text: The assistant's text, reasoning that a server split off put back in front.
+        text: The assistant's text, preceded by reasoning that the server returned separately.
         finish_reason: ``stop`` or ``length``.
-        tokens: Generated tokens; 0 where the server does not count.
-        total_tokens: Tokens of the whole conversation; 0 where the server does not count.
+        tokens: Generated tokens; 0 if the server does not count them.
+        total_tokens: Tokens of the whole conversation; 0 if the server does not count them.
     """
 
     text: str
@@ -75,43 +74,43 @@ class ChatEndpoint(RemoteService):
         key_env: str | None = None,
         model_hint: str = "",
     ) -> None:
-        """Hold the settings; no connection is opened yet.
+        """Initialise without connecting.
 
         Args:
             url: Base URL with its version path.
-            settings: Time limits, retries and the like.
-            model: Model to ask for; ``None``: the one that the server lists.
-            key_env: Name of the environment variable with the API key.
-            model_hint: Where a user names the model, for the error that asks for it.
+            settings: Timeouts, retries and limits.
+            model: Name of the model; ``None`` for the only one that the server lists.
+            key_env: Name of the environment variable of the API key.
+            model_hint: Setting that names the model, for error messages.
         """
         super().__init__(url, settings, key_env=key_env)
         self._model = model
         self._model_hint = model_hint
 
     async def models(self, *, retries: int | None = None) -> list[str] | None:
-        """Return the names of the server's models; ``None`` if it keeps no list.
+        """Return the names of the server's models; ``None`` if it has no such endpoint.
 
         Args:
-            retries: Instead of the settings' number.
+            retries: Number of retries, instead of the settings' number.
 
         Raises:
-            RemoteUnavailableError: It cannot be reached.
-            RemoteRefusedError: It refuses the key.
+            RemoteUnavailableError: The server cannot be reached.
+            RemoteRefusedError: The server rejects the key.
         """
         return await self.call("GET", "/models", self._read_models, retries=retries)
 
     async def model(self, *, retries: int | None = None) -> str:
-        """Return the model to ask for.
+        """Return the name of the model.
 
         Args:
-            retries: Instead of the settings' number.
+            retries: Number of retries, instead of the settings' number.
 
         Raises:
             RemoteUnavailableError: The server cannot be reached.
-            RemoteRefusedError: The server lists none or several and none was chosen.
+            RemoteRefusedError: No model is configured, and the server does not list exactly one.
         """
         if self._model is None:
-            # All of the first conversations ask: in turn, each would wait for a silent server.
+            # Without a lock: callers would time out one after the other on a silent server.
             self._model = self._only(await self.models(retries=retries))
         return self._model
 
@@ -124,19 +123,19 @@ class ChatEndpoint(RemoteService):
     ) -> Completion:
         """Generate the next message of a conversation.
 
-        A limit of tokens that the server refuses because its context is shorter is lowered to the
-        room that is left, and the request is sent once more.
+        If the server refuses a token limit because its context is shorter, the limit is lowered to
+        the room that is left, and the request is repeated.
 
         Args:
-            messages: The messages as JSON, each serialised once by its owner: a conversation
-                with large images is sent again with every turn.
-            fields: The other fields of the request.
-            retries: Instead of the settings' number.
+            messages: Messages as JSON, which callers serialise once, since a conversation with
+                large images is sent with every turn.
+            fields: Other fields of the request.
+            retries: Number of retries, instead of the settings' number.
 
         Raises:
-            ContextLengthError: It does not fit; nothing was generated.
-            RemoteUnavailableError: The server does not work at the moment.
-            RemoteRefusedError: The server refuses for good.
+            ContextLengthError: The prompt does not fit into the context.
+            RemoteUnavailableError: The server failed.
+            RemoteRefusedError: The server refuses the request.
         """
         model, conversation = await self.model(retries=retries), b", ".join(messages)
 
@@ -156,7 +155,7 @@ class ChatEndpoint(RemoteService):
             # Without a limit, vLLM and SGLang use the room that is left.
             if error.room is not None:
                 fitting["max_tokens"] = error.room
-            logger.info("%s; the request is sent again, limited to the room that is left", error)
+            logger.info("%s; repeating the request, limited to the room that is left", error)
         return await send(fitting)
 
     def _only(self, names: list[str] | None) -> str:
@@ -165,7 +164,7 @@ class ChatEndpoint(RemoteService):
         listed = ", ".join(names or []) or "none"
         hint = f" ({self._model_hint})" if self._model_hint else ""
         raise RemoteRefusedError(
-            f"GET {self.url}/models lists {len(names or [])} models ({listed}); say which one to "
+            f"GET {self.url}/models lists {len(names or [])} models ({listed}); name the one to "
             f"use{hint}"
         )
 
@@ -177,7 +176,7 @@ class ChatEndpoint(RemoteService):
         try:
             return [str(entry["id"]) for entry in reply.json()["data"]]
         except (LookupError, TypeError) as error:
-            raise reply.unreadable("no list of models") from error
+            raise reply.unreadable("not a list of models") from error
 
     def _read_completion(self, reply: Reply) -> Completion:
         if reply.status in _LIMIT_STATUSES and _CONTEXT_LENGTH.search(reply.text):
@@ -187,11 +186,11 @@ class ChatEndpoint(RemoteService):
         try:
             return _parse_completion(reply.json())
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise reply.unreadable(f"no chat completion ({error!r})") from error
+            raise reply.unreadable(f"not a chat completion ({error!r})") from error
 
 
 def _room(message: str) -> int | None:
-    """Tokens that the context has left beside the prompt, if the server's message tells."""
+    """Return the tokens left for a completion, if the server's message contains the lengths."""
     if _PROMPT_ALONE.search(message):
         return 0
     context, prompt = _CONTEXT_TOKENS.search(message), _PROMPT_TOKENS.search(message)
@@ -199,7 +198,7 @@ def _room(message: str) -> int | None:
 
 
 def text_message(role: str, text: str) -> bytes:
-    """Serialise a message of text only; lone surrogates, which no tokenizer takes, become ``?``."""
+    """Serialise a text message; lone surrogates, which tokenizers reject, become ``?``."""
     valid = text.encode("utf-8", "replace").decode("utf-8")
     return json.dumps({"role": role, "content": valid}).encode()
 

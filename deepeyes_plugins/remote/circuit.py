@@ -1,7 +1,7 @@
-"""A circuit breaker: a server that keeps failing is left alone for a while.
+"""Circuit breaker: sends no requests to a server that keeps failing, until a probe succeeds.
 
-The libraries for it keep the time that is left to themselves; callers that choose among servers,
-or wait for one, need it.
+Existing libraries do not expose the remaining time, which callers need to choose among servers or
+to wait for one.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from contextlib import contextmanager
 from deepeyes_plugins.remote.errors import CircuitOpenError, RemoteUnavailableError
 
 _ALIVE = frozenset({408, 425, 429})
-"""Statuses of a server that works and has too much to do, or to wait for."""
+"""Statuses of a server that works but is overloaded."""
 
 
 class Circuit:
-    """Closed: requests pass. Open: none does. After ``seconds``, one at a time tries again."""
+    """A circuit breaker.
+
+    Requests pass while the circuit is closed. It opens after ``failures`` consecutive failures,
+    for ``seconds``; then one request at a time probes the server.
+    """
 
     def __init__(
         self, failures: int, seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Open after ``failures`` in a row, for ``seconds``."""
         self._limit = failures
         self._seconds = seconds
         self._clock = clock
@@ -31,36 +34,36 @@ class Circuit:
 
     @property
     def is_open(self) -> bool:
-        """Whether the last requests failed and none has succeeded since."""
+        """Whether the circuit is open or being probed."""
         return self._open_until is not None
 
     @property
     def wait(self) -> float:
-        """Seconds until a request may pass; 0: now."""
+        """Seconds until a request may pass; 0 for now."""
         return 0.0 if self._open_until is None else max(0.0, self._open_until - self._clock())
 
     def expect_closed(self) -> None:
-        """Look whether a request may pass.
+        """Check that a request may pass.
 
         Raises:
-            CircuitOpenError: It is not its time.
+            CircuitOpenError: The circuit is open.
         """
         if (wait := self.wait) > 0:
             raise CircuitOpenError(
-                f"it failed {self._failures} times in a row and is left alone for {wait:.1f} s",
+                f"circuit open for {wait:.1f} s after {self._failures} consecutive failures",
                 retry_after=wait,
             )
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """Let one request pass and learn from how it ends.
+        """Let one request pass; its outcome opens or closes the circuit.
 
         Raises:
-            CircuitOpenError: It is not its time; the body did not run.
+            CircuitOpenError: The circuit is open; the body did not run.
         """
         self.expect_closed()
         if self._open_until is not None:
-            self._open_until = self._clock() + self._seconds  # The others wait for this trial.
+            self._open_until = self._clock() + self._seconds  # Others wait for this probe.
         try:
             yield
         except RemoteUnavailableError as error:
@@ -70,7 +73,7 @@ class Circuit:
                 self._fail()
             raise
         except Exception:
-            self._close()  # It answered, if only to refuse.
+            self._close()  # A server that refuses a request is available.
             raise
         self._close()
 

@@ -1,4 +1,4 @@
-"""Attempts with exponential backoff and jitter, which heed what a server asks for."""
+"""Retries with exponential back-off and jitter, which respect Retry-After."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def attempts(
     stop: Callable[[tenacity.RetryCallState], bool] | None = None,
     final: tuple[type[RemoteUnavailableError], ...] = (),
 ) -> tenacity.AsyncRetrying:
-    """Return what makes the attempts of one call.
+    """Return an iterator over the attempts of one call.
 
-    It is used as ``async for attempt in attempts(settings): with attempt: …``.
+    Use it as ``async for attempt in attempts(settings): with attempt: …``.
 
-    Only :class:`RemoteUnavailableError` is tried again; the last error is raised as it is.
+    Only :class:`RemoteUnavailableError` is retried; the last error is raised unchanged.
 
     Args:
-        settings: How long to wait between attempts, and how many there are.
-        stop: Whether to give up, if not after ``settings.retries`` further attempts.
-        final: Those that are not tried again.
+        settings: Number of retries and waiting times.
+        stop: Whether to stop; by default after ``settings.retries`` retries.
+        final: Subclasses that are not retried.
     """
     backoff = tenacity.wait_exponential(
         settings.retry_wait, settings.retry_wait_maximum
@@ -35,9 +35,9 @@ def attempts(
 
     def wait(state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome is not None else None
-        asked = error.retry_after if isinstance(error, RemoteUnavailableError) else 0.0
-        seconds = min(max(backoff(state), asked), settings.retry_wait_maximum)
-        logger.info("attempt %d: %s; again in %.1f s", state.attempt_number, error, seconds)
+        requested = error.retry_after if isinstance(error, RemoteUnavailableError) else 0.0
+        seconds = min(max(backoff(state), requested), settings.retry_wait_maximum)
+        logger.info("attempt %d: %s; retry in %.1f s", state.attempt_number, error, seconds)
         return seconds
 
     return tenacity.AsyncRetrying(

@@ -1,4 +1,4 @@
-"""One HTTP service, called by all of an event loop."""
+"""HTTP client of one remote service, shared by all tasks of an event loop."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ _UNAUTHORISED_STATUSES = frozenset({401, 403})
 _EXCERPT_CHARACTERS = 300
 _MIB = 1 << 20
 _LONGEST_HEADER = 1 << 16
-"""Bytes; content-security policies of real servers are longer than aiohttp's 8 KiB."""
+"""Maximum header size in bytes; content-security policies exceed aiohttp's default of 8 KiB."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a server answered, read to its end.
+    """A complete HTTP response.
 
     Attributes:
         source: Method and URL, for messages.
         status: The HTTP status.
-        headers: The headers; names in any case.
-        body: The decoded body.
+        headers: The headers; names are case-insensitive.
+        body: The decompressed body.
     """
 
     source: str
@@ -60,7 +60,7 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """The body as UTF-8; what is not becomes replacement characters."""
+        """The body decoded as UTF-8, with replacement characters for invalid bytes."""
         return self.body.decode("utf-8", "replace")
 
     @property
@@ -73,27 +73,28 @@ class Reply:
         """Return the body as JSON.
 
         Raises:
-            RemoteUnavailableError: It is none; proxies answer like that in passing trouble.
+            RemoteUnavailableError: The body is not JSON, as in transient errors of proxies.
         """
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError) as error:
-            raise self.unreadable(f"no JSON ({error})") from error
+            raise self.unreadable(f"not JSON ({error})") from error
 
     def unreadable(self, reason: str) -> RemoteUnavailableError:
-        """Make the error that says that this is not what was expected."""
+        """Return the error for a body in an unexpected format, which is retried."""
         return RemoteUnavailableError(f"{reason}: {self.excerpt}", status=self.status)
 
 
 class RemoteService:
-    """Sends requests to one base URL, as the settings allow. Nothing is opened until the first.
+    """Client of one base URL with retries, a circuit breaker and limits.
 
-    It belongs to one event loop; :meth:`aclose` ends it, as ``contextlib.aclosing`` does.
+    It belongs to one event loop and opens no connection before the first request. Close it by
+    :meth:`aclose` or ``contextlib.aclosing``.
 
     Attributes:
         url: The base URL, without a trailing slash.
-        circuit: Whether the service is worth asking at the moment.
-        statistics: What happened so far.
+        circuit: The circuit breaker.
+        statistics: Counts and latencies of requests.
     """
 
     def __init__(
@@ -106,16 +107,15 @@ class RemoteService:
         key_parameter: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Hold the settings.
+        """Initialise without connecting.
 
         Args:
             url: Base URL.
-            settings: Time limits, retries and the like.
-            key_env: Name of the environment variable with the key; nothing is sent where it is
-                not set.
-            key_header: Header that the key goes into; ``Authorization`` gets a bearer token.
-            key_parameter: Parameter of the query that the key goes into instead, for services that
-                take it nowhere else.
+            settings: Timeouts, retries and limits.
+            key_env: Name of the environment variable of the API key; no key is sent if it is not
+                set.
+            key_header: Header of the key; ``Authorization`` gets a bearer token.
+            key_parameter: Query parameter of the key, for services that accept no header.
             headers: Further headers of every request.
         """
         self.url = url.rstrip("/")
@@ -131,8 +131,8 @@ class RemoteService:
                 value = f"Bearer {key}" if key_header == "Authorization" else key
                 self._headers[key_header] = value
         self._http: aiohttp.ClientSession | None = None
-        self._places = asyncio.Semaphore(settings.concurrency)
-        self._pace = _limiter(settings.rate) if settings.rate is not None else None
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._rate_limiter = _limiter(settings.rate) if settings.rate is not None else None
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -154,26 +154,26 @@ class RemoteService:
         is_final: Callable[[Reply], bool] | None = None,
         patient: bool = True,
     ) -> T:
-        """Send a request until it succeeds, at most ``retries`` times more.
+        """Send a request, with retries after transient failures.
 
         Args:
             method: ``GET``, ``POST``, …
-            path: Behind the base URL, with its slash.
-            read: Makes the result. It is called for statuses below 500 that are worth no retry;
-                it raises :meth:`Reply.unreadable` for a body that another attempt may improve.
-                For statuses of 400 and more, whatever it does, :meth:`refusal` is at hand.
-            content: A body as it is, JSON if nobody says otherwise.
-            content_type: Its kind.
-            json: A body to be serialised; instead of ``content``.
-            params: The query.
-            retries: Instead of the settings' number.
-            is_final: Tells of an answer whose status is usually worth a retry that it is not, for
-                instance HTTP 429 of an account that is used up; it is refused then.
-            patient: Wait while the service is left alone, instead of giving up.
+            path: Path below the base URL, with its slash.
+            read: Converts the response to the result. It is called unless the status is retried,
+                and raises :meth:`Reply.unreadable` for a body that a retry may correct, or
+                :meth:`refusal` for a refused request.
+            content: Body as bytes.
+            content_type: Content type of ``content``.
+            json: Body to be serialised, instead of ``content``.
+            params: Query parameters.
+            retries: Number of retries, instead of the settings' number.
+            is_final: Returns whether a response is a refusal although its status is usually
+                retried, for instance HTTP 429 of an account that is used up.
+            patient: Wait while the circuit breaker is open, instead of failing at once.
 
         Raises:
-            RemoteUnavailableError: Every attempt failed; the last reason is told.
-            RemoteRefusedError: The service refuses for good; raised by ``read``.
+            RemoteUnavailableError: Every attempt failed; the message contains the last reason.
+            RemoteRefusedError: The service refuses the request; raised by ``read``.
         """
         settings = self._settings
         if retries is not None:
@@ -187,7 +187,7 @@ class RemoteService:
                     return await self._try(method, path, read, body, params, headers, is_final)
         except RemoteUnavailableError as error:
             number = attempt.retry_state.attempt_number
-            tries = "" if number == 1 else f" in {number} attempts, at last"
+            tries = "" if number == 1 else f" in {number} attempts, last error"
             raise type(error)(
                 f"{source} failed{tries}: {error}",
                 status=error.status,
@@ -203,11 +203,11 @@ class RemoteService:
         json: Any = None,
         params: Mapping[str, str] | None = None,
     ) -> Reply:
-        """Send a request and take any answer below 300. Redirects are not followed.
+        """Send a request and return a response with a status below 300, without redirects.
 
         Raises:
             RemoteUnavailableError: Every attempt failed.
-            RemoteRefusedError: The service refuses; its ``status`` tells why.
+            RemoteRefusedError: The service refuses the request.
         """
 
         def read(reply: Reply) -> Reply:
@@ -218,13 +218,13 @@ class RemoteService:
         return await self.call(method, path, read, json=json, params=params)
 
     def refusal(self, reply: Reply) -> RemoteRefusedError:
-        """Make the error for an answer that no retry improves."""
+        """Return the error for a response that a retry does not change."""
         hint = ""
         if self._key_env and reply.status in _UNAUTHORISED_STATUSES:
             hint = f" The key is read from the variable {self._key_env}."
         elif 300 <= reply.status < 400:
-            place = reply.headers.get("Location", "nowhere")
-            hint = f" It redirects to {place}; redirects are not followed: correct the URL."
+            target = reply.headers.get("Location", "nowhere")
+            hint = f" It redirects to {target}; redirects are not followed: correct the URL."
         return RemoteRefusedError(
             f"{reply.source}: HTTP {reply.status}: {reply.excerpt}{hint}",
             status=reply.status,
@@ -243,11 +243,11 @@ class RemoteService:
     ) -> T:
         async with AsyncExitStack() as stack:
             try:
-                # Before it waits for its turn, which would cost others theirs, and after.
+                # Checked before waiting, so as to take no slot from other requests, and after.
                 self.circuit.expect_closed()
-                await stack.enter_async_context(self._places)
-                if self._pace is not None:
-                    await self._pace.acquire()
+                await stack.enter_async_context(self._slots)
+                if self._rate_limiter is not None:
+                    await self._rate_limiter.acquire()
                 stack.enter_context(self.circuit.attempt())
             except CircuitOpenError:
                 self.statistics.hold_back()
@@ -302,7 +302,7 @@ class RemoteService:
             raise RemoteUnavailableError(f"{type(error).__name__}: {reason}") from error
         except TimeoutError as error:
             raise RemoteUnavailableError(
-                f"ReadTimeout: no complete answer within {seconds:g} s"
+                f"ReadTimeout: no complete response within {seconds:g} s"
             ) from error
         except ValueError as error:
             key = f" (is the key in {self._key_env} right?)" if self._key_env else ""
@@ -310,7 +310,7 @@ class RemoteService:
         return Reply(source, response.status, response.headers, content)
 
     def _connections(self) -> aiohttp.ClientSession:
-        """The connections, which belong to the event loop of the first request."""
+        """Return the session, created by the first request, to whose event loop it belongs."""
         if self._http is None:
             self._http = aiohttp.ClientSession(
                 headers=self._headers,
@@ -331,16 +331,16 @@ class RemoteService:
         async for chunk in response.content.iter_any():
             content += chunk
             if len(content) > limit * _MIB:
-                raise RemoteRefusedError(f"{source}: the answer is larger than {limit:g} MiB")
+                raise RemoteRefusedError(f"{source}: the response is larger than {limit:g} MiB")
         return bytes(content)
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float:
-    """Return the seconds that a Retry-After header asks for; 0 if it cannot be read.
+    """Return the seconds in a Retry-After header; 0 if it is invalid.
 
     Args:
         value: Seconds or an HTTP date.
-        now: The time; by default the clock's.
+        now: Current time; by default the system's.
     """
     if value is None:
         return 0.0
@@ -358,14 +358,14 @@ def retry_after(value: str | None, now: datetime | None = None) -> float:
 
 @functools.cache
 def _trusted() -> ssl.SSLContext:
-    """The system's certificates, and certifi's for containers that have none."""
+    """Return a TLS context with the system's certificates and, for containers, certifi's."""
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
     return context
 
 
 def _proxy(url: str) -> str | None:
-    """The proxy that the environment names for a URL."""
+    """Return the proxy that the environment names for a URL."""
     parts = urlsplit(url)
     if proxy_bypass(parts.hostname or ""):
         return None
@@ -374,7 +374,7 @@ def _proxy(url: str) -> str | None:
 
 
 def _limiter(rate: float) -> AsyncLimiter:
-    """A bucket of at least one request."""
+    """Return a leaky bucket of at least one request."""
     burst = max(1.0, rate)
     return AsyncLimiter(burst, burst / rate)
 

@@ -1,4 +1,4 @@
-"""What the settings of every remote service have in common."""
+"""Settings shared by all remote services."""
 
 from __future__ import annotations
 
@@ -6,40 +6,42 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class RemoteSettings(BaseModel):
-    """How a service is called; a base class for the settings of one kind of service."""
+    """Timeouts, retries and limits of requests; base of the settings of each service."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    timeout: float = Field(60.0, gt=0, description="Seconds that one request may take.")
-    connect_timeout: float = Field(10.0, gt=0, description="Seconds to open a connection.")
+    timeout: float = Field(60.0, gt=0, description="Time limit of one request, in seconds.")
+    connect_timeout: float = Field(
+        10.0, gt=0, description="Time limit for opening a connection, in seconds."
+    )
     retries: int = Field(
         5,
         ge=0,
-        description="Further attempts after a failed connection, a time-out, HTTP 408, 425, 429 or "
-        "5xx, or an answer that cannot be read.",
+        description="Retries after a failed connection, a timeout, HTTP 408, 425, 429 or 5xx, or "
+        "an unreadable response.",
     )
     retry_wait: float = Field(
-        0.5, ge=0, description="Seconds before the first further attempt; doubles each time."
+        0.5, ge=0, description="Seconds before the first retry; doubles with each retry."
     )
     retry_wait_maximum: float = Field(
-        30.0, ge=0, description="Seconds between attempts at most, whatever Retry-After says."
+        30.0, ge=0, description="Maximum seconds between attempts, whatever Retry-After says."
     )
     concurrency: int = Field(
-        64, ge=1, description="Requests to one server at a time, per process; more wait their turn."
+        64, ge=1, description="Maximum concurrent requests to one server, per process."
     )
     rate: float | None = Field(
         None,
         gt=0,
-        description="Requests per second to one server, per process; after a pause, those of one "
-        "second go at once. Unset: no limit.",
+        description="Maximum requests per second to one server, per process, in bursts of at most "
+        "one second's requests. Unset: no limit.",
     )
     circuit_failures: int = Field(
         10,
         ge=1,
-        description="Failures in a row after which a server is left alone for circuit_seconds; "
-        "then one request tries whether it is back.",
+        description="Consecutive failures after which the circuit breaker opens for "
+        "circuit_seconds; then one request probes the server.",
     )
     circuit_seconds: float = Field(
-        15.0, ge=0, description="Seconds for which a server that keeps failing is left alone."
+        15.0, ge=0, description="Seconds for which the circuit breaker stays open."
     )
-    max_response_mb: float = Field(16.0, gt=0, description="Largest answer that is read, in MiB.")
+    max_response_mb: float = Field(16.0, gt=0, description="Maximum size of a response, in MiB.")

@@ -1,4 +1,4 @@
-"""One call for all who want the same at the same time."""
+"""Request coalescing (single-flight): concurrent calls of one key share one execution."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ class SingleFlight(Generic[Key, Result]):
     """Shares calls between the tasks of one event loop; results are not cached."""
 
     def __init__(self) -> None:
-        """Start with no call in flight."""
         self._calls: dict[Key, asyncio.Task[Result]] = {}
 
     def __contains__(self, key: Key) -> bool:
@@ -22,17 +21,17 @@ class SingleFlight(Generic[Key, Result]):
         return key in self._calls
 
     async def run(self, key: Key, call: Callable[[], Awaitable[Result]]) -> Result:
-        """Return the result of the call of ``key`` that is in flight, else of ``call``.
+        """Return the result of the call of ``key`` in flight; if there is none, run ``call``.
 
-        The call runs in a task of its own: whoever is cancelled leaves the others waiting for it.
+        The call runs in a task of its own, so that cancelling one caller does not affect others.
 
         Raises:
-            Exception: What the call raises, for all who wait for it.
+            Exception: The error of the call, for all callers that wait for it.
         """
         task = self._calls.get(key)
         if task is None:
             task = self._calls[key] = asyncio.ensure_future(_awaited(call))
-            task.add_done_callback(lambda done: self._land(key, done))
+            task.add_done_callback(lambda done: self._remove(key, done))
         return await asyncio.shield(task)
 
     async def aclose(self) -> None:
@@ -42,10 +41,10 @@ class SingleFlight(Generic[Key, Result]):
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
 
-    def _land(self, key: Key, done: asyncio.Task[Result]) -> None:
+    def _remove(self, key: Key, done: asyncio.Task[Result]) -> None:
         del self._calls[key]
         if not done.cancelled():
-            done.exception()  # Those who wait get it. If nobody waits, asyncio must not complain.
+            done.exception()  # Marks it as retrieved, in case no caller is left.
 
 
 async def _awaited(call: Callable[[], Awaitable[Result]]) -> Result:

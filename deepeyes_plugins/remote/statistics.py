@@ -1,4 +1,4 @@
-"""Counts and latencies of remote calls, for metrics to read."""
+"""Counts and latencies of remote calls, for metrics."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Literal
 
 Outcome = Literal["answered", "refused", "unavailable"]
 
-_REMEMBERED = 2048
-"""Latencies that percentiles are made of."""
+_WINDOW = 2048
+"""Number of latest latencies from which percentiles are computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallSnapshot:
-    """What was counted so far; latencies are those of the last 2,048 requests, in seconds.
+    """Counts so far, and latencies of the last 2,048 requests in seconds.
 
     Attributes:
         requests: Requests that were sent and have ended.
-        answered: Those with an answer that could be used.
-        refused: Those that the server refused for good.
-        unavailable: Those that failed and may be repeated.
-        held_back: Requests that were not sent, because the server had failed too often.
-        p50: Half of the requests took less.
-        p95: 95 % took less.
-        p99: 99 % took less.
-        slowest: The longest.
+        answered: Requests with a valid response.
+        refused: Requests that the server refused; they are not retried.
+        unavailable: Requests that failed and may be retried.
+        held_back: Requests that were not sent, for instance since the circuit was open.
+        p50: Median latency.
+        p95: 95th percentile.
+        p99: 99th percentile.
+        slowest: Maximum latency.
     """
 
     requests: int = 0
@@ -43,10 +43,9 @@ class CallStatistics:
     """Counts the requests to one server."""
 
     def __init__(self) -> None:
-        """Start at zero."""
         self._outcomes: Counter[Outcome] = Counter()
         self._held_back = 0
-        self._seconds: deque[float] = deque(maxlen=_REMEMBERED)
+        self._seconds: deque[float] = deque(maxlen=_WINDOW)
 
     def record(self, outcome: Outcome, seconds: float) -> None:
         """Count a request that has ended."""

@@ -1,4 +1,4 @@
-"""Base URLs of servers, as people write them."""
+"""Validation and normalisation of base URLs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 
 def is_http_url(url: str) -> bool:
-    """Return whether ``url`` can be the base URL of a server."""
+    """Return whether ``url`` is an HTTP or HTTPS URL with a host."""
     parts = urlsplit(url)
     return parts.scheme in ("http", "https") and bool(parts.netloc)
 

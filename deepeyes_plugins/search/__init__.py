@@ -1,1 +1,1 @@
-"""Text and image search: one contract, its providers, and what stands in front of them."""
+"""Text and image search: contracts, providers, broker, client and service."""

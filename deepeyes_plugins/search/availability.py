@@ -1,4 +1,4 @@
-"""Where the search tools work: by benchmark and by data source."""
+"""Availability of the search tools by benchmark and data source."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Mapping
 
 SEARCH_TOOLS = ("search", "image_search")
-"""What the model calls the tools that the policy is about."""
+"""Names of the tools that ``search.policy`` switches."""
 
 EVALUATION: Mapping[str, bool] = {
     "*fvqa*": True,
@@ -15,21 +15,20 @@ EVALUATION: Mapping[str, bool] = {
     "*simplevqa*": True,
     "*": False,
 }
-"""In the evaluation of DeepEyesV2 only the search benchmarks have the search tools
-(Visual-Agent/DeepEyesV2, issue 30). Patterns with ``*``; the first that fits decides."""
+"""Published rules of DeepEyesV2's evaluation: only the search benchmarks have the search tools
+(Visual-Agent/DeepEyesV2, issue 30). The first pattern that matches decides."""
 
 
-def search_is_on(data_source: str, policy: Mapping[str, bool]) -> bool:
-    """Tell whether the search tools work for a task.
+def search_is_on(data_source: str, rules: Mapping[str, bool]) -> bool:
+    """Return whether a task has the search tools.
 
     Args:
-        data_source: ``Task.data_source``: a training set's name, or a benchmark's.
-        policy: Rules; in training those of ``search.policy`` in agent.yaml alone, since there
-            every data source has all tools (Visual-Agent/DeepEyesV2), in evaluation those and
-            then :data:`EVALUATION`.
+        data_source: ``Task.data_source``, the name of a training set or benchmark.
+        rules: Patterns, the first that matches decides; without a match, search is on. In training
+            those of ``search.policy`` in agent.yaml, in evaluation followed by :data:`EVALUATION`.
     """
     name = data_source.casefold()
-    for pattern, on in policy.items():
+    for pattern, on in rules.items():
         if fnmatch.fnmatchcase(name, pattern.casefold()):
             return on
     return True

@@ -1,8 +1,8 @@
-"""What stands between queries and providers: kept answers, one request for equal queries, budgets.
+"""Search broker: response cache, request coalescing, quotas and provider fallback.
 
-A query goes this way: whoever asks the same at the moment waits for one answer; an answer that is
-kept is given; else the first provider that works and has budget left is asked. Rate limits, retries
-and circuit breakers are the providers' own (:mod:`deepeyes_plugins.remote`).
+Equal queries that are under way at the same time share one request. A cached response is returned
+at once; otherwise the first provider that is available and within its budget is asked. Rate limits,
+retries and circuit breakers are the providers' own (:mod:`deepeyes_plugins.remote`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from uuid import uuid4
 from deepeyes_plugins.remote.settings import RemoteSettings
 from deepeyes_plugins.remote.single_flight import SingleFlight
 from deepeyes_plugins.remote.statistics import CallStatistics
-from deepeyes_plugins.search.cache import AnswerStore
+from deepeyes_plugins.search.cache import ResponseStore
 from deepeyes_plugins.search.contracts import (
     NotRecordedError,
     QueryRefusedError,
@@ -36,20 +36,33 @@ logger = logging.getLogger(__name__)
 
 _DAY = 86_400.0
 _RUN_SECONDS = 90 * _DAY
-"""How long the count of a run is remembered after its last search."""
-_LEFT_ALONE = 60.0
-"""Seconds for which a provider without key or quota is not asked, where it does not say itself."""
-_NOT_TELLING = frozenset({*RemoteSettings.model_fields, "key_env"})
-"""Options that no answer depends on: whoever lowers a rate keeps the answers that were paid for."""
+"""Lifetime in the store of a run's search count, after the run's last search."""
+_SUSPENSION_SECONDS = 60.0
+"""Suspension of a provider without key or quota, unless it names a time itself."""
+_IRRELEVANT_OPTIONS = frozenset({*RemoteSettings.model_fields, "key_env"})
+"""Options that do not affect responses: cached responses stay valid when one of them changes."""
+
+
+class Results(Protocol):
+    """Response to a search of either kind."""
+
+    @property
+    def results(self) -> Sequence[object]:
+        """Results, best first."""
+
+    @property
+    def partial(self) -> str:
+        """Why results are missing; empty if none are."""
+
 
 Query = TypeVar("Query")
-Answer = TypeVar("Answer")
+Response = TypeVar("Response", bound=Results)
 Query_contra = TypeVar("Query_contra", contravariant=True)
-Answer_co = TypeVar("Answer_co", covariant=True)
+Response_co = TypeVar("Response_co", covariant=True)
 
 
-class Asked(Protocol[Query_contra, Answer_co]):
-    """The part of a provider that a broker calls."""
+class BrokeredProvider(Protocol[Query_contra, Response_co]):
+    """Interface of text and image providers that the broker uses."""
 
     name: str
     cacheable: bool
@@ -57,267 +70,270 @@ class Asked(Protocol[Query_contra, Answer_co]):
 
     @property
     def pause(self) -> float:
-        """Seconds for which it is left alone, since it keeps failing."""
+        """Seconds until the circuit breaker lets a request through."""
 
-    async def search(self, query: Query_contra) -> Answer_co:
-        """Answer one query."""
+    async def search(self, query: Query_contra) -> Response_co:
+        """Search."""
 
     def preflight(self) -> None:
-        """Look whether it has what it needs."""
+        """Check that the API key or file is available."""
 
     async def check(self) -> str:
-        """Look whether it could answer."""
+        """Check that searches would succeed."""
 
     async def aclose(self) -> None:
         """Close every connection."""
 
 
 @dataclass(frozen=True)
-class Form(Generic[Query, Answer]):
-    """What a broker has to know of one kind of search.
+class SearchType(Generic[Query, Response]):
+    """How the broker handles queries and responses of one kind of search.
 
     Attributes:
         kind: ``text`` or ``image``.
-        identify: Tells equal queries from different ones.
-        dump: Turns an answer into bytes.
-        load: The same the other way round; ValueError where they are no answer.
-        is_empty: Whether an answer has no results.
-        is_partial: Whether results are missing; such an answer is not kept.
-        as_kept: The answer, with the remark that it cost no search.
-        past_empty: Ask the next provider where one finds nothing.
+        key: Returns a key that only equal queries share.
+        dump: Serialises a response.
+        load: Reads a serialised response; raises :class:`ValueError` for anything else.
+        as_cached: Returns a response, marked as one that cost no search.
+        fall_back_if_empty: Ask the next provider if one finds nothing.
     """
 
     kind: str
-    identify: Callable[[Query], str]
-    dump: Callable[[Answer], bytes]
-    load: Callable[[bytes], Answer]
-    is_empty: Callable[[Answer], bool]
-    is_partial: Callable[[Answer], bool]
-    as_kept: Callable[[Answer], Answer]
-    past_empty: bool = False
+    key: Callable[[Query], str]
+    dump: Callable[[Response], bytes]
+    load: Callable[[bytes], Response]
+    as_cached: Callable[[Response], Response]
+    fall_back_if_empty: bool = False
 
 
 @dataclass
-class Source(Generic[Query, Answer]):
-    """A provider as a broker sees it.
+class Source(Generic[Query, Response]):
+    """A provider with its budget, statistics and availability.
 
     Attributes:
-        provider: Who is asked.
-        identity: What its answers depend on besides the query: its name and options.
-        budget: How often it may be asked.
-        calls: What came of asking it.
+        provider: The provider.
+        identity: What responses depend on besides the query: the provider's name and options.
+        budget: Maximum number of searches.
+        calls: Outcomes and latencies of its searches.
     """
 
-    provider: Asked[Query, Answer]
+    provider: BrokeredProvider[Query, Response]
     identity: str
     budget: Budget = field(default_factory=Budget)
     calls: CallStatistics = field(default_factory=CallStatistics)
-    _refusal: SearchError | None = None
-    _left_alone_until: float = 0.0
+    _suspended_by: SearchError | None = None
+    _suspended_until: float = 0.0
 
     @property
-    def refusal(self) -> SearchError | None:
-        """Why it is left alone for want of a key or of quota; ``None`` if it is not."""
-        return self._refusal if time.monotonic() < self._left_alone_until else None
+    def suspended_by(self) -> SearchError | None:
+        """Error about key or quota that suspends the provider; ``None`` if it is not suspended."""
+        return self._suspended_by if time.monotonic() < self._suspended_until else None
 
     @property
-    def trouble(self) -> str:
-        """Why it is left alone, for whatever reason; empty if it is not."""
-        if self.refusal is not None:
-            return str(self.refusal)
+    def unavailable_reason(self) -> str:
+        """Why the provider is suspended or its circuit is open; empty if it is available."""
+        if self.suspended_by is not None:
+            return str(self.suspended_by)
         pause = self.provider.pause
         if pause > 0:
-            return f"{self.provider.name}: it keeps failing and is left alone for {pause:.1f} s"
+            return f"{self.provider.name}: too many failures, circuit open for {pause:.1f} s"
         return ""
 
-    def leave_alone(self, refusal: SearchError | None, seconds: float = 0.0) -> None:
-        """Do not ask it for some time; ``None``: do again."""
-        self._refusal, self._left_alone_until = refusal, time.monotonic() + seconds
+    def suspend(self, error: SearchError, seconds: float) -> None:
+        """Fail searches with ``error`` for some time, without asking the provider."""
+        self._suspended_by, self._suspended_until = error, time.monotonic() + seconds
+
+    def resume(self) -> None:
+        """End a suspension."""
+        self._suspended_by = None
 
 
-class Broker(Generic[Query, Answer]):
-    """Answers queries from what is kept, or from the first of several providers that can.
+class Broker(Generic[Query, Response]):
+    """Answers queries from the cache or from the first available provider.
 
     Attributes:
-        counts: How queries ended so far: ``asked``, ``kept``, ``kept_refusal``, ``shared``,
-            ``refused``, ``failed``, ``not_recorded``.
+        counts: Queries by outcome: ``asked``, ``kept`` (cached), ``kept_refusal`` (a cached
+            refusal), ``shared`` (coalesced), ``refused``, ``failed``, ``not_recorded``.
         sources: The providers in order.
     """
 
     def __init__(
         self,
-        form: Form[Query, Answer],
-        sources: Sequence[Source[Query, Answer]],
-        store: AnswerStore,
+        search_type: SearchType[Query, Response],
+        sources: Sequence[Source[Query, Response]],
+        store: ResponseStore,
         cache: CacheSettings,
         run: str = "",
     ) -> None:
-        """Hold everything; nothing is opened yet.
+        """Create the broker; nothing is opened yet.
 
         Args:
-            form: The kind of search.
+            search_type: Text or image search.
             sources: Providers in order, at least one. They are closed with the broker.
-            store: Kept answers and counts; it is not closed.
-            cache: How long answers are kept.
-            run: Name of the experiment; by default the broker's life is a run.
+            store: Cached responses and counts; it is not closed.
+            cache: Lifetimes of cached responses.
+            run: Name of the experiment; by default each broker is a run of its own.
         """
         self.counts: Counter[str] = Counter()
         self.sources = list(sources)
         for source in self.sources[:-1]:
             source.provider.patient = False
-        self._form = form
+        self._type = search_type
         self._store = store
         self._cache = cache
         self._run = run or uuid4().hex
-        self._flights: SingleFlight[str, Answer] = SingleFlight()
+        self._flights: SingleFlight[str, Response] = SingleFlight()
 
-    async def search(self, query: Query) -> Answer:
-        """Answer a query; whoever is cancelled leaves others who ask the same undisturbed.
+    async def search(self, query: Query) -> Response:
+        """Answer a query; cancelling it does not affect equal queries under way.
 
         Raises:
-            SearchError: As the providers' contract says; with several providers, what each of them
-                said.
+            SearchError: As the providers' contract says; of several providers, the reasons of all.
         """
-        key = self._form.identify(query)
+        key = self._type.key(query)
         shared = key in self._flights
         self.counts["shared"] += shared
-        answer = await self._flights.run(key, lambda: self._answer(key, query))
-        return self._form.as_kept(answer) if shared else answer
+        response = await self._flights.run(key, lambda: self._first_response(key, query))
+        return self._type.as_cached(response) if shared else response
 
     async def aclose(self) -> None:
-        """Stop asking and close the providers."""
+        """Cancel requests and close the providers."""
         await self._flights.aclose()
         for source in self.sources:
             await source.provider.aclose()
 
-    async def _answer(self, key: str, query: Query) -> Answer:
-        refusals: list[SearchError] = []
-        empty: Answer | None = None
+    async def _first_response(self, key: str, query: Query) -> Response:
+        errors: list[SearchError] = []
+        empty: Response | None = None
         for source in self.sources:
             try:
-                answer = await self._from(source, key, query)
+                response = await self._cached_response(source, key, query)
             except NotRecordedError:
                 self.counts["not_recorded"] += 1
                 raise
             except SearchError as error:
-                refusals.append(error)
+                errors.append(error)
                 continue
-            if not (self._form.past_empty and self._form.is_empty(answer)):
-                return answer
-            empty = answer
-        if empty is not None and all(isinstance(one, QueryRefusedError) for one in refusals):
-            return empty  # Else nobody knows whether there is nothing to be found.
-        failure = _together(refusals)
+            if response.results or not self._type.fall_back_if_empty:
+                return response
+            empty = response
+        if empty is not None and all(isinstance(one, QueryRefusedError) for one in errors):
+            return empty  # A provider that failed might have found something.
+        failure = _merged(errors)
         self.counts["refused" if isinstance(failure, QueryRefusedError) else "failed"] += 1
         raise failure
 
-    async def _from(self, source: Source[Query, Answer], key: str, query: Query) -> Answer:
-        """What one provider says, or has said before."""
-        place = hashlib.sha256(f"{self._form.kind}\0{source.identity}\0{key}".encode()).hexdigest()
-        kept = await self._store.get(place) if source.provider.cacheable else None
-        if kept is not None and kept.startswith(b"!"):
+    async def _cached_response(
+        self, source: Source[Query, Response], key: str, query: Query
+    ) -> Response:
+        """Return the cached response of a provider, or ask it and cache the response."""
+        cache_key = hashlib.sha256(
+            f"{self._type.kind}\0{source.identity}\0{key}".encode()
+        ).hexdigest()
+        cached = await self._store.get(cache_key) if source.provider.cacheable else None
+        if cached is not None and cached.startswith(b"!"):
             self.counts["kept_refusal"] += 1
-            raise QueryRefusedError(kept[1:].decode("utf-8", "replace"))
-        if kept is not None:
+            raise QueryRefusedError(cached[1:].decode("utf-8", "replace"))
+        if cached is not None:
             try:
-                answer = self._form.load(kept[1:])
+                response = self._type.load(cached[1:])
             except ValueError as error:
-                # Another version has written it.
-                logger.info("a kept answer cannot be read and is asked for again: %s", error)
+                # Written by another version.
+                logger.info("a cached response cannot be read, the search is repeated: %s", error)
             else:
                 self.counts["kept"] += 1
-                return self._form.as_kept(answer)
+                return self._type.as_cached(response)
         try:
-            answer = await self._ask(source, query)
+            response = await self._request(source, query)
         except QueryRefusedError as error:
-            await self._keep(source, place, b"!" + str(error).encode(), self._cache.negative_ttl)
+            value = b"!" + str(error).encode()
+            await self._store_response(source, cache_key, value, self._cache.negative_ttl)
             raise
-        if not self._form.is_partial(answer):
-            empty = self._form.is_empty(answer)
-            seconds = self._cache.negative_ttl if empty else self._cache.ttl
-            await self._keep(source, place, b"=" + self._form.dump(answer), seconds)
-        return answer
+        if not response.partial:
+            seconds = self._cache.ttl if response.results else self._cache.negative_ttl
+            value = b"=" + self._type.dump(response)
+            await self._store_response(source, cache_key, value, seconds)
+        return response
 
-    async def _keep(
-        self, source: Source[Query, Answer], place: str, value: bytes, seconds: float
+    async def _store_response(
+        self, source: Source[Query, Response], cache_key: str, value: bytes, seconds: float
     ) -> None:
         if source.provider.cacheable:
-            await self._store.put(place, value, seconds)
+            await self._store.put(cache_key, value, seconds)
 
-    async def _ask(self, source: Source[Query, Answer], query: Query) -> Answer:
-        if (refusal := source.refusal) is not None:
+    async def _request(self, source: Source[Query, Response], query: Query) -> Response:
+        if (suspended_by := source.suspended_by) is not None:
             source.calls.hold_back()
-            # The same error many times over: it is not to collect where it was raised.
-            raise refusal.with_traceback(None)
-        if source is not self.sources[-1] and (trouble := source.trouble):
+            # Raised many times, the error must not accumulate tracebacks.
+            raise suspended_by.with_traceback(None)
+        if source is not self.sources[-1] and (reason := source.unavailable_reason):
             source.calls.hold_back()
-            raise SearchUnavailableError(trouble)
+            raise SearchUnavailableError(reason)
         await self._spend(source)
         self.counts["asked"] += 1
         started = time.monotonic()
         try:
-            answer = await source.provider.search(query)
+            response = await source.provider.search(query)
         except (SearchNotConfiguredError, QuotaExhaustedError) as error:
             source.calls.record("refused", time.monotonic() - started)
-            pause = getattr(error, "retry_after", 0) or _LEFT_ALONE
-            source.leave_alone(error, pause)
-            self._tell(error)
+            source.suspend(error, getattr(error, "retry_after", 0) or _SUSPENSION_SECONDS)
+            self._log_fallback(error)
             raise
         except QueryRefusedError:
             source.calls.record("refused", time.monotonic() - started)
             raise
         except SearchError as error:
             source.calls.record("unavailable", time.monotonic() - started)
-            self._tell(error)
+            self._log_fallback(error)
             raise
         source.calls.record("answered", time.monotonic() - started)
-        source.leave_alone(None)
-        return answer
+        source.resume()
+        return response
 
-    def _tell(self, error: SearchError) -> None:
-        """Say why a provider does not answer, where the next one's answer would hide it."""
+    def _log_fallback(self, error: SearchError) -> None:
+        """Log an error that the response of a fallback would hide."""
         if len(self.sources) > 1:
-            logger.warning("%s search goes on to the next provider: %s", self._form.kind, error)
+            logger.warning("%s search falls back to the next provider: %s", self._type.kind, error)
 
-    async def _spend(self, source: Source[Query, Answer]) -> None:
+    async def _spend(self, source: Source[Query, Response]) -> None:
         """Count one search against the budgets.
 
         Raises:
-            QuotaExhaustedError: One of them is used up.
+            QuotaExhaustedError: A budget is used up.
         """
         budget, name = source.budget, source.provider.name
         now = datetime.now(UTC)
         tomorrow = _DAY - (now.hour * 3600 + now.minute * 60 + now.second)
         spent: list[tuple[str, float]] = []
-        for what, limit, counter, seconds, wait in (
+        for option, limit, counter, lifetime, retry_after in (
             ("per_day", budget.per_day, f"day:{now:%Y-%m-%d}:{name}", _DAY, tomorrow),
             ("per_run", budget.per_run, f"run:{self._run}:{name}", _RUN_SECONDS, 0.0),
         ):
             if limit is None:
                 continue
-            spent.append((counter, seconds))
-            if await self._store.add(counter, 1, seconds) > limit:
-                for one, kept in spent:
-                    await self._store.add(one, -1, kept)
+            spent.append((counter, lifetime))
+            if await self._store.add(counter, 1, lifetime) > limit:
+                for spent_counter, spent_lifetime in spent:
+                    await self._store.add(spent_counter, -1, spent_lifetime)
                 source.calls.hold_back()
                 raise QuotaExhaustedError(
-                    f"{name}: our own budget of {limit} searches is used up "
-                    f"(search.budgets.{name}.{what})",
-                    retry_after=wait,
+                    f"{name}: the budget of {limit} searches is used up "
+                    f"(search.budgets.{name}.{option})",
+                    retry_after=retry_after,
                 )
 
 
-def _together(errors: Sequence[SearchError]) -> SearchError:
-    """One error for those of several providers."""
+def _merged(errors: Sequence[SearchError]) -> SearchError:
+    """Return one error for those of several providers."""
     if len(errors) == 1:
         return errors[0]
-    text = "no provider answers: " + "; ".join(map(str, errors))
+    text = "all providers failed: " + "; ".join(map(str, errors))
     if all(isinstance(error, QueryRefusedError) for error in errors):
         return QueryRefusedError(text)
     return SearchUnavailableError(text)
 
 
 def identity(name: str, options: Mapping[str, Any]) -> str:
-    """What a provider's answers depend on besides the query: not on how patiently it is asked."""
-    telling = {key: value for key, value in options.items() if key not in _NOT_TELLING}
-    return f"{name} {json.dumps(telling, sort_keys=True, default=str)}"
+    """Return what a provider's responses depend on besides the query."""
+    relevant = {key: value for key, value in options.items() if key not in _IRRELEVANT_OPTIONS}
+    return f"{name} {json.dumps(relevant, sort_keys=True, default=str)}"

@@ -1,4 +1,4 @@
-"""The search providers of this package, registered like anybody else's."""
+"""Built-in search providers."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _IMAGES = {
 
 @hookimpl
 def register_search_providers(register: Callable[[str, str], None]) -> None:
-    """Register the providers of text search."""
+    """Register the built-in text providers."""
     for name, provider in _TEXT.items():
         register(name, f"deepeyes_plugins.search.{provider}")
 
 
 @hookimpl
 def register_image_search_providers(register: Callable[[str, str], None]) -> None:
-    """Register the providers of search by image."""
+    """Register the built-in image providers."""
     for name, provider in _IMAGES.items():
         register(name, f"deepeyes_plugins.search.{provider}")

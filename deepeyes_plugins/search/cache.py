@@ -1,6 +1,6 @@
-"""Answers and counts that outlive a query: in a SQLite file, or in Redis.
+"""Store of cached responses and search counts, in a SQLite file or in Redis.
 
-What goes wrong with them costs searches and a warning, never an answer.
+A store that fails logs a warning and costs further searches; queries are still answered.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TRIMS_PER_SIZE = 16
-"""The file is trimmed whenever a sixteenth of its size was added, to leave room for the next."""
+"""The file is trimmed whenever a sixteenth of its maximum size has been added."""
 _MEMORY_BYTES = 64 << 20
-"""Most that is kept in memory, whatever the settings allow a file."""
+"""Maximum size of a store in memory, even if the settings allow more for a file."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, until REAL NOT NULL, size INTEGER NOT NULL,
@@ -44,34 +44,33 @@ _PREFIX = "deepeyes:search:"
 T = TypeVar("T")
 
 
-class AnswerStore(ABC):
-    """Keeps bytes under keys for a time, and counts."""
+class ResponseStore(ABC):
+    """Key-value store and counters with expiry."""
 
     def __init__(self) -> None:
-        """Start with nothing counted here."""
         self._warned = False
-        self._counted_here: Counter[str] = Counter()
+        self._local_counts: Counter[str] = Counter()
 
     async def get(self, key: str) -> bytes | None:
-        """Return what is kept under ``key``, if its time is not over."""
+        """Return the value of ``key``; ``None`` if it is missing or expired."""
         return await self._or(None, self._get, key)
 
     async def put(self, key: str, value: bytes, seconds: float) -> None:
-        """Keep ``value`` for a time."""
+        """Store ``value`` for ``seconds``."""
         if seconds > 0:
             await self._or(None, self._put, key, value, seconds)
 
     async def add(self, counter: str, number: int, seconds: float) -> int:
-        """Add to a counter that is forgotten after ``seconds``; return what it is then.
+        """Add to a counter and return its new value; it expires after ``seconds``.
 
-        Where the store fails, the count of this process counts.
+        If the store fails, the value is that of this process alone.
         """
-        self._counted_here[counter] += number
-        return await self._or(self._counted_here[counter], self._add, counter, number, seconds)
+        self._local_counts[counter] += number
+        return await self._or(self._local_counts[counter], self._add, counter, number, seconds)
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Close what is open; idempotent."""
+        """Close the connections; idempotent."""
 
     @abstractmethod
     async def _get(self, key: str) -> bytes | None: ...
@@ -85,29 +84,29 @@ class AnswerStore(ABC):
     @property
     @abstractmethod
     def _failures(self) -> tuple[type[Exception], ...]:
-        """What the store raises when it fails."""
+        """Exceptions that the store raises when it fails."""
 
-    async def _or(self, instead: T, call: Callable[..., Awaitable[T]], *arguments: object) -> T:
+    async def _or(self, default: T, call: Callable[..., Awaitable[T]], *arguments: object) -> T:
         try:
             return await call(*arguments)
         except self._failures as error:
             level = logging.DEBUG if self._warned else logging.WARNING
-            logger.log(level, "search answers are not kept: %s", error)
+            logger.log(level, "search responses are not cached: %s", error)
             self._warned = True
-            return instead
+            return default
 
 
-class SqliteStore(AnswerStore):
-    """A file that processes of one machine may share, or memory."""
+class SqliteStore(ResponseStore):
+    """Store in a SQLite file, which processes of one machine may share, or in memory."""
 
     _failures = (sqlite3.Error, OSError)
 
     def __init__(self, path: Path | None, size: int) -> None:
-        """Hold the settings; nothing is opened yet.
+        """Initialise without opening the file.
 
         Args:
             path: The file; ``None`` for memory.
-            size: Bytes of answers that are kept at most.
+            size: Maximum size of the stored responses, in bytes.
         """
         super().__init__()
         self._file = SqliteFile(path, _SCHEMA)
@@ -131,8 +130,8 @@ class SqliteStore(AnswerStore):
         row = connection.execute(
             "SELECT value FROM answers WHERE key = ? AND until > ?", (key, time.time())
         )
-        found = row.fetchone()
-        return None if found is None else found[0]
+        first = row.fetchone()
+        return None if first is None else first[0]
 
     def _write(self, connection: sqlite3.Connection, key: str, value: bytes, until: float) -> None:
         if len(value) > self._size // _TRIMS_PER_SIZE:
@@ -164,14 +163,14 @@ class SqliteStore(AnswerStore):
         return int(row.fetchone()[0])
 
 
-class RedisStore(AnswerStore):
-    """Shared by all machines. Its size is Redis's affair: ``maxmemory`` and an eviction policy."""
+class RedisStore(ResponseStore):
+    """Store in Redis, shared by machines. ``maxmemory`` of Redis limits its size."""
 
     def __init__(self, url: str, password: str | None) -> None:
-        """Hold the address; nothing is connected yet.
+        """Initialise without connecting.
 
         Raises:
-            SearchNotConfiguredError: The library is missing, or the address is none.
+            SearchNotConfiguredError: The library is missing, or the URL is invalid.
         """
         super().__init__()
         try:
@@ -201,8 +200,8 @@ class RedisStore(AnswerStore):
         await self._redis.aclose()
 
     async def _get(self, key: str) -> bytes | None:
-        found = await self._redis.get(_PREFIX + key)
-        return found.encode() if isinstance(found, str) else found
+        value = await self._redis.get(_PREFIX + key)
+        return value.encode() if isinstance(value, str) else value
 
     async def _put(self, key: str, value: bytes, seconds: float) -> None:
         await self._redis.set(_PREFIX + key, value, px=max(1, int(seconds * 1000)))
@@ -214,12 +213,12 @@ class RedisStore(AnswerStore):
             return int((await pipe.execute())[0])
 
 
-def make_store(settings: CacheSettings, default: Path | None = None) -> AnswerStore:
-    """Make the store that the settings ask for.
+def make_store(settings: CacheSettings, default: Path | None = None) -> ResponseStore:
+    """Make the store of the settings.
 
     Args:
-        settings: Where and how much.
-        default: The file where the settings name none; ``None`` for memory.
+        settings: Section ``search.cache`` of agent.yaml.
+        default: File if the settings name none; ``None`` for memory.
 
     Raises:
         SearchNotConfiguredError: Redis cannot be used.
@@ -234,6 +233,6 @@ def make_store(settings: CacheSettings, default: Path | None = None) -> AnswerSt
 
 
 def user_cache_file() -> Path:
-    """Where the service keeps answers: ``$XDG_CACHE_HOME/deepeyes/search.sqlite``."""
+    """Return the service's default cache file, ``$XDG_CACHE_HOME/deepeyes/search.sqlite``."""
     folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(folder).expanduser() / "deepeyes" / "search.sqlite"

@@ -1,8 +1,8 @@
-"""What agents search with: providers behind a broker, or a service that has them."""
+"""Search client of agents: providers behind a broker, or a remote search service."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,8 @@ from deepeyes_plugins.plugins import Registry, UnknownNameError
 from deepeyes_plugins.remote.errors import RemoteRefusedError, RemoteUnavailableError
 from deepeyes_plugins.remote.service import RemoteService, Reply
 from deepeyes_plugins.remote.settings import RemoteSettings
-from deepeyes_plugins.search.broker import Asked, Broker, Form, Source, identity
-from deepeyes_plugins.search.cache import AnswerStore, make_store
+from deepeyes_plugins.search.broker import Broker, BrokeredProvider, SearchType, Source, identity
+from deepeyes_plugins.search.cache import ResponseStore, make_store
 from deepeyes_plugins.search.contracts import (
     FILTERS,
     ImageQuery,
@@ -31,59 +31,50 @@ from deepeyes_plugins.search.contracts import (
 from deepeyes_plugins.search.hooks import image_search_providers, search_providers
 from deepeyes_plugins.search.pages import PageReader
 from deepeyes_plugins.search.settings import Budget, Kind, SearchSettings
-from deepeyes_plugins.search.wire import (
-    ErrorMessage,
-    ImageQueryMessage,
-    ImageResultsMessage,
-    tidy,
-)
+from deepeyes_plugins.search.wire import IMAGE_QUERY, IMAGE_RESULTS, ErrorMessage, normalized
 
-_SERVICE_MB = 64.0
-"""Largest answer of a service: ten thumbnails fit."""
+_MAX_RESPONSE_MB = 64.0
+"""Largest response of a service, enough for ten thumbnails."""
 
-TEXT = Form[SearchQuery, SearchResults](
+TEXT = SearchType[SearchQuery, SearchResults](
     kind="text",
-    identify=lambda query: query.model_dump_json(),
-    dump=lambda answer: answer.model_dump_json(exclude_defaults=True).encode(),
+    key=lambda query: query.model_dump_json(),
+    dump=lambda response: response.model_dump_json(exclude_defaults=True).encode(),
     load=SearchResults.model_validate_json,
-    is_empty=lambda answer: not answer.results,
-    is_partial=lambda answer: bool(answer.partial),
-    as_kept=lambda answer: answer.model_copy(update={"kept": True}),
+    as_cached=lambda response: response.model_copy(update={"kept": True}),
 )
 
-IMAGES = Form[ImageQuery, ImageResults](
+IMAGES = SearchType[ImageQuery, ImageResults](
     kind="image",
-    identify=lambda query: f"{query.image.sha256} {query.count} {query.data_id}",
-    dump=lambda answer: (
-        ImageResultsMessage.of(answer).model_dump_json(exclude_defaults=True).encode()
-    ),
-    load=lambda data: ImageResultsMessage.model_validate_json(data).answer(),
-    is_empty=lambda answer: not answer.results,
-    is_partial=lambda answer: bool(answer.partial),
-    as_kept=lambda answer: replace(answer, kept=True),
-    past_empty=True,
+    key=lambda query: f"{query.image.sha256} {query.count} {query.data_id}",
+    dump=lambda response: IMAGE_RESULTS.dump_json(response, exclude_defaults=True),
+    load=IMAGE_RESULTS.validate_json,
+    as_cached=lambda response: replace(response, kept=True),
+    fall_back_if_empty=True,
 )
+
+T = TypeVar("T")
 
 
 class Search:
-    """Text and image search as the settings have it, shared by all of an event loop.
+    """Text and image search by the settings, shared by all trajectories of an event loop.
 
-    Nothing is opened before the first search; providers are made when they are first asked for.
+    Providers are created at their first use, and nothing is opened before the first search.
     """
 
     def __init__(self, settings: SearchSettings, store_file: Path | None = None) -> None:
-        """Hold the settings.
+        """Initialise without opening anything.
 
         Args:
-            settings: Who answers, and how.
-            store_file: Where answers are kept if the settings do not say; by default in memory.
+            settings: Section ``search`` of agent.yaml.
+            store_file: File of the response cache if the settings name none; by default memory.
         """
         self.settings = settings
         self._store_file = store_file
-        self._made: list[Provider] = []
+        self._providers: list[Provider] = []
 
     def query(self, text: str, count: int | None = None) -> SearchQuery:
-        """Make a query of what a model wrote and what the settings say."""
+        """Make a query from a model's text and the settings' filters."""
         settings = self.settings
         return SearchQuery(
             text=text,
@@ -98,40 +89,40 @@ class Search:
 
     @cached_property
     def text(self) -> TextSearchProvider:
-        """Who answers text searches.
+        """Provider of text search: the service, or a broker.
 
         Raises:
             SearchNotConfiguredError: A provider is unknown, or an option of it is wrong.
         """
         if self.settings.url is not None:
-            return self._made_one(TextService(self.settings))
-        return self._made_one(BrokeredText(self.text_broker, self.settings))
+            return self._closed_later(TextService(self.settings))
+        return self._closed_later(BrokeredText(self.text_broker, self.settings))
 
     @cached_property
     def images(self) -> ImageSearchProvider:
-        """Who answers searches by image.
+        """Provider of image search: the service, or a broker.
 
         Raises:
             SearchNotConfiguredError: A provider is unknown, or an option of it is wrong.
         """
         if self.settings.url is not None:
-            return self._made_one(ImageService(self.settings))
-        return self._made_one(BrokeredImages(self.image_broker))
+            return self._closed_later(ImageService(self.settings))
+        return self._closed_later(BrokeredImages(self.image_broker))
 
     def preflight(self, kind: Kind) -> None:
-        """Look whether the providers have their keys and files; nothing is sent.
+        """Check that the providers' API keys and files are available; nothing is sent.
 
-        A service looks after its own providers.
+        With ``search.url`` nothing is checked here: the service checks its providers at its start.
 
         Raises:
-            SearchNotConfiguredError: One lacks something; the message names it.
+            SearchNotConfiguredError: Something is missing; the message names it.
         """
         provider: Provider = self.text if kind == "text" else self.images
         provider.preflight()
 
     @cached_property
     def text_broker(self) -> Broker[SearchQuery, SearchResults]:
-        """The providers of text search, where they are not a service's."""
+        """Broker of the text providers; unused if a service answers."""
         settings = self.settings
         names = (settings.provider, *settings.fallbacks)
         sources = self._sources(names, "providers", search_providers())
@@ -139,7 +130,7 @@ class Search:
 
     @cached_property
     def image_broker(self) -> Broker[ImageQuery, ImageResults]:
-        """The providers of search by image, where they are not a service's."""
+        """Broker of the image providers; unused if a service answers."""
         settings = self.settings
         names = (settings.image_provider, *settings.image_fallbacks)
         sources = self._sources(names, "image_providers", image_search_providers())
@@ -147,15 +138,15 @@ class Search:
 
     @cached_property
     def pages(self) -> PageReader:
-        """Who reads web pages."""
+        """Reader of web pages."""
         return PageReader(self.settings.pages, self._store, self.settings.cache.ttl)
 
     async def aclose(self) -> None:
-        """Close every connection and the kept answers."""
+        """Close every connection and the response cache."""
         if "pages" in self.__dict__:
             await self.pages.aclose()
-        made, self._made = self._made, []
-        for provider in made:
+        providers, self._providers = self._providers, []
+        for provider in providers:
             await provider.aclose()
         if "_store" in self.__dict__:
             await self._store.aclose()
@@ -163,55 +154,54 @@ class Search:
     def _sources(
         self, names: Sequence[str], section: str, registry: Registry[Any]
     ) -> list[Source[Any, Any]]:
-        """Make the providers of those names; no other name in the settings is unknown either."""
+        """Create the named providers; check every provider name in the settings."""
         options: Mapping[str, Mapping[str, Any]] = getattr(self.settings, section)
         budgets = self.settings.budgets
-        others = {*search_providers(), *image_search_providers()}
-        for where, name in (
+        registered = {*search_providers(), *image_search_providers()}
+        for key, name in (
             *((section, name) for name in (*names, *options)),
-            *(("budgets", name) for name in budgets if name not in others),
+            *(("budgets", name) for name in budgets if name not in registered),
         ):
             try:
                 registry[name]
             except UnknownNameError as error:
-                raise SearchNotConfiguredError(f"search.{where}: {error}") from error
+                raise SearchNotConfiguredError(f"search.{key}: {error}") from error
         sources = []
         for name in names:
             given = options.get(name, {})
-            provider: Asked[Any, Any] = registry[name](given)
+            provider: BrokeredProvider[Any, Any] = registry[name](given)
             sources.append(
                 Source(provider, identity(provider.name, given), budgets.get(name, Budget()))
             )
         return sources
 
     @cached_property
-    def _store(self) -> AnswerStore:
+    def _store(self) -> ResponseStore:
         return make_store(self.settings.cache, self._store_file)
 
-    def _made_one(self, provider: AnyProvider) -> AnyProvider:
-        self._made.append(provider)
+    def _closed_later(self, provider: AnyProvider) -> AnyProvider:
+        """Close ``provider`` with the client."""
+        self._providers.append(provider)
         return provider
 
 
 AnyProvider = TypeVar("AnyProvider", bound=Provider)
-Query = TypeVar("Query")
-Answer = TypeVar("Answer")
 
 
 class _Brokered:
-    """What text and images have in common where a broker is the provider."""
+    """Base of the text and image providers that ask a broker."""
 
     name = "broker"
     cacheable = False
     _broker: Broker[Any, Any]
 
     def preflight(self) -> None:
-        """Look whether the providers have what they need."""
+        """Check that the providers' API keys and files are available."""
         for source in self._broker.sources:
             source.provider.preflight()
 
     async def check(self) -> str:
-        """Look at all providers; each is named with what was found."""
+        """Check all providers and return the state of each."""
         providers = [source.provider for source in self._broker.sources]
         return "; ".join([f"{one.name}: {await one.check()}" for one in providers])
 
@@ -221,41 +211,40 @@ class _Brokered:
 
 
 class BrokeredText(_Brokered, TextSearchProvider):
-    """A broker as a provider; it honours the filters that all of its providers do."""
+    """Text search by a broker; supports the filters that all of its providers support."""
 
     def __init__(
         self, broker: Broker[SearchQuery, SearchResults], settings: SearchSettings
     ) -> None:
-        """Check that the providers can do what the settings ask of all queries.
+        """Check that the providers support the settings' filters.
 
         Raises:
-            SearchNotConfiguredError: One cannot.
+            SearchNotConfiguredError: A provider lacks a filter.
         """
         self._broker = broker
         self._providers: list[Any] = [source.provider for source in broker.sources]
         self.filters = FILTERS.intersection(*(one.filters for one in self._providers))
-        self._expect(Search(settings).query("anything"))
+        self._check_filters(Search(settings).query("anything"))
 
     async def search(self, query: SearchQuery) -> SearchResults:
         """Ask the broker."""
-        self._expect(query)
-        return await self._broker.search(tidy(query))
+        self._check_filters(query)
+        return await self._broker.search(normalized(query))
 
-    def _expect(self, query: SearchQuery) -> None:
+    def _check_filters(self, query: SearchQuery) -> None:
         for provider in self._providers:
             if missing := sorted(query.filters - provider.filters):
-                able = ", ".join(sorted(provider.filters)) or "none"
+                supported = ", ".join(sorted(provider.filters)) or "none"
                 raise SearchNotConfiguredError(
-                    f"{provider.name} has no filter for {', '.join(missing)} (it has: {able}); "
-                    "unset it in `search`, or choose another provider"
+                    f"{provider.name} has no filter for {', '.join(missing)} (it has: "
+                    f"{supported}); unset it in `search`, or choose another provider"
                 )
 
 
 class BrokeredImages(_Brokered, ImageSearchProvider):
-    """The same for searches by image."""
+    """Image search by a broker."""
 
     def __init__(self, broker: Broker[ImageQuery, ImageResults]) -> None:
-        """Answer from ``broker``, which is closed with this."""
         self._broker = broker
 
     async def search(self, query: ImageQuery) -> ImageResults:
@@ -264,39 +253,40 @@ class BrokeredImages(_Brokered, ImageSearchProvider):
 
 
 class _Service:
-    """The client's side of ``deepeyes search serve``."""
+    """Client of ``deepeyes search serve``."""
 
     name = "service"
     cacheable = False
 
     def __init__(self, settings: SearchSettings) -> None:
-        """Hold the address; nothing is connected yet."""
         if settings.url is None:
-            raise SearchNotConfiguredError("search.url: there is no service")
+            raise SearchNotConfiguredError("search.url: not set")
         self._variable = settings.token_env
         remote_settings = RemoteSettings(
             timeout=settings.timeout,
             retries=2,
             retry_wait_maximum=5.0,
-            max_response_mb=_SERVICE_MB,
+            max_response_mb=_MAX_RESPONSE_MB,
         )
         self._remote = RemoteService(settings.url, remote_settings, key_env=settings.token_env)
 
     async def check(self) -> str:
-        """Ask the service how it is."""
+        """Return the response of ``/health``."""
         return await self._call("GET", "/health", lambda body: body.decode())
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._remote.aclose()
 
-    async def _call(self, method: str, path: str, load: Any, content: bytes | None = None) -> Any:
-        def read(reply: Reply) -> Any:
+    async def _call(
+        self, method: str, path: str, load: Callable[[bytes], T], content: bytes | None = None
+    ) -> T:
+        def read(reply: Reply) -> T:
             if reply.status < 300:
                 try:
                     return load(reply.body)
                 except ValidationError as error:
-                    raise reply.unreadable(f"no answer of a search service ({error})") from error
+                    raise reply.unreadable(f"not a search response ({error})") from error
             try:
                 message = ErrorMessage.model_validate_json(reply.body)
             except ValidationError:
@@ -315,29 +305,20 @@ class _Service:
 
 
 class TextService(_Service, TextSearchProvider):
-    """Text search by a service."""
+    """Text search by a remote service."""
 
     filters = FILTERS
 
     async def search(self, query: SearchQuery) -> SearchResults:
         """Ask the service."""
         body = query.model_dump_json(exclude_defaults=True).encode()
-        found: SearchResults = await self._call(
-            "POST", "/search", SearchResults.model_validate_json, body
-        )
-        return found
+        return await self._call("POST", "/search", SearchResults.model_validate_json, body)
 
 
 class ImageService(_Service, ImageSearchProvider):
-    """Search by image by a service."""
+    """Image search by a remote service."""
 
     async def search(self, query: ImageQuery) -> ImageResults:
         """Ask the service."""
-        message = ImageQueryMessage(image=query.image, data_id=query.data_id, count=query.count)
-        found: ImageResultsMessage = await self._call(
-            "POST",
-            "/image_search",
-            ImageResultsMessage.model_validate_json,
-            message.model_dump_json(exclude_defaults=True).encode(),
-        )
-        return found.answer()
+        body = IMAGE_QUERY.dump_json(query, exclude_defaults=True)
+        return await self._call("POST", "/image_search", IMAGE_RESULTS.validate_json, body)

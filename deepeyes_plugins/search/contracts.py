@@ -1,126 +1,156 @@
-"""What a search provider is asked and what it says.
+"""Search contracts: queries, results, errors and the base classes of providers.
 
-A provider asks one engine, once: it caches nothing and keeps to no budget. What stands in front of
-it does. It may try again after passing trouble.
+A provider wraps one engine. It may retry transient failures; caching, quotas and fallback are the
+broker's (:mod:`deepeyes_plugins.search.broker`).
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import date
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+)
+from pydantic.dataclasses import dataclass
 
 from deepeyes_plugins.protocol.content import EncodedImage, encodable
 
 MAXIMUM_RESULTS = 100
-"""Most results that can be asked for: what the most generous engines give at a time."""
+"""Largest result count of a query, which is the largest that any engine supports."""
 
 Filter = Literal["language", "region", "sites", "excluded_sites", "since", "until"]
-"""Fields of a query that not every engine has."""
+"""Fields of a query that not every engine supports."""
 
 FILTERS: frozenset[Filter] = frozenset(get_args(Filter))
 
 Text = Annotated[
     str, BeforeValidator(lambda value: encodable(value) if isinstance(value, str) else value)
 ]
-"""Text from a model or from the net: lone surrogates become U+FFFD."""
+"""Text from a model or the web: lone surrogates are replaced by U+FFFD."""
+
+
+def _decoded(value: object) -> EncodedImage:
+    if isinstance(value, EncodedImage):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("expected an image as base64 text")
+    try:
+        return EncodedImage(base64.b64decode(value, validate=True))
+    except binascii.Error as error:
+        raise ValueError(f"invalid base64: {error}") from error
+
+
+Base64Image = Annotated[
+    EncodedImage,
+    PlainValidator(_decoded),
+    PlainSerializer(lambda image: base64.b64encode(image.data).decode("ascii"), return_type=str),
+]
+"""An image file that is base64 in JSON."""
+
+_STRICT = ConfigDict(extra="forbid")
 
 
 class SearchQuery(BaseModel):
-    """One text search. The model writes the text; the rest are settings."""
+    """One text search. The model writes the text; the other fields come from the settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    text: Text = Field(description="What to search for, as the model wrote it.")
-    count: int = Field(10, ge=1, le=MAXIMUM_RESULTS, description="Results at most.")
+    text: Text = Field(description="Search text, as the model wrote it.")
+    count: int = Field(10, ge=1, le=MAXIMUM_RESULTS, description="Maximum number of results.")
     language: str = Field("", pattern="^([a-z]{2})?$", description="ISO 639-1, for instance en.")
     region: str = Field("", pattern="^([A-Z]{2})?$", description="ISO 3166-1, for instance US.")
-    sites: tuple[str, ...] = Field((), description="Host names: results of these only.")
-    excluded_sites: tuple[str, ...] = Field((), description="Host names: no results of these.")
-    since: date | None = Field(None, description="Published on that day or later.")
-    until: date | None = Field(None, description="Published on that day or earlier.")
+    sites: tuple[str, ...] = Field((), description="Host names to which results are restricted.")
+    excluded_sites: tuple[str, ...] = Field((), description="Host names to exclude.")
+    since: date | None = Field(None, description="Earliest date of publication.")
+    until: date | None = Field(None, description="Latest date of publication.")
 
     @property
     def filters(self) -> frozenset[Filter]:
-        """The filters that are set."""
+        """Filters that are set."""
         return frozenset(name for name in FILTERS if getattr(self, name))
 
 
 class SearchResult(BaseModel):
-    """One web page or passage, as plain text: markup and entities are the provider's to remove."""
+    """One web page or passage as plain text; the provider removes markup and entities."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     title: Text = Field("", description="Title of the page.")
-    link: Text = Field("", description="Where it is.")
-    snippet: Text = Field("", description="The part that fits the query.")
-    date: Text = Field("", description="When it was published, in the engine's own words.")
+    link: Text = Field("", description="URL of the page.")
+    snippet: Text = Field("", description="Excerpt that matches the query.")
+    date: Text = Field("", description="Date of publication as the engine writes it.")
     score: float | None = Field(
         None,
         allow_inf_nan=False,
-        description="How well it fits, where the engine says; more is "
-        "better, and comparable within one answer only.",
+        description="Relevance, if the engine returns one: higher is better, and comparable "
+        "within one response only.",
     )
 
 
 class SearchResults(BaseModel):
-    """The answer to one query."""
+    """Response to a text search."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    results: tuple[SearchResult, ...] = Field((), description="Best first.")
+    results: tuple[SearchResult, ...] = Field((), description="Results, best first.")
     partial: str = Field("", description="Why results are missing; empty if none are.")
     kept: bool = Field(
         False,
-        description="It cost no search: it was known, or is shared with somebody who asked the "
-        "same at the same time. For metrics; providers leave it alone.",
+        description="The response was cached or coalesced with an equal query under way, and cost "
+        "no search. Set by the broker, for metrics.",
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class ImageQuery:
     """One search by image.
 
     Attributes:
-        image: What to search for: the question's image, or a crop of it.
-        data_id: Stable name of the question in its data set (``Task.id``), for caches that go by
-            it; empty where the image is not the question's own.
-        count: Results at most.
+        image: The question's image, or a crop of it.
+        data_id: Stable name of the question in its data set (``Task.id``), by which caches find
+            responses; empty if the image is not the question's own.
+        count: Maximum number of results.
     """
 
-    image: EncodedImage
+    image: Base64Image
     data_id: str = ""
-    count: int = 10
+    count: Annotated[int, Field(ge=1, le=MAXIMUM_RESULTS)] = 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class ImageResult:
-    """One page that shows such an image.
+    """One page that shows the image.
 
     Attributes:
         title: Title of the page, plain text.
-        thumbnail: The image on it, readable and within the limits of the protocol
+        thumbnail: The image on the page, readable and within the limits of the protocol
             (:func:`~deepeyes_plugins.protocol.content.fit_for_model`); ``None`` if there is none.
-        link: Where the page is; empty if it is not known.
+        link: URL of the page; empty if unknown.
     """
 
-    title: str
-    thumbnail: EncodedImage | None = None
-    link: str = ""
+    title: Text = ""
+    thumbnail: Base64Image | None = None
+    link: Text = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=_STRICT)
 class ImageResults:
-    """The answer to one search by image.
+    """Response to a search by image.
 
     Attributes:
-        results: Best first.
+        results: Results, best first.
         partial: Why results are missing; empty if none are.
-        kept: It cost no search, as in :class:`SearchResults`.
+        kept: The response cost no search, as in :class:`SearchResults`.
     """
 
     results: tuple[ImageResult, ...] = ()
@@ -129,69 +159,67 @@ class ImageResults:
 
 
 class SearchError(Exception):
-    """A search did not succeed; the message names the provider, the reason and what to do."""
+    """A search failed; the message names the provider, the reason and what to do."""
 
 
 class QueryRefusedError(SearchError):
-    """This query cannot be answered (empty, too long, broken image): the model's affair, not ours.
+    """The query is invalid (empty, too long, broken image): a model error.
 
     Another query may succeed.
     """
 
 
 class NotRecordedError(SearchError):
-    """A replay has no answer to this query, and asks nobody else."""
+    """The replayed recording has no response to this query."""
 
 
 class SearchUnavailableError(SearchError):
-    """The provider does not work at the moment: another attempt, or another provider, may."""
+    """The provider failed; a retry or another provider may succeed."""
 
 
 class SearchNotConfiguredError(SearchError):
-    """A setting or a key is missing or wrong; no attempt will succeed before that is mended.
+    """A setting or API key is missing or wrong; retries fail until it is corrected.
 
     Attributes:
-        variable: Name of the environment variable that holds the key; empty if it is no key.
+        variable: Environment variable of the API key; empty if the error is not about a key.
     """
 
     def __init__(self, message: str, *, variable: str = "") -> None:
-        """Say what is wrong and how to mend it."""
         super().__init__(message)
         self.variable = variable
 
 
 class KeyMissingError(SearchNotConfiguredError):
-    """The environment variable with the key is not set; nothing was sent."""
+    """The environment variable of the API key is not set; nothing was sent."""
 
 
 class KeyRefusedError(SearchNotConfiguredError):
-    """The provider does not accept the key."""
+    """The provider rejects the API key."""
 
 
 class QuotaExhaustedError(SearchError):
-    """The account, the plan or our own budget is used up.
+    """The account, the plan or the budget of the settings is used up.
 
     Attributes:
-        variable: Name of the environment variable with the account's key; empty for our own budget.
-        retry_after: Seconds after which it is worth trying again; 0 if nobody says.
+        variable: Environment variable of the account's API key; empty for a budget of the settings.
+        retry_after: Seconds to wait before a retry; 0 if unknown.
     """
 
     def __init__(self, message: str, *, variable: str = "", retry_after: float = 0) -> None:
-        """Say which quota it is."""
         super().__init__(message)
         self.variable = variable
         self.retry_after = retry_after
 
 
 class Provider(ABC):
-    """What text and image providers have in common. Nothing is opened before the first search.
+    """Base of text and image providers. Nothing is opened before the first search.
 
     Attributes:
-        name: What settings call it.
-        cacheable: Whether its answers may be kept for later. An index that is at hand, fast and may
-            change says no.
-        patient: Whether a search may wait for a server that is left alone since it keeps failing;
-            no longer where somebody else can be asked.
+        name: Name in the settings.
+        cacheable: Whether responses may be cached. False for local sources, which are fast and may
+            change.
+        patient: Whether a search waits while the circuit breaker is open. The broker sets it to
+            false if there is a fallback.
     """
 
     name: str
@@ -200,74 +228,74 @@ class Provider(ABC):
 
     @property
     def pause(self) -> float:
-        """Seconds for which it is left alone, since it kept failing just now; 0: it is asked.
+        """Seconds until the circuit breaker lets a request through; 0 if it is closed.
 
-        While there is another one to ask, queries do not wait for it.
+        Until then queries go to the fallback, if there is one.
         """
         return 0.0
 
     def preflight(self) -> None:  # noqa: B027 - not every provider needs something
-        """Look whether it has what it needs here, key or file, before a run begins.
+        """Check before a run that the API key or file is available.
 
-        Nothing is sent; it may block for as long as it takes to open a file.
+        Nothing is sent. The call may block while a file is opened.
 
         Raises:
-            SearchNotConfiguredError: It lacks something; the message names it.
+            SearchNotConfiguredError: Something is missing; the message names it.
         """
 
     async def check(self) -> str:
-        """Look whether it could answer, without using up quota; for ``deepeyes doctor``.
+        """Check that searches would succeed, without using quota; for ``deepeyes doctor``.
 
         Returns:
-            What was found, for people.
+            A description of the provider's state.
 
         Raises:
-            SearchError: It could not.
+            SearchError: Searches would fail.
         """
         return "nothing to check"
 
-    async def aclose(self) -> None:  # noqa: B027 - most providers hold nothing
+    async def aclose(self) -> None:  # noqa: B027 - most providers open nothing
         """Close every connection; idempotent."""
 
 
 class TextSearchProvider(Provider):
-    """Answers text searches; shared by all trajectories of an event loop.
+    """Base of text-search providers; all trajectories of an event loop share one.
 
     Attributes:
-        filters: Those that it honours; nobody hands it another one.
+        filters: Supported filters; the broker rejects queries that have others.
     """
 
     filters: frozenset[Filter] = frozenset()
 
     @abstractmethod
     async def search(self, query: SearchQuery) -> SearchResults:
-        """Answer one query; finding nothing is an answer.
+        """Search; an empty result list is a valid response.
 
         Raises:
-            QueryRefusedError: It cannot be answered, whoever asks.
+            QueryRefusedError: The query is invalid.
             SearchNotConfiguredError: A setting or key is missing or wrong.
             QuotaExhaustedError: The account is used up.
-            SearchUnavailableError: It does not work at the moment.
+            SearchUnavailableError: The engine failed.
         """
 
 
 class ImageSearchProvider(Provider):
-    """Answers searches by image; shared by all trajectories of an event loop."""
+    """Base of image-search providers; all trajectories of an event loop share one."""
 
     @abstractmethod
     async def search(self, query: ImageQuery) -> ImageResults:
-        """Answer one query; finding nothing is an answer.
+        """Search; an empty result list is a valid response.
 
         Raises:
             QueryRefusedError: The image cannot be read.
             SearchNotConfiguredError: A setting or key is missing or wrong.
             QuotaExhaustedError: The account is used up.
-            SearchUnavailableError: It does not work at the moment.
+            SearchUnavailableError: The engine failed.
         """
 
 
 TextProviderFactory = Callable[[Mapping[str, Any]], TextSearchProvider]
-"""Makes a provider of its options in agent.yaml.
+"""Makes a provider from its options in agent.yaml.
 
 Raises:
     SearchNotConfiguredError: An option is wrong; see
@@ -275,4 +303,4 @@ Raises:
 """
 
 ImageProviderFactory = Callable[[Mapping[str, Any]], ImageSearchProvider]
-"""The same for search by image."""
+"""Makes an image-search provider from its options in agent.yaml."""

@@ -1,7 +1,7 @@
-"""Passages of a corpus, read one by one from JSON lines, Parquet, Markdown, text and HTML.
+"""Corpus reader: passages from JSON lines, Parquet, Markdown, text and HTML.
 
-Rows of JSON lines and Parquet are passages already; documents are cut into passages at paragraphs.
-Files of a folder come in the order of their paths, so that the same files give the same corpus.
+Each row of JSON lines and Parquet is a passage; documents are split into passages at paragraphs.
+Files of a folder are read in the order of their paths, so that the same files give the same corpus.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "link": ("link", "url", "source"),
     "date": ("date", "published", "timestamp"),
 }
-"""Names of columns, the first that is not empty counts:
-those of Search-R1, BEIR, MS MARCO and DPR."""
+"""Column names of Search-R1, BEIR, MS MARCO and DPR; the first that is not empty is used."""
 _HEADING = re.compile(r"^(?:#{1,6}[ \t]+(.+?)[ \t#]*)$", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?…](?=\s)|[。！？]|\n")
 
@@ -36,19 +35,19 @@ class LocalIndexError(Exception):
 
 
 class CorpusError(LocalIndexError):
-    """A corpus cannot be read; the message says which file, and why."""
+    """A corpus cannot be read; the message names the file and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """What is found as a whole.
+    """Unit of search.
 
     Attributes:
-        id: Name in its corpus; a path or URL may stand for it.
-        text: What is searched, together with the title.
-        title: Of the document that it belongs to.
-        link: Where it is from; empty if nobody says.
-        date: When it was published, as the corpus has it.
+        id: Name in the corpus, or a path or URL.
+        text: Text, searched together with the title.
+        title: Title of the document.
+        link: URL or path of the document; empty if unknown.
+        date: Date of publication as the corpus writes it.
     """
 
     id: str
@@ -59,30 +58,30 @@ class Passage:
 
 
 class Corpus:
-    """Files to be read once.
+    """Files of a corpus, to be read once.
 
     Attributes:
         files: The files, in order.
-        size: Bytes of all files.
-        done: Bytes that are behind, roughly.
-        skipped: Rows and documents that have no text or cannot be read.
-        first_fault: The first of them: file, row and reason.
+        size: Size of all files in bytes.
+        done: Bytes read so far, approximately.
+        skipped: Number of rows and documents without text, or that cannot be read.
+        first_fault: File, row and reason of the first of them.
     """
 
     def __init__(self, paths: list[Path], passage_characters: int) -> None:
-        """Find the files; nothing is read yet.
+        """Find the files without reading them.
 
         Args:
-            paths: Files, and folders in which files of known kinds are looked for.
-            passage_characters: Most characters of a passage that is cut from a document.
+            paths: Files, and folders that are searched for files of known types.
+            passage_characters: Maximum length of a passage that is split from a document.
 
         Raises:
-            CorpusError: There is nothing to read, or a file is of no known kind.
+            CorpusError: No file is found, or a file has an unknown type.
         """
         self.files = [file for path in paths for file in _files(path)]
         if not self.files:
             raise CorpusError(
-                f"no corpus in {', '.join(map(str, paths)) or 'nothing'}; read are *"
+                f"no corpus file in {', '.join(map(str, paths)) or 'nothing'}; expected *"
                 f"{', *'.join(_READERS)}"
             )
         self.size = sum(file.stat().st_size for file in self.files)
@@ -95,18 +94,18 @@ class Corpus:
         """Yield every passage.
 
         Raises:
-            CorpusError: A file cannot be read at all.
+            CorpusError: A file cannot be read.
         """
-        before = 0
+        done = 0
         for file in self.files:
             try:
                 yield from _READERS[_suffix(file)](self, file)
             except CorpusError:
                 raise
-            except Exception as error:  # Decoders raise whatever they stumble on.
+            except Exception as error:  # Decoders raise exceptions of any type.
                 raise CorpusError(f"{file}: cannot be read: {error}") from error
-            before += file.stat().st_size
-            self.done = before
+            done += file.stat().st_size
+            self.done = done
 
     def _skip(self, file: Path, row: int, reason: str) -> None:
         self.skipped += 1
@@ -120,7 +119,7 @@ class Corpus:
         title, text = found["title"], found["text"]
         if not text:
             names = ", ".join(_FIELDS["text"])
-            self._skip(file, number, f"no text; it is looked for under {names}")
+            self._skip(file, number, f"no text in any of the columns {names}")
             return None
         if not title and text.startswith('"') and '"\n' in text:
             # Search-R1's corpora: the title in quotation marks, then the text.
@@ -140,10 +139,10 @@ class Corpus:
                 try:
                     row = json.loads(line)
                 except ValueError as error:
-                    self._skip(file, number, f"no JSON: {error}")
+                    self._skip(file, number, f"not valid JSON: {error}")
                     continue
                 except RecursionError:
-                    self._skip(file, number, "JSON that is nested too deeply")
+                    self._skip(file, number, "JSON nested too deeply")
                     continue
                 if (passage := self._from_row(file, number, row)) is not None:
                     yield passage
@@ -166,54 +165,54 @@ class Corpus:
     def _markdown(self, file: Path) -> Iterator[Passage]:
         text = file.read_text(encoding="utf-8", errors="replace")
         heading = _HEADING.search(text)
-        yield from self._cut(file, text, heading.group(1) if heading else file.stem)
+        yield from self._passages(file, text, heading.group(1) if heading else file.stem)
 
     def _html(self, file: Path) -> Iterator[Passage]:
         from deepeyes_plugins.search.pages import main_text
 
         page = main_text(file.read_bytes())
         if page is None:
-            self._skip(file, 0, "no text in this page")
+            self._skip(file, 0, "no text in the page")
             return
-        yield from self._cut(file, page.text, page.title or file.stem, page.link, page.date)
+        yield from self._passages(file, page.text, page.title or file.stem, page.link, page.date)
 
-    def _cut(
+    def _passages(
         self, file: Path, text: str, title: str, link: str = "", date: str = ""
     ) -> Iterator[Passage]:
-        pieces = cut(text, self._passage_characters)
-        if not pieces:
+        passages = split_passages(text, self._passage_characters)
+        if not passages:
             self._skip(file, 0, "no text")
-        for number, piece in enumerate(pieces):
-            yield Passage(f"{file}#{number}", piece, title, link or str(file), date)
+        for number, passage in enumerate(passages):
+            yield Passage(f"{file}#{number}", passage, title, link or str(file), date)
 
 
-def cut(text: str, characters: int) -> list[str]:
-    """Cut text into passages: whole paragraphs where they fit, else at the end of a sentence.
+def split_passages(text: str, characters: int) -> list[str]:
+    """Split text into passages of whole paragraphs; split long paragraphs after a sentence.
 
     Args:
-        text: Paragraphs with an empty line between them.
-        characters: Longest passage.
+        text: Paragraphs, separated by empty lines.
+        characters: Maximum length of a passage.
     """
-    pieces: list[str] = []
+    passages: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):
         rest = paragraph.strip()
-        if pieces and rest and len(pieces[-1]) + 2 + len(rest) <= characters:
-            pieces[-1] += f"\n\n{rest}"
+        if passages and rest and len(passages[-1]) + 2 + len(rest) <= characters:
+            passages[-1] += f"\n\n{rest}"
             continue
         while len(rest) > characters:
             window = rest[:characters]
             ends = [match.end() for match in _SENTENCE_END.finditer(window)]
-            at = max((end for end in ends if end > characters // 2), default=0)
-            at = at or window.rfind(" ", characters // 2) + 1 or characters
-            pieces.append(rest[:at].strip())
-            rest = rest[at:].strip()
+            end = max((end for end in ends if end > characters // 2), default=0)
+            end = end or window.rfind(" ", characters // 2) + 1 or characters
+            passages.append(rest[:end].strip())
+            rest = rest[end:].strip()
         if rest:
-            pieces.append(rest)
-    return [piece for piece in pieces if piece]
+            passages.append(rest)
+    return [passage for passage in passages if passage]
 
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """The first value under some names, as text without what UTF-8 has no form for."""
+    """Return the first value that is not empty, as text without lone surrogates."""
     for name in names:
         value = row.get(name)
         if not is_missing(value) and not isinstance(value, list | dict | bytes):
@@ -230,9 +229,9 @@ def _files(path: Path) -> Iterator[Path]:
     if path.is_dir():
         yield from sorted(file for file in path.rglob("*") if file.is_file() and _suffix(file))
     elif not path.is_file():
-        raise CorpusError(f"{path}: there is no such file or folder")
+        raise CorpusError(f"{path}: no such file or folder")
     elif not _suffix(path):
-        raise CorpusError(f"{path}: of no known kind; read are *{', *'.join(_READERS)}")
+        raise CorpusError(f"{path}: unknown file type; expected *{', *'.join(_READERS)}")
     else:
         yield path
 

@@ -1,12 +1,12 @@
-"""Fetches what the net says is somewhere, and from nowhere that it has no business with.
+"""HTTP fetcher with protection against server-side request forgery (SSRF).
 
-The addresses come from models, pages and search engines, so they are hostile: a name may lead to
-this machine or its neighbours, at once, after a redirect, or at the second look. Here the name is
-looked up once, every address that it has is checked, and the connection goes to an address that was
-checked. All the ways to write an address (decimal, octal, hexadecimal, mapped into IPv6) end up as
-the same numbers by then.
+URLs come from models, pages and search engines and are not trusted: a host name may resolve to this
+machine or its private network, directly, after a redirect, or at a second lookup (DNS rebinding).
+Therefore each name is resolved once, all its addresses are checked, and the connection goes to a
+checked address. Any notation of an address (decimal, octal, hexadecimal, mapped into IPv6) is
+resolved to the same number before the check.
 
-Proxies of the environment are not used: one would do its own looking up.
+Proxies of the environment are not used, since they resolve names themselves.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MOST_REDIRECTS = 5
 _LONGEST_URL = 2048
 _THUMBNAIL_BYTES = 10 << 20
 _NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
-# Networks that some versions of `ipaddress` take for public.
+# Networks that some versions of `ipaddress` consider public.
 _NEVER: tuple[IPNetwork, ...] = tuple(
     map(
         ipaddress.ip_network,
@@ -54,21 +54,21 @@ _NEVER: tuple[IPNetwork, ...] = tuple(
 
 
 class FetchError(Exception):
-    """Something cannot be fetched; the message is fit for a model."""
+    """A URL cannot be fetched; the message may be shown to the model."""
 
 
 class FetchRefusedError(FetchError):
-    """It is not fetched, whatever happens: the address, the size or the kind is not allowed."""
+    """The address, size or content type is not allowed; a retry does not help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What was there.
+    """A fetched document.
 
     Attributes:
-        url: Where it was in the end, after redirects.
+        url: URL after redirects.
         content_type: For instance ``text/html``, lower case, without parameters.
-        charset: What the server says; empty if it does not.
+        charset: Character set that the server declares; empty if none.
         body: The bytes.
     """
 
@@ -79,15 +79,15 @@ class Fetched:
 
 
 def is_public(address: IPAddress) -> bool:
-    """Tell whether an address is one of the public internet.
+    """Return whether an address belongs to the public internet.
 
-    IPv6 addresses that stand for an IPv4 address (mapped, compatible, 6to4, Teredo, NAT64) are as
-    public as that one.
+    Of IPv6 addresses that embed an IPv4 address (mapped, compatible, 6to4, Teredo, NAT64), the
+    IPv4 address is checked.
     """
     if isinstance(address, ipaddress.IPv6Address):
-        inner = _inside(address)
-        if inner:
-            return all(map(is_public, inner))
+        embedded = _embedded(address)
+        if embedded:
+            return all(map(is_public, embedded))
     return (
         address.is_global
         and not address.is_multicast
@@ -96,8 +96,8 @@ def is_public(address: IPAddress) -> bool:
     )
 
 
-def _inside(address: ipaddress.IPv6Address) -> list[IPAddress]:
-    """The IPv4 addresses that an IPv6 address leads to."""
+def _embedded(address: ipaddress.IPv6Address) -> list[IPAddress]:
+    """Return the IPv4 addresses that an IPv6 address embeds."""
     number = int(address)
     if address.ipv4_mapped is not None:
         return [address.ipv4_mapped]
@@ -111,7 +111,7 @@ def _inside(address: ipaddress.IPv6Address) -> list[IPAddress]:
 
 
 class _CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Opens connections to addresses that were checked."""
+    """Network backend that connects to checked addresses only."""
 
     def __init__(self, allowed: Iterable[IPNetwork], threads: Executor) -> None:
         self._allowed = tuple(allowed)
@@ -126,11 +126,11 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Look the name up, check all that it has, and connect to one."""
-        addresses = await self._look_up(host, port)
+        """Resolve the host, check all its addresses, and connect to one."""
+        addresses = await self._resolve(host, port)
         for address in addresses:
-            if not self._may(address):
-                raise FetchRefusedError(f"{host} is no public address")
+            if not self._is_allowed(address):
+                raise FetchRefusedError(f"{host} is not a public address")
         failure: Exception | None = None
         for address in addresses:
             try:
@@ -147,27 +147,27 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
         timeout: float | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Sockets of this machine are none of the net's business."""
-        raise FetchRefusedError("no public address")
+        """Refuse the connection."""
+        raise FetchRefusedError("not a public address")
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Sleep, for retries of httpcore."""
         await asyncio.sleep(seconds)
 
-    def _may(self, address: IPAddress) -> bool:
+    def _is_allowed(self, address: IPAddress) -> bool:
         return is_public(address) or any(
             address.version == one.version and address in one for one in self._allowed
         )
 
-    async def _look_up(self, host: str, port: int) -> list[IPAddress]:
+    async def _resolve(self, host: str, port: int) -> list[IPAddress]:
         try:
-            # Not in the threads of the event loop: names that nobody answers for would occupy all.
+            # Not in the event loop's default executor, which lookups that time out would block.
             found = await asyncio.get_running_loop().run_in_executor(
                 self._threads, partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
             )
         except (OSError, UnicodeError) as error:
-            raise FetchError(f"{host} is not known ({error})") from error
-        # An IPv6 address may carry the name of an interface.
+            raise FetchError(f"{host} cannot be resolved ({error})") from error
+        # An IPv6 address may have a scope id.
         return list(
             dict.fromkeys(ipaddress.ip_address(one[4][0].split("%")[0]) for one in found)  # type: ignore[union-attr]
         )
@@ -175,16 +175,16 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
 
 @dataclass(frozen=True)
 class FetchRules:
-    """What may be fetched.
+    """Limits of a fetcher.
 
     Attributes:
-        content_types: Kinds of content, or their beginnings (``text/``).
-        most_bytes: Largest body.
-        seconds: For everything, redirects included.
-        ports: Ports; empty for all.
-        allowed: Networks that are fetched from although they are private.
-        at_once: Requests at a time; more wait their turn.
-        agent: Name that servers are told.
+        content_types: Allowed content types, or prefixes of them (``text/``).
+        most_bytes: Maximum size of a body.
+        seconds: Time limit, redirects included.
+        ports: Allowed ports; empty for all.
+        allowed: Private networks that are allowed nevertheless.
+        at_once: Maximum number of concurrent requests.
+        agent: Value of the ``User-Agent`` header.
     """
 
     content_types: tuple[str, ...]
@@ -202,7 +202,7 @@ def thumbnail_rules(
     ports: tuple[int, ...] = (80, 443),
     allowed: tuple[IPNetwork, ...] = (),
 ) -> FetchRules:
-    """How thumbnails are fetched."""
+    """Return the limits for downloads of thumbnails."""
     return FetchRules(("image/",), _THUMBNAIL_BYTES, seconds, ports, allowed)
 
 
@@ -210,23 +210,22 @@ class Fetcher:
     """Fetches by HTTP and HTTPS; belongs to one event loop."""
 
     def __init__(self, rules: FetchRules) -> None:
-        """Hold the rules; nothing is opened yet."""
         self._rules = rules
-        self._places = asyncio.Semaphore(rules.at_once)
+        self._slots = asyncio.Semaphore(rules.at_once)
         self._opening = asyncio.Lock()
         self._pool: httpcore.AsyncConnectionPool | None = None
         self._threads: ThreadPoolExecutor | None = None
 
     async def fetch(self, url: str) -> Fetched:
-        """Fetch what is at ``url``, following redirects.
+        """Fetch ``url``, following redirects.
 
         Raises:
-            FetchRefusedError: The address, the kind or the size is not allowed.
-            FetchError: It is not there, or not now.
+            FetchRefusedError: The address, content type or size is not allowed.
+            FetchError: The server cannot be reached or returns an error.
         """
         try:
-            # Waiting for a place is none of the server's time.
-            async with self._places, asyncio.timeout(self._rules.seconds):
+            # Waiting for a free slot does not count against the time limit.
+            async with self._slots, asyncio.timeout(self._rules.seconds):
                 for _ in range(_MOST_REDIRECTS + 1):
                     answer = await self._once(url)
                     if isinstance(answer, Fetched):
@@ -236,7 +235,7 @@ class Fetcher:
             raise FetchError(f"no answer within {self._rules.seconds:g} s") from error
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
             raise FetchError(f"no answer ({type(error).__name__})") from error
-        except OSError as error:  # What TLS says of certificates.
+        except OSError as error:  # TLS errors about certificates.
             raise FetchError(f"no connection ({error})") from error
         raise FetchError(f"more than {_MOST_REDIRECTS} redirects")
 
@@ -250,10 +249,10 @@ class Fetcher:
             self._threads = None
 
     async def _connections(self) -> httpcore.AsyncConnectionPool:
-        """The connections, made by the first of many simultaneous requests."""
+        """Return the connection pool, created by the first request."""
         async with self._opening:
             if self._pool is None:
-                # Reading all certificates takes its time.
+                # In a thread, since reading all certificates is slow.
                 context = await asyncio.to_thread(httpx.create_ssl_context, trust_env=False)
                 self._threads = ThreadPoolExecutor(
                     self._rules.at_once, thread_name_prefix="deepeyes-names"
@@ -266,7 +265,7 @@ class Fetcher:
         return self._pool
 
     async def _once(self, url: str) -> Fetched | str:
-        """Make one request; returns where it redirects to if it does."""
+        """Make one request; return the target of a redirect as a string."""
         rules = self._rules
         target = self._checked(url)
         pool = await self._connections()
@@ -277,10 +276,10 @@ class Fetcher:
                 "Accept",
                 ", ".join(one + "*" if one.endswith("/") else one for one in rules.content_types),
             ),
-            # Compressed, a small body could become one that fills the memory.
+            # A small compressed body could expand to one that fills the memory.
             ("Accept-Encoding", "identity"),
         ]
-        # Given in parts, the address is not read a second time, by other rules.
+        # Passed in parts, so that httpcore does not parse the URL again by other rules.
         address = httpcore.URL(
             scheme=target.raw_scheme,
             host=target.raw_host,
@@ -296,9 +295,9 @@ class Fetcher:
                 try:
                     return urljoin(url, given["location"])
                 except ValueError as error:
-                    raise FetchRefusedError(f"a redirect to no valid URL: {error}") from error
+                    raise FetchRefusedError(f"redirect to an invalid URL: {error}") from error
             if response.status != 200:
-                raise FetchError(f"the server answers HTTP {response.status}")
+                raise FetchError(f"the server returned HTTP {response.status}")
             return await self._body(str(target), response, given)
 
     async def _body(
@@ -311,9 +310,9 @@ class Fetcher:
             kind == one or (one.endswith("/") and kind.startswith(one))
             for one in rules.content_types
         ):
-            raise FetchRefusedError(f"content of the kind {kind or 'unknown'!r} is not read")
+            raise FetchRefusedError(f"the content type {kind or 'unknown'!r} is not allowed")
         if headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise FetchRefusedError("the server compresses what was to come plain")
+            raise FetchRefusedError("the server returned a compressed body")
         body = bytearray()
         async for chunk in response.aiter_stream():
             body += chunk
@@ -323,22 +322,22 @@ class Fetcher:
         return Fetched(url, kind, charset, bytes(body))
 
     def _checked(self, url: str) -> httpx.URL:
-        """Check what can be checked without looking anything up."""
+        """Check scheme, host, user name, port and length of a URL, before its host is resolved."""
         if len(url) > _LONGEST_URL:
-            raise FetchRefusedError(f"a URL of more than {_LONGEST_URL} characters")
+            raise FetchRefusedError(f"the URL is longer than {_LONGEST_URL} characters")
         try:
             target = httpx.URL(url.strip())
         except (httpx.InvalidURL, UnicodeError, ValueError) as error:
-            raise FetchRefusedError(f"no valid URL: {error}") from error
+            raise FetchRefusedError(f"not a valid URL: {error}") from error
         if target.scheme not in ("http", "https"):
             raise FetchRefusedError(
-                f"only http and https are read, not {target.scheme or 'this'!r}"
+                f"expected an http or https URL, not one of scheme {target.scheme!r}"
             )
         if not target.host:
-            raise FetchRefusedError("a URL without a host")
+            raise FetchRefusedError("the URL has no host")
         if target.userinfo:
-            raise FetchRefusedError("a URL with a user name")
+            raise FetchRefusedError("URLs with a user name are not allowed")
         port = target.port if target.port is not None else (443 if target.scheme == "https" else 80)
         if not 0 < port < 65536 or (self._rules.ports and port not in self._rules.ports):
-            raise FetchRefusedError(f"port {port} is not read from")
+            raise FetchRefusedError(f"port {port} is not allowed")
         return target

@@ -1,4 +1,4 @@
-"""The extension points of search providers."""
+"""Hooks and registries of search providers."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def register_image_search_providers(
 
 @cache
 def search_providers() -> Registry[TextProviderFactory]:
-    """Factories of text-search providers by name."""
+    """Return the factories of text providers by name."""
     return collect("search provider", register_search_providers)
 
 
 @cache
 def image_search_providers() -> Registry[ImageProviderFactory]:
-    """Factories of image-search providers by name."""
+    """Return the factories of image providers by name."""
     return collect("image search provider", register_image_search_providers)

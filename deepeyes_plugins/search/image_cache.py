@@ -1,8 +1,7 @@
-"""Answers to searches by image that were collected once: one SQLite file.
+"""Image cache: responses to image searches that were collected in advance, in a SQLite file.
 
-An image is found by the name of its question; by its file; by its pixels, whatever file they come
-in; or, if that is allowed, by its likeness: the image whose perceptual hash differs in the fewest
-bits. The file is written once and replaced as a whole.
+A response is found by the id of the image's question, by the hash of the image file, by the hash of
+its pixels, or by the nearest perceptual hash. The file is written once and replaced atomically.
 """
 
 from __future__ import annotations
@@ -43,18 +42,18 @@ Way = Literal["id", "file", "pixels", "likeness"]
 
 
 class ImageCacheError(Exception):
-    """A cache cannot be made or opened; the message says why and what to do."""
+    """A cache cannot be written or opened; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An answer and how it was found.
+    """A cached response and how it was found.
 
     Attributes:
-        data_id: Name of the question whose answer it is.
-        way: What was the same.
-        distance: Bits in which the perceptual hashes differ; 0 where something was the same.
-        results: The answer.
+        data_id: Id of the question.
+        way: What matched: question id, file hash, pixel hash, or perceptual hash (``likeness``).
+        distance: Bits in which the perceptual hashes differ; 0 for an exact match.
+        results: The results.
     """
 
     data_id: str
@@ -67,69 +66,70 @@ class ImageCache:
     """An open cache. Its methods block; threads may share it."""
 
     def __init__(self, path: Path) -> None:
-        """Open the cache in the file ``path``.
+        """Open the file ``path``.
 
         Raises:
-            ImageCacheError: There is none, or it is none.
+            ImageCacheError: The file is missing, or not an image cache of this version.
         """
         self.path = path
         self._lock = threading.Lock()
-        hint = "make one with `deepeyes search image-cache convert`"
+        hint = "create one with `deepeyes search image-cache convert`"
         if not path.is_file():
-            raise ImageCacheError(f"{path}: there is no such file; {hint}")
+            raise ImageCacheError(f"{path}: no such file; {hint}")
         try:
-            # One connection for all threads: another one might open a file that has replaced this.
+            # Threads share the connection: a second one might open a file that has replaced this.
             self._connection = sqlite3.connect(
                 f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
             )
             self.facts = dict(self._connection.execute("SELECT name, value FROM facts"))
             if self.facts.get("format") != FORMAT:
                 raise ImageCacheError(
-                    f"{path}: {self.facts.get('format')!r}, this version reads {FORMAT!r}; {hint}"
+                    f"{path}: has format {self.facts.get('format')!r}, this version reads "
+                    f"{FORMAT!r}; {hint}"
                 )
             rows = self._connection.execute(
                 "SELECT likeness, data_id FROM questions WHERE likeness IS NOT NULL"
                 " ORDER BY data_id, rowid"
             ).fetchall()
         except sqlite3.DatabaseError as error:
-            raise ImageCacheError(f"{path}: no image cache ({error}); {hint}") from error
-        # 100,000 images: 0.8 MB and a fraction of a millisecond for all of them.
+            raise ImageCacheError(f"{path}: not an image cache ({error}); {hint}") from error
+        # A scan is fast enough: 100,000 images take 0.8 MB and a fraction of a millisecond.
         self._hashes = np.array([row[0] for row in rows], dtype=np.int64).view(np.uint64)
         self._names = [row[1] for row in rows]
 
     def find(
         self, image: EncodedImage, data_id: str = "", *, distance: int = 0, count: int = 10
     ) -> Found | None:
-        """Look for an answer.
+        """Find the cached response to an image; ``None`` if there is none.
 
         Args:
-            image: The image; it is decoded only if neither its question nor its file is known.
-            data_id: Name of its question, if it is the question's own.
-            distance: Bits in which a perceptual hash may differ, 0 to 64.
-            count: Results at most.
+            image: The image. It is decoded only if neither question nor file is known.
+            data_id: Id of the question, if the image is the question's own.
+            distance: Bits in which perceptual hashes may differ, 0 to 64.
+            count: Maximum number of results.
 
         Raises:
             ImageError: The image had to be decoded, and cannot be.
         """
         if data_id and self._one("SELECT data_id FROM answers WHERE data_id = ?", data_id):
             return self._found(data_id, "id", 0, count)
-        known = self._one("SELECT data_id FROM questions WHERE file = ?", image.sha256)
-        if known:
-            return self._found(known, "file", 0, count)
+        match = self._one("SELECT data_id FROM questions WHERE file = ?", image.sha256)
+        if match:
+            return self._found(match, "file", 0, count)
         pixels = image.pil()
-        known = self._one("SELECT data_id FROM questions WHERE pixels = ?", pixel_hash(pixels))
-        if known:
-            return self._found(known, "pixels", 0, count)
+        match = self._one("SELECT data_id FROM questions WHERE pixels = ?", pixel_hash(pixels))
+        if match:
+            return self._found(match, "pixels", 0, count)
         wanted = perceptual_hash(pixels)
         if wanted is None or not len(self._hashes):
             return None
-        place, bits = nearest(self._hashes, wanted)
+        index, bits = nearest(self._hashes, wanted)
         return (
-            self._found(self._names[place], "likeness", bits, count) if bits <= distance else None
+            self._found(self._names[index], "likeness", bits, count) if bits <= distance else None
         )
 
     def counts(self) -> dict[str, int]:
-        """How many answers, results, thumbnails and questions' images there are."""
+        """Return the number of answers, results, thumbnails and questions' images."""
         return {
             table: self._rows(f"SELECT COUNT(*) FROM {table}")[0][0]
             for table in ("answers", "results", "thumbnails", "questions")
@@ -158,26 +158,25 @@ class ImageCache:
 
 
 class ImageCacheWriter:
-    """Writes a cache; it takes its place when the context ends well, and not before."""
+    """Writes a cache; the file appears when the context ends without an error."""
 
     def __init__(self, path: Path) -> None:
-        """Write what will be the file ``path``."""
         self._path = path
         self._draft = path.with_name(f".{path.name}.{os.getpid()}.part")
 
     def __enter__(self) -> Self:
-        """Begin.
+        """Create a temporary file beside the target.
 
         Raises:
-            ImageCacheError: A folder is where the file is to be.
-            OSError: The file cannot be made there.
+            ImageCacheError: The target is a folder.
+            OSError: The file cannot be created.
         """
         if self._path.is_dir():
-            raise ImageCacheError(f"{self._path}: is a folder; name the file that is to be made")
+            raise ImageCacheError(f"{self._path}: is a folder; name a file")
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._draft.unlink(missing_ok=True)
         self._connection = sqlite3.connect(self._draft)
-        # A draft that a crash leaves is of no use anyway.
+        # No journal: the temporary file is useless after a crash.
         self._connection.execute("PRAGMA journal_mode=OFF")
         self._connection.executescript(_SCHEMA)
         return self
@@ -188,7 +187,7 @@ class ImageCacheWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Put the whole cache in its place, or remove the part."""
+        """Move the complete file to its target, or remove it after an error."""
         if kind is not None:
             self._connection.close()
             self._draft.unlink(missing_ok=True)
@@ -199,37 +198,38 @@ class ImageCacheWriter:
         self._draft.replace(self._path)
 
     def fact(self, name: str, value: str) -> None:
-        """Keep something about the cache, for people."""
+        """Store metadata about the cache."""
         self._connection.execute("INSERT INTO facts VALUES (?, ?)", (name, value))
 
     def answer(self, data_id: str, results: Iterable[ImageResult]) -> None:
-        """Add the answer to a question; the thumbnails are within the protocol's limits."""
+        """Add the response for a question; its thumbnails are within the protocol's limits."""
         self._connection.execute("INSERT INTO answers VALUES (?)", (data_id,))
-        for place, result in enumerate(results):
-            name = None
+        for rank, result in enumerate(results):
+            thumbnail = None
             if result.thumbnail is not None:
-                name = result.thumbnail.sha256
+                thumbnail = result.thumbnail.sha256
                 self._connection.execute(
-                    "INSERT OR IGNORE INTO thumbnails VALUES (?, ?)", (name, result.thumbnail.data)
+                    "INSERT OR IGNORE INTO thumbnails VALUES (?, ?)",
+                    (thumbnail, result.thumbnail.data),
                 )
             self._connection.execute(
                 "INSERT INTO results VALUES (?, ?, ?, ?, ?)",
-                (data_id, place, result.title, result.link, name),
+                (data_id, rank, result.title, result.link, thumbnail),
             )
 
     def question(self, data_id: str, image: EncodedImage) -> None:
-        """Add the image that a question asks about.
+        """Add the image of a question.
 
         Raises:
-            ImageError: It cannot be decoded.
+            ImageError: The image cannot be decoded.
         """
         pixels = image.pil()
-        self.fingerprint(data_id, image.sha256, pixel_hash(pixels), perceptual_hash(pixels))
+        self.hashes(data_id, image.sha256, pixel_hash(pixels), perceptual_hash(pixels))
 
-    def fingerprint(self, data_id: str, file: str, pixels: str, likeness: int | None) -> None:
-        """Add what is known of a question's image: hashes of its file, pixels and look."""
+    def hashes(self, data_id: str, file: str, pixels: str, perceptual: int | None) -> None:
+        """Add the hashes of a question's image: of its file, its pixels and its structure."""
         # SQLite has signed integers only.
-        signed = None if likeness is None else int(np.uint64(likeness).astype(np.int64))
+        signed = None if perceptual is None else int(np.uint64(perceptual).astype(np.int64))
         self._connection.execute(
             "INSERT INTO questions VALUES (?, ?, ?, ?)", (file, pixels, signed, data_id)
         )

@@ -1,7 +1,7 @@
-"""Makes an image cache of the published ones: DeepEyesV2's (JSON) and MMSearch-R1's (pickle).
+"""Conversion of published image caches: DeepEyesV2's (JSON) and MMSearch-R1's (pickle).
 
-Both map the name of a question to titles and images: DeepEyesV2's to files beside it, MMSearch-R1's
-to addresses of thumbnails.
+Both map question ids to titles and images. DeepEyesV2's images are files beside the cache,
+MMSearch-R1's are URLs of thumbnails.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def read_beside(root: Path, name: str) -> bytes:
     """Read an image file of a published cache.
 
     Args:
-        root: Folder that its path starts from.
-        name: The path.
+        root: Base folder of the path.
+        name: Relative path.
 
     Raises:
-        OSError: It is not there, or somewhere else.
+        OSError: The file is missing, cannot be read, or is outside ``root``.
     """
     return _file(root, name).read_bytes()
 
@@ -67,25 +67,25 @@ def convert(
     longest_side: int = LONGEST_SIDE,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Counter[str]:
-    """Write one cache of several.
+    """Merge published caches into one image cache.
 
     Args:
-        sources: The caches, ``.json`` or ``.pkl``; of two answers to one question the first counts.
-        output: The new file; it appears when it is whole.
-        images: Folder that relative paths of images start from; by default the source's own.
-        read_image: Reads an image, as :func:`read_beside` does; :class:`OSError` says that it is
-            not there.
+        sources: The caches, ``.json`` or ``.pkl``. If two answer one question, the first is used.
+        output: The new file; it appears when it is complete.
+        images: Base folder of relative image paths; by default the folder of the source.
+        read_image: Reads an image, as :func:`read_beside` does; raises :class:`OSError` if it is
+            missing.
         questions: Parquet files with the questions' images (``images``, and ``data_id`` or
-            ``extra_info.index``), so that an answer is found by its image too.
-        rules: How thumbnails that are addresses are fetched; ``None``: they are not, and their
-            results have a title only.
-        longest_side: Pixels of a thumbnail at most.
-        progress: Told what is going on, how much is done, and of how much.
+            ``extra_info.index``), so that responses are found by image too.
+        rules: Limits for downloads of thumbnails that are URLs; ``None`` to download none, so that
+            their results have a title only.
+        longest_side: Maximum side of a thumbnail in pixels.
+        progress: Called with the name of the step, the number done, and the total.
 
     Returns:
-        Counts: answers, results, thumbnails, null (without an image, left out as the reference
-        does), missing (files that are not there or not readable, left out), not_fetched, questions,
-        broken_questions.
+        Counts: answers, results, thumbnails, null (results without an image, omitted as in the
+        reference code), missing (image files that are missing or unreadable, omitted), not_fetched,
+        questions, broken_questions.
 
     Raises:
         ImageCacheError: A source cannot be read.
@@ -95,7 +95,7 @@ def convert(
         for name, entry in read_entries(source).items():
             entries.setdefault(name, (entry, images or source.parent))
     if not entries:
-        raise ImageCacheError("there is no answer in what is to be converted")
+        raise ImageCacheError("the sources contain no responses")
     counts: Counter[str] = Counter(answers=len(entries))
     with ImageCacheWriter(output) as writer:
         writer.fact("sources", json.dumps([str(source) for source in sources]))
@@ -116,7 +116,7 @@ def read_entries(source: Path) -> Mapping[str, _Entry]:
     """Read a published cache.
 
     Raises:
-        ImageCacheError: It cannot be read, or is no such cache.
+        ImageCacheError: The file cannot be read, or is not such a cache.
     """
     try:
         data = source.read_bytes()
@@ -126,12 +126,12 @@ def read_entries(source: Path) -> Mapping[str, _Entry]:
         raise ImageCacheError(f"{source}: {error.strerror}") from error
     except NotPlainError as error:
         raise ImageCacheError(
-            f"{source}: not read, since {error}; a cache is JSON, or a pickle of plain values"
+            f"{source}: not read: {error}; expected JSON, or a pickle of plain values"
         ) from error
     except ValidationError as error:
         first = error.errors()[0]
         raise ImageCacheError(
-            f"{source}: no cache of image searches: {'.'.join(map(str, first['loc'][:3]))}: "
+            f"{source}: not a cache of image searches: {'.'.join(map(str, first['loc'][:3]))}: "
             f"{first['msg']}"
         ) from error
     except (ValueError, RecursionError) as error:
@@ -151,22 +151,22 @@ async def _answers(
 
     async def results(entry: _Entry, root: Path) -> list[ImageResult]:
         found = []
-        for title, place in zip_longest(entry.titles, entry.images):
-            if place is None:
+        for title, source in zip_longest(entry.titles, entry.images):
+            if source is None:
                 counts["null"] += 1
                 continue
             image: EncodedImage | None = None
-            is_address = place.startswith(("http://", "https://"))
+            is_url = source.startswith(("http://", "https://"))
             try:
-                if not is_address:
-                    image = thumbnail(read_image(root, place), longest_side)
+                if not is_url:
+                    image = thumbnail(read_image(root, source), longest_side)
                 elif fetcher is not None:
-                    image = thumbnail((await fetcher.fetch(place)).body, longest_side)
+                    image = thumbnail((await fetcher.fetch(source)).body, longest_side)
             except (ImageError, OSError, FetchError):
-                if not is_address:
+                if not is_url:
                     counts["missing"] += 1
                     continue
-            counts["not_fetched"] += is_address and image is None
+            counts["not_fetched"] += is_url and image is None
             counts["thumbnails"] += image is not None
             found.append(ImageResult(encodable(title or ""), image))
         counts["results"] += len(found)
@@ -175,31 +175,30 @@ async def _answers(
     names = sorted(entries)
     try:
         for start in range(0, len(names), _AT_ONCE):
-            some = names[start : start + _AT_ONCE]
-            for name, found in zip(
-                some, await asyncio.gather(*(results(*entries[one]) for one in some)), strict=True
-            ):
-                writer.answer(encodable(name), found)
-            progress("answers", start + len(some), len(names))
+            batch = names[start : start + _AT_ONCE]
+            found = await asyncio.gather(*(results(*entries[name]) for name in batch))
+            for name, result in zip(batch, found, strict=True):
+                writer.answer(encodable(name), result)
+            progress("answers", start + len(batch), len(names))
     finally:
         if fetcher is not None:
             await fetcher.aclose()
 
 
-def _file(root: Path, place: str) -> Path:
-    """A file under ``root``.
+def _file(root: Path, name: str) -> Path:
+    """Return the path of a file below ``root``.
 
     Raises:
-        FileNotFoundError: It is somewhere else.
+        FileNotFoundError: The path leads out of ``root``.
     """
-    path = (root / place).resolve()
+    path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()):
-        raise FileNotFoundError(place)
+        raise FileNotFoundError(name)
     return path
 
 
 def _images_of(files: Iterable[Path]) -> Iterator[tuple[str, EncodedImage]]:
-    """The first image of each question, with the question's name."""
+    """Yield id and first image of each question."""
     import pyarrow.parquet
 
     for file in files:
@@ -208,7 +207,7 @@ def _images_of(files: Iterable[Path]) -> Iterator[tuple[str, EncodedImage]]:
             present = set(table.schema_arrow.names)
             columns = [one for one in ("data_id", "id", "extra_info", "images") if one in present]
             if "images" not in columns:
-                raise ImageCacheError(f"{file}: has no column `images`")
+                raise ImageCacheError(f"{file}: no column `images`")
             for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
                 for row in batch.to_pylist():
                     name, data = _name(row), _data(row["images"])

@@ -1,20 +1,20 @@
-"""The local index: BM25 over passages on disk.
+"""Local index: BM25 over passages on disk.
 
-Tantivy does the work, a search library in Rust with maintained Python bindings. Its files are
-mapped into memory, so an index takes what the operating system has to spare and no more; queries
-run outside Python's lock and skip passages that cannot be among the best (block-max WAND). The
-others that were looked at: bm25s keeps scores in sparse matrices and adds up every posting of every
-query term over all passages (tens of milliseconds for a million); SQLite's FTS5 ranks every match
-too, and has no terms for Chinese or Japanese; rank-bm25 holds everything in Python objects.
+The index uses Tantivy, a search library in Rust with maintained Python bindings. Its files are
+memory-mapped, so that memory use is up to the operating system; queries run without the GIL and
+skip passages that cannot rank among the best (block-max WAND). Alternatives that were considered:
+bm25s sums the postings of every query term over all passages (tens of milliseconds for a million);
+SQLite's FTS5 ranks every match too, and does not tokenise Chinese or Japanese; rank-bm25 stores
+everything in Python objects.
 
-Scores are BM25 with k1 = 1.2 and b = 0.75, idf = ln(1 + (N - n + 0.5) / (n + 0.5)); Tantivy fixes
-these, and keeps the length of a passage in one byte: exact up to 40 terms, then rounded down by an
-eighth at most. Equal scores go to the passage that comes first in the corpus. The same files give
-the same answers.
+Scores are BM25 with k1 = 1.2 and b = 0.75, idf = ln(1 + (N - n + 0.5) / (n + 0.5)). Tantivy fixes
+these, and stores the length of a passage in one byte: exact up to 40 terms, then rounded down by an
+eighth at most. Passages of equal score are in the order of the corpus. The same files give the same
+results.
 
-On disk: ``manifest.json`` names the folder that holds the data. A build writes a new folder and
-replaces the manifest at its very end, so an index is whole or not there; a killed build leaves a
-folder that the next one removes. Open indexes go on with the data that they have opened.
+On disk, ``manifest.json`` names the folder that contains the data. A build writes a new folder and
+replaces the manifest at its end, so that an index is complete or absent; a killed build leaves a
+folder that the next build removes. An open index continues to use the data that it opened.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ K1: Final = 1.2
 B: Final = 0.75
 
 LONGEST_QUERY: Final = 4096
-"""Characters of a query that count."""
+"""Characters of a query that are used; the rest is ignored."""
 MOST_TERMS: Final = 32
-"""Different terms of a query that count: the rarest, which decide. More are not meant as one."""
+"""Distinct terms of a query that are used, the rarest ones, which matter most for the ranking."""
 
 _MIB = 1 << 20
 _PROGRESS_PASSAGES = 1000
@@ -60,28 +60,28 @@ _ANALYZER = "deepeyes"
 
 
 class Manifest(BaseModel):
-    """What an index is."""
+    """Metadata of an index."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: int = Field(description="Version of the form on disk.")
+    format: int = Field(description="Version of the format on disk.")
     data: str = Field(description="Folder with the data, beside the manifest.")
-    passages: int = Field(description="Passages in it.")
-    skipped: int = Field(description="Rows and documents that were left out.")
-    first_fault: str = Field(description="The first of them: file, row and reason.")
-    stemmer: str = Field(description="Language whose endings are removed; empty: none.")
-    common: int = Field(description="Passages that have a term, above which it is a common one.")
-    corpus: list[str] = Field(description="The files that it was built from.")
-    corpus_bytes: int = Field(description="Their size.")
-    built: str = Field(description="When, UTC.")
+    passages: int = Field(description="Number of passages.")
+    skipped: int = Field(description="Number of rows and documents that were skipped.")
+    first_fault: str = Field(description="File, row and reason of the first skipped one.")
+    stemmer: str = Field(description="Language of the stemmer; empty for none.")
+    common: int = Field(description="Document frequency above which a term is common.")
+    corpus: list[str] = Field(description="Files of the corpus.")
+    corpus_bytes: int = Field(description="Size of the files.")
+    built: str = Field(description="Time of the build, UTC.")
     library: str = Field(description="Version of the search library.")
-    model: str = Field("", description="Sentence-transformers model of the vectors; empty: none.")
-    query_prompt: str = Field("", description="What that model wants before a query.")
+    model: str = Field("", description="Sentence-transformers model; empty for no vectors.")
+    query_prompt: str = Field("", description="Prompt that the model needs before a query.")
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage and how well it fits."""
+    """A passage with its score and its position in the corpus."""
 
     passage: Passage
     score: float
@@ -95,7 +95,7 @@ class Index:
         """Open the index in the folder ``path``.
 
         Raises:
-            LocalIndexError: There is none, or it is not whole, or of another version.
+            LocalIndexError: The index is missing, incomplete, or of another version.
         """
         self.path = path
         self.manifest = read_manifest(path)
@@ -103,7 +103,7 @@ class Index:
             self._index = tantivy.Index.open(str(path / self.manifest.data))
         except ValueError as error:
             raise LocalIndexError(
-                f"{path}: the index cannot be opened ({error}); build it again with "
+                f"{path}: the index cannot be opened ({error}); rebuild it with "
                 "`deepeyes search index build --replace`"
             ) from error
         self._schema = self._index.schema
@@ -113,13 +113,13 @@ class Index:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """The number of passages."""
+        """Return the number of passages."""
         return self.manifest.passages
 
     def search(self, text: str, count: int) -> list[Hit]:
-        """Return the ``count`` passages that fit best, best first; those without a term do not.
+        """Return the ``count`` best passages that contain a term of the query, best first.
 
-        Any text is a query: nothing in it has a meaning but its words.
+        Any text is a valid query; it has no operators.
         """
         terms = self._terms(text)
         if not terms:
@@ -148,7 +148,7 @@ class Index:
         ]
 
     def search_dense(self, text: str, count: int) -> list[Hit]:
-        """Return the ``count`` passages that are nearest in meaning, by cosine, the nearest first.
+        """Return the ``count`` passages nearest to the query by cosine, nearest first.
 
         The first call loads the model.
 
@@ -161,14 +161,14 @@ class Index:
         return [Hit(self._passage(number), score, number) for score, number in nearest]
 
     def expect_vectors(self) -> None:
-        """Look whether it can be searched by meaning.
+        """Check that the index has vectors.
 
         Raises:
-            LocalIndexError: It has no vectors.
+            LocalIndexError: The index has none.
         """
         if not self.manifest.model:
             raise LocalIndexError(
-                f"{self.path}: an index without vectors; build it with `--dense MODEL`"
+                f"{self.path}: the index has no vectors; build it with `--dense MODEL`"
             )
 
     def _opened_vectors(self) -> Vectors:
@@ -190,25 +190,25 @@ class Index:
         return _load(self._searcher.doc(address)["passage"][0])
 
     def _terms(self, text: str) -> list[str]:
-        """The terms that are looked up, in a fixed order, which fixes the sum of their scores.
+        """Return the terms to look up, sorted, so that the sum of their scores is reproducible.
 
-        A common term says next to nothing about a passage and costs the most: it counts only where
-        there is no other.
+        Common terms contribute little to the ranking and are the slowest: they are used only if the
+        query has no other terms.
         """
         found = sorted(set(self._analyzer.analyze(" ".join(query_terms(text[:LONGEST_QUERY])))))
         frequency = {term: self._searcher.doc_freq("terms", term) for term in found}
         known = [term for term in found if frequency[term]]
-        telling = [term for term in known if frequency[term] <= self.manifest.common] or known
-        if len(telling) > MOST_TERMS:
-            telling = sorted(sorted(telling, key=frequency.__getitem__)[:MOST_TERMS])
-        return telling
+        used = [term for term in known if frequency[term] <= self.manifest.common] or known
+        if len(used) > MOST_TERMS:
+            used = sorted(sorted(used, key=frequency.__getitem__)[:MOST_TERMS])
+        return used
 
     def _hits(self, query: tantivy.Query, count: int) -> list[tuple[float, Any]]:
-        """The best, and all that are as good as the last of them.
+        """Return the best hits, and all that have the same score as the last of them.
 
-        Passages of one segment are in the order of the corpus, and so are equal ones among its
-        hits; segments have no order. Where there are several, more hits are asked for until the
-        equal ones are all there; up to a limit, since a term may be all that millions have.
+        Hits of equal score are in the order of the corpus within a segment, but not across
+        segments. With several segments, the search is therefore repeated with a larger limit until
+        it returns all hits of that score, or a maximum.
         """
         limit = count if self._searcher.num_segments == 1 else count + _MARGIN
         while True:
@@ -220,10 +220,10 @@ class Index:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Return what the index in the folder ``path`` is.
+    """Return the metadata of the index in the folder ``path``.
 
     Raises:
-        LocalIndexError: There is none, or it is of another version.
+        LocalIndexError: The index is missing, or of another version.
     """
     file = path / MANIFEST
     hint = "build one with `deepeyes search index build`"
@@ -235,8 +235,8 @@ def read_manifest(path: Path) -> Manifest:
         raise LocalIndexError(f"{file}: not the manifest of an index; {hint}") from error
     if manifest.format != FORMAT:
         raise LocalIndexError(
-            f"{path}: an index of format {manifest.format}, this version reads {FORMAT}; build it "
-            "again with `deepeyes search index build --replace`"
+            f"{path}: the index has format {manifest.format}, this version reads {FORMAT}; rebuild "
+            "it with `deepeyes search index build --replace`"
         )
     return manifest
 
@@ -259,34 +259,32 @@ def build(
 
     Args:
         corpus: The passages.
-        path: Folder for the index; made where it is missing.
-        stemmer: Language whose endings are removed from words, for instance ``english``.
-        common_share: A term is a common one, like "the", if more than this share of the passages
-            have it, 0 to 1 (1: none is) …
-        common_least: … and more passages than this: in few passages it costs nothing to look.
-        memory_mb: MiB for postings before they are written to disk. A larger corpus than fits
-            makes several segments, which are merged.
-        model: Sentence-transformers model, a name or a folder, for vectors beside the words.
-        query_prompt: What the model wants before a query, for instance ``query: ``.
-        passage_prompt: What it wants before a passage.
-        replace: Take the place of an index that is there.
-        progress: Told the number of passages so far and the share of the corpus behind.
+        path: Folder of the index; created if missing.
+        stemmer: Language of the stemmer, for instance ``english``; empty for none.
+        common_share: A term is common, like "the", if it occurs in more than this share of the
+            passages, 0 to 1 (1: no term is) …
+        common_least: … and in more than this number of passages.
+        memory_mb: Memory for postings before they are written to disk, in MiB. A larger corpus
+            is written as several segments, which are merged.
+        model: Sentence-transformers model, a name or a folder; empty for no vectors.
+        query_prompt: Prompt that the model needs before a query, for instance ``query: ``.
+        passage_prompt: Prompt that the model needs before a passage.
+        replace: Replace an existing index.
+        progress: Called with the number of passages and the share of the corpus done.
 
     Raises:
         CorpusError: A file cannot be read.
-        LocalIndexError: There is an index already, or another build is going on, or the stemmer is
-            unknown, or the model cannot be loaded.
+        LocalIndexError: An index exists, another build is running, the stemmer is unknown, or the
+            model cannot be loaded.
     """
     path.mkdir(parents=True, exist_ok=True)
-    with _alone(path):
+    with _build_lock(path):
         if (path / MANIFEST).exists() and not replace:
+            raise LocalIndexError(f"{path}: an index exists; use --replace to rebuild it")
+        if others := [one.name for one in path.iterdir() if not _is_index_file(one)]:
             raise LocalIndexError(
-                f"{path}: there is an index already; say --replace to build it anew"
-            )
-        if strangers := [one.name for one in path.iterdir() if not _is_ours(one)]:
-            raise LocalIndexError(
-                f"{path}: holds {strangers[0]!r}, which is none of an index; give it a folder of "
-                "its own"
+                f"{path}: contains {others[0]!r}, which is not part of an index; use an empty "
+                "folder"
             )
         _remove_data(path, keep=_current(path))
         data = path / f"data-{uuid.uuid4().hex[:12]}"
@@ -301,7 +299,7 @@ def build(
                 count = _write(corpus, data, stemmer, memory_mb, vectors, progress)
             if count == 0:
                 raise LocalIndexError(
-                    f"no passage in the corpus: {corpus.first_fault or 'it is empty'}"
+                    f"no passages in the corpus: {corpus.first_fault or 'it is empty'}"
                 )
         except BaseException:
             shutil.rmtree(data, ignore_errors=True)
@@ -341,8 +339,8 @@ def _write(
         .add_bytes_field("passage", stored=True)
         .build()
     )
-    # Sorted, a segment has its passages in the order of the corpus however it was merged; one
-    # thread, so that the same corpus is cut into the same segments.
+    # Sorting keeps a segment in the order of the corpus after merges; with one thread the same
+    # corpus gives the same segments.
     index = tantivy.Index(schema, path=str(data), sort_by_field="number")
     index.register_tokenizer(_ANALYZER, _analyzer(stemmer))
     writer = index.writer(heap_size=memory_mb * _MIB, num_threads=1)
@@ -384,9 +382,9 @@ def _load(data: bytes) -> Passage:
 
 
 def _publish(path: Path, manifest: Manifest) -> None:
-    """Make the manifest the current one; it is there as a whole or not at all."""
-    with whole_file(path / MANIFEST, sync=True) as fresh:
-        fresh.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    """Replace the manifest atomically."""
+    with whole_file(path / MANIFEST, sync=True) as partial:
+        partial.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def _current(path: Path) -> str:
@@ -396,9 +394,9 @@ def _current(path: Path) -> str:
         return ""
 
 
-def _is_ours(path: Path) -> bool:
-    ours = (MANIFEST, f".{MANIFEST}{PARTIAL}", ".lock")
-    return path.name in ours or path.name.startswith("data-")
+def _is_index_file(path: Path) -> bool:
+    names = (MANIFEST, f".{MANIFEST}{PARTIAL}", ".lock")
+    return path.name in names or path.name.startswith("data-")
 
 
 def _remove_data(path: Path, keep: str) -> None:
@@ -408,11 +406,11 @@ def _remove_data(path: Path, keep: str) -> None:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keep other builds out; the lock ends with the process that holds it."""
+def _build_lock(path: Path) -> Iterator[None]:
+    """Exclude other builds; the lock is released when the process ends."""
     with ExitStack() as stack:
         try:
             stack.enter_context(exclusive(path / ".lock", wait=False))
         except BlockingIOError as error:
-            raise LocalIndexError(f"{path}: another build is going on there") from error
+            raise LocalIndexError(f"{path}: another build is running in this folder") from error
         yield

@@ -1,4 +1,4 @@
-"""The main text of web pages."""
+"""Reader of web pages: fetching, extraction of the main text, caching."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from concurrent.futures import ThreadPoolExecutor
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deepeyes_plugins.extras import install_command
-from deepeyes_plugins.search.cache import AnswerStore
+from deepeyes_plugins.search.cache import ResponseStore
 from deepeyes_plugins.search.contracts import SearchNotConfiguredError, Text
 from deepeyes_plugins.search.fetching import Fetcher, FetchError, FetchRefusedError, FetchRules
 from deepeyes_plugins.search.settings import PageSettings
 
 BYTES_PER_TOKEN = 4
-"""Bytes of UTF-8 that count as a token: an estimate of ours that holds for scripts of one byte a
-letter and of three alike, where tokenizers have about a token a character; measured on none."""
+"""Estimated bytes of UTF-8 per token, for scripts of one byte a letter as well as of three, where a
+character is about one token. Not measured with any tokenizer."""
 _THREADS = 2
 _MIB = 1 << 20
 _KINDS = ("text/html", "application/xhtml+xml", "text/plain")
 
 
 class Page(BaseModel):
-    """What a reader reads of a page.
+    """Main text and metadata of a web page.
 
     Attributes:
-        text: The main text, paragraphs with an empty line between them.
-        title: Its title; empty if it has none.
-        link: Where it is.
-        date: When it says it was published.
+        text: The main text, paragraphs separated by empty lines.
+        title: Title; empty if there is none.
+        link: URL.
+        date: Date of publication that the page states.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,13 +41,13 @@ class Page(BaseModel):
 
 
 def main_text(data: bytes | str) -> Page | None:
-    """Take the main text out of an HTML page: no menus, notices and scripts.
+    """Extract the main text of an HTML page, without menus, notices and scripts.
 
     Args:
-        data: The page; bytes are decoded as the page itself says.
+        data: The page; bytes are decoded by the character set that the page declares.
 
     Returns:
-        The page, or ``None`` if there is no text in it.
+        The page, or ``None`` if it has no text.
     """
     import trafilatura
     from trafilatura.settings import Document
@@ -65,15 +65,15 @@ def main_text(data: bytes | str) -> Page | None:
 
 
 class PageReader:
-    """Fetches pages and gives their main text; belongs to one event loop."""
+    """Fetches pages and extracts their main text; belongs to one event loop."""
 
-    def __init__(self, settings: PageSettings, store: AnswerStore, seconds: float) -> None:
-        """Hold the settings; nothing is opened yet.
+    def __init__(self, settings: PageSettings, store: ResponseStore, seconds: float) -> None:
+        """Initialise without opening anything.
 
         Args:
-            settings: What is read, and how much of it.
-            store: Where pages are kept; it is not closed.
-            seconds: How long they are kept.
+            settings: Limits of pages.
+            store: Cache of pages; it is not closed.
+            seconds: Lifetime of a cached page.
         """
         self._settings = settings
         self._store = store
@@ -90,19 +90,19 @@ class PageReader:
         self._threads: ThreadPoolExecutor | None = None
 
     async def read(self, url: str) -> Page:
-        """Return the page at ``url``, its text cut to what the settings allow.
+        """Return the page at ``url``, its text truncated as the settings say.
 
         Raises:
-            FetchRefusedError: It may not be read, or there is no text in it.
-            FetchError: It is not there, or not now.
-            SearchNotConfiguredError: The library that takes out the text is missing.
+            FetchRefusedError: The page is not allowed, or has no text.
+            FetchError: The page cannot be fetched.
+            SearchNotConfiguredError: The library that extracts the text is missing.
         """
         key = "page:" + hashlib.sha256(url.encode("utf-8", "replace")).hexdigest()
         page = _load(await self._store.get(key))
         if page is None:
             page = await self._fetched(url)
             await self._store.put(key, page.model_dump_json().encode(), self._seconds)
-        return page.model_copy(update={"text": shortened(page.text, self._settings.tokens)})
+        return page.model_copy(update={"text": truncated(page.text, self._settings.tokens)})
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -113,57 +113,57 @@ class PageReader:
 
     async def _fetched(self, url: str) -> Page:
         found = await self._fetcher.fetch(url)
-        # What the server says comes before what the page says, as in browsers.
-        said = _decoded(found.body, found.charset)
+        # As in browsers, the server's character set overrides that of the page.
+        decoded = _decoded(found.body, found.charset)
         if found.content_type == "text/plain":
-            text = (said or found.body.decode("utf-8", "replace")).strip()
+            text = (decoded or found.body.decode("utf-8", "replace")).strip()
             page = Page(text=text) if text else None
         else:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="deepeyes-pages")
             work = asyncio.get_running_loop().run_in_executor(
-                self._threads, main_text, said or found.body
+                self._threads, main_text, decoded or found.body
             )
             try:
-                # The thread goes on with a page made to take forever; this trajectory does not.
+                # A malicious page may occupy the thread longer; the trajectory does not wait.
                 page = await asyncio.wait_for(work, self._settings.timeout)
             except TimeoutError as error:
-                raise FetchError("its text could not be taken out in time") from error
+                raise FetchError("the extraction of the text timed out") from error
             except ModuleNotFoundError as error:
                 raise SearchNotConfiguredError(
                     f"read_page: {error}; {install_command('search')}"
                 ) from error
         if page is None:
-            raise FetchRefusedError("there is no text in it")
+            raise FetchRefusedError("the page has no text")
         return page.model_copy(update={"link": found.url})
 
 
-def shortened(text: str, tokens: int) -> str:
-    """The beginning of a text, up to the end of a paragraph or word, and a note if more follows.
+def truncated(text: str, tokens: int) -> str:
+    """Truncate a text at the end of a paragraph or word, and append how much is missing.
 
     Args:
         text: Any text.
-        tokens: What may be left of it. The model's tokenizer is not at hand; see
-            :data:`BYTES_PER_TOKEN`.
+        tokens: Maximum length, estimated by :data:`BYTES_PER_TOKEN`, since the model's tokenizer
+            is not available here.
     """
     data = text.encode("utf-8", "replace")
     if len(data) <= tokens * BYTES_PER_TOKEN:
         return text
-    kept = data[: tokens * BYTES_PER_TOKEN].decode("utf-8", "ignore")
-    end = max(kept.rfind("\n\n"), kept.rfind(" ", len(kept) * 3 // 4))
-    kept = kept[: end if end > len(kept) // 2 else len(kept)].rstrip()
-    return f"{kept}\n\n[{len(text) - len(kept)} more characters]"
+    head = data[: tokens * BYTES_PER_TOKEN].decode("utf-8", "ignore")
+    end = max(head.rfind("\n\n"), head.rfind(" ", len(head) * 3 // 4))
+    head = head[: end if end > len(head) // 2 else len(head)].rstrip()
+    return f"{head}\n\n[{len(text) - len(head)} more characters]"
 
 
 def _load(data: bytes | None) -> Page | None:
     try:
         return None if data is None else Page.model_validate_json(data)
-    except ValidationError:  # Of another version.
+    except ValidationError:  # Written by another version.
         return None
 
 
 def _decoded(body: bytes, charset: str) -> str | None:
-    """The body as text, if there is such a character set."""
+    """Decode the body; ``None`` if the character set is unknown."""
     try:
         return body.decode(charset, "replace") if charset else None
     except (LookupError, ValueError):

@@ -1,8 +1,8 @@
-"""Reads pickles of text, numbers, lists and dictionaries, and nothing else.
+"""Safe reader of pickles that contain only text, numbers, lists, tuples and dictionaries.
 
-A pickle is a program: reading one with the standard library runs what its author wrote. Here the
-program is looked through first, and only the instructions that make plain values are let pass; what
-is let pass is then run by an unpickler that knows no class, function or object outside the file.
+A pickle is a program, and unpickling it with the standard library can run any code. Here every
+instruction is checked against an allow list first; the pickle is then loaded by an unpickler that
+refuses classes, functions and external objects.
 """
 
 from __future__ import annotations
@@ -56,38 +56,38 @@ _PLAIN = frozenset(
         "LONG_BINGET",
     }
 )
-_REMEMBERING = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
+_MEMO_WRITES = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
 
 
 class NotPlainError(ValueError):
-    """A file is no pickle, or one that holds more than plain values."""
+    """A file is not a pickle, or contains more than plain values."""
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> NoReturn:
-        raise NotPlainError(f"it names {module}.{name}")
+        raise NotPlainError(f"the pickle refers to {module}.{name}")
 
     def persistent_load(self, identifier: Any) -> NoReturn:
-        raise NotPlainError("it refers to something outside")
+        raise NotPlainError("the pickle refers to an external object")
 
 
 def load_plain(data: bytes) -> Any:
-    """Return what a pickle holds: None, bool, int, float, str, list, tuple and dict of those.
+    """Load a pickle of None, bool, int, float, str, list, tuple and dict.
 
     Raises:
-        NotPlainError: It is none, or holds anything else; nothing of it was run.
+        NotPlainError: The data is not a pickle or contains anything else; none of it was run.
     """
     try:
         for count, (operation, argument, position) in enumerate(pickletools.genops(data)):
             if operation.name not in _PLAIN:
                 raise NotPlainError(
-                    f"the instruction {operation.name} at byte {position} makes no plain value"
+                    f"the instruction {operation.name} at byte {position} is not allowed"
                 )
-            if operation.name in _REMEMBERING and int(argument or 0) > count:
-                # A place far away makes the unpickler take memory for all places before it.
-                raise NotPlainError(f"place {argument} at byte {position} is out of all proportion")
+            if operation.name in _MEMO_WRITES and int(argument or 0) > count:
+                # The unpickler allocates memory for all indices up to the largest one.
+                raise NotPlainError(f"memo index {argument} at byte {position} is too large")
         return _Unpickler(io.BytesIO(data)).load()
     except NotPlainError:
         raise
-    except Exception as error:  # Broken programs fail in all manners.
-        raise NotPlainError(f"no readable pickle: {error!r}") from error
+    except Exception as error:  # Broken pickles raise exceptions of any type.
+        raise NotPlainError(f"not a readable pickle: {error!r}") from error

@@ -1,9 +1,9 @@
-"""A run's answers in a file, so that an experiment can be repeated exactly.
+"""Recording and replay of a run's search responses, so that an experiment is reproducible.
 
 One JSON object a line: ``{"kind": "text", "query": {…}, "answer": {…}}``, or ``"refused": "why"``
-instead of an answer; for images ``{"kind": "image", "image": sha256, "data_id": …, "count": …,
-"answer": …}`` with thumbnails in base64. The first answer to a query counts: while recording, too,
-so that equal queries of one run get equal answers.
+instead of ``answer``; for images ``{"kind": "image", "image": sha256, "data_id": …, "count": …,
+"answer": …}`` with thumbnails in base64. The first response to a query is used, also while
+recording, so that equal queries of one run get equal responses.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,33 +35,33 @@ from deepeyes_plugins.search.contracts import (
     TextSearchProvider,
 )
 from deepeyes_plugins.search.settings import read_options
-from deepeyes_plugins.search.wire import ImageResultsMessage, tidy
+from deepeyes_plugins.search.wire import IMAGE_RESULTS, normalized
 
 logger = logging.getLogger(__name__)
 
-Place = tuple[int, int]
+Span = tuple[int, int]
 """Offset and length of a line in the file, in bytes."""
 
 
 class Recording:
-    """The file: an index of its lines in memory, the answers on disk."""
+    """A recording file, with an index of its queries in memory."""
 
     def __init__(self, path: Path, *, writable: bool = False) -> None:
-        """Read which queries the file has answers to.
+        """Index the file.
 
-        A last line that is cut short, as a killed process leaves it, is dropped with a warning.
+        A truncated last line, left by a killed process, is dropped with a warning.
 
         Args:
             path: The file.
-            writable: Make it where it is missing, and add to it.
+            writable: Create the file if it is missing, and allow :meth:`add`.
 
         Raises:
-            SearchNotConfiguredError: It cannot be read, or a line of it cannot, or another process
-                adds to it.
+            SearchNotConfiguredError: The file or one of its lines cannot be read, or another
+                process is writing to it.
         """
         self.path = path
-        self._places: dict[str, Place] = {}
-        self._writing = threading.Lock()
+        self._spans: dict[str, Span] = {}
+        self._write_lock = threading.Lock()
         flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
         try:
             if writable:
@@ -73,60 +73,60 @@ class Recording:
             ) from error
         if writable:
             try:
-                # It ends with the process that holds it.
+                # The lock is released when the process ends.
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 os.close(self._descriptor)
                 raise SearchNotConfiguredError(
-                    f"the recording {path} is being written by another process; give this one a "
-                    "file of its own"
+                    f"another process is writing to the recording {path}; use another file"
                 ) from error
         self._end = 0
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
-                    logger.warning("%s:%d: the last line is cut short; dropped", path, number)
+                    logger.warning("%s:%d: dropped the last line, which is truncated", path, number)
                     break
                 try:
                     key = _key_of(json.loads(line))
                 except (ValueError, KeyError, TypeError) as error:
                     raise SearchNotConfiguredError(
-                        f"{path}:{number}: no line of a recording ({error!r})"
+                        f"{path}:{number}: not a line of a recording ({error!r})"
                     ) from error
-                self._places.setdefault(key, (self._end, len(line)))
+                self._spans.setdefault(key, (self._end, len(line)))
                 self._end += len(line)
         if writable:
             os.ftruncate(self._descriptor, self._end)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._spans)
 
     def __contains__(self, fields: dict[str, Any]) -> bool:
-        return _key_of(fields) in self._places
+        return _key_of(fields) in self._spans
 
     def get(self, fields: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the whole line for a query, if there is one."""
-        place = self._places.get(_key_of(fields))
-        if place is None:
+        """Return the recorded line of a query; ``None`` if there is none."""
+        span = self._spans.get(_key_of(fields))
+        if span is None:
             return None
-        found: dict[str, Any] = json.loads(os.pread(self._descriptor, place[1], place[0]))
+        offset, length = span
+        found: dict[str, Any] = json.loads(os.pread(self._descriptor, length, offset))
         return found
 
     def add(self, fields: dict[str, Any]) -> None:
-        """Write a line for a query that has none; it is in the file when this returns.
+        """Write the line of a query, unless it is recorded already.
 
         Raises:
-            OSError: The disk is full, or worse; the next line takes the place of this one.
+            OSError: The disk is full, for instance; the next line overwrites the incomplete one.
         """
         key = _key_of(fields)
         line = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-        with self._writing:
-            if key in self._places:
+        with self._write_lock:
+            if key in self._spans:
                 return
             written = os.pwrite(self._descriptor, line, self._end)
             if written < len(line):
                 raise OSError(f"{self.path}: only {written} of {len(line)} bytes were written")
-            self._places[key] = (self._end, len(line))
+            self._spans[key] = (self._end, len(line))
             self._end += len(line)
 
     def close(self) -> None:
@@ -145,12 +145,13 @@ def _key_of(fields: dict[str, Any]) -> str:
 
 
 def text_fields(query: SearchQuery) -> dict[str, Any]:
-    """The part of a line that names a text search."""
-    return {"kind": "text", "query": tidy(query).model_dump(mode="json", exclude_defaults=True)}
+    """Return the fields of a line that identify a text query."""
+    fields = normalized(query).model_dump(mode="json", exclude_defaults=True)
+    return {"kind": "text", "query": fields}
 
 
 def image_fields(query: ImageQuery) -> dict[str, Any]:
-    """The part of a line that names a search by image."""
+    """Return the fields of a line that identify an image query."""
     return {
         "kind": "image",
         "image": query.image.sha256,
@@ -159,33 +160,29 @@ def image_fields(query: ImageQuery) -> dict[str, Any]:
     }
 
 
-Query = TypeVar("Query", SearchQuery, ImageQuery)
-
-
-class _Played(Generic[Query]):
-    """Looks an answer up, and says clearly what was not recorded."""
+class _RecordingReader:
+    """Base of the providers that replay a recording."""
 
     name = "replay"
     cacheable = False
 
     def __init__(self, recording: Recording) -> None:
-        """Answer from ``recording``."""
         self._recording = recording
 
-    def _line(self, fields: dict[str, Any], what: str) -> Any:
+    def _recorded(self, fields: dict[str, Any], query: str) -> Any:
         line = self._recording.get(fields)
         if line is None:
             raise NotRecordedError(
-                f"replay: {self._recording.path} has no answer to {what}; it was not asked when "
-                "the run was recorded"
+                f"replay: {self._recording.path} has no response to {query}; the recorded run "
+                "made no such query"
             )
         if "refused" in line:
             raise QueryRefusedError(line["refused"])
         return line["answer"]
 
     async def check(self) -> str:
-        """Tell how much was recorded."""
-        return f"{len(self._recording)} recorded answers in {self._recording.path}"
+        """Return the number of recorded responses."""
+        return f"{len(self._recording)} recorded responses in {self._recording.path}"
 
     async def aclose(self) -> None:
         """Close the recording."""
@@ -200,41 +197,42 @@ class ReplayOptions(BaseModel):
     path: Path = Field(description="The recording.")
 
     @classmethod
-    def recording(cls, place: str, options: Mapping[str, Any]) -> Recording:
-        """Open what the options name.
+    def recording(cls, section: str, options: Mapping[str, Any]) -> Recording:
+        """Open the recording that the options name.
 
         Raises:
-            SearchNotConfiguredError: It cannot be read, or an option is wrong.
+            SearchNotConfiguredError: The recording cannot be read, or an option is wrong.
         """
-        return Recording(read_options(place, cls, options).path.expanduser())
+        return Recording(read_options(section, cls, options).path.expanduser())
 
 
-class Replay(_Played[SearchQuery], TextSearchProvider):
-    """Answers the text searches of a recording, and nothing else."""
+class Replay(_RecordingReader, TextSearchProvider):
+    """Answers text searches from a recording only."""
 
     filters = FILTERS
 
     async def search(self, query: SearchQuery) -> SearchResults:
-        """Give the answer that was recorded."""
+        """Return the recorded response."""
         fields = text_fields(query)
         return SearchResults.model_validate(
-            await asyncio.to_thread(self._line, fields, json.dumps(fields["query"]))
+            await asyncio.to_thread(self._recorded, fields, json.dumps(fields["query"]))
         )
 
 
-class ImageReplay(_Played[ImageQuery], ImageSearchProvider):
-    """Answers the image searches of a recording, and nothing else."""
+class ImageReplay(_RecordingReader, ImageSearchProvider):
+    """Answers image searches from a recording only."""
 
     async def search(self, query: ImageQuery) -> ImageResults:
-        """Give the answer that was recorded."""
+        """Return the recorded response."""
         fields = image_fields(query)
-        what = f"the image {query.image.sha256[:12]} ({query.data_id or 'no data id'})"
-        answer = await asyncio.to_thread(self._line, fields, what)
-        return ImageResultsMessage.model_validate(answer).answer()
+        description = f"the image {query.image.sha256[:12]} ({query.data_id or 'no data id'})"
+        return IMAGE_RESULTS.validate_python(
+            await asyncio.to_thread(self._recorded, fields, description)
+        )
 
 
 def open_replay(options: Mapping[str, Any]) -> TextSearchProvider:
-    """Make the provider of text search ``replay``.
+    """Make the text provider ``replay``.
 
     Raises:
         SearchNotConfiguredError: The recording cannot be read, or an option is wrong.
@@ -243,7 +241,7 @@ def open_replay(options: Mapping[str, Any]) -> TextSearchProvider:
 
 
 def open_image_replay(options: Mapping[str, Any]) -> ImageSearchProvider:
-    """Make the provider of image search ``replay``.
+    """Make the image provider ``replay``.
 
     Raises:
         SearchNotConfiguredError: The recording cannot be read, or an option is wrong.
@@ -252,12 +250,12 @@ def open_image_replay(options: Mapping[str, Any]) -> ImageSearchProvider:
 
 
 class Recorder(TextSearchProvider):
-    """Hands queries on and writes down what comes back; what is written is given again."""
+    """Records the responses of a text provider; recorded queries are answered from the file."""
 
     cacheable = False
 
     def __init__(self, provider: TextSearchProvider, recording: Recording) -> None:
-        """Record what ``provider`` says; neither is closed with this."""
+        """Wrap ``provider``; neither it nor ``recording`` is closed with this."""
         self.name = provider.name
         self.filters = provider.filters
         self._ask = provider.search
@@ -265,7 +263,7 @@ class Recorder(TextSearchProvider):
         self._replay = Replay(recording)
 
     async def search(self, query: SearchQuery) -> SearchResults:
-        """Answer from the recording, or ask and write first."""
+        """Return the recorded response; ask and record it first if there is none."""
 
         async def ask() -> Any:
             found = await self._ask(query)
@@ -276,23 +274,25 @@ class Recorder(TextSearchProvider):
 
 
 class ImageRecorder(ImageSearchProvider):
-    """The same for searches by image."""
+    """Records the responses of an image provider; recorded queries are answered from the file."""
 
     cacheable = False
 
     def __init__(self, provider: ImageSearchProvider, recording: Recording) -> None:
-        """Record what ``provider`` says; neither is closed with this."""
+        """Wrap ``provider``; neither it nor ``recording`` is closed with this."""
         self.name = provider.name
         self._ask = provider.search
         self._recording = recording
         self._replay = ImageReplay(recording)
 
     async def search(self, query: ImageQuery) -> ImageResults:
-        """Answer from the recording, or ask and write first."""
+        """Return the recorded response; ask and record it first if there is none."""
 
         async def ask() -> Any:
-            message = ImageResultsMessage.of(await self._ask(query))
-            return message.model_dump(mode="json", exclude_defaults=True, exclude={"kept"})
+            found = await self._ask(query)
+            return IMAGE_RESULTS.dump_python(
+                found, mode="json", exclude_defaults=True, exclude={"kept"}
+            )
 
         await _record(self._recording, image_fields(query), ask)
         return await self._replay.search(query)
@@ -310,5 +310,5 @@ async def _record(
     try:
         await asyncio.to_thread(recording.add, {**fields, **outcome})
     except OSError as error:
-        # Unrecorded, the answer would be missing from the replay.
-        raise SearchUnavailableError(f"the answer cannot be recorded: {error}") from error
+        # Without this error, the response would be missing from the replay.
+        raise SearchUnavailableError(f"the response cannot be recorded: {error}") from error

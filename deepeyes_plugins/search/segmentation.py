@@ -1,17 +1,15 @@
-"""Cuts text into the terms that the local index knows, in any language, without a dictionary.
+"""Tokenisation for the local index, in any language, without a dictionary.
 
-Text is brought into one form first: compatibility characters (full-width letters, ligatures) become
-plain ones, case is folded, and Latin letters lose their accents. Then
+Text is normalised first: compatibility characters (full-width letters, ligatures) become plain
+ones, case is folded, and accents of Latin letters are removed. Then
 
-* runs of letters, digits and combining marks are terms, which serves every language that puts
-  spaces between words;
-* Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese text is cut into overlapping pairs of
-  characters, the customary way without a dictionary: it needs no model and no word list, finds
-  words that no list has, and gives the same terms forever. Single characters are indexed as well,
-  so that a query of one character finds something; a longer run is looked up by its pairs only.
+* a run of letters, digits and combining marks is a term, in languages with spaces between words;
+* Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese text is split into overlapping bigrams of
+  characters, which needs no model or word list and gives the same terms in every version. Single
+  characters are indexed too, for queries of one character; longer runs are looked up by bigrams.
 
-Everything else (punctuation, operators, emoji, control characters) separates terms and has no
-meaning, so no query has a syntax that could be wrong.
+All other characters (punctuation, operators, emoji, control characters) only separate terms, so
+that queries have no syntax.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import unicodedata
 from functools import cache
 
 LONGEST_TERM = 64
-"""Characters of a term that count; what follows (base64, URLs without punctuation) is cut off."""
+"""Maximum length of a term; longer ones (base64, URLs without punctuation) are truncated."""
 
 _UNSPACED = (
     "\u0e00-\u0eff"  # Thai, Lao
@@ -41,12 +39,12 @@ _ACCENTS_LEFT = re.compile("(?<=[a-z])[\u0300-\u036f]+")
 
 
 def document_terms(text: str) -> list[str]:
-    """The terms of a passage, in order and as often as they occur."""
+    """Return the terms of a passage, in order and with repetitions."""
     return _terms(text, singles=True)
 
 
 def query_terms(text: str) -> list[str]:
-    """The terms of a query, in order."""
+    """Return the terms of a query, in order."""
     return _terms(text, singles=False)
 
 
@@ -67,14 +65,14 @@ def _terms(text: str, *, singles: bool) -> list[str]:
 
 def _folded(text: str) -> str:
     folded = unicodedata.normalize("NFKC", text).casefold()
-    # Folding may undo the form: a Greek iota below a letter, a dotted capital I.
+    # Folding may denormalise: a Greek iota subscript, a dotted capital I.
     plain = unicodedata.normalize("NFKC", folded).translate(_accents())
     return _ACCENTS_LEFT.sub("", plain)
 
 
 @cache
 def _accents() -> dict[int, str]:
-    """Latin letters with accents, to the letters without."""
+    """Map Latin letters with accents to the letters without."""
     table = {}
     for code in (*range(0xC0, 0x250), *range(0x1E00, 0x1F00)):
         letters = unicodedata.normalize("NFD", chr(code))
@@ -85,8 +83,8 @@ def _accents() -> dict[int, str]:
 
 @cache
 def _runs() -> re.Pattern[str]:
-    """Runs of one kind: unspaced characters, or letters, digits and marks of other scripts."""
-    # Not `\w`: it lacks the combining marks, without which Hindi or Tamil words fall apart, and a
+    """Match runs of unspaced characters, or of letters, digits and marks of other scripts."""
+    # Not `\w`: it lacks the combining marks, without which Hindi or Tamil words are split, and a
     # class of plain ranges is several times as fast as `\w` with exceptions.
     first: dict[str, list[str]] = {"L": [], "N": [], "M": []}
     for code in range(0x10000):

@@ -1,4 +1,4 @@
-"""Runs the search service until it is told to end."""
+"""Process of the search service: start, checks and shutdown."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SHUTDOWN_SECONDS = 5
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How the service runs.
+    """Options of the service process.
 
     Attributes:
         host: Address to listen on.
-        port: Port; 0 takes a free one.
+        port: Port; 0 for a free one.
         log_level: debug, info, warning or error.
-        record: File in which answers are recorded; ``None`` for none.
+        record: File to which responses are recorded; ``None`` for none.
     """
 
     host: str = "127.0.0.1"
@@ -41,10 +41,10 @@ class ServerOptions:
 
 
 def serve(settings: SearchSettings, options: ServerOptions) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Run the service until SIGTERM or SIGINT.
 
     Raises:
-        SystemExit: The service could not start; the message says why.
+        SystemExit: The service cannot start; the message says why.
     """
     logging.basicConfig(
         level=options.log_level.upper(), format="%(levelname)s: %(message)s", force=True
@@ -52,13 +52,13 @@ def serve(settings: SearchSettings, options: ServerOptions) -> None:
     token = os.environ.get(settings.token_env, "").strip() or None  # As clients read it.
     if token is None and options.host not in LOOPBACK:
         raise SystemExit(
-            f"anyone who can reach {options.host} could use up the search quota: put a bearer "
-            f"token into ${settings.token_env}, or listen on 127.0.0.1"
+            f"listening on {options.host} requires a bearer token, or anyone who can reach it "
+            f"could use up the search quota: set ${settings.token_env}, or listen on 127.0.0.1"
         )
-    # Whoever serves does not ask another service, whatever the agents' settings say.
+    # `search.url` is for the agents: the service itself asks the providers.
     search = Search(settings.model_copy(update={"url": None}), user_cache_file())
     try:
-        # A service that has been told nothing is to say so, and not to every agent.
+        # Without any provider in the settings, the default one is checked.
         for kind in [kind for kind in KINDS if settings.chooses(kind)] or KINDS[:1]:
             search.preflight(kind)
         recording = Recording(options.record, writable=True) if options.record else None

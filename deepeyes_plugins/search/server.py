@@ -1,15 +1,15 @@
-"""The search service: one for all agents of a cluster, in front of any providers.
+"""HTTP handlers of the search service, which shares providers among all agents of a cluster.
 
-| request | body | answer |
+| request | body | response |
 | --- | --- | --- |
 | ``POST /search`` | the fields of :class:`~deepeyes_plugins.search.contracts.SearchQuery` | those of ``SearchResults`` |
 | ``POST /image_search`` | ``{"image": base64, "data_id": str, "count": int}`` | ``{"results": [{"title", "link", "thumbnail": base64 or null}], "partial": str, "kept": bool}`` |
 | ``POST /retrieve`` | Search-R1's ``{"queries": [str], "topk": int, "return_scores": bool}`` | ``{"result": [[{"document": {"contents", …}, "score"}]]}`` |
-| ``GET /health`` | | how it is, and what it has counted |
+| ``GET /health`` | | state of the providers and counts of queries |
 | ``GET /metrics`` | | the same for Prometheus |
 
 Errors are ``{"kind", "message", "variable", "retry_after"}`` with status 404 (not recorded), 422
-(the query is refused) or 424 (a provider failed; it has been asked again already).
+(query refused) or 424 (the provider failed, retries included).
 """  # noqa: E501
 
 from __future__ import annotations
@@ -44,25 +44,20 @@ from deepeyes_plugins.search.contracts import (
 )
 from deepeyes_plugins.search.providers.retriever import as_document
 from deepeyes_plugins.search.recording import ImageRecorder, Recorder, Recording
-from deepeyes_plugins.search.wire import (
-    STATUSES,
-    ErrorMessage,
-    ImageQueryMessage,
-    ImageResultsMessage,
-)
+from deepeyes_plugins.search.wire import IMAGE_QUERY, IMAGE_RESULTS, STATUSES, ErrorMessage
 
 logger = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 64 << 20
 _MAX_QUERIES = 1024
-"""Queries of one request of the retriever contract."""
+"""Queries in one request to ``/retrieve``."""
 
-Asked = TypeVar("Asked", bound=BaseModel)
+Message = TypeVar("Message")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 class RetrieveMessage(BaseModel):
-    """A request of Search-R1's contract."""
+    """Request of Search-R1's retrieval contract."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -72,20 +67,20 @@ class RetrieveMessage(BaseModel):
 
 
 class SearchServer:
-    """The HTTP handlers over the providers of one :class:`Search`."""
+    """HTTP handlers that answer from the providers of one :class:`Search`."""
 
     def __init__(
         self, search: Search, token: str | None = None, recording: Recording | None = None
     ) -> None:
-        """Serve ``search`` to those who know the token.
+        """Create the providers.
 
         Args:
-            search: Whose providers answer.
+            search: Providers that answer.
             token: Bearer token that clients must send; ``None`` for none.
-            recording: Where every answer is written, and taken from if it is there.
+            recording: File to which responses are written; recorded queries are answered from it.
 
         Raises:
-            SearchNotConfiguredError: A provider cannot be made.
+            SearchNotConfiguredError: A provider is unknown, or an option of it is wrong.
         """
         self._search = search
         self._token = token
@@ -99,7 +94,7 @@ class SearchServer:
         self._registry.register(_Counts(self._brokers))
 
     def app(self) -> Starlette:
-        """The application."""
+        """Return the ASGI application."""
         routes = [
             Route("/search", self._guarded(self.text), methods=["POST"]),
             Route("/image_search", self._guarded(self.image), methods=["POST"]),
@@ -120,31 +115,32 @@ class SearchServer:
 
     async def text(self, request: Request) -> Response:
         """Answer a text search."""
-        query = await _read(request, SearchQuery)
+        query = await _read(request, SearchQuery.model_validate_json)
         found = await self._text.search(query)
         return Response(found.model_dump_json(exclude_defaults=True), media_type="application/json")
 
     async def image(self, request: Request) -> Response:
         """Answer a search by image."""
-        query = (await _read(request, ImageQueryMessage)).query()
-        found = ImageResultsMessage.of(await self._images.search(query))
-        return Response(found.model_dump_json(exclude_defaults=True), media_type="application/json")
+        query = await _read(request, IMAGE_QUERY.validate_json)
+        found = await self._images.search(query)
+        body = IMAGE_RESULTS.dump_json(found, exclude_defaults=True)
+        return Response(body, media_type="application/json")
 
     async def retrieve(self, request: Request) -> Response:
-        """Answer as Search-R1's retrieval server does; all queries of a request or none."""
-        asked = await _read(request, RetrieveMessage)
-        queries = [self._search.query(text, asked.topk) for text in asked.queries]
-        answers = await asyncio.gather(*map(self._text.search, queries))
+        """Answer as Search-R1's retrieval server does; one failed query fails the request."""
+        message = await _read(request, RetrieveMessage.model_validate_json)
+        queries = [self._search.query(text, message.topk) for text in message.queries]
+        responses = await asyncio.gather(*map(self._text.search, queries))
         found = [
-            [as_document(result, number) for number, result in enumerate(answer.results)]
-            for answer in answers
+            [as_document(result, rank) for rank, result in enumerate(response.results)]
+            for response in responses
         ]
-        if asked.return_scores:
+        if message.return_scores:
             return JSONResponse({"result": found})
         return JSONResponse({"result": [[hit["document"] for hit in hits] for hits in found]})
 
     async def health(self, request: Request) -> Response:
-        """Tell how it is, and what was counted."""
+        """Return the state of the providers and the counts of queries."""
         return JSONResponse(
             {
                 "status": "ok",
@@ -154,7 +150,7 @@ class SearchServer:
                     kind: {
                         "counts": dict(broker.counts),
                         "providers": {
-                            source.provider.name: source.trouble or "ok"
+                            source.provider.name: source.unavailable_reason or "ok"
                             for source in broker.sources
                         },
                     }
@@ -164,20 +160,20 @@ class SearchServer:
         )
 
     async def metrics(self, request: Request) -> Response:
-        """Metrics for Prometheus."""
+        """Return metrics in the format of Prometheus."""
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
     def _brokers(self) -> dict[str, Broker]:  # type: ignore[type-arg]
         return {"text": self._search.text_broker, "image": self._search.image_broker}
 
     def _guarded(self, handler: Handler) -> Handler:
-        """Check the token and turn errors of the contract into answers."""
+        """Check the token, and turn search errors into responses."""
         expected = f"Bearer {self._token}".encode() if self._token else b""
 
         async def guarded(request: Request) -> Response:
             given = request.headers.get("authorization", "").encode("latin-1", "replace")
             if expected and not hmac.compare_digest(given, expected):
-                return JSONResponse({"error": "this search service wants a bearer token"}, 401)
+                return JSONResponse({"error": "the search service requires a bearer token"}, 401)
             try:
                 return await handler(request)
             except SearchError as error:
@@ -190,14 +186,14 @@ class SearchServer:
         return guarded
 
 
-async def _read(request: Request, model: type[Asked]) -> Asked:
-    """Read what is asked.
+async def _read(request: Request, parse: Callable[[bytes], Message]) -> Message:
+    """Read the body of a request.
 
     Raises:
-        QueryRefusedError: It is nothing of the kind.
+        QueryRefusedError: The body is invalid; key and reason are named.
     """
     try:
-        return model.model_validate_json(await _body(request))
+        return parse(await _body(request))
     except ValidationError as error:
         reasons = (
             f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}"
@@ -209,7 +205,7 @@ async def _read(request: Request, model: type[Asked]) -> Asked:
 async def _body(request: Request) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
-        # Read to its end, since nobody takes an answer while still sending; but not kept.
+        # Read to the end: clients read no response before they have sent the whole body.
         if len(body) <= _MAX_BODY_BYTES:
             body += chunk
     if len(body) > _MAX_BODY_BYTES:
@@ -218,7 +214,7 @@ async def _body(request: Request) -> bytes:
 
 
 class _Counts(Collector):
-    """Reads the brokers' counts when Prometheus asks."""
+    """Collect the brokers' counts when Prometheus scrapes."""
 
     def __init__(self, brokers: Callable[[], dict[str, Broker]]) -> None:  # type: ignore[type-arg]
         self._brokers = brokers
@@ -226,22 +222,22 @@ class _Counts(Collector):
     def collect(self) -> Iterator[Metric]:
         queries = CounterMetricFamily(
             "deepeyes_search_queries",
-            "Queries by how they ended: kept, shared, asked, refused, failed.",
+            "Queries by outcome: kept (cached), shared (coalesced), asked, refused, failed.",
             labels=["kind", "outcome"],
         )
         calls = CounterMetricFamily(
             "deepeyes_search_calls",
-            "Searches that providers were asked for.",
+            "Requests to providers.",
             labels=["kind", "provider", "outcome"],
         )
         seconds = GaugeMetricFamily(
             "deepeyes_search_call_seconds",
-            "Time that the last calls took.",
+            "Latency of recent requests to providers.",
             labels=["kind", "provider", "quantile"],
         )
         available = GaugeMetricFamily(
             "deepeyes_search_provider_available",
-            "1, or 0 for a provider that is left alone: it has no key or quota, or keeps failing.",
+            "0 for a provider without key or quota, or with an open circuit breaker; else 1.",
             labels=["kind", "provider"],
         )
         for kind, broker in self._brokers().items():
@@ -253,5 +249,5 @@ class _Counts(Collector):
                     calls.add_metric([kind, name, outcome], getattr(counted, outcome))
                 for quantile, value in (("0.5", counted.p50), ("0.95", counted.p95)):
                     seconds.add_metric([kind, name, quantile], value)
-                available.add_metric([kind, name], float(not source.trouble))
+                available.add_metric([kind, name], float(not source.unavailable_reason))
         yield from (queries, calls, seconds, available)

@@ -1,4 +1,4 @@
-"""Images from the net, made fit for the model and for a cache."""
+"""Thumbnails within the limits of the model and of the image cache."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from PIL import Image
 from deepeyes_plugins.protocol.content import EncodedImage, ImageError, fit_for_model
 
 LONGEST_SIDE = 768
-"""Pixels; thumbnails of Google Lens have about 200."""
+"""Maximum side in pixels; thumbnails of Google Lens have about 200."""
 MOST_PIXELS = 50_000_000
-"""Above that an image is not decoded: what shows up small is nothing that is worth 150 MB."""
+"""Maximum pixels of an image to decode, which then takes 150 MB."""
 _MOST_BYTES = 1 << 20
 _JPEG_QUALITY = 90
 
 
 def thumbnail(data: bytes, longest_side: int = LONGEST_SIDE) -> EncodedImage:
-    """Bring an image within the limits of the protocol and of a size.
+    """Scale an image down to the limits of the protocol and to a maximum side.
 
     Args:
         data: The file.
-        longest_side: Pixels; a larger image is scaled down. One that fits stays as it is.
+        longest_side: Maximum side in pixels. A smaller image is returned unchanged.
 
     Raises:
-        ImageError: It is no readable image, or one of too many pixels to decode.
+        ImageError: The image cannot be read, or has too many pixels to decode.
     """
     image = EncodedImage(data)
     width, height = image.size

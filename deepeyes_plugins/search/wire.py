@@ -1,20 +1,18 @@
-"""Answers and images as JSON: in the cache, in recordings, and between service and client."""
+"""JSON format of searches: in the response cache, in recordings, and between service and client.
+
+``SearchQuery`` and ``SearchResults`` are models that serialise themselves; their counterparts for
+images are dataclasses and need the adapters below.
+"""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 import unicodedata
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.search.contracts import (
-    MAXIMUM_RESULTS,
     ImageQuery,
-    ImageResult,
     ImageResults,
     KeyMissingError,
     KeyRefusedError,
@@ -25,84 +23,16 @@ from deepeyes_plugins.search.contracts import (
     SearchNotConfiguredError,
     SearchQuery,
     SearchUnavailableError,
-    Text,
 )
+
+IMAGE_QUERY = TypeAdapter(ImageQuery)
+IMAGE_RESULTS = TypeAdapter(ImageResults)
 
 _BLANKS = re.compile(r"\s+")
 
 
-def _decoded(value: object) -> EncodedImage:
-    if isinstance(value, EncodedImage):
-        return value
-    if not isinstance(value, str):
-        raise ValueError("an image is base64 text")
-    try:
-        return EncodedImage(base64.b64decode(value, validate=True))
-    except binascii.Error as error:
-        raise ValueError(f"no base64: {error}") from error
-
-
-Base64Image = Annotated[
-    EncodedImage,
-    PlainValidator(_decoded),
-    PlainSerializer(lambda image: base64.b64encode(image.data).decode("ascii"), return_type=str),
-]
-
-
-class _Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-
-class ImageQueryMessage(_Message):
-    """A search by image."""
-
-    image: Base64Image = Field(description="The image file, base64.")
-    data_id: str = Field("", description="Stable name of the question in its data set.")
-    count: int = Field(10, ge=1, le=MAXIMUM_RESULTS, description="Results at most.")
-
-    def query(self) -> ImageQuery:
-        """As the contract's type."""
-        return ImageQuery(self.image, self.data_id, self.count)
-
-
-class ImageResultMessage(_Message):
-    """One page that shows the image."""
-
-    title: Text = ""
-    link: Text = ""
-    thumbnail: Base64Image | None = None
-
-
-class ImageResultsMessage(_Message):
-    """The answer to a search by image."""
-
-    results: tuple[ImageResultMessage, ...] = ()
-    partial: str = ""
-    kept: bool = False
-
-    @classmethod
-    def of(cls, found: ImageResults) -> ImageResultsMessage:
-        """Of the contract's type."""
-        return cls(
-            results=tuple(
-                ImageResultMessage(title=one.title, link=one.link, thumbnail=one.thumbnail)
-                for one in found.results
-            ),
-            partial=found.partial,
-            kept=found.kept,
-        )
-
-    def answer(self) -> ImageResults:
-        """As the contract's type."""
-        return ImageResults(
-            tuple(ImageResult(one.title, one.thumbnail, one.link) for one in self.results),
-            self.partial,
-            self.kept,
-        )
-
-
-def tidy(query: SearchQuery) -> SearchQuery:
-    """The query as it is asked: equal for what no engine tells apart (blanks, Unicode forms)."""
+def normalized(query: SearchQuery) -> SearchQuery:
+    """Return the query with single blanks and in Unicode form NFC, which no engine tells apart."""
     text = _BLANKS.sub(" ", unicodedata.normalize("NFC", query.text)).strip()
     return query.model_copy(update={"text": text})
 
@@ -116,7 +46,7 @@ ERRORS: dict[str, type[SearchError]] = {
     "quota_exhausted": QuotaExhaustedError,
     "unavailable": SearchUnavailableError,
 }
-"""The kinds of errors by their names between service and client; the first that fits is named."""
+"""Errors by their ``kind`` in a response; of an error, the first kind that matches is sent."""
 
 STATUSES = {
     "query_refused": 422,
@@ -127,21 +57,25 @@ STATUSES = {
     "quota_exhausted": 424,
     "unavailable": 424,
 }
-"""HTTP statuses of the service. 424: its provider failed. It has tried again already, so that this
-is none of the statuses after which clients try again."""
+"""HTTP statuses of the service. 424: its provider failed, retries included, so the status is none
+that clients retry."""
 
 
-class ErrorMessage(_Message):
-    """Why there is no answer."""
+class ErrorMessage(BaseModel):
+    """Body of an error response."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str = Field(description="query_refused, not_recorded, key_missing, …")
-    message: str = Field(description="For people.")
-    variable: str = Field("", description="The environment variable with the key, if it is one.")
-    retry_after: float = Field(0.0, description="Seconds until another attempt is worth it.")
+    message: str = Field(description="Reason and what to do.")
+    variable: str = Field(
+        "", description="Environment variable of the API key, if the error is about a key."
+    )
+    retry_after: float = Field(0.0, description="Seconds to wait before a retry.")
 
     @classmethod
     def of(cls, error: SearchError) -> ErrorMessage:
-        """Of an error of the contract."""
+        """Make the message of an error."""
         kind = next((name for name, one in ERRORS.items() if isinstance(error, one)), "unavailable")
         return cls(
             kind=kind,
@@ -151,7 +85,7 @@ class ErrorMessage(_Message):
         )
 
     def error(self) -> SearchError:
-        """As an error of the contract."""
+        """Return the error that the message stands for."""
         kind = ERRORS.get(self.kind, SearchUnavailableError)
         if issubclass(kind, SearchNotConfiguredError):
             return kind(self.message, variable=self.variable)

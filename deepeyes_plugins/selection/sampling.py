@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 
 from deepeyes_plugins.data.output import one_at_a_time
 from deepeyes_plugins.environments.hooks import environments
-from deepeyes_plugins.jobs import Advance, Ledger, Patience, work_through
+from deepeyes_plugins.jobs import Advance, FailureLimit, Ledger, work_through
 from deepeyes_plugins.protocol.dialect import Dialect
 from deepeyes_plugins.rewards.offline import (
     Labels,
@@ -198,7 +198,7 @@ class Sampling:
                 found.torn.append(f"{line.place}: no trajectory, perhaps cut short")
             elif player.is_own(labels) and line.key not in scored:
                 played[_name(labels)] = line.place
-        patience = Patience(self.concurrency)
+        limit = FailureLimit(self.concurrency)
         tell(len(records), count)
 
         def plays() -> Iterator[_Play]:
@@ -221,9 +221,9 @@ class Sampling:
             async for result in results:
                 if isinstance(result, str):
                     failures.append(result)
-                    patience.fail(result)
+                    limit.fail(result)
                 else:
-                    patience.succeed()
+                    limit.succeed()
                     ledger.append(result)
                     records.append(result)
                 tell(len(records) + len(failures), count)

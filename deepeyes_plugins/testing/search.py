@@ -1,17 +1,17 @@
-"""Tells whether a search provider keeps the contract: checks for whoever makes one.
+"""Conformance suite for search providers.
 
-All of them, as a report:
+Run all checks and get a report:
 
     report = await check_text_provider(make, Samples(known="red panda", unknown="qzxj wvkq"))
-    # name of the check -> None, or a sentence that says what is wrong
+    # name of the check -> None, or what is wrong
 
-or each as a test, with a provider of its own:
+or run each check as a test, with a provider of its own:
 
     @pytest.mark.parametrize("check", TEXT_CHECKS.values(), ids=list(TEXT_CHECKS))
     async def test_my_provider(check):
         await check(provider, SAMPLES)
 
-Checks of a provider that asks an engine on the net use up a few dozen searches.
+The suite makes a few dozen searches, which count against the quota of a web engine.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from deepeyes_plugins.search.contracts import (
 
 _CHECK_SECONDS = 120.0
 _AT_ONCE = 16
-_LONGEST_STALL = 0.5
-"""Seconds for which an event loop may stand still; a query that blocks it takes longer."""
+_MAX_STALL = 0.5
+"""Seconds for which the event loop may be blocked."""
 _ODD_TEXTS = (
     "",
     "   ",
@@ -59,11 +59,11 @@ SomeProvider = TypeVar("SomeProvider", bound=Provider)
 
 @dataclass(frozen=True)
 class Samples:
-    """Queries of which it is known what a provider should say.
+    """Text queries with known outcomes.
 
     Attributes:
-        known: Text that brings at least two results.
-        unknown: Text that brings none; ``None`` for engines that always find something.
+        known: Text with at least two results.
+        unknown: Text without results; ``None`` for engines that always find something.
     """
 
     known: str
@@ -72,11 +72,11 @@ class Samples:
 
 @dataclass(frozen=True)
 class ImageSamples:
-    """Images of which it is known what a provider should say.
+    """Image queries with known outcomes.
 
     Attributes:
-        known: A query that brings at least one result.
-        unknown: A query that brings none; ``None`` for engines that always find something.
+        known: Query with at least one result.
+        unknown: Query without results; ``None`` for engines that always find something.
     """
 
     known: ImageQuery
@@ -87,19 +87,19 @@ TextCheck = Callable[[TextSearchProvider, Samples], Awaitable[None]]
 ImageCheck = Callable[[ImageSearchProvider, ImageSamples], Awaitable[None]]
 
 TEXT_CHECKS: Final[dict[str, TextCheck]] = {}
-"""Every check of a text provider by name. A check raises AssertionError with a sentence."""
+"""Checks of text providers by name. A check raises :class:`AssertionError` with the reason."""
 
 IMAGE_CHECKS: Final[dict[str, ImageCheck]] = {}
-"""The same for image providers."""
+"""Checks of image providers by name."""
 
 
 async def check_text_provider(
     make: Callable[[], TextSearchProvider], samples: Samples
 ) -> dict[str, str | None]:
-    """Make a provider, run every check on it, and close it.
+    """Create a text provider, run every check on it, and close it.
 
     Returns:
-        Name of the check to None if it holds, else to what is wrong.
+        What is wrong, by name of the check; ``None`` for a check that passed.
     """
     return await _report(make, TEXT_CHECKS, samples)
 
@@ -107,7 +107,11 @@ async def check_text_provider(
 async def check_image_provider(
     make: Callable[[], ImageSearchProvider], samples: ImageSamples
 ) -> dict[str, str | None]:
-    """The same for an image provider."""
+    """Create an image provider, run every check on it, and close it.
+
+    Returns:
+        What is wrong, by name of the check; ``None`` for a check that passed.
+    """
     return await _report(make, IMAGE_CHECKS, samples)
 
 
@@ -121,20 +125,21 @@ async def _report(
 ) -> dict[str, str | None]:
     provider = make()
     try:
-        return {name: await _verdict(check(provider, samples)) for name, check in checks.items()}
+        return {name: await _failure(check(provider, samples)) for name, check in checks.items()}
     finally:
         await provider.aclose()
 
 
-async def _verdict(check: Awaitable[None]) -> str | None:
+async def _failure(check: Awaitable[None]) -> str | None:
+    """Run a check and return why it failed; ``None`` if it passed."""
     try:
         await asyncio.wait_for(check, _CHECK_SECONDS)
     except AssertionError as error:
         return str(error) or "an assertion failed"
     except TimeoutError:
-        return f"it was not done within {_CHECK_SECONDS:g} s"
+        return f"expected the check to end within {_CHECK_SECONDS:g} s, it timed out"
     except Exception as error:
-        return f"it raised {type(error).__name__}: {error}"
+        return f"the provider raised an unexpected {type(error).__name__}: {error}"
     return None
 
 
@@ -152,83 +157,106 @@ def _image(check: ImageCheck) -> ImageCheck:
 async def check_text_has_a_name_and_known_filters(
     provider: TextSearchProvider, samples: Samples
 ) -> None:
-    """It says what it is called and which filters it honours."""
-    assert isinstance(provider.name, str) and provider.name, "it has no name"
+    """Check that the provider has a name and declares known filters only."""
+    _check_name(provider)
     unknown = sorted(set(provider.filters) - FILTERS)
-    assert not unknown, f"it claims filters that no query has: {', '.join(unknown)}"
+    assert not unknown, (
+        f"expected filters among {', '.join(sorted(FILTERS))}, also found {', '.join(unknown)}"
+    )
 
 
 @_text
 async def check_text_finds_what_is_there(provider: TextSearchProvider, samples: Samples) -> None:
-    """A known query brings results that a reader can use."""
+    """Check that the known query has usable results, best first."""
     found = await provider.search(SearchQuery(text=samples.known))
-    _look_at(found, 10)
-    assert len(found.results) >= 2, f"{samples.known!r} brought {len(found.results)} results"
-    assert any(result.snippet for result in found.results), "no result has a snippet"
+    _check_results(found, 10)
+    assert len(found.results) >= 2, (
+        f"expected at least 2 results for {samples.known!r}, got {len(found.results)}"
+    )
+    assert any(result.snippet for result in found.results), (
+        "expected a snippet in at least one result, all are empty"
+    )
     scores = [result.score for result in found.results if result.score is not None]
-    assert scores == sorted(scores, reverse=True), f"the best is not first: scores {scores}"
+    assert scores == sorted(scores, reverse=True), (
+        f"expected results by falling score, the best is not first: scores {scores}"
+    )
 
 
 @_text
 async def check_text_gives_no_more_than_asked(
     provider: TextSearchProvider, samples: Samples
 ) -> None:
-    """The count is kept, for one result too."""
+    """Check that the number of results is limited to the query's count."""
     for count in (1, 2):
         found = await provider.search(SearchQuery(text=samples.known, count=count))
-        _look_at(found, count)
-        assert len(found.results) == count, f"{len(found.results)} results, asked for {count}"
+        _check_results(found, count)
+        assert len(found.results) == count, (
+            f"expected {count} results for a query with count={count}, got {len(found.results)}"
+        )
 
 
 @_text
 async def check_text_finding_nothing_is_an_answer(
     provider: TextSearchProvider, samples: Samples
 ) -> None:
-    """No result is no error."""
+    """Check that a query without results is answered, not refused."""
     if samples.unknown is not None:
         found = await provider.search(SearchQuery(text=samples.unknown))
-        assert not found.results, f"{samples.unknown!r} brought {len(found.results)} results"
+        assert not found.results, (
+            f"expected no results for {samples.unknown!r}, got {len(found.results)}"
+        )
 
 
 @_text
 async def check_text_survives_odd_queries(provider: TextSearchProvider, samples: Samples) -> None:
-    """Whatever a model writes is answered or refused, and the next query works."""
+    """Check that any text is answered or refused, and that later queries still work."""
     for text in _ODD_TEXTS:
         try:
-            _look_at(await provider.search(SearchQuery(text=text)), 10)
+            _check_results(await provider.search(SearchQuery(text=text)), 10)
         except QueryRefusedError as error:
-            assert str(error), f"{text[:40]!r} is refused without a word"
+            assert str(error), (
+                f"expected a message in the QueryRefusedError for {text[:40]!r}, it is empty"
+            )
         except Exception as error:
             raise AssertionError(
-                f"{text[:40]!r} raised {type(error).__name__}: {error}; it is to be answered, or "
-                "refused by QueryRefusedError"
+                f"expected results or QueryRefusedError for {text[:40]!r}, got "
+                f"{type(error).__name__}: {error}"
             ) from error
-    assert (await provider.search(SearchQuery(text=samples.known))).results, "it is broken now"
+    assert (await provider.search(SearchQuery(text=samples.known))).results, (
+        f"expected results for {samples.known!r} after odd queries, got none"
+    )
 
 
 @_text
 async def check_text_answers_many_at_once(provider: TextSearchProvider, samples: Samples) -> None:
-    """Each of many simultaneous queries gets its own answer; the event loop goes on meanwhile."""
+    """Check concurrent queries: each gets its own response, and none blocks the event loop."""
     queries = [SearchQuery(text=samples.known, count=1 + n % 2) for n in range(_AT_ONCE)]
-    answers, stall = await _watched(lambda: asyncio.gather(*map(provider.search, queries)))
-    for query, found in zip(queries, answers, strict=True):
-        assert len(found.results) == query.count, "a query got another one's answer"
-    assert stall < _LONGEST_STALL, f"it blocked the event loop for {stall:.2f} s"
+    responses, stall = await _with_longest_stall(
+        lambda: asyncio.gather(*map(provider.search, queries))
+    )
+    for query, found in zip(queries, responses, strict=True):
+        assert len(found.results) == query.count, (
+            f"expected {query.count} results for a concurrent query with count={query.count}, got "
+            f"{len(found.results)}: perhaps the response to another query"
+        )
+    _check_stall(stall)
 
 
 @_text
 async def check_text_survives_a_caller_that_gives_up(
     provider: TextSearchProvider, samples: Samples
 ) -> None:
-    """A cancelled search harms nobody else."""
+    """Check that a search can be cancelled, and that later queries still work."""
     query = SearchQuery(text=samples.known)
     await _cancel(provider.search(query))
-    assert (await provider.search(query)).results, "it is broken after a cancelled search"
+    assert (await provider.search(query)).results, (
+        f"expected results for {samples.known!r} after a cancelled search, got none"
+    )
 
 
 @_text
 async def check_text_closes_twice(provider: TextSearchProvider, samples: Samples) -> None:
-    """Closing again is nothing special. The last check: the provider is of no use afterwards."""
+    """Check that ``aclose`` is idempotent. This check is the last, as it closes the provider."""
     await _close_twice(provider)
 
 
@@ -236,73 +264,89 @@ async def check_text_closes_twice(provider: TextSearchProvider, samples: Samples
 async def check_image_finds_what_is_there(
     provider: ImageSearchProvider, samples: ImageSamples
 ) -> None:
-    """A known image brings titles and thumbnails that a model can take."""
-    assert isinstance(provider.name, str) and provider.name, "it has no name"
+    """Check that the known image has results with titles and valid thumbnails."""
+    _check_name(provider)
     found = await provider.search(samples.known)
-    _look_at_images(found, samples.known.count)
-    assert found.results, "the known image brought no result"
-    assert any(result.title for result in found.results), "no result has a title"
+    _check_image_results(found, samples.known.count)
+    assert found.results, "expected at least 1 result for the known image, got none"
+    assert any(result.title for result in found.results), (
+        "expected a title in at least one result, all are empty"
+    )
 
 
 @_image
 async def check_image_finding_nothing_is_an_answer(
     provider: ImageSearchProvider, samples: ImageSamples
 ) -> None:
-    """No result is no error."""
+    """Check that an image without results is answered, not refused."""
     if samples.unknown is not None:
         found = await provider.search(samples.unknown)
-        assert not found.results, f"the unknown image brought {len(found.results)} results"
+        assert not found.results, (
+            f"expected no results for the unknown image, got {len(found.results)}"
+        )
 
 
 @_image
 async def check_image_survives_broken_images(
     provider: ImageSearchProvider, samples: ImageSamples
 ) -> None:
-    """Bytes that are no image are answered or refused, and the next query works."""
+    """Check that a broken image is answered or refused, and that later queries still work."""
     for data in (b"", b"no image", samples.known.image.data[:60]):
         try:
-            _look_at_images(await provider.search(ImageQuery(EncodedImage(data))), 10)
+            _check_image_results(await provider.search(ImageQuery(EncodedImage(data))), 10)
         except QueryRefusedError as error:
-            assert str(error), "a broken image is refused without a word"
+            assert str(error), (
+                "expected a message in the QueryRefusedError for a broken image, it is empty"
+            )
         except Exception as error:
             raise AssertionError(
-                f"a broken image raised {type(error).__name__}: {error}; it is to be answered, or "
-                "refused by QueryRefusedError"
+                "expected results or QueryRefusedError for a broken image, got "
+                f"{type(error).__name__}: {error}"
             ) from error
-    assert (await provider.search(samples.known)).results, "it is broken now"
+    assert (await provider.search(samples.known)).results, (
+        "expected results for the known image after broken ones, got none"
+    )
 
 
 @_image
 async def check_image_answers_many_at_once(
     provider: ImageSearchProvider, samples: ImageSamples
 ) -> None:
-    """Each of many simultaneous queries gets its answer; the event loop goes on meanwhile."""
+    """Check concurrent queries: equal ones get equal responses, and none blocks the event loop."""
     queries = [samples.known] * _AT_ONCE
-    answers, stall = await _watched(lambda: asyncio.gather(*map(provider.search, queries)))
-    assert all(found == answers[0] for found in answers), "equal queries got different answers"
-    assert stall < _LONGEST_STALL, f"it blocked the event loop for {stall:.2f} s"
+    responses, stall = await _with_longest_stall(
+        lambda: asyncio.gather(*map(provider.search, queries))
+    )
+    assert all(found == responses[0] for found in responses), (
+        "expected equal responses to equal concurrent queries, they differ"
+    )
+    _check_stall(stall)
 
 
 @_image
 async def check_image_survives_a_caller_that_gives_up(
     provider: ImageSearchProvider, samples: ImageSamples
 ) -> None:
-    """A cancelled search harms nobody else."""
+    """Check that a search can be cancelled, and that later queries still work."""
     await _cancel(provider.search(samples.known))
-    assert (await provider.search(samples.known)).results, "it is broken after a cancelled search"
+    assert (await provider.search(samples.known)).results, (
+        "expected results for the known image after a cancelled search, got none"
+    )
 
 
 @_image
 async def check_image_closes_twice(provider: ImageSearchProvider, samples: ImageSamples) -> None:
-    """Closing again is nothing special. The last check: the provider is of no use afterwards."""
+    """Check that ``aclose`` is idempotent. This check is the last, as it closes the provider."""
     await _close_twice(provider)
 
 
-Answer = TypeVar("Answer")
+Response = TypeVar("Response")
 
 
-async def _watched(work: Callable[[], Awaitable[Answer]]) -> tuple[Answer, float]:
-    """The result, and the longest time in seconds for which the event loop stood still."""
+async def _with_longest_stall(
+    work: Callable[[], Awaitable[Response]],
+) -> tuple[Response, float]:
+    """Return the result, and the longest time in seconds that the event loop was blocked."""
     longest = 0.0
 
     async def watch() -> None:
@@ -313,11 +357,11 @@ async def _watched(work: Callable[[], Awaitable[Answer]]) -> tuple[Answer, float
             longest = max(longest, time.monotonic() - before - 0.01)
 
     watcher = asyncio.create_task(watch())
-    await asyncio.sleep(0)  # It looks at the clock before the work begins.
+    await asyncio.sleep(0)  # The watcher reads the clock before the work starts …
     try:
-        answer = await work()
-        await asyncio.sleep(0.02)  # And after it has ended.
-        return answer, longest
+        response = await work()
+        await asyncio.sleep(0.02)  # … and after it ends.
+        return response, longest
     finally:
         watcher.cancel()
 
@@ -331,7 +375,9 @@ async def _cancel(search: Awaitable[object]) -> None:
     except asyncio.CancelledError:
         return
     except SearchError as error:
-        raise AssertionError(f"a cancelled search says {error!r} instead of ending") from error
+        raise AssertionError(
+            f"expected CancelledError from a cancelled search, got {error!r}"
+        ) from error
 
 
 async def _close_twice(provider: Provider) -> None:
@@ -339,29 +385,47 @@ async def _close_twice(provider: Provider) -> None:
     await provider.aclose()
 
 
-def _look_at(found: SearchResults, count: int) -> None:
-    assert isinstance(found, SearchResults), f"it returned {type(found).__name__}"
-    assert len(found.results) <= count, f"{len(found.results)} results, asked for {count}"
-    for result in found.results:
-        assert result.title or result.link or result.snippet, "a result says nothing at all"
-        _encodable(result.title + result.link + result.snippet + result.date)
+def _check_name(provider: Provider) -> None:
+    assert isinstance(provider.name, str) and provider.name, (
+        f"expected a non-empty string as the provider's name, got {provider.name!r}"
+    )
 
 
-def _look_at_images(found: ImageResults, count: int) -> None:
-    assert isinstance(found, ImageResults), f"it returned {type(found).__name__}"
-    assert len(found.results) <= count, f"{len(found.results)} results, asked for {count}"
+def _check_stall(stall: float) -> None:
+    assert stall < _MAX_STALL, (
+        f"expected the event loop to be blocked for less than {_MAX_STALL:g} s, it was for "
+        f"{stall:.2f} s"
+    )
+
+
+def _check_results(found: SearchResults, count: int) -> None:
+    _check_type_and_count(found, SearchResults, count)
     for result in found.results:
-        assert result.title or result.thumbnail, "a result says nothing at all"
-        _encodable(result.title + result.link)
+        assert result.title or result.link or result.snippet, (
+            "expected a title, link or snippet in every result, one has none"
+        )
+
+
+def _check_image_results(found: ImageResults, count: int) -> None:
+    _check_type_and_count(found, ImageResults, count)
+    for result in found.results:
+        assert result.title or result.thumbnail, (
+            "expected a title or thumbnail in every result, one has neither"
+        )
         if result.thumbnail is not None:
-            fitted = fit_for_model(result.thumbnail)  # Raises for what cannot be read.
+            fitted = fit_for_model(result.thumbnail)  # Raises ImageError for an unreadable image.
             assert fitted is result.thumbnail, (
-                f"a thumbnail of {result.thumbnail.size} pixels is beyond the protocol's limits"
+                "expected thumbnails within the protocol's limits (fit_for_model), one has "
+                f"{result.thumbnail.size} pixels"
             )
 
 
-def _encodable(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise AssertionError(f"a text of the result has no UTF-8 form: {text[:80]!r}") from error
+def _check_type_and_count(
+    found: SearchResults | ImageResults, expected: type[object], count: int
+) -> None:
+    assert isinstance(found, expected), (
+        f"expected {expected.__name__} from search(), got {type(found).__name__}"
+    )
+    assert len(found.results) <= count, (
+        f"expected at most {count} results, got {len(found.results)}"
+    )

@@ -39,7 +39,7 @@ LACKING: dict[str, tuple[dict[str, Any], str]] = {
     "image cache": ({"image_provider": "cache"}, r"search\.image_providers\.cache\.path"),
     "image cache that is named": (
         {"image_providers": {"cache": {"path": "/nowhere/images.sqlite"}}},
-        "/nowhere/images.sqlite: there is no such file",
+        "/nowhere/images.sqlite: no such file",
     ),
     "recording": (
         {"provider": "replay", "providers": {"replay": {"path": "/nowhere/run.jsonl"}}},
@@ -103,5 +103,5 @@ def test_who_has_what_it_needs_passes_and_is_not_asked(
     check_tools(AgentSettings(search=search), PLAYED)  # type: ignore[arg-type]
 
     search["providers"] = {"local": {**index, "method": "dense"}, "exa": engine}
-    with pytest.raises(SettingsError, match="an index without vectors"):
+    with pytest.raises(SettingsError, match="the index has no vectors"):
         check_tools(AgentSettings(search=search), PLAYED)  # type: ignore[arg-type]

@@ -47,7 +47,7 @@ async def test_a_model_that_is_not_there_is_named_with_those_that_are() -> None:
         ):
             await preflight(settings({"url": server.url, "model": "gpt"}))
         with pytest.raises(
-            JudgeUnavailableError, match=r"say which one.*judge\.endpoints\[\]\.model"
+            JudgeUnavailableError, match=r"name the one.*judge\.endpoints\[\]\.model"
         ):
             await preflight(settings({"url": server.url}))
 

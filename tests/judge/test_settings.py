@@ -57,7 +57,7 @@ def test_the_authors_variable_names_a_server(monkeypatch: pytest.MonkeyPatch) ->
         ("judge: {endpoints: [{url: localhost}]}", r"judge\.endpoints\.0\.url: .*'localhost'"),
         ("judge: {endpoint: []}", r"judge\.endpoint: unknown key"),
         ("judge: {outage: ignore}", "'wait' or 'mark'"),
-        ("judge: {prompts: /nowhere}", r"/nowhere is no folder with answer\.md or equiv"),
+        ("judge: {prompts: /nowhere}", r"/nowhere is not a folder with answer\.md or equiv"),
         ("judge: {endpoints: [{url: 'http://a', weight: 0}]}", "greater than 0"),
     ],
 )

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from deepeyes_plugins.protocol.content import EncodedImage
-from deepeyes_plugins.search.broker import Broker, Form, Source, identity
-from deepeyes_plugins.search.cache import AnswerStore, RedisStore, SqliteStore
+from deepeyes_plugins.search.broker import Broker, SearchType, Source, identity
+from deepeyes_plugins.search.cache import RedisStore, ResponseStore, SqliteStore
 from deepeyes_plugins.search.client import IMAGES, TEXT
 from deepeyes_plugins.search.contracts import (
     FILTERS,
@@ -63,14 +63,14 @@ class Fake(TextSearchProvider):
 
 
 @pytest.fixture
-async def store() -> AsyncIterator[AnswerStore]:
+async def store() -> AsyncIterator[ResponseStore]:
     made = SqliteStore(None, 1 << 20)
     yield made
     await made.aclose()
 
 
 def broker(
-    store: AnswerStore, *providers: Fake, budget: Budget | None = None, **cache: Any
+    store: ResponseStore, *providers: Fake, budget: Budget | None = None, **cache: Any
 ) -> Broker[SearchQuery, SearchResults]:
     sources = [Source(one, one.name, budget or Budget()) for one in providers]
     run = cache.pop("run", "")
@@ -85,7 +85,7 @@ def kept(answer: SearchResults) -> SearchResults:
     return answer.model_copy(update={"kept": True})
 
 
-async def test_a_thousand_equal_queries_ask_once(store: AnswerStore) -> None:
+async def test_a_thousand_equal_queries_ask_once(store: ResponseStore) -> None:
     fake = Fake()
     fake.release.clear()
     asking = broker(store, fake)
@@ -101,7 +101,7 @@ async def test_a_thousand_equal_queries_ask_once(store: AnswerStore) -> None:
     assert asking.counts["shared"] == 999
 
 
-async def test_an_answer_is_kept_and_a_different_query_is_asked(store: AnswerStore) -> None:
+async def test_an_answer_is_kept_and_a_different_query_is_asked(store: ResponseStore) -> None:
     fake = Fake()
     assert await broker(store, fake).search(QUERY) == echo(QUERY)
     for _ in range(2):
@@ -123,7 +123,7 @@ def test_an_answer_does_not_depend_on_how_patiently_it_is_asked_for() -> None:
     assert identity("serper", options) != identity("brave", options)
 
 
-async def test_an_empty_answer_is_kept_for_a_shorter_time(store: AnswerStore) -> None:
+async def test_an_empty_answer_is_kept_for_a_shorter_time(store: ResponseStore) -> None:
     fake = Fake(says=lambda query: SearchResults())
     for _ in range(2):
         await broker(store, fake, negative_ttl=0).search(QUERY)
@@ -133,7 +133,7 @@ async def test_an_empty_answer_is_kept_for_a_shorter_time(store: AnswerStore) ->
     assert len(fake.asked) == 3
 
 
-async def test_a_refusal_is_kept_and_a_failure_is_not(store: AnswerStore) -> None:
+async def test_a_refusal_is_kept_and_a_failure_is_not(store: ResponseStore) -> None:
     fake = Fake(says=QueryRefusedError("too long"))
     for _ in range(2):
         with pytest.raises(QueryRefusedError, match="too long"):
@@ -146,23 +146,23 @@ async def test_a_refusal_is_kept_and_a_failure_is_not(store: AnswerStore) -> Non
     assert len(broken.asked) == 2
 
 
-async def test_a_kept_answer_of_another_version_is_asked_for_again(store: AnswerStore) -> None:
+async def test_a_kept_answer_of_another_version_is_asked_for_again(store: ResponseStore) -> None:
     fake = Fake()
-    newer = Form(**{**vars(TEXT), "dump": lambda answer: b'{"results": [{"rank": 1}]}'})
+    newer = SearchType(**{**vars(TEXT), "dump": lambda answer: b'{"results": [{"rank": 1}]}'})
     await Broker(newer, [Source(fake, fake.name)], store, CacheSettings()).search(QUERY)
     assert await broker(store, fake).search(QUERY) == echo(QUERY)
     assert await broker(store, fake).search(QUERY) == kept(echo(QUERY))
     assert len(fake.asked) == 2
 
 
-async def test_a_partial_answer_is_not_kept(store: AnswerStore) -> None:
+async def test_a_partial_answer_is_not_kept(store: ResponseStore) -> None:
     fake = Fake(says=lambda query: echo(query).model_copy(update={"partial": "half of it"}))
     for _ in range(2):
         assert (await broker(store, fake).search(QUERY)).partial == "half of it"
     assert len(fake.asked) == 2
 
 
-async def test_the_next_provider_answers_for_one_that_does_not(store: AnswerStore) -> None:
+async def test_the_next_provider_answers_for_one_that_does_not(store: ResponseStore) -> None:
     first, second = Fake("first", SearchUnavailableError("down")), Fake("second")
     asking = broker(store, first, second)
     assert await asking.search(QUERY) == echo(QUERY)
@@ -171,14 +171,14 @@ async def test_the_next_provider_answers_for_one_that_does_not(store: AnswerStor
     assert (await asking.search(QUERY)).results[0].title == "first"
 
 
-async def test_what_each_provider_said_is_told(store: AnswerStore) -> None:
+async def test_what_each_provider_said_is_told(store: ResponseStore) -> None:
     first = Fake("first", KeyMissingError("first: FIRST_KEY is not set", variable="FIRST_KEY"))
     second = Fake("second", SearchUnavailableError("second: down"))
     with pytest.raises(SearchUnavailableError, match="FIRST_KEY is not set; second: down"):
         await broker(store, first, second).search(QUERY)
 
 
-async def test_a_provider_without_quota_is_left_alone(store: AnswerStore) -> None:
+async def test_a_provider_without_quota_is_left_alone(store: ResponseStore) -> None:
     fake = Fake(says=QuotaExhaustedError("used up", retry_after=60))
     asking = broker(store, fake)
     for number in range(3):
@@ -189,7 +189,7 @@ async def test_a_provider_without_quota_is_left_alone(store: AnswerStore) -> Non
 
 
 async def test_one_that_keeps_failing_is_passed_over_while_there_is_another(
-    store: AnswerStore,
+    store: ResponseStore,
 ) -> None:
     first, second = Fake("first", SearchUnavailableError("down")), Fake("second")
     asking = broker(store, first, second)
@@ -197,14 +197,14 @@ async def test_one_that_keeps_failing_is_passed_over_while_there_is_another(
     assert await asking.search(QUERY) == echo(QUERY)
     assert first.asked == []
     assert asking.sources[0].calls.snapshot().held_back == 1
-    assert "first: it keeps failing" in asking.sources[0].trouble
+    assert "first: too many failures, circuit open" in asking.sources[0].unavailable_reason
     # The last one is asked: a provider waits itself until it may try again.
     second.pause = 15.0
     await asking.search(SearchQuery(text="another panda"))
     assert second.asked == ["red panda", "another panda"]
 
 
-async def test_a_refusal_that_is_told_again_collects_nothing(store: AnswerStore) -> None:
+async def test_a_refusal_that_is_told_again_collects_nothing(store: ResponseStore) -> None:
     asking = broker(store, Fake(says=QuotaExhaustedError("used up", retry_after=60)))
     lengths = []
     for number in range(5):
@@ -214,20 +214,20 @@ async def test_a_refusal_that_is_told_again_collects_nothing(store: AnswerStore)
     assert lengths[-1] == lengths[1]
 
 
-async def test_a_provider_is_asked_again_after_its_pause(store: AnswerStore) -> None:
+async def test_a_provider_is_asked_again_after_its_pause(store: ResponseStore) -> None:
     fake = Fake(says=QuotaExhaustedError("used up", retry_after=0.01))
     asking = broker(store, fake)
     with pytest.raises(QuotaExhaustedError):
         await asking.search(QUERY)
-    assert asking.sources[0].trouble == "used up"
+    assert asking.sources[0].unavailable_reason == "used up"
     await asyncio.sleep(0.02)
-    assert asking.sources[0].trouble == ""
+    assert asking.sources[0].unavailable_reason == ""
     fake.says = echo
     assert await asking.search(QUERY) == echo(QUERY)
 
 
 @pytest.mark.parametrize("limit", ["per_day", "per_run"])
-async def test_a_budget_is_kept_to_the_last_search(store: AnswerStore, limit: str) -> None:
+async def test_a_budget_is_kept_to_the_last_search(store: ResponseStore, limit: str) -> None:
     fake = Fake()
     asking = broker(store, fake, budget=Budget(**{limit: 5}))
     queries = [SearchQuery(text=str(number)) for number in range(20)]
@@ -241,7 +241,7 @@ async def test_a_budget_is_kept_to_the_last_search(store: AnswerStore, limit: st
     assert await asking.search(known) == kept(echo(known))
 
 
-async def test_what_one_budget_refuses_costs_the_other_nothing(store: AnswerStore) -> None:
+async def test_what_one_budget_refuses_costs_the_other_nothing(store: ResponseStore) -> None:
     fake = Fake()
     for run, asked in (("a", 2), ("b", 3)):
         asking = broker(store, fake, budget=Budget(per_day=3, per_run=2), run=run)
@@ -279,7 +279,7 @@ class Album(ImageSearchProvider):
         return ImageResults(tuple(ImageResult(title, query.image) for title in self._titles))
 
 
-async def test_images_are_looked_for_further_where_nothing_is_found(store: AnswerStore) -> None:
+async def test_images_are_looked_for_further_where_nothing_is_found(store: ResponseStore) -> None:
     empty, full = Album("cache"), Album("lens", "A panda")
     sources = [Source(one, one.name) for one in (empty, full)]
     asking = Broker(IMAGES, sources, store, CacheSettings())
@@ -290,7 +290,7 @@ async def test_images_are_looked_for_further_where_nothing_is_found(store: Answe
     assert (empty.asked, full.asked) == (1, 1)
 
 
-async def test_nothing_is_found_only_where_everybody_has_looked(store: AnswerStore) -> None:
+async def test_nothing_is_found_only_where_everybody_has_looked(store: ResponseStore) -> None:
     image = EncodedImage.from_pil(Image.new("RGB", (40, 40)))
     down = Album("lens", fails=SearchUnavailableError("lens: down"))
     for albums in ([Album("cache"), down], [down, Album("cache")]):
@@ -306,11 +306,11 @@ async def test_nothing_is_found_only_where_everybody_has_looked(store: AnswerSto
 @pytest.fixture(params=["file", "memory", "redis"])
 async def any_store(
     request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[AnswerStore]:
+) -> AsyncIterator[ResponseStore]:
     if request.param == "redis":
         # A socket's path must be short.
         with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-            made: AnswerStore = RedisStore(server.url, None)
+            made: ResponseStore = RedisStore(server.url, None)
             yield made
             await made.aclose()
     else:
@@ -319,7 +319,7 @@ async def any_store(
         await made.aclose()
 
 
-async def test_every_store_keeps_answers_and_counts(any_store: AnswerStore) -> None:
+async def test_every_store_keeps_answers_and_counts(any_store: ResponseStore) -> None:
     assert await any_store.get("key") is None
     await any_store.put("key", b"one", 60)
     await any_store.put("key", b"two\x00", 60)
@@ -336,7 +336,7 @@ async def test_every_store_keeps_answers_and_counts(any_store: AnswerStore) -> N
     await any_store.aclose()
 
 
-async def test_a_count_is_forgotten_some_time_after_it_last_changed(store: AnswerStore) -> None:
+async def test_a_count_is_forgotten_some_time_after_it_last_changed(store: ResponseStore) -> None:
     await store.add("in use", 1, 0.05)
     await store.add("in use", 1, 60)
     await store.add("forgotten", 1, 0.05)
@@ -382,5 +382,5 @@ async def test_a_store_that_fails_costs_searches_and_a_warning(
             except QuotaExhaustedError:
                 continue
         assert len(fake.asked) == 2
-        assert caplog.text.count("search answers are not kept") == 1
+        assert caplog.text.count("search responses are not cached") == 1
         await store.aclose()

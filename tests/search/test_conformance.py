@@ -104,12 +104,16 @@ class Stubborn(Pages):
 @pytest.mark.parametrize(
     ("make", "check", "sentence"),
     [
-        (Greedy, "gives_no_more_than_asked", "10 results, asked for 1"),
-        (Blocking, "answers_many_at_once", "it blocked the event loop"),
+        (Greedy, "gives_no_more_than_asked", "expected at most 1 results, got 10"),
+        (
+            Blocking,
+            "answers_many_at_once",
+            "expected the event loop to be blocked for less than 0.5 s",
+        ),
         (Fragile, "survives_odd_queries", "embedded null byte"),
         (Complaining, "finding_nothing_is_an_answer", "nothing found"),
         (Upside, "finds_what_is_there", "the best is not first"),
-        (Stubborn, "survives_a_caller_that_gives_up", "instead of ending"),
+        (Stubborn, "survives_a_caller_that_gives_up", "expected CancelledError"),
     ],
 )
 async def test_a_fault_is_told(
@@ -163,8 +167,8 @@ class Broken(Album):
 @pytest.mark.parametrize(
     ("make", "check", "sentence"),
     [
-        (Tiny, "finds_what_is_there", "beyond the protocol's limits"),
-        (Tiny, "finding_nothing_is_an_answer", "the unknown image brought 1 results"),
+        (Tiny, "finds_what_is_there", "within the protocol's limits"),
+        (Tiny, "finding_nothing_is_an_answer", "expected no results for the unknown image, got 1"),
         (Broken, "survives_broken_images", "ImageError"),
     ],
 )

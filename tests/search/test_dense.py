@@ -68,7 +68,7 @@ def test_vectors_that_are_gone_are_told(model: str, tmp_path: Path) -> None:
         build(Corpus([tmp_path / "c.jsonl"], 1000), tmp_path / "i", model=model, replace=replace)
         if not replace:
             index = Index(tmp_path / "i")
-    with pytest.raises(LocalIndexError, match="if the index was built again, open it again"):
+    with pytest.raises(LocalIndexError, match="if the index has been rebuilt, reopen it"):
         index.search_dense("panda", 1)
 
 

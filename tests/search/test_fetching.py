@@ -143,7 +143,7 @@ async def test_private_addresses_are_refused(host: str, server: LocalServer) -> 
         await fetcher.fetch(f"http://{host}:{server.port}/page")
     await fetcher.aclose()
     # Some of them are names that this machine's resolver does not know, or that are no host at all.
-    assert isinstance(caught.value, FetchRefusedError) or "is not known" in str(caught.value)
+    assert isinstance(caught.value, FetchRefusedError) or "cannot be resolved" in str(caught.value)
 
 
 SHAPES = [
@@ -242,7 +242,7 @@ async def test_a_name_with_a_private_address_is_refused(
     home: Fetcher, monkeypatch: pytest.MonkeyPatch, answer: list[str]
 ) -> None:
     resolve(monkeypatch, answer)
-    with pytest.raises(FetchRefusedError, match=r"rebinding\.test is no public address"):
+    with pytest.raises(FetchRefusedError, match=r"rebinding\.test is not a public address"):
         await home.fetch("http://rebinding.test/")
 
 
@@ -289,7 +289,7 @@ class TestAnswers:
     async def test_of_other_kinds_are_refused(
         self, home: Fetcher, server: LocalServer, kind: str
     ) -> None:
-        with pytest.raises(FetchRefusedError, match="kind"):
+        with pytest.raises(FetchRefusedError, match="content type"):
             await home.fetch(f"{server.root}/echo?kind={kind}")
 
     async def test_without_end_are_cut_off(self, home: Fetcher, server: LocalServer) -> None:
@@ -299,7 +299,7 @@ class TestAnswers:
     async def test_that_are_compressed_unasked_are_refused(
         self, home: Fetcher, server: LocalServer
     ) -> None:
-        with pytest.raises(FetchRefusedError, match="compresses"):
+        with pytest.raises(FetchRefusedError, match="compressed"):
             await home.fetch(f"{server.root}/echo?encoding=deflate")
 
     @pytest.mark.parametrize("status", [204, 401, 404, 500])

@@ -277,14 +277,14 @@ class TestConversion:
     @pytest.mark.parametrize(
         ("content", "complaint"),
         [
-            (pickle.dumps({"a": Path("x")}), "makes no plain value"),
+            (pickle.dumps({"a": Path("x")}), "is not allowed"),
             (b"{broken", "cannot be read"),
-            (b'{"a": {"titles": []}}', "no cache of image searches: a.tool_returned_web_title"),
-            (b'{"a": [1]}', "no cache of image searches: a"),
+            (b'{"a": {"titles": []}}', "not a cache of image searches: a.tool_returned_web_title"),
+            (b'{"a": [1]}', "not a cache of image searches: a"),
             (b'{"a": {"tool_returned_web_title": [1], "cached_images_path": []}}', "valid string"),
-            (b"[" * 100_000, "no readable pickle"),
+            (b"[" * 100_000, "not a readable pickle"),
             (b'{"a":' * 100_000, "cannot be read"),
-            (b"{}", "no answer"),
+            (b"{}", "no responses"),
         ],
         ids=range(8),
     )
@@ -322,7 +322,7 @@ class TestConversion:
         assert "questions" in run("info", path)[1].stdout
         status, result = run("info", published.cache)
         assert status == 1
-        assert "no image cache" in " ".join(result.stderr.split())
+        assert "not an image cache" in " ".join(result.stderr.split())
         for place, told in ((tmp_path, "is a folder"), (path / "below", "File exists")):
             status, result = run("convert", published.cache, "-o", place)
             assert (status, told in " ".join(result.stderr.split())) == (1, True), result.stderr

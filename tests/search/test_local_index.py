@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from deepeyes_plugins.cli.main import app
 from deepeyes_plugins.search.contracts import SearchNotConfiguredError, SearchQuery
-from deepeyes_plugins.search.corpus import Corpus, CorpusError, Passage, cut
+from deepeyes_plugins.search.corpus import Corpus, CorpusError, Passage, split_passages
 from deepeyes_plugins.search.index import (
     K1,
     MANIFEST,
@@ -318,7 +318,7 @@ class TestBuild:
         )
         manifest = build(Corpus([path], 1000), tmp_path / "index")
         assert (manifest.passages, manifest.skipped) == (2, 5)
-        assert manifest.first_fault.startswith(f"{path}, row 2: no JSON")
+        assert manifest.first_fault.startswith(f"{path}, row 2: not valid JSON")
 
     @pytest.mark.parametrize("name", ["x.parquet", "missing.jsonl", "x.unknown"])
     def test_names_a_file_that_cannot_be_read(self, tmp_path: Path, name: str) -> None:
@@ -331,14 +331,16 @@ class TestBuild:
 
     def test_refuses_an_empty_corpus(self, tmp_path: Path) -> None:
         (tmp_path / "c.jsonl").write_text("{}\n")
-        with pytest.raises(LocalIndexError, match="no text; it is looked for under text, contents"):
+        with pytest.raises(LocalIndexError, match="no text in any of the columns text, contents"):
             build(Corpus([tmp_path / "c.jsonl"], 1000), tmp_path / "index")
         with pytest.raises(CorpusError, match="no corpus"):
             Corpus([tmp_path / "index"], 1000)
 
     def test_keeps_to_folders_of_its_own(self, tmp_path: Path) -> None:
         path = corpus(tmp_path, ["panda"])
-        with pytest.raises(LocalIndexError, match=r"holds 'corpus\.jsonl', which is none of"):
+        with pytest.raises(
+            LocalIndexError, match=r"contains 'corpus\.jsonl', which is not part of"
+        ):
             build(Corpus([path], 1000), tmp_path, replace=True)
         assert path.exists()
 
@@ -402,14 +404,14 @@ build(corpus, Path({str(place)!r}), replace=True, progress=stop)
     st.integers(min_value=5, max_value=60),
 )
 def test_passages_hold_all_of_a_document(text: str, characters: int) -> None:
-    pieces = cut(text, characters)
+    pieces = split_passages(text, characters)
     assert all(0 < len(piece) <= characters for piece in pieces)
     assert "".join("".join(pieces).split()) == "".join(text.split())
 
 
 def test_passages_end_where_sentences_do() -> None:
     text = "One short.\n\nThe second paragraph is long. It has two sentences, and no more.\n\nLast."
-    assert cut(text, 50) == [
+    assert split_passages(text, 50) == [
         "One short.",
         "The second paragraph is long.",
         "It has two sentences, and no more.\n\nLast.",

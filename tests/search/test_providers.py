@@ -128,17 +128,17 @@ FAULTS: dict[str, tuple[Fault, type[SearchError], str]] = {
     ),
     "500": (says("broken", 500), SearchUnavailableError, "HTTP 500: broken"),
     "cut": (breaks_off, SearchUnavailableError, "payload is not completed"),
-    "truncated": (says('{"organic": [{"ti'), SearchUnavailableError, "no JSON"),
-    "html": (says("<html>Sign in</html>"), SearchUnavailableError, "no JSON.*Sign in"),
-    "empty": (says(""), SearchUnavailableError, "no JSON"),
-    "nested": (says("[" * 100_000), SearchUnavailableError, "no JSON"),
+    "truncated": (says('{"organic": [{"ti'), SearchUnavailableError, "not JSON"),
+    "html": (says("<html>Sign in</html>"), SearchUnavailableError, "not JSON.*Sign in"),
+    "empty": (says(""), SearchUnavailableError, "not JSON"),
+    "nested": (says("[" * 100_000), SearchUnavailableError, "not JSON"),
     "other json": (
         says({"hello": "world"}),
         SearchUnavailableError,
-        "another form than documented",
+        "another format than documented",
     ),
-    "a list": (says([]), SearchUnavailableError, "another form than documented"),
-    "nothing": (says("null"), SearchUnavailableError, "another form than documented"),
+    "a list": (says([]), SearchUnavailableError, "another format than documented"),
+    "nothing": (says("null"), SearchUnavailableError, "another format than documented"),
     "50 MB": (endless, SearchUnavailableError, "larger than 8 MiB"),
     "redirect": (
         says("", 302, Location="/search"),
@@ -216,7 +216,7 @@ async def test_it_waits_as_long_as_it_is_told_to(make: Make, script: Script) -> 
 
 async def test_an_engine_that_does_not_answer_is_given_up(make: Make, script: Script) -> None:
     script.holds = threading.Event()
-    with pytest.raises(SearchUnavailableError, match=r"no complete answer within 0\.1 s"):
+    with pytest.raises(SearchUnavailableError, match=r"no complete response within 0\.1 s"):
         await make(timeout=0.1, retries=0).search(QUERY)
     script.holds.set()
 

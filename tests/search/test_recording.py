@@ -47,7 +47,9 @@ def test_one_process_writes_and_others_read(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     first = Recording(path, writable=True)
     first.add({**text_fields(SearchQuery(text="panda")), "answer": {}})
-    with pytest.raises(SearchNotConfiguredError, match="is being written by another process"):
+    with pytest.raises(
+        SearchNotConfiguredError, match="another process is writing to the recording"
+    ):
         Recording(path, writable=True)
     assert len(Recording(path)) == 1
     first.close()

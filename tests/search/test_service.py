@@ -255,7 +255,7 @@ async def test_rate_and_budget_hold_for_all_clients_and_outlive_a_kill(
 
         return await asyncio.gather(*map(one, range(64)))
 
-    used_up = "retriever: our own budget of 30 searches is used up"
+    used_up = "retriever: the budget of 30 searches is used up"
     with Service(tmp_path, settings) as service:
         started = time.monotonic()
         told = await ask(service, "red")
@@ -281,7 +281,7 @@ async def test_an_engine_that_keeps_failing_is_left_alone_and_the_next_one_answe
     options = {**http.options, "url": f"{engines[1]}/http", "key_env": KEY_VARIABLE}
     settings["fallbacks"] = ["http"]
     settings["providers"]["http"] = options
-    # It is left alone in the middle of the first query, which has tries left.
+    # The circuit opens in the middle of the first query, which has tries left.
     failing = {"circuit_failures": 2, "circuit_seconds": 60, "retries": 3}
     settings["providers"]["retriever"] |= failing
     # What the command line says of the kept answers comes before agent.yaml.
@@ -293,12 +293,12 @@ async def test_an_engine_that_keeps_failing_is_left_alone_and_the_next_one_answe
             for number in range(20):
                 found = await search.text.search(search.query(f"panda {number}", 1))
                 assert found.results[0].title == "Red panda 0"
-            assert time.monotonic() - started < 10, "a query waits for the one that is left alone"
+            assert time.monotonic() - started < 10, "a query waits for the open circuit"
             providers = json.loads(await search.text.check())["searches"]["text"]["providers"]
         async with httpx.AsyncClient() as client:
             metrics = (await client.get(f"{service.url}/metrics")).text
     assert len(script.requests) == 2
-    assert "retriever: it keeps failing" in providers["retriever"]
+    assert "retriever: too many failures, circuit open" in providers["retriever"]
     assert providers["http"] == "ok"
     for line in (
         'calls_total{kind="text",outcome="unavailable",provider="retriever"} 1.0',
@@ -337,14 +337,14 @@ async def test_a_recorded_run_is_repeated_exactly(
     script.say(says({"result": [[]]}), stuck=True)
     with Service(tmp_path, {**settings, "cache": {"ttl": 0}}, "record", str(file)) as service:
         assert await answers(service) == recorded
-        assert any("cut short" in line for line in service.log)
+        assert any("truncated" in line for line in service.log)
     assert len(file.read_text().splitlines()) == 4
 
     script.requests.clear()
     with Service(tmp_path, {}, "replay", str(file)) as service:
         assert await answers(service) == recorded
         search = Search(SearchSettings(url=service.url))
-        with pytest.raises(NotRecordedError, match=r"no answer to .*blue whale"):
+        with pytest.raises(NotRecordedError, match=r"no response to .*blue whale"):
             await search.text.search(search.query("blue whale"))
         with pytest.raises(NotRecordedError, match="red panda"):
             await search.text.search(search.query("red panda", 4))  # Another count.

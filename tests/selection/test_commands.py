@@ -253,7 +253,7 @@ def test_a_server_that_goes_away_ends_the_run_and_what_was_played_is_kept(
             *options, "--concurrency", "1", "--url", server.url, DEEPEYES_OPENAI_RETRIES="0"
         )
     assert answer.returncode == 1
-    assert "8 failures in a row" in answer.stderr
+    assert "8 consecutive failures" in answer.stderr
     assert "goes on from here" in answer.stderr
     assert len((output / "work" / FILE_NAME).read_text().splitlines()) == 1
 

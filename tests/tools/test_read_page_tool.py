@@ -16,7 +16,7 @@ from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.extras import install_command
 from deepeyes_plugins.protocol.actions import ToolCallAction
 from deepeyes_plugins.rollout import Observation, Task
-from deepeyes_plugins.search.pages import shortened
+from deepeyes_plugins.search.pages import truncated
 from deepeyes_plugins.settings import AgentSettings
 from deepeyes_plugins.tools.read_page import ReadPageTool
 from deepeyes_plugins.tools.resources import Resources
@@ -104,10 +104,10 @@ async def test_a_long_page_is_cut(resources: Resources, server: LocalServer) -> 
 
 @pytest.mark.parametrize("letter", ["a", "東"])
 def test_the_budget_is_in_tokens_whatever_the_script(letter: str) -> None:
-    kept = shortened(f"{letter} " * 5000, 100).partition("\n\n[")[0]
+    kept = truncated(f"{letter} " * 5000, 100).partition("\n\n[")[0]
     assert 380 <= len(kept.encode()) <= 400
     assert set(kept) == {letter, " "}, "no character is cut in two"
-    assert shortened(letter * 100, 100) == letter * 100
+    assert truncated(letter * 100, 100) == letter * 100
 
 
 async def test_plain_text_is_read_too(resources: Resources, server: LocalServer) -> None:
@@ -138,7 +138,7 @@ async def test_a_broken_page_is_read_or_refused(resources: Resources, server: Lo
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("empty", "there is no text in it"), ("paper", "'application/pdf'"), ("gone", "HTTP 404")],
+    [("empty", "the page has no text"), ("paper", "'application/pdf'"), ("gone", "HTTP 404")],
 )
 async def test_what_is_no_page_is_explained(
     resources: Resources, server: LocalServer, name: str, reason: str

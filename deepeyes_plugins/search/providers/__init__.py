@@ -1,1 +1,1 @@
-"""Text-search providers, one module each."""
+"""Search providers, one module each."""

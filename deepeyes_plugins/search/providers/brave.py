@@ -40,7 +40,7 @@ class BraveOptions(WebOptions):
         "BRAVE_API_KEY", description="Name of the environment variable that holds the key."
     )
     extra_snippets: bool = Field(
-        False, description="Ask for further excerpts of each page, where the plan has them."
+        False, description="Request further excerpts of each page, if the plan includes them."
     )
 
 
@@ -71,7 +71,7 @@ class Brave(WebProvider[BraveOptions]):
     key_header = "X-Subscription-Token"
 
     def request(self, query: SearchQuery) -> WebRequest:
-        """At most 20 results; sites by operators, days by ``freshness``."""
+        """Build a request for at most 20 results; sites by operators, dates by ``freshness``."""
         params = given(
             q=with_operators(query),
             count=str(min(query.count, _MOST_RESULTS)),
@@ -84,7 +84,7 @@ class Brave(WebProvider[BraveOptions]):
         return WebRequest("/res/v1/web/search", params=params)
 
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
-        """The web results; the block is missing where there are none."""
+        """Return the web results; the response has no block ``web`` if there are none."""
         found = _Found.model_validate_json(reply.body)
         pages = found.web.results if found.web is not None else ()
         return SearchResults(
@@ -101,7 +101,7 @@ class Brave(WebProvider[BraveOptions]):
 
 
 def _freshness(query: SearchQuery) -> str:
-    """Brave wants both ends."""
+    """Return the range of dates; Brave requires both ends."""
     if query.since is None and query.until is None:
         return ""
     since = query.since or date(1990, 1, 1)

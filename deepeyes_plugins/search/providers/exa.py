@@ -33,10 +33,10 @@ class ExaOptions(WebOptions):
         "auto", description="Exa's kind of search."
     )
     contents: Literal["highlights", "text"] = Field(
-        "highlights", description="What the snippet is made of: excerpts, or the page's beginning."
+        "highlights", description="Content of snippets: excerpts, or the beginning of the page."
     )
     text_characters: int = Field(
-        1500, ge=1, description="Length of the beginning for `contents: text`, in characters."
+        1500, ge=1, description="Maximum length of a snippet for `contents: text`."
     )
 
 
@@ -62,7 +62,7 @@ class Exa(WebProvider[ExaOptions]):
     key_header = "x-api-key"
 
     def request(self, query: SearchQuery) -> WebRequest:
-        """At most 100 results; days become times in UTC."""
+        """Build a request for at most 100 results; dates become times in UTC."""
         contents: dict[str, Any] = {"highlights": True}
         if self.options.contents == "text":
             contents = {"text": {"maxCharacters": self.options.text_characters}}
@@ -80,7 +80,7 @@ class Exa(WebProvider[ExaOptions]):
         return WebRequest("/search", "POST", json=body)
 
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
-        """The results in Exa's order; its scores are not always in that order, so they are left."""
+        """Return the results in Exa's order, without its scores, which may be in another order."""
         found = _Found.model_validate_json(reply.body)
         return SearchResults(
             results=tuple(

@@ -1,4 +1,4 @@
-"""Google's Custom Search JSON API, for those who have it.
+"""Google's Custom Search JSON API.
 
 Source: https://developers.google.com/custom-search/v1/reference/rest/v1/cse/list (at most 10
 results a request) and …/v1/Search (the answer; ``items`` is missing where nothing was found).
@@ -59,7 +59,7 @@ class GoogleCse(WebProvider[GoogleOptions]):
     key_header = "X-Goog-Api-Key"
 
     def request(self, query: SearchQuery) -> WebRequest:
-        """At most 10 results; sites by operators, days by a restriction of the sort order."""
+        """Build a request for at most 10 results; sites by operators, dates by ``sort``."""
         params = given(
             cx=self.options.engine_id,
             q=with_operators(query),
@@ -71,7 +71,7 @@ class GoogleCse(WebProvider[GoogleOptions]):
         return WebRequest("/customsearch/v1", params=params)
 
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
-        """The items."""
+        """Return the items."""
         found = _Found.model_validate_json(reply.body)
         return SearchResults(
             results=tuple(SearchResult(**page.model_dump()) for page in found.items)

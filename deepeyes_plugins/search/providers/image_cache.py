@@ -1,4 +1,4 @@
-"""Search by image in answers that were collected once: free, offline, and the same tomorrow."""
+"""Provider ``cache``: image search in responses that were collected in advance."""
 
 from __future__ import annotations
 
@@ -24,40 +24,39 @@ from deepeyes_plugins.search.settings import read_options
 
 
 class CacheOptions(BaseModel):
-    """Options of the cache."""
+    """Options of the provider ``cache``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: Path | None = Field(
-        None, description="File that `deepeyes search image-cache convert` has made."
+        None, description="File created by `deepeyes search image-cache convert`."
     )
     distance: int = Field(
         4,
         ge=0,
         le=64,
-        description="Bits of 64 in which an image may look different from the one it is taken for: "
-        "0 is for the same look, 4 takes in scaled and recompressed files, above 10 different "
-        "images are confused.",
+        description="Maximum distance between perceptual hashes, in bits of 64: 4 also matches "
+        "scaled and recompressed files; above 10 different images match.",
     )
 
 
 class CachedImages(ImageSearchProvider):
-    """Answers of :mod:`deepeyes_plugins.search.image_cache`."""
+    """Image search in a :class:`~deepeyes_plugins.search.image_cache.ImageCache`."""
 
     name = "cache"
     cacheable = False
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        """Check the options; the file is opened by the first search.
+        """Validate the options; the file is opened by the first search.
 
         Raises:
-            SearchNotConfiguredError: One of them is wrong.
+            SearchNotConfiguredError: An option is wrong.
         """
         self.options = read_options("image_providers.cache", CacheOptions, options)
         self._cache: ImageCache | None = None
 
     async def search(self, query: ImageQuery) -> ImageResults:
-        """Look it up, in a thread."""
+        """Find the response, in a thread."""
         return await asyncio.to_thread(self._search, query)
 
     def preflight(self) -> None:
@@ -65,13 +64,13 @@ class CachedImages(ImageSearchProvider):
         self._opened()
 
     async def check(self) -> str:
-        """Open the file."""
+        """Open the file and return its counts."""
         cache = await asyncio.to_thread(self._opened)
         counts = await asyncio.to_thread(cache.counts)
         return f"{cache.path}: " + ", ".join(f"{number} {what}" for what, number in counts.items())
 
     async def aclose(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._cache = None
 
     def _search(self, query: ImageQuery) -> ImageResults:
@@ -92,8 +91,8 @@ class CachedImages(ImageSearchProvider):
             path = self.options.path
             if path is None:
                 raise SearchNotConfiguredError(
-                    "cache: no file is named; make one with `deepeyes search image-cache convert` "
-                    "and set search.image_providers.cache.path to it, or choose another "
+                    "cache: search.image_providers.cache.path is not set; create a cache with "
+                    "`deepeyes search image-cache convert`, or choose another "
                     "search.image_provider"
                 )
             try:

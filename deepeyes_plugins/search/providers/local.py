@@ -1,4 +1,4 @@
-"""Text search in an index on this machine: free, offline, and the same tomorrow."""
+"""Provider ``local``: text search in an index on disk."""
 
 from __future__ import annotations
 
@@ -27,41 +27,39 @@ if TYPE_CHECKING:
 
 
 class LocalOptions(BaseModel):
-    """Options of the local index."""
+    """Options of the provider ``local``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    index: Path | None = Field(
-        None, description="Folder that `deepeyes search index build` has made."
-    )
+    index: Path | None = Field(None, description="Folder created by `deepeyes search index build`.")
     method: Literal["bm25", "dense"] = Field(
-        "bm25", description="By words, or by meaning: for an index that was built with --dense."
+        "bm25", description="Ranking; `dense` needs an index that was built with --dense."
     )
     threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1,
         ge=1,
-        description="Queries at a time, by default one per core; more wait their turn.",
+        description="Maximum number of concurrent queries; by default one per core.",
     )
 
 
 class Local(TextSearchProvider):
-    """BM25 over passages on disk; see :mod:`deepeyes_plugins.search.index`."""
+    """Text search in an :class:`~deepeyes_plugins.search.index.Index`."""
 
     name = "local"
     cacheable = False
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        """Check the options; the index is opened by the first search.
+        """Validate the options; the index is opened by the first search.
 
         Raises:
-            SearchNotConfiguredError: One of them is wrong.
+            SearchNotConfiguredError: An option is wrong.
         """
         self.options = read_options("providers.local", LocalOptions, options)
         self._threads: ThreadPoolExecutor | None = None
         self._index: asyncio.Future[Index] | None = None
 
     async def search(self, query: SearchQuery) -> SearchResults:
-        """Look the words up, or what they mean, in a thread."""
+        """Search the index, in a thread."""
         index = await self._opened()
         loop = asyncio.get_running_loop()
         search = index.search if self.options.method == "bm25" else index.search_dense
@@ -83,11 +81,11 @@ class Local(TextSearchProvider):
         )
 
     def preflight(self) -> None:
-        """Open the index, and let go of it."""
+        """Open the index and close it again."""
         self._read()
 
     async def check(self) -> str:
-        """Open the index."""
+        """Open the index and return its size."""
         index = await self._opened()
         return f"{index.path}: {len(index)} passages, built {index.manifest.built}"
 
@@ -99,7 +97,7 @@ class Local(TextSearchProvider):
         self._index = None
 
     async def _opened(self) -> Index:
-        # The first of many simultaneous searches opens it; a failure is tried again by the next.
+        # Concurrent searches share one attempt to open the index; the next search retries.
         if self._index is None or (self._index.done() and self._index.exception() is not None):
             self._index = asyncio.ensure_future(self._open())
         return await asyncio.shield(self._index)
@@ -115,8 +113,8 @@ class Local(TextSearchProvider):
         path = self.options.index
         if path is None:
             raise SearchNotConfiguredError(
-                "local: no index is named; make one with `deepeyes search index build` and set "
-                "search.providers.local.index to its folder, or choose another search.provider"
+                "local: search.providers.local.index is not set; create an index with "
+                "`deepeyes search index build`, or choose another search.provider"
             )
         try:
             from deepeyes_plugins.search.index import Index

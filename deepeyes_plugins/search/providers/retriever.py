@@ -1,4 +1,4 @@
-"""The HTTP contract of Search-R1's retrieval server, which many retrievers speak.
+"""Provider ``retriever``: servers that implement Search-R1's retrieval contract.
 
 Source: PeterGriffinJin/Search-R1, search_r1/search/retrieval_server.py: ``POST /retrieve
 {"queries": [str], "topk": int, "return_scores": bool}`` is answered by ``{"result": [[{"document":
@@ -29,7 +29,7 @@ class RetrieverOptions(WebOptions):
     url: str = Field(
         "http://127.0.0.1:8000", pattern="^https?://", description="Base URL of the server."
     )
-    path: str = Field("/retrieve", pattern="^/", description="Where it retrieves.")
+    path: str = Field("/retrieve", pattern="^/", description="Path below the base URL.")
 
 
 class _Document(Answer):
@@ -48,18 +48,18 @@ class _Found(Answer):
 
 
 class Retriever(WebProvider[RetrieverOptions]):
-    """Passages instead of pages; most have no link."""
+    """Passages of a retrieval server; most have no link."""
 
     name = "retriever"
     options_model: ClassVar[type[WebOptions]] = RetrieverOptions
 
     def request(self, query: SearchQuery) -> WebRequest:
-        """One query at a time."""
+        """Build a request with one query."""
         body = {"queries": [query.text], "topk": query.count, "return_scores": True}
         return WebRequest(self.options.path, "POST", json=body)
 
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
-        """The passages."""
+        """Return the passages."""
         [hits] = _Found.model_validate_json(reply.body).result
         return SearchResults(results=tuple(map(_passage, hits)))
 
@@ -77,11 +77,11 @@ def _passage(hit: _Hit) -> SearchResult:
 
 
 def as_document(result: SearchResult, number: int) -> dict[str, Any]:
-    """The same the other way round, for servers that speak this contract.
+    """Return a result in the format of this contract, for servers.
 
     Args:
-        result: What was found.
-        number: Its place, from 0; the score where there is none, so that the order is kept.
+        result: The result.
+        number: Its rank, from 0, from which a score is derived if it has none.
     """
     return {
         "document": {

@@ -1,7 +1,7 @@
-"""Any instance of SearXNG, the open metasearch engine.
+"""SearXNG, an open metasearch engine.
 
 Source: https://docs.searxng.org/dev/search_api.html. The instance must allow JSON (``formats`` in
-its settings.yml); it refuses with HTTP 403 otherwise.
+its settings.yml); otherwise it returns HTTP 403.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ class SearxngOptions(WebOptions):
     url: str = Field(
         "http://127.0.0.1:8888", pattern="^https?://", description="Base URL of the instance."
     )
-    categories: tuple[str, ...] = Field((), description="Categories, if not the instance's own.")
-    engines: tuple[str, ...] = Field((), description="Engines, if not the instance's own.")
+    categories: tuple[str, ...] = Field(
+        (), description="Categories; by default those of the instance."
+    )
+    engines: tuple[str, ...] = Field((), description="Engines; by default those of the instance.")
 
 
 class _Page(Answer):
@@ -61,7 +63,7 @@ class Searxng(WebProvider[SearxngOptions]):
     options_model: ClassVar[type[WebOptions]] = SearxngOptions
 
     def request(self, query: SearchQuery) -> WebRequest:
-        """Sites by operators, which it hands on to its engines."""
+        """Build a request; sites by operators, which SearXNG passes on to its engines."""
         language = query.language or ("all" if query.region else "")
         params = given(
             q=with_operators(query),
@@ -72,7 +74,7 @@ class Searxng(WebProvider[SearxngOptions]):
         return WebRequest("/search", params={**params, "format": "json"})
 
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
-        """The results; engines that did not answer make them partial."""
+        """Return the results, marked as partial if engines did not answer."""
         found = _Found.model_validate_json(reply.body)
         silent = ", ".join(str(engine[0]) for engine in found.unresponsive_engines if engine)
         return SearchResults(

@@ -63,7 +63,7 @@ class SerpApi(WebProvider[SerpApiOptions]):
     key_parameter = "api_key"
 
     def request(self, query: SearchQuery) -> WebRequest:
-        """Sites by Google's operators, days by ``tbs``."""
+        """Build a request; sites by Google's operators, dates by ``tbs``."""
         params = given(
             engine=self.options.engine,
             q=with_operators(query),
@@ -75,11 +75,11 @@ class SerpApi(WebProvider[SerpApiOptions]):
         return WebRequest("/search.json", params=params)
 
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
-        """The organic results; a search that failed on SerpApi's side is tried again."""
+        """Return the organic results; a search that failed at SerpApi is retried."""
         found = _Found.model_validate_json(reply.body)
         if found.search_metadata.status not in ("Success", "Cached"):
             raise reply.unreadable(
-                f"a search that is {found.search_metadata.status}: {found.error}"
+                f"the search has status {found.search_metadata.status}: {found.error}"
             )
         return SearchResults(
             results=tuple(SearchResult(**page.model_dump()) for page in found.organic_results)

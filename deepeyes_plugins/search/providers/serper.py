@@ -56,7 +56,7 @@ class Serper(WebProvider[SerperOptions]):
     key_header = "X-API-KEY"
 
     def request(self, query: SearchQuery) -> WebRequest:
-        """At most 100 results; sites by Google's operators, days by ``tbs``."""
+        """Build a request for at most 100 results; sites by operators, dates by ``tbs``."""
         body = given(
             q=with_operators(query),
             num=query.count,
@@ -67,7 +67,7 @@ class Serper(WebProvider[SerperOptions]):
         return WebRequest("/search", "POST", json=body)
 
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
-        """The organic results."""
+        """Return the organic results."""
         found = _Found.model_validate_json(reply.body)
         return SearchResults(
             results=tuple(SearchResult(**page.model_dump()) for page in found.organic)

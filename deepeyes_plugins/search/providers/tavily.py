@@ -42,7 +42,7 @@ class TavilyOptions(WebOptions):
         "TAVILY_API_KEY", description="Name of the environment variable that holds the key."
     )
     depth: Literal["basic", "advanced"] = Field(
-        "basic", description="`advanced` searches longer and costs twice as much."
+        "basic", description="Search depth; `advanced` is slower and costs twice as much."
     )
 
 
@@ -66,7 +66,10 @@ class Tavily(WebProvider[TavilyOptions]):
     options_model: ClassVar[type[WebOptions]] = TavilyOptions
 
     def request(self, query: SearchQuery) -> WebRequest:
-        """At most 20 results. Its countries are English names, so ``region`` is not offered."""
+        """Build a request for at most 20 results.
+
+        Tavily's countries are English names, so the filter ``region`` is not supported.
+        """
         body = given(
             query=query.text,
             max_results=min(query.count, _MOST_RESULTS),
@@ -79,7 +82,7 @@ class Tavily(WebProvider[TavilyOptions]):
         return WebRequest("/search", "POST", json=body)
 
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
-        """The results with their scores."""
+        """Return the results with their scores."""
         found = _Found.model_validate_json(reply.body)
         return SearchResults(
             results=tuple(

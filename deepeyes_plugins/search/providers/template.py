@@ -1,4 +1,4 @@
-"""Any other engine that takes and gives JSON, described in agent.yaml."""
+"""Provider ``http``: any engine with a JSON API, described in agent.yaml."""
 
 from __future__ import annotations
 
@@ -26,49 +26,49 @@ _PLACE = re.compile(r"\{([a-z0-9_]+)\}")
 
 
 class FieldPaths(BaseModel):
-    """Where the parts of one result are: keys and numbers with dots between them."""
+    """Paths of the parts of one result: keys and list indices, separated by dots."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     title: str = Field("title", description="Path of the title.")
-    link: str = Field("link", description="Path of the address.")
+    link: str = Field("link", description="Path of the URL.")
     snippet: str = Field("snippet", description="Path of the text.")
     date: str = Field("date", description="Path of the date.")
-    score: str = Field("score", description="Path of the score, more is better.")
+    score: str = Field("score", description="Path of the score; higher is better.")
 
 
 class TemplateOptions(WebOptions):
-    """How to ask and what to read."""
+    """Templates of requests and paths in responses."""
 
-    path: str = Field("", pattern="^(/.*)?$", description="Behind the URL.")
+    path: str = Field("", pattern="^(/.*)?$", description="Path below the base URL.")
     method: Literal["GET", "POST"] = Field("GET", description="HTTP method.")
     headers: dict[str, str] = Field(
-        default_factory=dict, description="Headers; no secrets, those have key_env."
+        default_factory=dict, description="Headers without secrets; the API key is in key_env."
     )
     key_header: str = Field(
-        "Authorization", description="Header with the key; Authorization gets a bearer token."
+        "Authorization", description="Header of the key; Authorization gets a bearer token."
     )
     key_parameter: str | None = Field(
-        None, description="Parameter of the URL with the key, instead of a header."
+        None, description="Query parameter of the key, instead of a header."
     )
     params: dict[str, str] = Field(
         default_factory=dict,
-        description="Query of the URL. {query}, {count}, {language}, {region}, {sites}, "
-        "{excluded_sites}, {since} and {until} are filled in.",
+        description="Query parameters. {query}, {count}, {language}, {region}, {sites}, "
+        "{excluded_sites}, {since} and {until} are substituted.",
     )
     body: Any = Field(
         None,
-        description="JSON body, filled in likewise; a text that is `{count}` alone stays a "
-        "number, `{sites}` a list.",
+        description="JSON body with the same substitutions; a text that is only `{count}` becomes "
+        "a number, `{sites}` a list.",
     )
     results: str = Field(
-        "results", description="Path of the list of results; empty if the answer is the list."
+        "results", description="Path of the list of results; empty if the response is the list."
     )
     fields: FieldPaths = Field(default_factory=FieldPaths, description="Paths within a result.")
 
 
 class ListOfAnything(BaseModel):
-    """A list of anything, to complain about in the words of the others."""
+    """Response whose list of results has entries of any type."""
 
     results: list[Any]
 
@@ -80,7 +80,7 @@ class Template(WebProvider[TemplateOptions]):
     options_model: ClassVar[type[WebOptions]] = TemplateOptions
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        """Look which filters the template has a place for."""
+        """Derive the supported filters from the template."""
         super().__init__(options)
         named = set(_PLACE.findall(repr((self.options.params, self.options.body))))
         self.filters = frozenset(name for name in FILTERS if name in named)
@@ -89,7 +89,7 @@ class Template(WebProvider[TemplateOptions]):
         self.key_parameter = self.options.key_parameter
 
     def request(self, query: SearchQuery) -> WebRequest:
-        """Fill in the template."""
+        """Substitute the query into the template."""
         values = {name: value(query) for name, value in _PLACES.items()}
         params = {name: _text(value, values) for name, value in self.options.params.items()}
         return WebRequest(
@@ -100,7 +100,7 @@ class Template(WebProvider[TemplateOptions]):
         )
 
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
-        """Follow the paths; a result that lacks a part goes without it."""
+        """Follow the paths; missing parts are empty."""
         found = ListOfAnything(results=at(reply.json(), self.options.results)).results
         return SearchResults(results=tuple(self._result(entry) for entry in found))
 
@@ -117,13 +117,13 @@ class Template(WebProvider[TemplateOptions]):
 
 
 def filled(template: Any, values: Mapping[str, Any]) -> Any:
-    """Fill in ``{name}`` wherever a text has it; a text that is one name becomes its value.
+    """Substitute ``{name}`` in all texts; a text that is only ``{name}`` becomes the value.
 
-    Names that are none of ``values`` stay as they are.
+    Unknown names are left unchanged.
     """
     if isinstance(template, str):
-        alone = _PLACE.fullmatch(template)
-        return values[alone[1]] if alone and alone[1] in values else _text(template, values)
+        whole = _PLACE.fullmatch(template)
+        return values[whole[1]] if whole and whole[1] in values else _text(template, values)
     if isinstance(template, Mapping):
         return {key: filled(value, values) for key, value in template.items()}
     if isinstance(template, list | tuple):
@@ -140,7 +140,7 @@ def _text(template: str, values: Mapping[str, Any]) -> str:
 
 
 def at(value: Any, path: str) -> Any:
-    """What is at a path; ``None`` if there is nothing."""
+    """Return the value at a path; ``None`` if it is missing."""
     for step in filter(None, path.split(".")):
         if isinstance(value, Mapping):
             value = value.get(step)
@@ -152,5 +152,5 @@ def at(value: Any, path: str) -> Any:
 
 
 def word(value: Any) -> str:
-    """As text on one line; null is empty."""
+    """Return a value as text on one line; null becomes empty."""
     return "" if value is None else " ".join(str(value).split())

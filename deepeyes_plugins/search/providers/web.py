@@ -1,4 +1,4 @@
-"""What the providers that ask an engine by HTTP have in common: keys, errors, reading answers."""
+"""Base of providers of web engines: API keys, error classification, parsing of responses."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ from deepeyes_plugins.search.contracts import (
 )
 from deepeyes_plugins.search.settings import read_options
 
-# What engines write when an account is used up, whatever status they send with it. A limit per
-# second or minute is another matter: it passes while one waits.
+# Text of errors about an account that is used up, whatever the status. Limits per second or minute
+# are not meant: they pass after a pause.
 _USED_UP = re.compile(
     r"credit|run out of searches|QUOTA_LIMITED|per day|daily|monthly|usage limit|plan limit",
     re.IGNORECASE,
 )
 _ABOUT_THE_KEY = re.compile(r"api[ _-]?key", re.IGNORECASE)
 _ABOUT_THE_ACCOUNT = (400, 401, 403, 429)
-"""Statuses whose text is looked at for key and account. That of others is not: who finds a query
-too long repeats it (422), and a model may have written anything."""
+"""Statuses whose text is searched for words about key and account. The text of 422 is not: it may
+repeat the query, in which a model may have written anything."""
 _ABOUT_THE_QUERY = (400, 413, 414, 422)
-_HALF_AN_EMOJI = re.compile(rb"\\u[dD][89a-fA-F]")
-_PAUSE_SECONDS = 5.0
-"""How long to leave an engine alone that still says "too many requests" after all attempts."""
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_RATE_LIMIT_SECONDS = 5.0
+"""Suspension of an engine that still returns HTTP 429 after all retries."""
 _TAG = re.compile(r"</?(?:b|strong|em|i|mark)>", re.IGNORECASE)
 
 
 class WebOptions(RemoteSettings):
-    """Options of a provider that is asked by HTTP."""
+    """Options of the provider of a web engine."""
 
     url: str = Field(pattern="^https?://", description="Base URL of the engine.")
     key_env: str | None = Field(
@@ -61,26 +61,26 @@ class WebOptions(RemoteSettings):
     retries: int = Field(
         3,
         ge=0,
-        description="Further attempts after a failed connection, a time-out, HTTP 408, 425, 429 or "
-        "5xx, or an answer that cannot be read.",
+        description="Retries after a failed connection, a timeout, HTTP 408, 425, 429 or 5xx, or "
+        "an unreadable response.",
     )
     retry_wait_maximum: float = Field(
-        10.0, ge=0, description="Seconds between attempts at most, whatever Retry-After says."
+        10.0, ge=0, description="Maximum seconds between attempts, whatever Retry-After says."
     )
-    max_response_mb: float = Field(8.0, gt=0, description="Largest answer that is read, in MiB.")
+    max_response_mb: float = Field(8.0, gt=0, description="Maximum size of a response, in MiB.")
 
 
 @dataclass(frozen=True, slots=True)
 class WebRequest:
-    """One request.
+    """One HTTP request.
 
     Attributes:
-        path: Behind the base URL, with its slash.
+        path: Path below the base URL, with its slash.
         method: ``GET`` or ``POST``.
-        params: The query of the URL.
-        json: The body.
-        content: A body of another kind, instead.
-        content_type: Its kind.
+        params: Query parameters.
+        json: Body, serialised as JSON.
+        content: Body as bytes, instead of ``json``.
+        content_type: Content type of ``content``.
     """
 
     path: str
@@ -92,7 +92,7 @@ class WebRequest:
 
 
 class Answer(BaseModel):
-    """Base of the forms of answers: what an engine adds is ignored, what it leaves out is not."""
+    """Base of models of responses: unknown fields are ignored, missing ones are errors."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -104,7 +104,7 @@ def _words(value: Any) -> Any:
 
 
 Words = Annotated[str, BeforeValidator(_words)]
-"""Text on one line; null is empty."""
+"""Text on one line; null becomes empty."""
 
 Markup = Annotated[
     str,
@@ -113,21 +113,21 @@ Markup = Annotated[
     ),
     BeforeValidator(_words),
 ]
-"""The same of engines that emphasise words with tags and send entities."""
+"""Text on one line, from which emphasis tags and HTML entities are removed."""
 
 Options = TypeVar("Options", bound=WebOptions)
 Found = TypeVar("Found")
 
 
 class WebEngine(Provider, Generic[Options]):
-    """An engine that is asked by HTTP: its options, key, connections and complaints.
+    """Base of web engines: options, API key, connections and error classification.
 
     Attributes:
-        section: Part of the settings that its options are in.
-        options_model: Form of the options.
-        options: The options of this one.
-        key_header: Header with the key; ``Authorization`` gets a bearer token.
-        key_parameter: Parameter with the key instead, for engines that take it nowhere else.
+        section: Section of the settings that contains the options.
+        options_model: Model of the options.
+        options: The options.
+        key_header: Header of the key; ``Authorization`` gets a bearer token.
+        key_parameter: Query parameter of the key, for engines that accept no header.
         headers: Further headers.
     """
 
@@ -139,10 +139,10 @@ class WebEngine(Provider, Generic[Options]):
     headers: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        """Check the options; nothing is opened yet.
+        """Validate the options without opening anything.
 
         Raises:
-            SearchNotConfiguredError: One of them is wrong.
+            SearchNotConfiguredError: An option is wrong.
         """
         self.options = read_options(  # type: ignore[assignment]
             f"{self.section}.{self.name}", self.options_model, options
@@ -150,24 +150,25 @@ class WebEngine(Provider, Generic[Options]):
         self._service: RemoteService | None = None
 
     async def ask(self, request: WebRequest, results: Callable[[Reply], Found]) -> Found:
-        """Send a request, again after passing trouble.
+        """Send a request, with retries after transient failures.
 
         Args:
-            request: What is sent.
-            results: Reads an answer (HTTP 2xx, JSON). It raises ValidationError for another form
-                than documented, and RemoteUnavailableError for an engine that failed in passing.
+            request: The request.
+            results: Parses a response (HTTP 2xx, JSON). It raises :class:`ValidationError` for an
+                unexpected format, and :class:`RemoteUnavailableError` for a transient failure that
+                the engine reports in its response.
 
         Raises:
-            SearchError: It did not succeed; what the contract says of :meth:`search`.
+            SearchError: The request failed; the contract of :meth:`search` lists the errors.
         """
         service = self._connected()
 
         def read(reply: Reply) -> Found:
             if reply.status >= 300:
                 raise service.refusal(reply)
-            document = reply.json()  # Says so if it is none.
-            if _HALF_AN_EMOJI.search(reply.body):
-                # Engines cut snippets in the middle of one; for pydantic the rest is no JSON.
+            document = reply.json()
+            if _SURROGATE.search(reply.body):
+                # Engines truncate snippets within an emoji; pydantic rejects the lone surrogate.
                 text = encodable(json.dumps(document, ensure_ascii=False))
                 reply = replace(reply, body=text.encode())
             try:
@@ -176,7 +177,7 @@ class WebEngine(Provider, Generic[Options]):
                 first = error.errors()[0]
                 place = ".".join(map(str, first["loc"]))
                 raise reply.unreadable(
-                    f"an answer of another form than documented ({place}: {first['msg']})"
+                    f"the response has another format than documented ({place}: {first['msg']})"
                 ) from error
 
         try:
@@ -198,21 +199,21 @@ class WebEngine(Provider, Generic[Options]):
 
     @property
     def pause(self) -> float:
-        """What is left of the time for which the circuit breaker leaves the server alone."""
+        """Seconds until the circuit breaker lets a request through."""
         return 0.0 if self._service is None else self._service.circuit.wait
 
     def preflight(self) -> None:
-        """Look whether the key is there."""
+        """Check that the API key is set."""
         variable = self.options.key_env
         if variable and not os.environ.get(variable, "").strip():
             raise KeyMissingError(
-                f"{self.name}: the environment variable {variable} is not set; put the API key "
-                f"into it, or name another one in search.{self.section}.{self.name}.key_env",
+                f"{self.name}: the environment variable {variable} is not set; set it to the API "
+                f"key, or name another one in search.{self.section}.{self.name}.key_env",
                 variable=variable,
             )
 
     async def check(self) -> str:
-        """Look whether the key is there and the engine's server answers."""
+        """Check that the API key is set and the engine's server answers."""
         service = self._connected()
         found = f"${self.options.key_env} is set; " if self.options.key_env else ""
         try:
@@ -229,7 +230,7 @@ class WebEngine(Provider, Generic[Options]):
             self._service = None
 
     def _connected(self) -> RemoteService:
-        """The service, made when the first search looks for the key."""
+        """Return the HTTP client, created by the first search after the check for the key."""
         self.preflight()
         if self._service is None:
             self._service = RemoteService(
@@ -243,7 +244,7 @@ class WebEngine(Provider, Generic[Options]):
         return self._service
 
     def _refused(self, error: RemoteRefusedError) -> SearchError:
-        """Say in the contract's words what an engine refuses."""
+        """Map a refused request to a search error."""
         variable = self.options.key_env or ""
         account = f"the account of the key in ${variable}" if variable else "the account"
         reason = self._without_key(str(error))
@@ -275,12 +276,12 @@ class WebEngine(Provider, Generic[Options]):
                 f"{f' for the key in ${variable}' if variable else ''}; lower "
                 f"search.{self.section}.{self.name}.rate: {reason}",
                 variable=variable,
-                retry_after=error.retry_after or _PAUSE_SECONDS,
+                retry_after=error.retry_after or _RATE_LIMIT_SECONDS,
             )
         return SearchUnavailableError(f"{self.name}: {reason}")
 
     def _without_key(self, text: str) -> str:
-        """Some servers repeat the key in their complaint."""
+        """Remove the key, which some servers repeat in their error messages."""
         key = os.environ.get(self.options.key_env or "", "").strip()
         return text.replace(key, "…") if key else text
 
@@ -290,23 +291,23 @@ def _says_used_up(status: int, text: str) -> bool:
 
 
 class WebProvider(WebEngine[Options], TextSearchProvider):
-    """Answers text searches. A subclass says how the request looks and how its answer is read."""
+    """Base of text providers of web engines: a subclass builds requests and parses responses."""
 
     @abstractmethod
     def request(self, query: SearchQuery) -> WebRequest:
-        """Make the request for ``query``."""
+        """Build the request for ``query``."""
 
     @abstractmethod
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
-        """Read the engine's answer (HTTP 2xx).
+        """Parse the engine's response (HTTP 2xx).
 
         Raises:
-            ValidationError: It has another form than documented.
-            RemoteUnavailableError: It says that the engine failed in passing.
+            ValidationError: The response has another format than documented.
+            RemoteUnavailableError: The response reports a transient failure.
         """
 
     async def search(self, query: SearchQuery) -> SearchResults:
-        """Ask the engine, again after passing trouble."""
+        """Ask the engine, with retries after transient failures."""
         if not query.text.strip():
             raise QueryRefusedError(f"{self.name}: the query is empty")
         found = await self.ask(self.request(query), lambda reply: self.results(reply, query))
@@ -314,7 +315,7 @@ class WebProvider(WebEngine[Options], TextSearchProvider):
 
 
 def with_operators(query: SearchQuery) -> str:
-    """The text with the operators that web engines have for sites."""
+    """Return the text with ``site:`` operators."""
     words = [query.text]
     if query.sites:
         words.append("(" + " OR ".join(f"site:{site}" for site in query.sites) + ")")
@@ -323,7 +324,7 @@ def with_operators(query: SearchQuery) -> str:
 
 
 def google_dates(query: SearchQuery) -> str:
-    """Google's parameter ``tbs`` for a range of days; empty for any time."""
+    """Return Google's parameter ``tbs`` for a range of days; empty for any time."""
     if query.since is None and query.until is None:
         return ""
     parts = ["cdr:1"]
@@ -335,5 +336,5 @@ def google_dates(query: SearchQuery) -> str:
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """The values that are not empty."""
+    """Return the values that are not empty."""
     return {name: value for name, value in values.items() if value not in ("", None, (), [])}

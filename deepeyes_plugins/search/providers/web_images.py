@@ -1,4 +1,4 @@
-"""Search by image on the net: Google Lens by SerpApi, and any engine that takes and gives JSON.
+"""Image search of web engines: Google Lens by SerpApi, and any engine with a JSON API.
 
 Sources: https://serpapi.com/google-lens-api (request and answer) and https://serpapi.com/image-api
 (files: JPEG, PNG and WebP of at most 500 KB, which can be searched for during ten minutes).
@@ -44,37 +44,37 @@ from deepeyes_plugins.search.thumbnails import thumbnail
 _UPLOAD_BYTES = 500_000
 _UPLOAD_TYPES = ("image/jpeg", "image/png", "image/webp")
 _UPLOAD_SIDES = (2048, 1024, 512)
-"""Pixels of the longer side, tried in turn until the file is small enough."""
+"""Longer sides in pixels, tried in turn until the file is small enough."""
 
 
 class ThumbnailOptions(BaseModel):
-    """How thumbnails are fetched from the addresses that an engine gives."""
+    """Limits for downloads of thumbnails."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seconds: float = Field(10.0, gt=0, description="Seconds for one thumbnail.")
-    ports: tuple[int, ...] = Field((80, 443), description="Ports; empty for all.")
+    ports: tuple[int, ...] = Field((80, 443), description="Allowed ports; empty for all.")
     allowed_networks: tuple[IPvAnyNetwork, ...] = Field(
-        (), description="Private networks that are fetched from nevertheless, as 10.1.0.0/16."
+        (), description="Private networks that are allowed, as 10.1.0.0/16."
     )
 
 
 class WebImageOptions(WebOptions):
-    """Options of an engine that is asked by HTTP."""
+    """Options of the image provider of a web engine."""
 
     thumbnails: ThumbnailOptions = Field(
-        default_factory=ThumbnailOptions, description="How thumbnails are fetched."
+        default_factory=ThumbnailOptions, description="Limits for downloads of thumbnails."
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What an engine says of one page.
+    """One page of an engine's response.
 
     Attributes:
-        title: Its title.
-        link: Where it is.
-        thumbnail: Address of the image, a ``data:`` URL, or base64; empty if there is none.
+        title: Title of the page.
+        link: URL of the page.
+        thumbnail: URL of the image, a ``data:`` URL, or base64; empty if there is none.
     """
 
     title: str
@@ -83,12 +83,11 @@ class Match:
 
 
 class WebImages(WebEngine[Options], ImageSearchProvider):
-    """Asks an engine and fetches its thumbnails. A subclass says how it is asked."""
+    """Base of image providers of web engines: downloads the thumbnails of matches."""
 
     section = "image_providers"
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        """Check the options; nothing is opened yet."""
         super().__init__(options)
         self._fetcher: Fetcher | None = None
 
@@ -97,12 +96,12 @@ class WebImages(WebEngine[Options], ImageSearchProvider):
         """Ask the engine.
 
         Raises:
-            SearchError: It did not succeed.
+            SearchError: The search failed.
             ImageError: The image cannot be read.
         """
 
     async def search(self, query: ImageQuery) -> ImageResults:
-        """Ask the engine, then fetch all thumbnails at once; one that fails is left out."""
+        """Ask the engine, then download all thumbnails concurrently; failed ones are omitted."""
         try:
             matches = (await self.matches(query))[: query.count]
         except ImageError as error:
@@ -118,26 +117,26 @@ class WebImages(WebEngine[Options], ImageSearchProvider):
         return ImageResults(results, "no thumbnail could be fetched" if lost else "")
 
     async def aclose(self) -> None:
-        """Close all connections."""
+        """Close every connection."""
         await super().aclose()
         if self._fetcher is not None:
             await self._fetcher.aclose()
             self._fetcher = None
 
-    async def _thumbnail(self, place: str) -> EncodedImage | None:
-        if not place:
+    async def _thumbnail(self, source: str) -> EncodedImage | None:
+        if not source:
             return None
         try:
-            if place.startswith(("http://", "https://")):
-                data = (await self._fetching().fetch(place)).body
+            if source.startswith(("http://", "https://")):
+                data = (await self._connected_fetcher().fetch(source)).body
             else:
-                encoded = place.partition(",")[2] if place.startswith("data:") else place
+                encoded = source.partition(",")[2] if source.startswith("data:") else source
                 data = base64.b64decode(encoded, validate=True)
             return await asyncio.to_thread(thumbnail, data)
         except (FetchError, ImageError, binascii.Error, ValueError):
             return None
 
-    def _fetching(self) -> Fetcher:
+    def _connected_fetcher(self) -> Fetcher:
         if self._fetcher is None:
             options: ThumbnailOptions = self.options.thumbnails  # type: ignore[attr-defined]
             self._fetcher = Fetcher(
@@ -158,17 +157,16 @@ class LensOptions(WebImageOptions):
         "SERPAPI_API_KEY", description="Name of the environment variable that holds the key."
     )
     kind: Literal["visual_matches", "exact_matches"] = Field(
-        "visual_matches", description="Pages with similar images, or with this image."
+        "visual_matches", description="Find pages with similar images, or with this image."
     )
     image_url: str | None = Field(
         None,
         pattern="^https?://",
-        description="Public address of the images, where you publish them, with {data_id} or "
-        "{sha256} (of the file) in it. Unset: each image is uploaded to SerpApi, reduced to its "
-        "limit of 500 KB.",
+        description="Public URL under which you publish the images, with {data_id} or {sha256} "
+        "(of the file). Unset: each image is uploaded to SerpApi, reduced to its limit of 500 KB.",
     )
     language: str = Field("", description="Language of the results (hl), for instance en.")
-    country: str = Field("", description="Country that one searches from, for instance us.")
+    country: str = Field("", description="Country of the results, for instance us.")
 
 
 class _Upload(Answer):
@@ -200,7 +198,7 @@ class SerpApiLens(WebImages[LensOptions]):
     key_parameter = "api_key"
 
     async def matches(self, query: ImageQuery) -> list[Match]:
-        """Upload the image, unless it is public, and search for it."""
+        """Search for the image; upload it first unless it has a public URL."""
         options = self.options
         if options.image_url is not None:
             values = {"data_id": query.data_id, "sha256": query.image.sha256}
@@ -217,7 +215,7 @@ class SerpApiLens(WebImages[LensOptions]):
         return await self.ask(WebRequest("/search.json", params=params), self._read)
 
     async def _uploaded(self, image: EncodedImage) -> str:
-        """The name under which SerpApi has the image for ten minutes."""
+        """Upload the image and return its id, which SerpApi accepts for ten minutes."""
         data, kind = await asyncio.to_thread(_small, image)
         form = httpx.Request(
             "POST", "http://form", files={"image": (f"image.{kind.partition('/')[2]}", data, kind)}
@@ -233,17 +231,17 @@ class SerpApiLens(WebImages[LensOptions]):
         found = _Lens.model_validate_json(reply.body)
         if found.search_metadata.status not in ("Success", "Cached"):
             raise reply.unreadable(
-                f"a search that is {found.search_metadata.status}: {found.error}"
+                f"the search has status {found.search_metadata.status}: {found.error}"
             )
         pages = found.visual_matches or found.exact_matches
         return [Match(page.title, page.link, page.thumbnail) for page in pages]
 
 
 def _small(image: EncodedImage) -> tuple[bytes, str]:
-    """The image as a file that SerpApi takes, and its type."""
+    """Return the image as a file within SerpApi's limits, and its media type."""
     image = image.plain()
     if len(image.data) <= _UPLOAD_BYTES and image.media_type in _UPLOAD_TYPES:
-        image.pil()  # Raises for one that cannot be read.
+        image.pil()  # Raises ImageError for an unreadable image.
         return image.data, image.media_type
     pixels = image.pil()
     data = b""
@@ -258,54 +256,53 @@ def _small(image: EncodedImage) -> tuple[bytes, str]:
 
 
 class ImagePaths(BaseModel):
-    """Where the parts of one result are: keys and numbers with dots between them."""
+    """Paths of the parts of one result: keys and list indices, separated by dots."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     title: str = Field("title", description="Path of the title.")
-    link: str = Field("link", description="Path of the address.")
+    link: str = Field("link", description="Path of the URL.")
     thumbnail: str = Field(
-        "thumbnail", description="Path of the image: its address, a data: URL, or base64."
+        "thumbnail", description="Path of the image: its URL, a data: URL, or base64."
     )
 
 
 class ImageTemplateOptions(WebImageOptions):
-    """How to ask and what to read."""
+    """Templates of requests and paths in responses."""
 
-    path: str = Field("", pattern="^(/.*)?$", description="Behind the URL.")
+    path: str = Field("", pattern="^(/.*)?$", description="Path below the base URL.")
     headers: dict[str, str] = Field(
-        default_factory=dict, description="Headers; no secrets, those have key_env."
+        default_factory=dict, description="Headers without secrets; the API key is in key_env."
     )
     key_header: str = Field(
-        "Authorization", description="Header with the key; Authorization gets a bearer token."
+        "Authorization", description="Header of the key; Authorization gets a bearer token."
     )
     body: Any = Field(
         default_factory=lambda: {"image": "{image}", "data_id": "{data_id}", "count": "{count}"},
         description="JSON body. {image} (the file in base64), {media_type}, {sha256} (of the "
-        "file), {data_id} and {count} are filled in.",
+        "file), {data_id} and {count} are substituted.",
     )
     results: str = Field(
-        "results", description="Path of the list of results; empty if the answer is the list."
+        "results", description="Path of the list of results; empty if the response is the list."
     )
     fields: ImagePaths = Field(default_factory=ImagePaths, description="Paths within a result.")
 
 
 class ImageTemplate(WebImages[ImageTemplateOptions]):
-    """The provider ``http``: any engine that takes and gives JSON, described in agent.yaml."""
+    """The provider ``http``: any engine with a JSON API, described in agent.yaml."""
 
     name = "http"
     options_model: ClassVar[type[WebOptions]] = ImageTemplateOptions
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        """Check the options; nothing is opened yet."""
         super().__init__(options)
         self.headers = self.options.headers
         self.key_header = self.options.key_header
 
     async def matches(self, query: ImageQuery) -> list[Match]:
-        """Fill in the template and follow the paths."""
+        """Substitute the query into the template and follow the paths."""
         options, paths, image = self.options, self.options.fields, query.image
-        await asyncio.to_thread(image.pil)  # Raises for one that cannot be read.
+        await asyncio.to_thread(image.pil)  # Raises ImageError for an unreadable image.
         values = {
             "image": base64.b64encode(image.data).decode("ascii"),
             "media_type": image.media_type,
