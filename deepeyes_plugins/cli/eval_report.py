@@ -72,7 +72,7 @@ def report(
     dataset that failed, a sandbox or a judge that was down, is said first.
     """
     console = Console(stderr=True, highlight=False)
-    from eval_plugins.report.building import NothingFound, build, read_run
+    from eval_plugins.report.building import NoResultsError, build, read_run
     from eval_plugins.report.contents import Prices
     from eval_plugins.report.writing import write
 
@@ -83,7 +83,7 @@ def report(
         contents = build(run, old, title=title, prices=prices)
         folder = output or folders[0] / "report"
         write(contents, run, folder, image_side=image_side)
-    except (NothingFound, OSError) as error:
+    except (NoResultsError, OSError) as error:
         complain(str(error))
 
     if as_json:

@@ -21,7 +21,7 @@ from eval_plugins.vlmevalkit.launch import (
     command,
     expected,
     outcomes,
-    scores_anew_in_place,
+    rescores_in_place,
     work_dir,
 )
 from eval_plugins.vlmevalkit.leftovers import (
@@ -84,7 +84,7 @@ def run(
     }
     for path in set_broken_checkpoints_aside(folder):
         console.print(f"A killed run has left {path} half written: its samples are asked again.")
-    if scores_anew_in_place(arguments):
+    if rescores_in_place(arguments):
         for path in set_outdated_scores_aside(folder, asked):
             console.print(f"Some of its samples are asked again: set aside as {path}")
 
@@ -122,8 +122,8 @@ def _show(console: Console, results: list[Outcome], folder: Path) -> None:
             console.print(
                 f"{count} failed sample{'s' * (count > 1)}: {name}; run again with --reuse"
             )
-    came_through = sum(result.failure is None for result in results)
+    succeeded = sum(result.failure is None for result in results)
     console.print(
-        f"{came_through} of {len(results)} datasets came through. "
+        f"{succeeded} of {len(results)} datasets came through. "
         f"Report: deepeyes eval report {folder}"
     )

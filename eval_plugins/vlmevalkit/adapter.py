@@ -14,7 +14,7 @@ from deepeyes_plugins.environments.preflight import check_tools
 from deepeyes_plugins.rollout import EndReason, Task, Trajectory
 from deepeyes_plugins.rollout.log import TrajectoryLog
 from deepeyes_plugins.rollout.trajectory import MessageRecord
-from eval_plugins.cells import fitting
+from eval_plugins.cells import truncated_to_cell
 from eval_plugins.vlmevalkit.constants import UNANSWERED
 from eval_plugins.vlmevalkit.runner import EpisodeRunner
 from eval_plugins.vlmevalkit.samples import Item, make_task, note
@@ -203,4 +203,4 @@ def prediction(trajectory: Trajectory) -> str:
     if text is None and trajectory.turns:
         text = trajectory.turns[-1].text.rpartition("</think>")[2]
     text = (text or "").encode("utf-8", "replace").decode("utf-8")
-    return fitting(text.strip()).strip() or UNANSWERED
+    return truncated_to_cell(text.strip()).strip() or UNANSWERED

@@ -109,7 +109,7 @@ def expected(arguments: Sequence[str]) -> list[Combination]:
     return [Combination(model, name) for model in models for name in names]
 
 
-def scores_anew_in_place(arguments: Sequence[str]) -> bool:
+def rescores_in_place(arguments: Sequence[str]) -> bool:
     """Whether failed samples are asked again, in the folder where their scores already are.
 
     Not so in VLMEvalKit's API mode, where each run has a folder of its own.

@@ -17,7 +17,7 @@ from llamafactory.model import load_tokenizer
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from deepeyes_plugins.hosts.llamafactory.processors import FittingProcessor
+from deepeyes_plugins.hosts.llamafactory.processors import TruncatingProcessor
 from tests.llamafactory.conftest import Rows, tokenized, train_arguments, write_dataset
 
 LOOK = "<think>Look.</think>\n<code>\n```python\nimage_1\n```\n</code>"
@@ -96,13 +96,13 @@ def test_every_length(tiny_model_path: Path, tmp_path: Path, images: list[str]) 
     pipeline = Pipeline(tiny_model_path, tmp_path, "deepeyes_qwen2_vl")
     token = pipeline.tokenizer.convert_tokens_to_ids
     pad, opened, closed = map(token, ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>"))
-    encoded = pipeline.encode(FittingProcessor, 4096, images)
+    encoded = pipeline.encode(TruncatingProcessor, 4096, images)
     whole, labels = encoded["input_ids"][0], encoded["labels"][0]
     ends: set[int] = set()
     kept_images: set[int] = set()
 
     for cutoff in range(1, len(whole) + 2):
-        found = pipeline.encode(FittingProcessor, cutoff, images)
+        found = pipeline.encode(TruncatingProcessor, cutoff, images)
         if not found["input_ids"]:
             assert all(not column for column in found.values())
             continue

@@ -69,5 +69,5 @@ def test_what_is_no_report_of_ours_is_never_replaced(tmp_path: Path) -> None:
     told = deepeyes(str(work.root), "--output", str(mine))
 
     assert told.returncode == 1
-    assert "belongs to no report: choose another --output" in told.stderr
+    assert "is not part of a report: choose another --output" in told.stderr
     assert {path: path.read_text() for path in kept} == kept

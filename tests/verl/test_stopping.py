@@ -95,7 +95,7 @@ def waiting_trainer(buffer: Buffer, tmp_path: Path) -> Any:
     trainer: Any = object.__new__(verl.trainer.ppo.v1.get_trainer_cls("sync"))
     trainer._stop = StopRequests()
     trainer.replay_buffer = buffer
-    trainer._look_into_replay_buffer(RunWatch(WatchSettings(), tmp_path, None))
+    trainer._hook_replay_buffer(RunWatch(WatchSettings(), tmp_path, None))
     return trainer
 
 

@@ -43,13 +43,13 @@ def register(loader: ModuleType) -> None:
     Raises:
         AttributeError: There is no such function any more.
     """
-    theirs = getattr(loader, _READER)
-    if getattr(theirs, "func", None) is not load:
-        setattr(loader, _READER, functools.partial(load, theirs))
+    upstream = getattr(loader, _READER)
+    if getattr(upstream, "func", None) is not load:
+        setattr(loader, _READER, functools.partial(load, upstream))
 
 
 def load(
-    theirs: Callable[..., Any],
+    upstream: Callable[..., Any],
     dataset_attr: DatasetAttr,
     model_args: Any,
     data_args: DataArguments,
@@ -58,7 +58,7 @@ def load(
     """Read a data set.
 
     Args:
-        theirs: LLaMA-Factory's function, which does it.
+        upstream: LLaMA-Factory's function, which does it.
         dataset_attr: The entry of dataset_info.json.
         model_args: Of the run.
         data_args: Of the run.
@@ -68,12 +68,12 @@ def load(
         DataError: The entry cannot be honoured, or the files cannot be read; rows are named.
     """
     if dataset_attr.formatting not in formatters():
-        return theirs(dataset_attr, model_args, data_args, training_args)
+        return upstream(dataset_attr, model_args, data_args, training_args)
     row_form(dataset_attr)  # What it refuses is said before a long file is read.
     if data_args.streaming:
         _prepare_streaming(dataset_attr, training_args)
     try:
-        return theirs(dataset_attr, model_args, data_args, training_args)
+        return upstream(dataset_attr, model_args, data_args, training_args)
     except (DataError, RowError, SettingsError):
         raise
     # ValueError: of datasets, where files have no rows.

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class _Fitting(SupervisedDatasetProcessor):
+class _TruncatingBase(SupervisedDatasetProcessor):
     """Hands ``cutoff_len`` to the template, which leaves out turns, and does what follows."""
 
     template: Any
@@ -67,7 +67,7 @@ class _Fitting(SupervisedDatasetProcessor):
 
 
 @dataclass
-class FittingProcessor(_Fitting):
+class TruncatingProcessor(_TruncatingBase):
     """One sample a row."""
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -80,7 +80,7 @@ class FittingProcessor(_Fitting):
 
 
 @dataclass
-class FittingPackedProcessor(_Fitting, PackedSupervisedDatasetProcessor):
+class TruncatingPackedProcessor(_TruncatingBase, PackedSupervisedDatasetProcessor):
     """Several samples a row, for ``packing`` and ``neat_packing``."""
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -104,8 +104,8 @@ def register(loader: ModuleType) -> None:
         AttributeError: It does not choose from such classes any more.
     """
     for name, ours in (
-        ("SupervisedDatasetProcessor", FittingProcessor),
-        ("PackedSupervisedDatasetProcessor", FittingPackedProcessor),
+        ("SupervisedDatasetProcessor", TruncatingProcessor),
+        ("PackedSupervisedDatasetProcessor", TruncatingPackedProcessor),
     ):
         getattr(loader, name)
         setattr(loader, name, ours)

@@ -52,11 +52,11 @@ class DeepEyesTemplate(Template):
         tools: str | None = None,
         discarding_history_cot: bool = False,
     ) -> list[Pair]:
-        """Encode a sample; what does not fit is left out, see :func:`fitting`."""
+        """Encode a sample; what does not fit is left out, see :func:`truncate_turns`."""
         pairs: list[Pair] = super().encode_multiturn(
             tokenizer, messages, system, tools, discarding_history_cot
         )
-        return pairs if self.cutoff_len is None else fitting(pairs, self.cutoff_len)
+        return pairs if self.cutoff_len is None else truncate_turns(pairs, self.cutoff_len)
 
     def _encode(
         self,
@@ -77,7 +77,7 @@ class DeepEyesTemplate(Template):
         return {**message, "content": text.removeprefix(self.prefill)}
 
 
-def fitting(pairs: Iterable[Pair], limit: int) -> list[Pair]:
+def truncate_turns(pairs: Iterable[Pair], limit: int) -> list[Pair]:
     """Return the turns of a sample that fit into ``limit`` tokens.
 
     A user turn is kept whole, with all of its images, or not at all; with it go all later turns.

@@ -71,7 +71,7 @@ class ChatClient:
         Raises:
             InfrastructureError: The server does not answer, or its model is not clear.
         """
-        with _failures_of_ours():
+        with _as_infrastructure_error():
             return await self._endpoints[0].model()
 
     async def check(self) -> None:
@@ -81,7 +81,7 @@ class ChatClient:
             InfrastructureError: One does not answer, refuses the key, or the model to ask for is
                 not clear.
         """
-        with _failures_of_ours():
+        with _as_infrastructure_error():
             for endpoint in self._endpoints:
                 await (endpoint.model() if self.settings.model is None else endpoint.models())
 
@@ -99,12 +99,12 @@ class ChatClient:
             ContextLengthError: It does not fit; nothing was generated.
             InfrastructureError: The server cannot be reached or refuses for good.
         """
-        with _failures_of_ours():
+        with _as_infrastructure_error():
             return await server.complete(messages, fields)
 
 
 @contextmanager
-def _failures_of_ours() -> Iterator[None]:
+def _as_infrastructure_error() -> Iterator[None]:
     try:
         yield
     except RemoteError as error:

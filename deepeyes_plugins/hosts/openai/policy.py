@@ -72,10 +72,10 @@ class OpenAIPolicy:
             logger.warning("the conversation does not fit the model's context: %s", error)
             return None
         settings = self._settings
-        swallows = settings.send_stop and settings.profile == "generic"
-        turn = as_turn(completion, self._dialect, swallows_stop=swallows)
+        strips_stop = settings.send_stop and settings.profile == "generic"
+        turn = as_turn(completion, self._dialect, strips_stop=strips_stop)
         self._total_tokens = completion.total_tokens
-        self._messages.append(_own_turn(turn.text))
+        self._messages.append(_assistant_message(turn.text))
         return turn
 
     async def observe(self, observation: Observation) -> bool:
@@ -95,7 +95,7 @@ class OpenAIPolicy:
     async def _complete(self, limit: int | None) -> Completion:
         messages = list(self._messages)
         if self._opens_turns:
-            messages.append(_own_turn(self._dialect.prefill))
+            messages.append(_assistant_message(self._dialect.prefill))
         fields = self._fields()
         if limit is not None:
             fields = {**fields, "max_tokens": limit}
@@ -127,7 +127,7 @@ class OpenAIPolicy:
         return fields | settings.extra_body
 
 
-def as_turn(completion: Completion, dialect: Dialect, *, swallows_stop: bool) -> AssistantTurn:
+def as_turn(completion: Completion, dialect: Dialect, *, strips_stop: bool) -> AssistantTurn:
     """Bring what a server returned into the form of ``dialect``.
 
     Text past the first closing tag is cut, as is text from a forbidden token on: sent back as part
@@ -137,7 +137,7 @@ def as_turn(completion: Completion, dialect: Dialect, *, swallows_stop: bool) ->
     Args:
         completion: What the server returned.
         dialect: How turns are opened and closed.
-        swallows_stop: The server may have removed a stop string, as OpenAI's own does: put back
+        strips_stop: The server may have removed a stop string, as OpenAI's own does: put back
             the closing tag that is missing from a finished text.
     """
     generated = completion.text
@@ -148,8 +148,8 @@ def as_turn(completion: Completion, dialect: Dialect, *, swallows_stop: bool) ->
         finish_reason = "stop"
     elif text.endswith(dialect.stop):
         finish_reason = "stop"
-    elif finish_reason == "stop" and swallows_stop:
-        text += _swallowed_tag(text, dialect.stop)
+    elif finish_reason == "stop" and strips_stop:
+        text += _missing_closing_tag(text, dialect.stop)
     if dialect.prefill:
         opened = text.lstrip()
         text = opened if opened.startswith(dialect.prefill) else dialect.prefill + text
@@ -157,7 +157,7 @@ def as_turn(completion: Completion, dialect: Dialect, *, swallows_stop: bool) ->
     return AssistantTurn(text, finish_reason, completion.tokens, read)
 
 
-def _swallowed_tag(text: str, stop: tuple[str, ...]) -> str:
+def _missing_closing_tag(text: str, stop: tuple[str, ...]) -> str:
     """The closing tag that is missing from a finished text; empty if none is."""
     body = text.rpartition("</think>")[2]
     if "</answer>" in body:
@@ -198,7 +198,7 @@ def scaled_down(image: EncodedImage, limit: int) -> EncodedImage:
     return EncodedImage.from_pil(image.pil().resize(size, Image.Resampling.BICUBIC))
 
 
-def _own_turn(text: str) -> bytes:
+def _assistant_message(text: str) -> bytes:
     """A turn of the model's own as JSON: its text as it is."""
     return json.dumps({"role": "assistant", "content": encodable(text)}).encode()
 

@@ -101,7 +101,7 @@ class OpenAISettings(LayeredSettings, RemoteSettings):
         return self.profile != "generic" if self.prefill is None else self.prefill
 
 
-class _CommandedSettings(OpenAISettings):
+class _CommandLineSettings(OpenAISettings):
     """Settings from the options of a command, which win over the environment."""
 
     @classmethod
@@ -123,7 +123,7 @@ def load_openai_settings(*, values_win: bool = False, **values: Any) -> OpenAISe
         SettingsError: A value is wrong or missing; the message names it and its variable.
     """
     try:
-        return (_CommandedSettings if values_win else OpenAISettings)(**values)
+        return (_CommandLineSettings if values_win else OpenAISettings)(**values)
     except ValidationError as error:
         reasons = "; ".join(_explain(item["loc"], item["msg"]) for item in error.errors())
         raise SettingsError(f"settings of the OpenAI-compatible server: {reasons}") from error

@@ -113,7 +113,7 @@ def model_size(size: tuple[int, int], bounds: ImageBounds) -> tuple[int, int]:
 
     It refuses an aspect ratio over 200; such an image is brought to 200 first.
     """
-    width, height = _squeezed(*size)
+    width, height = _limit_aspect_ratio(*size)
     height, width = smart_resize(height, width, bounds.factor, bounds.minimum, bounds.maximum)
     return width, height
 
@@ -137,7 +137,7 @@ def model_image(image: EncodedImage, bounds: ImageBounds) -> Image.Image:
     picture = image.pil()
     size = model_size(picture.size, bounds)
     if model_size(size, bounds) != size:
-        size = _squeezed(*picture.size)
+        size = _limit_aspect_ratio(*picture.size)
     if size == picture.size:
         return picture
     # As the processor does it; Pillow's own takes two to five times as long.
@@ -151,7 +151,7 @@ def model_image(image: EncodedImage, bounds: ImageBounds) -> Image.Image:
     return functional.to_pil_image(pixels)
 
 
-def _squeezed(width: int, height: int) -> tuple[int, int]:
+def _limit_aspect_ratio(width: int, height: int) -> tuple[int, int]:
     """Shorten the longer side to an aspect ratio that processors take."""
     limit = int(min(width, height) * MAXIMUM_ASPECT_RATIO)
     return min(width, limit), min(height, limit)

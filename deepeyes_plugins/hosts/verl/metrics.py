@@ -140,7 +140,7 @@ class RunWatch:
         metrics: dict[str, float] = {}
         reason: str | None = None
         if self._settings.metrics or self._settings.alarm.enabled:
-            with harmless("the figures of the step"):
+            with log_failures("the figures of the step"):
                 keys = sample_keys(batch)
                 samples = read_records(keys, batch.partition_id)
                 if self._settings.metrics:
@@ -148,25 +148,25 @@ class RunWatch:
                     metrics[f"{TRAINING}/samples_left_out"] = 1 - len(samples) / expected
                     metrics |= named(TRAINING, groups_without_spread(keys, samples))
                 if self._settings.alarm.enabled and samples:
-                    reason = self._look_for_collapse(step, samples)
+                    reason = self._check_collapse(step, samples)
         if self._board is not None:
-            with harmless("the samples for the logging board"):
+            with log_failures("the samples for the logging board"):
                 keys = whole_groups(sample_keys(batch), self._settings.logging_board_samples)
                 self._board.log(step, read_board_samples(keys, batch.partition_id))
         if self._settings.metrics:
             metrics["timing_s/deepeyes_figures"] = time.perf_counter() - started
         return metrics, reason
 
-    def sampled_for_validation(self, batch: Any) -> None:
+    def record_validation(self, batch: Any) -> None:
         """Keep the records of validation samples, which verl is about to forget."""
         if self._settings.metrics:
-            with harmless("records of validation samples"):
+            with log_failures("records of validation samples"):
                 self._validation_samples += read_records(sample_keys(batch), batch.partition_id)
 
     def validated(self) -> dict[str, float]:
         """Return metrics of the validation that has just ended."""
         samples, self._validation_samples = self._validation_samples, []
-        with harmless("the figures of the validation"):
+        with log_failures("the figures of the validation"):
             return named(VALIDATION, self._validation.of(samples))
         return {}
 
@@ -176,7 +176,7 @@ class RunWatch:
             if writer is not None and not writer.flush(_FLUSH_SECONDS):
                 logger.warning("some %s are not written", writer.name)
 
-    def _look_for_collapse(self, step: int, samples: Sequence[SampleRecord]) -> str | None:
+    def _check_collapse(self, step: int, samples: Sequence[SampleRecord]) -> str | None:
         if self._history is None:
             self._history = CallHistory(self._settings.alarm, read_history(self._history_file))
         calls = Counter(call.tool for sample in samples for call in sample.tool_calls)
@@ -200,7 +200,7 @@ class RunWatch:
 
 
 @contextmanager
-def harmless(what: str) -> Iterator[None]:
+def log_failures(what: str) -> Iterator[None]:
     """Turn any failure into a warning: training is worth more than a figure about it."""
     try:
         yield

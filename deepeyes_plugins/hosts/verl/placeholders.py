@@ -101,7 +101,7 @@ def without_pixels(builder: Any) -> Any:
         _Settings(builder.chat_template_kwargs),
     ):
         return builder
-    return _light(builder)
+    return _pixel_free(builder)
 
 
 class _Settings(dict[str, Any]):
@@ -123,14 +123,14 @@ def _agrees(
             mm_processor_kwargs=dict(processor_settings),
             chat_template_kwargs=dict(template_settings),
         )
-        light = _light(builder)
+        pixel_free = _pixel_free(builder)
         sizes = probe_sizes(image_bounds(processor.image_processor, processor_settings))
         question = [_message(len(sizes))]
         picture = Image.new("RGB", sizes[0])
         answer = [_message(1, picture)]
         expected = builder.build_initial_tokens(question, images=[*map(_blank, sizes)])
-        found = light.build_initial_tokens(question, images=[*map(Outline, sizes)])
-        for some, ids in ((builder, expected), (light, found)):
+        found = pixel_free.build_initial_tokens(question, images=[*map(Outline, sizes)])
+        for some, ids in ((builder, expected), (pixel_free, found)):
             ids += some.merge_context_tokens(answer, answer * 2, [0]).token_ids
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         logger.warning("observations go through the whole processor: %r", error)
@@ -140,11 +140,11 @@ def _agrees(
     return expected == found
 
 
-def _light(builder: Any) -> Any:
-    light = copy.copy(builder)
+def _pixel_free(builder: Any) -> Any:
+    pixel_free = copy.copy(builder)
     bounds = image_bounds(builder.processor.image_processor, builder.mm_processor_kwargs)
-    light.processor = PlaceholderProcessor(builder.processor, bounds)
-    return light
+    pixel_free.processor = PlaceholderProcessor(builder.processor, bounds)
+    return pixel_free
 
 
 def probe_sizes(bounds: ImageBounds) -> list[tuple[int, int]]:

@@ -226,12 +226,12 @@ class TokenPolicy:
             self.routed_experts = output.routed_experts[: known + count]
         if output.num_preempted is not None:
             self.num_preempted = (self.num_preempted or 0) + output.num_preempted
-        self._note(output.extra_fields)
+        self._record_engine_fields(output.extra_fields)
 
     def _decode(self, ids: Any) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _note(self, fields: Mapping[str, Any]) -> None:
+    def _record_engine_fields(self, fields: Mapping[str, Any]) -> None:
         """Keep the engine's own fields as verl's loop does.
 
         Of the first turn, but for the newest weight version and for counts, which add up.

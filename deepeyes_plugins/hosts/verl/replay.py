@@ -50,8 +50,8 @@ class EagerReplayBuffer(ReplayBuffer):
         trajectories = self.partitions[TRAIN]
         counts = Counter(key.partition("_")[0] for key in trajectories)
         failed = self.failure_keys[TRAIN]
-        lonely = {prompt for prompt in failed if 0 < counts[prompt] < self._smallest_group}
-        keys = [key for key in trajectories if key.partition("_")[0] in lonely]
+        too_small = {prompt for prompt in failed if 0 < counts[prompt] < self._smallest_group}
+        keys = [key for key in trajectories if key.partition("_")[0] in too_small]
         if keys:
             transfer_queue.kv_clear(partition_id=TRAIN, keys=keys)
             for key in keys:

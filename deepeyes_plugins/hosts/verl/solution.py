@@ -52,7 +52,9 @@ def recover_trajectory(solution: str) -> Trajectory:
     """
     solution = solution.replace(PADDING, "")
     exact = TURN_START in solution
-    pieces = list(_exact(solution) if exact else _guessed(solution.replace(TURN_END, "")))
+    pieces = list(
+        _split_at_tokens(solution) if exact else _split_at_roles(solution.replace(TURN_END, ""))
+    )
     turns = [_turn(text, observation) for text, observation in pieces]
     answer = parse_action(turns[-1].text) if turns else None
     if not isinstance(answer, AnswerAction):
@@ -60,7 +62,7 @@ def recover_trajectory(solution: str) -> Trajectory:
     return Trajectory(task_id="", turns=turns, answer=answer.text, end_reason=EndReason.ANSWER)
 
 
-def _exact(solution: str) -> Iterator[tuple[str, str | None]]:
+def _split_at_tokens(solution: str) -> Iterator[tuple[str, str | None]]:
     """Split at the tokens that open a turn, into assistant turns and what came back."""
     text = None
     for number, block in enumerate(solution.split(TURN_START)):
@@ -77,7 +79,7 @@ def _exact(solution: str) -> Iterator[tuple[str, str | None]]:
         yield text, None
 
 
-def _guessed(solution: str) -> Iterator[tuple[str, str | None]]:
+def _split_at_roles(solution: str) -> Iterator[tuple[str, str | None]]:
     """Split at role names: into assistant turns and what came back."""
     first, *later = _OPENING.split(solution.rstrip())
     text, observation = first, ""

@@ -71,7 +71,7 @@ class DeepEyesTrainer(PPOTrainer):
             self._settings, Path(self.config.trainer.default_local_dir), self.tokenizer
         )
         self._stop.open()
-        self._look_into_replay_buffer(self._watch)
+        self._hook_replay_buffer(self._watch)
         try:
             super().fit(agent_loop_manager)
         except RunStoppedError as stop:
@@ -110,7 +110,7 @@ class DeepEyesTrainer(PPOTrainer):
         if reason is not None:
             raise RunStoppedError(reason) from cause
 
-    def _look_into_replay_buffer(self, watch: RunWatch) -> None:
+    def _hook_replay_buffer(self, watch: RunWatch) -> None:
         """See validation samples, and requests to stop while samples are waited for."""
         buffer = self.replay_buffer
         sample, wait = buffer.sample, getattr(buffer, "_wait_for_next_poll", None)
@@ -123,7 +123,7 @@ class DeepEyesTrainer(PPOTrainer):
                 raise
             self._end_if_asked()
             if batch.partition_id == "val":
-                watch.sampled_for_validation(batch)
+                watch.record_validation(batch)
             return batch, metrics
 
         buffer.sample = watched_sample
