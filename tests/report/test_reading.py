@@ -334,7 +334,8 @@ class TestDistrust:
 
         assert (only(report).failed, only(report).value, only(report).accuracy) == (1, 90, 100)
         assert only(report).plotted == 100
-        assert "1 of 10 samples (10.0%) failed with an infrastructure error" in said(report, "distrust")
+        found = said(report, "distrust")
+        assert "1 of 10 samples (10.0%) failed with an infrastructure error" in found
 
     def test_answers_without_an_option_and_without_a_judge(self, tmp_path: Path) -> None:
         mark = "Failed in Prefetch, no GPT-based answer matching under `exact_matching` policy."
