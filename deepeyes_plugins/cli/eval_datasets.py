@@ -78,9 +78,7 @@ def prepare(
 def shuffle(
     benchmarks: Annotated[
         list[str],
-        typer.Argument(
-            metavar="NAME...", help="Multiple-choice benchmarks, for instance VStarBench."
-        ),
+        typer.Argument(metavar="NAME", help="Multiple-choice benchmarks, for instance VStarBench."),
     ],
     seeds: Annotated[
         str, typer.Option(metavar="SEEDS", help="Comma-separated seeds, one pass each.")

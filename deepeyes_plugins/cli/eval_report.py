@@ -24,7 +24,7 @@ def report(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR...",
+            metavar="DIR",
             help="Work folders of VLMEvalKit and trajectory folders of one run.",
         ),
     ],

@@ -89,7 +89,7 @@ def test_tables_that_cannot_be_shuffled_are_refused(tmp_path: Path) -> None:
     assert code == 1 and "lacks the columns A, B" in said
 
     (tmp_path / "VStarBench.tsv").write_text("index\tA\tB\tanswer\n0\tx\ty\tC\n")
-    assert "row 1: the answer 'C' is none" in shuffle("VStarBench", "--output", tmp_path)[1]
+    assert "row 1: the answer 'C' is not one of" in shuffle("VStarBench", "--output", tmp_path)[1]
     assert not list(tmp_path.glob("*shuffled*"))
 
 
