@@ -155,7 +155,7 @@ def test_a_question_that_does_not_fit_is_left_out_and_named(
 
     if "preprocessing_num_workers" not in options:  # There, workers say it.
         assert "1 of 8 samples are dropped" in caplog.text
-        assert "They are: '<image>Blah blah" in caplog.text
+        assert "Samples: '<image>Blah blah" in caplog.text
     wanted = sum(len(row["images"]) for row in changed) - 1
     assert sum(len(example["images"] or []) for example in examples) == wanted
     if "packing" in options or "neat_packing" in options:
