@@ -1,4 +1,4 @@
-"""What a measure is, and the register of all of them."""
+"""Registry of search measurements."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Figure:
 
 @dataclass
 class Taken:
-    """What a measure found.
+    """Result of a measurement.
 
     Attributes:
         samples: Values by the figure's key.

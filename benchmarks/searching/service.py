@@ -1,4 +1,4 @@
-"""The search service: what it costs over its provider, and what it saves."""
+"""Measurements of the search service: overhead, response cache and request coalescing."""
 
 from __future__ import annotations
 
