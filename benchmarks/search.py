@@ -1,6 +1,6 @@
 """Benchmarks of search: a table and a JSON file.
 
-Engines on the net are left out: a local one that answers at once stands for them, so that what is
+Remote engines are excluded: a local one that responds at once replaces them, so that what is
 measured is this project's part.
 
 The JSON file:

@@ -17,7 +17,7 @@ class Figure:
     """One figure.
 
     Attributes:
-        title: What it is, for people.
+        title: Title in tables.
         measure: Name of the measure that it comes from.
         unit: Of its values.
         target: The value to reach, if it is a fixed one.
@@ -72,7 +72,7 @@ FIGURES: dict[str, Figure] = {
 
 
 def full_title(key: str) -> str:
-    """The title of a figure with what an ellipsis at its beginning stands for."""
+    """Return the title of a result, with a leading ellipsis expanded."""
     title = FIGURES[key].title
     if title.startswith("…"):
         keys = list(FIGURES)
@@ -88,7 +88,7 @@ def tail(figure: Figure, samples: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How our figure stands.
+    """Comparison of a result with target and peers.
 
     Attributes:
         target: The value to reach; None where no peer ran that it depends on.

@@ -13,7 +13,7 @@ class Figure:
 
     Attributes:
         key: Its name in the JSON file.
-        title: What it is, for people.
+        title: Title in tables.
         unit: Of its values.
         target: The value to reach, if there is one.
         share: Of the samples, which one is held against the target: 0.5 is the median.

@@ -45,6 +45,6 @@ def judged_trajectories(folders: Iterable[Path], logs: Iterable[Path]) -> Iterat
     for results in find_results(folders)[0]:
         matched = match(results.samples, by_dataset[results.name])
         for sample in results.samples:
-            played = matched.by_index.get(sample.index)
-            if played and sample.score is not None and sample.index not in matched.mismatched:
-                yield Judged(played.path, played.read(), sample.score)
+            logged = matched.by_index.get(sample.index)
+            if logged and sample.score is not None and sample.index not in matched.mismatched:
+                yield Judged(logged.path, logged.read(), sample.score)

@@ -74,10 +74,10 @@ def write(report: Report, run: Run, folder: Path, *, image_side: int = 1280) -> 
     images = _Images(folder / "images", image_side)
     rows = []
     waiting: list[dict[str, Any]] = []
-    for number, (benchmark, sample, played) in enumerate(_samples(run)):
+    for number, (benchmark, sample, logged) in enumerate(_samples(run)):
         name = report.benchmarks[benchmark].name
-        rows.append([*_row(benchmark, sample, played), flips.get((name, sample.index), "")])
-        waiting.append(_details(sample, played, images))
+        rows.append([*_row(benchmark, sample, logged), flips.get((name, sample.index), "")])
+        waiting.append(_details(sample, logged, images))
         if len(waiting) == SAMPLES_PER_FILE:
             _write_data(folder, number // SAMPLES_PER_FILE, waiting)
             waiting = []
@@ -133,25 +133,25 @@ def _samples(run: Run) -> Iterator[tuple[int, Sample, LoggedTrajectory | None]]:
             yield benchmark, sample, by_index.get(sample.index)
 
 
-def _row(benchmark: int, sample: Sample, played: LoggedTrajectory | None) -> list[Any]:
+def _row(benchmark: int, sample: Sample, logged: LoggedTrajectory | None) -> list[Any]:
     """Return the cells of a sample in the list; short, as the page holds all samples."""
     verdict = "failed" if sample.failed else "unscored"
     if sample.score is not None:
         verdict = "right" if sample.score >= 0.5 else "wrong"
-    tools = sorted({call.tool for call in played.record.tool_calls}) if played else []
+    tools = sorted({call.tool for call in logged.record.tool_calls}) if logged else []
     return [
         benchmark,
         sample.index,
         verdict,
-        str(played.record.end_reason) if played else "",
+        str(logged.record.end_reason) if logged else "",
         tools,
-        played.record.turns if played else 0,
+        logged.record.turns if logged else 0,
         " ".join(sample.question.split())[:QUESTION_SHOWN],
         " ".join(sample.prediction.split())[-60:],
     ]
 
 
-def _details(sample: Sample, played: LoggedTrajectory | None, images: _Images) -> dict[str, Any]:
+def _details(sample: Sample, logged: LoggedTrajectory | None, images: _Images) -> dict[str, Any]:
     details: dict[str, Any] = {
         "question": sample.question,
         "options": sample.options,
@@ -161,14 +161,14 @@ def _details(sample: Sample, played: LoggedTrajectory | None, images: _Images) -
         "note": sample.note,
         "category": sample.category,
     }
-    if played is None:
+    if logged is None:
         return details
     try:
-        trajectory = played.load()
+        trajectory = logged.load()
     except (OSError, ValueError) as error:
-        logger.warning("%s cannot be read again: %s", played.path, error)
+        logger.warning("%s cannot be read again: %s", logged.path, error)
         return details
-    image = partial(images.name_of, played)
+    image = partial(images.name_of, logged)
     return details | {
         "task": trajectory.task_id,
         "end": str(trajectory.end_reason),
@@ -254,10 +254,10 @@ class _Images:
         self._listed: dict[Path, dict[str, Path]] = {}
         self._pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
 
-    def name_of(self, played: LoggedTrajectory, sha256: str) -> str:
+    def name_of(self, logged: LoggedTrajectory, sha256: str) -> str:
         """Return the name of an image's copy and start the copy; empty without the image."""
         if sha256 not in self._names:
-            source = self._files(played.images).get(sha256) if self._side else None
+            source = self._files(logged.images).get(sha256) if self._side else None
             self._names[sha256] = f"{sha256}.webp" if source else ""
             if source is not None:
                 self._pool.submit(_copy, source, self._folder / f"{sha256}.webp", self._side)

@@ -75,8 +75,8 @@ class TruncatingProcessor(_TruncatingBase):
         inputs = super().preprocess_dataset(examples)
         if not self._left_out:
             return inputs
-        kept = [bool(ids) for ids in inputs["input_ids"]]
-        return {name: list(compress(column, kept)) for name, column in inputs.items()}
+        used = [bool(ids) for ids in inputs["input_ids"]]
+        return {name: list(compress(column, used)) for name, column in inputs.items()}
 
 
 @dataclass

@@ -84,13 +84,13 @@ def truncate_turns(pairs: Iterable[Pair], limit: int) -> list[Pair]:
     remaining assistant turn may be truncated; it then has no ``<|im_end|>``, so that the model does
     not learn to end there.
     """
-    kept: list[Pair] = []
+    fitting: list[Pair] = []
     for source, target in pairs:
         if len(source) >= limit:
             break
-        kept.append((source, target[: limit - len(source)]))
+        fitting.append((source, target[: limit - len(source)]))
         limit -= len(source) + len(target)
-    return kept
+    return fitting
 
 
 def register(templates: Mapping[str, Template]) -> None:

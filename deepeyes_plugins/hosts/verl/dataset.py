@@ -88,7 +88,7 @@ class DeepEyesDataset(RLHFDataset):
             processes=self.config.get("check_processes"),
             keep_bad=policy == "drop",
         )
-        kept: list[int] = []
+        used: list[int] = []
         first = 0
         for file in stored:
             warnings = Counter((warning.key, warning.reason) for warning in file.report.warnings)
@@ -99,10 +99,10 @@ class DeepEyesDataset(RLHFDataset):
                 file.report.raise_if_bad()
             elif bad:
                 logger.warning("rows are dropped. %s", file.report.describe())
-            kept += [first + at for at in range(file.report.rows) if at + 1 not in bad]
+            used += [first + at for at in range(file.report.rows) if at + 1 not in bad]
             first += file.report.rows
         absent = {"env_name": self._rules.environment}
-        rows = Rows(stored, absent).select(kept)
+        rows = Rows(stored, absent).select(used)
         self.dataframe = self.maybe_filter_out_long_prompts(self._sample(rows))
         logger.info("%d of %d rows are used", len(self.dataframe), len(rows))
         judge = configured_judge(settings.judge)
@@ -137,15 +137,15 @@ class DeepEyesDataset(RLHFDataset):
         if not self.filter_overlong_prompts:
             return dataframe
         lengths = self._prompt_lengths(dataframe)
-        kept = [at for at, length in enumerate(lengths) if length <= self.max_prompt_length]
-        if len(kept) < len(dataframe):
+        used = [at for at, length in enumerate(lengths) if length <= self.max_prompt_length]
+        if len(used) < len(dataframe):
             logger.warning(
                 "%d of %d prompts are longer than data.max_prompt_length=%d tokens and dropped",
-                len(dataframe) - len(kept),
+                len(dataframe) - len(used),
                 len(dataframe),
                 self.max_prompt_length,
             )
-        return dataframe.select(kept)
+        return dataframe.select(used)
 
     def _build_messages(self, example: dict[str, Any], key: str) -> list[dict[str, Any]]:
         messages = prompt_messages({"prompt": example[key], "images": example.get("images")})

@@ -101,7 +101,7 @@
     const box = element("div", "pictures");
     for (const name of images) {
       if (!name) {
-        box.append(element("span", "lost", "an image that was not kept"));
+        box.append(element("span", "lost", "image not available"));
         continue;
       }
       const link = element("a");
