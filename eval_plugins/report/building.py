@@ -237,7 +237,7 @@ def _agent(own: Sequence[LoggedTrajectory], prices: Prices) -> AgentMetrics | No
     if not own:
         return None
     records = [one.record.model_copy(update={"data_source": "it"}) for one in own]
-    figures = {name.removeprefix("it/"): value for name, value in Figures().of(records).items()}
+    metrics = {name.removeprefix("it/"): value for name, value in Figures().of(records).items()}
     tools = sorted({call.tool for record in records for call in record.tool_calls})
     calls = [call for record in records for call in record.tool_calls]
     read = [one.prompt_tokens for one in own if one.prompt_tokens is not None]
@@ -245,17 +245,17 @@ def _agent(own: Sequence[LoggedTrajectory], prices: Prices) -> AgentMetrics | No
     generated = sum(record.generated_tokens for record in records)
     return AgentMetrics(
         trajectories=len(own),
-        calls={tool: figures[f"tool_calls/{tool}"] for tool in tools},
-        calls_failed={tool: figures[f"tool_error/{tool}"] for tool in tools},
-        samples_with_calls=figures["samples_with_tool_calls"],
+        calls={tool: metrics[f"tool_calls/{tool}"] for tool in tools},
+        calls_failed={tool: metrics[f"tool_error/{tool}"] for tool in tools},
+        samples_with_calls=metrics["samples_with_tool_calls"],
         infrastructure_errors=fmean(call.outcome == "infrastructure_error" for call in calls)
         if calls
         else 0.0,
-        turns=figures["turns/mean"],
-        tokens=figures["generated_tokens/mean"],
+        turns=metrics["turns/mean"],
+        tokens=metrics["generated_tokens/mean"],
         prompt_tokens=prompt_tokens,
-        seconds_p50=figures["trajectory_seconds/p50"],
-        seconds_p95=figures["trajectory_seconds/p95"],
+        seconds_p50=metrics["trajectory_seconds/p50"],
+        seconds_p95=metrics["trajectory_seconds/p95"],
         end_reasons=dict(Counter(str(record.end_reason) for record in records).most_common()),
         cut=sum(one.cut for one in own),
         cost=prices.cost(sum(read) if prompt_tokens is not None else None, generated),

@@ -130,8 +130,8 @@ def _track(
     interval: Interval | None,
     out_of: float,
 ) -> dict[str, Any]:
-    def place(figure: float | None) -> float | None:
-        return None if figure is None else round(min(100.0, max(0.0, 100 * figure / out_of)), 2)
+    def place(score: float | None) -> float | None:
+        return None if score is None else round(min(100.0, max(0.0, 100 * score / out_of)), 2)
 
     known = one.published
     label = f"{title}: {number(value, out_of)}"

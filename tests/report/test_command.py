@@ -53,7 +53,7 @@ def test_a_run_without_vlmeval_installed(tmp_path: Path) -> None:
 def test_a_mistake_is_told_in_a_sentence(tmp_path: Path) -> None:
     told = deepeyes(str(tmp_path / "nowhere"))
     assert told.returncode == 1
-    assert "nowhere is no folder" in told.stderr
+    assert "nowhere is not a folder" in told.stderr
     assert "Traceback" not in told.stderr
 
 
