@@ -1,4 +1,4 @@
-"""Measures the data tools beside their goals: a table, and a JSON file.
+"""Benchmarks of the data tools against their targets: a table and a JSON file.
 
 The measures are the modules of `data_measures`; `--only NAME` takes one of them.
 """
@@ -17,10 +17,12 @@ DEFAULT_FILE = Path(__file__).parents[1] / "runs" / "benchmarks" / "data.json"
 
 def main(
     only: Annotated[list[str] | None, typer.Option(help="Measure only this; repeatable.")] = None,
-    quick: Annotated[bool, typer.Option(help="Small data: does it run at all?")] = False,
-    file: Annotated[Path, typer.Option("--json", help="Where the figures go.")] = DEFAULT_FILE,
+    quick: Annotated[bool, typer.Option(help="Smoke test with small data.")] = False,
+    file: Annotated[
+        Path, typer.Option("--json", metavar="PATH", help="Output file.")
+    ] = DEFAULT_FILE,
 ) -> None:
-    """Measure, show and write the figures."""
+    """Run the measurements, show and write the results."""
     measure(MEASURES, only, quick, file)
 
 

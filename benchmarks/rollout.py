@@ -1,4 +1,4 @@
-"""Measures what the agent loop itself costs: a table and a JSON file.
+"""Benchmarks of the agent loop's overhead: a table and a JSON file.
 
 A simulated engine (rollouts/simulation.py says where its latencies come from), the real loop, the
 real token policy with verl's token builder and a Qwen2.5-VL processor; for a GRPO step, all of verl
@@ -37,7 +37,7 @@ DEFAULT_PATH = Path(__file__).parents[1] / "runs" / "benchmarks" / "rollout.json
 
 
 def measure_makespan(quick: bool) -> dict[str, Measured]:
-    """Each trajectory at its own pace against the barrier."""
+    """Measure the makespan of independent trajectories against a barrier after every turn."""
     prompts, scale, workers = (4, 0.02, 1) if quick else (256, 0.5, 2)
     found = makespan.measure(prompts=prompts, scale=scale, workers=workers)
     details = dataclasses.asdict(found)
@@ -55,7 +55,7 @@ def measure_makespan(quick: bool) -> dict[str, Measured]:
 
 
 def measure_turn(quick: bool) -> dict[str, Measured]:
-    """Our own time of a turn."""
+    """Measure the agent loop's own time per turn."""
     found = turns.measure(models.make_builder(), samples=3 if quick else 40)
     late, early = median(found.late), median(found.early)
     thousands = (found.tokens - found.early_tokens) / 1000
@@ -73,7 +73,7 @@ def measure_turn(quick: bool) -> dict[str, Measured]:
 
 
 def measure_lag(quick: bool) -> dict[str, Measured]:
-    """The event loop and the memory of a worker."""
+    """Measure the event-loop lag and the memory of a worker."""
     options = {"prompts": 1, "megapixels": 1, "window": 3.0} if quick else {"prompts": 32}
     found = lag.measure(models.make_builder(), **options)
     shares = {
@@ -92,7 +92,7 @@ def measure_lag(quick: bool) -> dict[str, Measured]:
 
 
 def measure_step(quick: bool) -> dict[str, Measured]:
-    """GRPO steps through all of verl, ours against its stock loop."""
+    """Measure GRPO steps of verl with this agent loop against verl's own."""
     with tempfile.TemporaryDirectory(prefix="deepeyes-step-") as folder:
         found = step.measure(Path(folder), steps=4 if quick else 8)
     seconds = {loop: median(one.seconds) for loop, one in found.items()}
@@ -119,14 +119,12 @@ def main(
         list[str] | None,
         typer.Option(help=f"Take this measure only; repeatable: {', '.join(MEASURES)}."),
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Small numbers, to see that it runs.")
-    ] = False,
-    json_path: Annotated[Path, typer.Option("--json", help="Where the figures go.")] = (
+    quick: Annotated[bool, typer.Option("--quick", help="Smoke test with small numbers.")] = False,
+    json_path: Annotated[Path, typer.Option("--json", metavar="PATH", help="Output file.")] = (
         DEFAULT_PATH
     ),
 ) -> None:
-    """Measures what the agent loop itself costs."""
+    """Measure the agent loop's overhead."""
     console = Console(width=None if Console().is_terminal else 160)
     for name in only or []:
         if name not in MEASURES:

@@ -1,4 +1,4 @@
-"""Measures the code sandbox and its peers in one run: a table, a JSON file and a plot.
+"""Benchmarks of the code sandbox and its peers in one run: a table, a JSON file and a plot.
 
 Without options it compares this project's server with stock ipykernels (and with
 jupyter_kernel_gateway, where that is installed) in about five minutes on two cores. Servers that
@@ -47,7 +47,7 @@ DEFAULT_FOLDER = Path(__file__).parents[1] / "runs" / "benchmarks"
 
 
 def chosen_measures(only: list[str]) -> list[Measure]:
-    """The measures of those names; all without names."""
+    """Return the measurements with those names; all without names."""
     for name in only:
         if name not in MEASURES:
             raise typer.BadParameter(f"{name!r} is none of {', '.join(MEASURES)}")
@@ -55,7 +55,7 @@ def chosen_measures(only: list[str]) -> list[Measure]:
 
 
 def chosen_systems(names: list[str], legacy: list[str], sessions: int) -> list[System]:
-    """The systems of those names, and the legacy servers."""
+    """Return the systems with those names, and the legacy servers."""
     known: dict[str, System] = {"deepeyes": DeepEyes(sessions), "ipykernel": IPyKernel()}
     if KernelGateway.installed():
         known["kernel_gateway"] = KernelGateway()
@@ -79,7 +79,7 @@ async def measure_all(
     quick: bool,
     console: Console,
 ) -> Results:
-    """Starts the systems, takes all measures, and ends the systems."""
+    """Start the systems, run all measurements, and stop the systems."""
     running: list[System] = []
     results: Results = {}
     try:
@@ -116,20 +116,20 @@ def main(
         typer.Option(metavar="NAME=URL", help="A running server with the legacy API; repeatable."),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Samples of each figure, instead of its own number.")
+        int | None, typer.Option(min=1, help="Samples of each measurement, instead of its default.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the samples.")] = False,
     sessions: Annotated[
         int, typer.Option(min=1, help="Idle sessions that deepeyes must keep alive.")
     ] = WANTED_SESSIONS,
-    json_path: Annotated[Path, typer.Option("--json", help="Where the figures go.")] = (
+    json_path: Annotated[Path, typer.Option("--json", metavar="PATH", help="Output file.")] = (
         DEFAULT_FOLDER / "sandbox.json"
     ),
-    plot_path: Annotated[Path, typer.Option("--plot", help="Where the plot goes.")] = (
-        DEFAULT_FOLDER / "sandbox.png"
-    ),
+    plot_path: Annotated[
+        Path, typer.Option("--plot", metavar="PATH", help="Output file of the plot.")
+    ] = (DEFAULT_FOLDER / "sandbox.png"),
 ) -> None:
-    """Measures the code sandbox and its peers in one run."""
+    """Measure the code sandbox and its peers in one run."""
     console = Console(width=None if Console().is_terminal else 160)
     measures = chosen_measures(only or [])
     systems = chosen_systems(system or [], legacy or [], sessions)

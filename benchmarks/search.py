@@ -1,6 +1,6 @@
-"""Measures search: a table and a JSON file.
+"""Benchmarks of search: a table and a JSON file.
 
-Engines on the net are left out: a local one that answers at once stands for them, so that what is
+Remote engines are excluded: a local one that responds at once replaces them, so that what is
 measured is this project's part.
 
 The JSON file:
@@ -41,7 +41,7 @@ for module in MODULES:
 
 
 def entry(figure: Figure, samples: list[float]) -> dict[str, object]:
-    """A figure in the form of the JSON file."""
+    """Convert a result to the format of the JSON file."""
     value = at(samples, figure.share)
     reached = None
     if figure.target is not None:
@@ -59,7 +59,7 @@ def entry(figure: Figure, samples: list[float]) -> dict[str, object]:
 
 
 def table(taken: dict[str, Taken]) -> Table:
-    """All figures, one a line."""
+    """Make the table of all results, one per line."""
     drawn = Table(title="Search: median / 95th percentile")
     for name in ("figure", "unit", "target", "value", "reached"):
         drawn.add_column(name, justify="left" if name in ("figure", "unit") else "right")
@@ -87,9 +87,11 @@ def main(
         typer.Option(help=f"Take this measure only; repeatable: {', '.join(MEASURES)}."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the samples.")] = False,
-    json_path: Annotated[Path, typer.Option("--json", help="Where the figures go.")] = DEFAULT_JSON,
+    json_path: Annotated[
+        Path, typer.Option("--json", metavar="PATH", help="Output file.")
+    ] = DEFAULT_JSON,
 ) -> None:
-    """Measures search."""
+    """Measure search."""
     console = Console(width=None if Console().is_terminal else 120)
     for name in only or []:
         if name not in MEASURES:

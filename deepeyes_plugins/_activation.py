@@ -1,13 +1,13 @@
-"""Registers with frameworks that have no plugin mechanism, once they are imported.
+"""Import hook that registers with frameworks that have no plugin mechanism.
 
 ``deepeyes_plugins.pth`` calls :func:`install` when the interpreter starts, so that plain
-``llamafactory-cli train`` and ``python -m vlmeval`` find our converters and models, in child
-processes too. A finder waits for the framework's registry module; nothing of the framework or of
-ours is imported before. Every Python process of the environment pays for this module, so it uses
-only what an interpreter has loaded anyway.
+``llamafactory-cli train`` and ``python -m vlmeval`` find this package's converters and models, in
+child processes too. A finder waits for the framework's registry module; before that, neither the
+framework nor the rest of this package is imported. Every Python process of the environment loads
+this module, so it imports only what an interpreter has already loaded.
 
-``DEEPEYES_ACTIVATION=0`` switches it off; ``deepeyes doctor`` shows what it did. The day a
-framework grows an entry point of its own, its line in :data:`HOOKS` goes.
+``DEEPEYES_ACTIVATION=0`` disables it; ``deepeyes doctor`` shows its state. A framework that gains
+an entry point for plugins no longer needs its line in :data:`HOOKS`.
 """
 
 import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 SWITCH = "DEEPEYES_ACTIVATION"
-"""Environment variable; with ``0``, :func:`install` does nothing."""
+"""Environment variable; ``0`` disables :func:`install`."""
 
 HOOKS = {
     "llamafactory.data.converter": (
@@ -37,19 +37,18 @@ HOOKS = {
     "vlmeval.smp.file": "eval_plugins.vlmevalkit.tables:keep_texts",
     "vlmeval.config": "eval_plugins.vlmevalkit.register:register",
 }
-"""Registry module of a framework, and ``module:function`` to call with it once it is imported."""
+"""Registry module of a framework to the ``module:function`` that is called with it on import."""
 
 state: dict[str, str] = {}
-"""What became of each watched module: ``waiting``, ``registered`` or ``failed: reason``."""
+"""State of each watched module: ``waiting``, ``registered`` or ``failed: reason``."""
 
 _functions: dict[str, str] = {}
 
 
 class RegistryFinder:
-    """A ``sys.meta_path`` finder that finds nothing itself: it marks what the others find."""
+    """A ``sys.meta_path`` finder that wraps the loaders which other finders return."""
 
     def __init__(self) -> None:
-        """Make a finder; :func:`watch` puts it in place."""
         self._searching: set[tuple[str, int]] = set()
 
     def find_spec(
@@ -58,10 +57,10 @@ class RegistryFinder:
         path: "Sequence[str] | None" = None,
         target: "ModuleType | None" = None,
     ) -> "ModuleSpec | None":
-        """Return the spec that the other finders have for a watched module; else ``None``."""
+        """Return the other finders' spec of a watched module; else ``None``."""
         if name not in _functions:
             return None
-        # Other finders may ask all of sys.meta_path again, which comes back here.
+        # Other finders may query all of sys.meta_path again, including this finder.
         search = (name, get_ident())
         if search in self._searching:
             return None
@@ -82,27 +81,27 @@ _finder = RegistryFinder()
 
 
 def install() -> None:
-    """Watch the modules of :data:`HOOKS`, unless :data:`SWITCH` says not to."""
+    """Watch the modules of :data:`HOOKS`, unless :data:`SWITCH` is ``0``."""
     if os.environ.get(SWITCH) != "0":
         for name, function in HOOKS.items():
             watch(name, function)
 
 
 def watch(name: str, function: str) -> None:
-    """Call a function of ours with a framework's module as soon as that has been imported.
+    """Call a function with a framework's module as soon as the module is imported.
 
-    A failure is logged and recorded in :data:`state`; the framework never sees it. Each time the
-    module is executed anew (``importlib.reload``) the function is called again.
+    Failures are logged and recorded in :data:`state`, but not raised. The function is called again
+    each time the module is executed again (``importlib.reload``).
 
     Args:
-        name: Full name of the module; one that is imported already is served at once.
-        function: ``module:function`` that takes the module; imported only then.
+        name: Full name of the module. If it is already imported, the function is called at once.
+        function: ``module:function`` that takes the module; imported when it is called.
 
     Raises:
-        ValueError: Another function is called for that module already.
+        ValueError: Another function is registered for the module.
     """
     if _functions.setdefault(name, function) != function:
-        raise ValueError(f"{name} is watched for {_functions[name]} already, not for {function}")
+        raise ValueError(f"{name} is already watched for {_functions[name]}, not for {function}")
     if name in state:
         return
     if _finder not in sys.meta_path:
@@ -113,10 +112,10 @@ def watch(name: str, function: str) -> None:
 
 
 def _mark(spec: "ModuleSpec") -> None:
-    """Make the spec's loader call :func:`_register` behind the module's execution.
+    """Make the spec's loader call :func:`_register` after it has executed the module.
 
-    A copy of the real loader is changed, and only until it has run: its type, its source and its
-    resources stay visible to everybody, and a loader that serves other modules is not touched.
+    Only a copy of the loader is changed, and only until it has run, so its type, source and
+    resources stay available, and a loader shared with other modules is unaffected.
     """
     from copy import copy
 
@@ -149,13 +148,13 @@ def _register(module: "ModuleType") -> None:
 
 
 def _fail(name: str, error: Exception) -> None:
-    """Record a failure: the host goes on without us, but not silently."""
+    """Record and log a failure; the framework continues without this package."""
     import logging
 
     state[name] = f"failed: {type(error).__name__}: {error}"
     logging.getLogger(__name__).warning(
         "deepeyes-plugins could not register in %s (%s: %s). Run `deepeyes doctor`, or set %s=0 "
-        "to go without.",
+        "to disable it.",
         name,
         type(error).__name__,
         error,

@@ -1,7 +1,7 @@
-"""Name the command that installs an extra of this package.
+"""Install command of this package's extras.
 
-There need not be a release on a package index, so the command names where the installed package
-came from: pip records that beside it (PEP 610, ``direct_url.json``).
+The package may not come from a package index, so the command uses the origin that pip recorded
+(PEP 610, ``direct_url.json``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NAME = "deepeyes-plugins"
 
 
 def install_command(extra: str = "") -> str:
-    """Return the command that adds ``extra`` to this installation, or without one repeats it."""
+    """Return the command that installs ``extra``, or without one the package itself."""
     extras = f"[{extra}]" if extra else ""
     in_a_checkout = f"pip install '.{extras}' in a checkout of {NAME}"
     try:

@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
 
 
 def photo(width: int, height: int, generator: np.random.Generator) -> bytes:
-    """A JPEG whose spectrum falls as that of natural images does."""
+    """Make a JPEG with the spectrum of natural images."""
     down, across = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
     fall = np.maximum(np.hypot(across, down), 1 / width) ** -1.2
     channels = []
@@ -82,7 +82,7 @@ def generate(path: Path, size: int) -> None:
 
 
 def decoders() -> dict[str, Callable[[bytes], object]]:
-    """Decoders of JPEG at full size that are installed."""
+    """Return the installed JPEG decoders."""
 
     def pillow(data: bytes) -> object:
         return Image.open(io.BytesIO(data)).load()
@@ -105,7 +105,7 @@ def decoders() -> dict[str, Callable[[bytes], object]]:
 
 
 def bare(path: str, decoder: str, at: int) -> None:
-    """Decode the images of every second row group and no more."""
+    """Decode the images of every second row group."""
     decode = decoders()[decoder]
     with pq.ParquetFile(path, pre_buffer=False) as file:
         for group in range(at, file.num_row_groups, PROCESSES):
@@ -116,7 +116,7 @@ def bare(path: str, decoder: str, at: int) -> None:
 
 
 def timed(commands: list[list[str]]) -> tuple[float, float]:
-    """Seconds of commands that run together, and their largest resident memory in MB."""
+    """Return the time in seconds of concurrent commands, and their peak resident memory in MB."""
     started = time.perf_counter()
     running = [
         psutil.Popen(command, stdout=subprocess.DEVNULL, cwd=BENCHMARKS) for command in commands
@@ -143,7 +143,7 @@ def timed(commands: list[list[str]]) -> tuple[float, float]:
 
 
 def measure(quick: bool) -> Figure:
-    """Throughput of the check over that of the fastest bare loop."""
+    """Measure the throughput of the check relative to the fastest decoding loop."""
     size = (96 << 20) if quick else (4 << 30)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "photos.parquet"

@@ -1,4 +1,4 @@
-"""What our activation costs an `import vlmeval`: median CPU milliseconds of the hook.
+"""CPU cost of the import hook in `import vlmeval`: median milliseconds.
 
 Two imports of many seconds differ by more noise than the hook costs. So fresh interpreters import
 `vlmeval` with the hook on, and count the thread time of what it does: the finder's searches and

@@ -1,4 +1,4 @@
-"""What every benchmark reports in the same way."""
+"""Common parts of benchmark reports: environment and number format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psutil
 
 
 def machine(packages: Iterable[str]) -> dict[str, object]:
-    """What the figures depend on, with the versions of some packages."""
+    """Describe the machine and the versions of some packages."""
     return {
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
@@ -24,7 +24,7 @@ def machine(packages: Iterable[str]) -> dict[str, object]:
 
 
 def number(value: float) -> str:
-    """Three digits that matter."""
+    """Format with three significant digits."""
     if not value:
         return "0"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))

@@ -1,4 +1,4 @@
-"""Measures by name, each a figure beside its goal: one table, one JSON file."""
+"""Runner of named measurements: compares each with its target, writes a table and a JSON file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.table import Table
 
 @dataclass
 class Figure:
-    """A measured value beside its goal.
+    """A measured value with its target.
 
     Attributes:
         title: What was measured.
@@ -38,7 +38,7 @@ class Figure:
 
     @property
     def reached(self) -> bool:
-        """Whether the goal is."""
+        """Whether the target is reached."""
         return self.value <= self.goal if self.at_most else self.value >= self.goal
 
 
@@ -48,7 +48,7 @@ Measure = Callable[[bool], Figure]
 def measure(
     known: Mapping[str, str], only: Sequence[str] | None, quick: bool, file: Path
 ) -> dict[str, Figure]:
-    """Measure, show and write the figures.
+    """Run the measurements, show and write the results.
 
     Args:
         known: Name to `module:function`; the function takes whether to be quick.

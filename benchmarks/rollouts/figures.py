@@ -1,4 +1,4 @@
-"""The figures of a rollout: what they are called, what they should be, and the table of them."""
+"""Results of the rollout benchmarks: names, targets and the table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Figure:
     more_is_better: bool = False
 
     def reached(self, value: float) -> bool | None:
-        """Whether ``value`` is as good as the goal; ``None`` without a goal."""
+        """Return whether ``value`` reaches the target; ``None`` without a target."""
         if self.goal is None:
             return None
         return value >= self.goal if self.more_is_better else value <= self.goal
@@ -55,7 +55,7 @@ FIGURES: Mapping[str, Figure] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """The value of a figure, what is to be said of it, and what it was made of."""
+    """A measured value with a note and its samples."""
 
     value: float
     note: str
@@ -63,7 +63,7 @@ class Measured:
 
 
 def table(measured: Mapping[str, Measured]) -> Table:
-    """All figures that were measured, one a line."""
+    """Make the table of all results, one per line."""
     drawn = Table(title="Rollouts")
     for name in ("figure", "unit"):
         drawn.add_column(name)
@@ -85,7 +85,7 @@ def table(measured: Mapping[str, Measured]) -> Table:
 
 
 def as_dict(measured: Mapping[str, Measured]) -> dict[str, Any]:
-    """The figures in the form of the JSON file."""
+    """Convert the results to the format of the JSON file."""
     return {
         key: {
             "title": FIGURES[key].title,

@@ -33,7 +33,7 @@ WAKE_SECONDS = 0.005
 
 @dataclass(frozen=True)
 class Lag:
-    """How the event loop fared.
+    """Lag of the event loop.
 
     Attributes:
         milliseconds: The lag of every time that the sleeper was woken.
@@ -49,7 +49,7 @@ class Lag:
 
 
 class PlottingEnvironment(Environment):
-    """Every call takes its time and brings a plot of its own."""
+    """A tool with latency that returns a new plot for every call."""
 
     dialect = DEEPEYES_V2
 
@@ -122,7 +122,7 @@ async def _measure(builder: Any, prompts: int, megapixels: int, window: float) -
 
 
 def measure(builder: Any, *, prompts: int, megapixels: int = 12, window: float = 90.0) -> Lag:
-    """Play ``prompts`` x 16 trajectories at once, in real time.
+    """Run ``prompts`` x 16 trajectories at once, in real time.
 
     Args:
         builder: verl's token builder.
@@ -134,5 +134,5 @@ def measure(builder: Any, *, prompts: int, megapixels: int = 12, window: float =
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value that ``share`` percent of the values do not exceed."""
+    """Return the ``share``-th percentile."""
     return float(np.percentile(values, share))

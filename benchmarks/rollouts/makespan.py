@@ -1,4 +1,4 @@
-"""How long a batch of trajectories takes: each at its own pace, and all at the pace of the slowest.
+"""Makespan of a batch of trajectories: independent, and with a barrier after every turn.
 
 The barrier is computed, not played, and so costs it nothing of its own: each turn lasts as long as
 the slowest generation and then the slowest call of all trajectories. The critical path is the
@@ -54,7 +54,7 @@ class Makespan:
 
 
 class TimedEnvironment(Environment):
-    """Answers every call after the time that was drawn for it."""
+    """Responds to every call after a given latency."""
 
     dialect = DEEPEYES_V2
 
@@ -76,7 +76,7 @@ class TimedEnvironment(Environment):
 
 
 async def _play(draws: Draws, builder: Any, scale: float) -> float:
-    """Play all trajectories with the real loop and policy; return the seconds of here."""
+    """Run all trajectories with the real loop and policy; return the wall time."""
     slots = max(1, SLOTS * len(draws.tokens) // (256 * 16))
     engine = SimulatedEngine(builder.tokenizer, slots=slots, scale=scale)
     budget = TokenBudget(prompt=1000, response=1 << 20, turn=1 << 17)
@@ -101,24 +101,24 @@ async def _play(draws: Draws, builder: Any, scale: float) -> float:
 
 
 def play(draws: Draws, scale: float) -> float:
-    """Play the trajectories of one worker; return the seconds of here."""
+    """Run the trajectories of one worker; return the wall time."""
     return asyncio.run(_play(draws, make_builder(), scale))
 
 
 def barrier(draws: Draws) -> float:
-    """Seconds of a batch whose trajectories wait for each other at every turn."""
+    """Compute the time of a batch with a barrier after every turn."""
     generation = np.maximum(draws.generation.max(0), draws.generation.sum(0) / SLOTS)
     return float(generation.sum() + draws.tools.max(0).sum())
 
 
 def critical_path(draws: Draws) -> float:
-    """Seconds that no schedule can beat."""
+    """Compute the critical path: the time of the longest trajectory."""
     alone = draws.generation.sum(1) + draws.tools.sum(1)
     return float(max(alone.max(), draws.generation.sum() / SLOTS))
 
 
 def measure(*, prompts: int, scale: float, workers: int, rollouts: int = 16) -> Makespan:
-    """Play ``prompts`` x ``rollouts`` trajectories of nine turns.
+    """Run ``prompts`` x ``rollouts`` trajectories of nine turns.
 
     Args:
         prompts: 256 in the authors' script.

@@ -1,4 +1,4 @@
-"""Our own time of a turn: what passes between two calls of the engine, tool time excluded.
+"""Agent loop's own time per turn: between two calls of the engine, without tool time.
 
 The turn is the tenth of a trajectory: the question and eight earlier observations brought a
 photograph of 900 x 800 pixels each (928 tokens) and a kilobyte of text, another brought a plot;

@@ -1,1 +1,1 @@
-"""Parts of `benchmarks/sandbox.py`: the systems, what is measured of them, and the report."""
+"""Parts of ``benchmarks/sandbox.py``: systems, measurements and report."""

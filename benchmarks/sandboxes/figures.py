@@ -1,4 +1,4 @@
-"""The figures: what they are called, what they should be, and whether they are reached."""
+"""Results of the sandbox benchmarks: names, targets and verdicts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Figure:
     """One figure.
 
     Attributes:
-        title: What it is, for people.
+        title: Title in tables.
         measure: Name of the measure that it comes from.
         unit: Of its values.
         target: The value to reach, if it is a fixed one.
@@ -72,7 +72,7 @@ FIGURES: dict[str, Figure] = {
 
 
 def full_title(key: str) -> str:
-    """The title of a figure with what an ellipsis at its beginning stands for."""
+    """Return the title of a result, with a leading ellipsis expanded."""
     title = FIGURES[key].title
     if title.startswith("…"):
         keys = list(FIGURES)
@@ -81,14 +81,14 @@ def full_title(key: str) -> str:
 
 
 def tail(figure: Figure, samples: Sequence[float]) -> float:
-    """The value that 95 % of the samples are at least as good as."""
+    """Return the value that 95 % of the samples reach."""
     ordered = sorted(samples, reverse=figure.more_is_better)
     return ordered[max(0, math.ceil(len(ordered) * 0.95) - 1)]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How our figure stands.
+    """Comparison of a result with target and peers.
 
     Attributes:
         target: The value to reach; None where no peer ran that it depends on.
@@ -104,7 +104,7 @@ class Verdict:
 
 
 def judge(figure: Figure, found: Mapping[str, Found], systems: Sequence[System]) -> Verdict:
-    """Compares our figure with its target and with the best peer."""
+    """Compare this server's result with its target and with the best peer."""
     kinds = {system.name: system.kind for system in systems}
     values = {name: median(entry.samples) for name, entry in found.items() if entry.samples}
     [ours] = [name for name, kind in kinds.items() if kind == "ours"] or [""]
@@ -134,7 +134,7 @@ def judge(figure: Figure, found: Mapping[str, Found], systems: Sequence[System])
 
 
 def as_dict(results: Results, systems: Sequence[System]) -> dict[str, Any]:
-    """The figures in the form of the JSON file."""
+    """Convert the results to the format of the JSON file."""
     answer: dict[str, Any] = {}
     for key, found in results.items():
         figure = FIGURES[key]

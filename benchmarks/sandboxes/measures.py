@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 @dataclass
 class Sample:
-    """What one look at a system gave.
+    """Result of one sample of a system.
 
     Attributes:
         figures: Key of a figure (see `figures.py`) to its value.
@@ -413,7 +413,7 @@ async def capacity(system: System, quick: bool) -> AsyncIterator[Sampler]:
 def evicted(
     figure: str, setup: str
 ) -> Callable[[System, bool], AbstractAsyncContextManager[Sampler]]:
-    """A session is put away and runs a cell again, which brings it back."""
+    """Evict a session and run a cell again, which restores it."""
 
     @asynccontextmanager
     async def prepare(system: System, quick: bool) -> AsyncIterator[Sampler]:
@@ -434,7 +434,7 @@ def evicted(
                 both = elapsed()
                 after = await process_of(session)
                 if after == before:
-                    raise Failed("the session's process was never put away")
+                    raise Failed("the session's process was never evicted")
                 before = after
                 return Sample({figure: both}, {"evict_ms": away, "restore_ms": both - away})
 
@@ -487,7 +487,7 @@ REFILL_SECONDS = 0.2
 """In which a server forks ahead what the last sample has used up."""
 
 PATIENCE_SECONDS = 180.0
-"""For one sample, or the preparation: a system that hangs is reported, and the others go on."""
+"""For one sample, or the preparation: a system that hangs is reported, and the others continue."""
 
 Results = dict[str, dict[str, Found]]
 """Figure to system to what was found."""
@@ -524,7 +524,7 @@ async def take(
             await turns[-1].prepare(quick)
         for number in range(rounds):
             first = number % len(turns)
-            # Nobody is always the one that runs after the slowest.
+            # Rotate, so that no system always runs after the slowest.
             for turn in turns[first:] + turns[:first]:
                 if turn.spent < limit or number < measure.fewest:
                     await turn.sample()

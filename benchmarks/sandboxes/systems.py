@@ -1,4 +1,4 @@
-"""The sandboxes that are measured, behind one small face: sessions that run cells."""
+"""Common interface of the measured sandboxes: sessions that run cells."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ PEER_SESSIONS = 16  # Enough to know what one more costs.
 
 
 class NotOffered(Exception):
-    """The system has no such feature: no failure, and no figure."""
+    """The system lacks the feature, so there is no result."""
 
 
 class Failed(Exception):
-    """A cell did not do what it had to."""
+    """A cell had a wrong result."""
 
 
 @dataclass
 class Cell:
-    """What one cell gave back; `error` is "" if it ran to its end."""
+    """Output of one cell; ``error`` is empty if it succeeded."""
 
     stdout: str = ""
     images: list[bytes] = field(default_factory=list)
@@ -70,7 +70,7 @@ class Session(ABC):
         """Ends the session."""
 
     async def evict(self) -> None:
-        """Puts the session away; the next cell must bring it back."""
+        """Evict the session; the next cell must restore it."""
         raise NotOffered("no eviction")
 
 
@@ -187,7 +187,7 @@ class _PictureInCode(Session):
 
 
 class Legacy(System):
-    """Any server that speaks the legacy API, started by somebody else."""
+    """A running server with the legacy API."""
 
     kind = "legacy"
 

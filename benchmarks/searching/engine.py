@@ -1,4 +1,4 @@
-"""A search engine that answers at once: Search-R1's contract, and how often it was asked."""
+"""Stub search engine with Search-R1's protocol that responds at once and counts its requests."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ async def local(quick: bool) -> Taken:
 async def ask_many(index: Path, count: int) -> list[float]:
     """Milliseconds of each query; several askers put one after the other each."""
     provider = Local({"index": str(index)})
-    for text in queries(50, seed=2):  # Brings the index into the page cache.
+    for text in queries(50, seed=2):  # Loads the index into the page cache.
         await provider.search(SearchQuery(text=text))
     waiting = iter(queries(count))
     samples: list[float] = []

@@ -1,4 +1,4 @@
-"""What a measure is, and the register of all of them."""
+"""Registry of search measurements."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Figure:
 
     Attributes:
         key: Its name in the JSON file.
-        title: What it is, for people.
+        title: Title in tables.
         unit: Of its values.
         target: The value to reach, if there is one.
         share: Of the samples, which one is held against the target: 0.5 is the median.
@@ -30,7 +30,7 @@ class Figure:
 
 @dataclass
 class Taken:
-    """What a measure found.
+    """Result of a measurement.
 
     Attributes:
         samples: Values by the figure's key.

@@ -1,4 +1,4 @@
-"""The search service: what it costs over its provider, and what it saves."""
+"""Measurements of the search service: overhead, response cache and request coalescing."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def overhead(quick: bool) -> Taken:
 
 
 @measure(
-    Figure("hit", "query whose answer is kept", "ms", 2),
+    Figure("hit", "query with a cached response", "ms", 2),
     Figure("hits", "… answers at concurrency 16", "1/s", more_is_better=True),
 )
 async def hit(quick: bool) -> Taken:

@@ -1,4 +1,4 @@
-"""Servers that stand in for a model, as processes of their own."""
+"""Stub model servers in separate processes."""
 
 from __future__ import annotations
 

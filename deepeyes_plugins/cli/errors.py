@@ -1,4 +1,4 @@
-"""How a command ends that cannot do what it was told: with a sentence, and a status for scripts."""
+"""Error messages and exit status of commands."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rich.text import Text
 
 
 def complain(message: str, status: int = 1) -> NoReturn:
-    """Print an error and end the command.
+    """Print an error and exit.
 
     Args:
-        message: What is wrong and what to do, as it is to be read: brackets are no markup.
+        message: What is wrong and what to do, as plain text; brackets are not markup.
         status: Exit status.
     """
     text = Text.assemble(("error:", "red"), " ", message)

@@ -1,4 +1,4 @@
-"""``deepeyes eval prepare``, ``shuffle`` and ``rescore``: data sets, and how they are scored."""
+"""``deepeyes eval prepare``, ``shuffle`` and ``rescore``: benchmark tables and rescoring."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from eval_plugins.vlmevalkit.shuffling import shuffle_table
 
 Folder = Annotated[
     Path | None,
-    typer.Option(help="Folder of VLMEvalKit's tables. [default: $LMUData, or ~/LMUData]"),
+    typer.Option(
+        metavar="DIR", help="Folder of VLMEvalKit's tables. [default: $LMUData, or ~/LMUData]"
+    ),
 ]
 
 
 class Benchmark(StrEnum):
-    """The benchmarks that VLMEvalKit does not have."""
+    """Benchmarks that VLMEvalKit lacks."""
 
     FVQA_TEST = "fvqa-test"
     INFOSEEK = "infoseek"
@@ -35,28 +37,30 @@ class Benchmark(StrEnum):
 
 
 def prepare(
-    benchmark: Annotated[Benchmark, typer.Argument(help="Which one.")],
+    benchmark: Annotated[Benchmark, typer.Argument(help="The benchmark.")],
     source: Annotated[
         Path,
         typer.Argument(
-            help="Its published file: fvqa_test.parquet; infoseek_val.jsonl or "
-            "mmsearch_r1_infoseek_sub_2k.parquet; end2end.parquet."
+            metavar="PATH",
+            help="Published file: fvqa_test.parquet; infoseek_val.jsonl or "
+            "mmsearch_r1_infoseek_sub_2k.parquet; end2end.parquet.",
         ),
     ],
     output: Folder = None,
     images: Annotated[
-        Path | None, typer.Option(help="infoseek, jsonl: the folder with OVEN's images.")
+        Path | None,
+        typer.Option(metavar="DIR", help="infoseek_val.jsonl: folder of OVEN's images."),
     ] = None,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="infoseek: draw that many questions at random.")
+        int | None, typer.Option(min=1, help="infoseek: number of questions to draw at random.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="infoseek: decides which.")] = 0,
+    seed: Annotated[int, typer.Option(help="infoseek: random seed of --sample.")] = 0,
     only_with_image: Annotated[
         bool,
-        typer.Option("--only-with-image", help="mmsearch: leave out the questions without image."),
+        typer.Option("--only-with-image", help="mmsearch: skip questions without an image."),
     ] = False,
 ) -> None:
-    """Make VLMEvalKit's table of FVQA-test, InfoSeek or MMSearch from the published file."""
+    """Write VLMEvalKit's table of FVQA-test, InfoSeek or MMSearch from the published file."""
     match benchmark:
         case Benchmark.FVQA_TEST:
             name, questions = "FVQA-test", read_fvqa(source)
@@ -73,14 +77,15 @@ def prepare(
 
 def shuffle(
     benchmarks: Annotated[
-        list[str], typer.Argument(help="Multiple-choice tables, for instance VStarBench.")
+        list[str],
+        typer.Argument(metavar="NAME", help="Multiple-choice benchmarks, for instance VStarBench."),
     ],
     seeds: Annotated[
-        str, typer.Option(help="Seeds, separated by commas: one pass for each.")
+        str, typer.Option(metavar="SEEDS", help="Comma-separated seeds, one pass each.")
     ] = "0,1,2",
     output: Folder = None,
 ) -> None:
-    """Make passes of multiple-choice benchmarks with their options in another order."""
+    """Write copies of multiple-choice benchmarks with shuffled options."""
     folder = output or table_root()
     if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
         complain(f"--seeds {seeds!r}: give whole numbers, separated by commas")
@@ -91,29 +96,35 @@ def shuffle(
                 if number == 0:
                     typer.echo(f"{name}: {done.rows} rows; right: {_letters(done.before)}")
                 typer.echo(
-                    f"{done.path}: right: {_letters(done.after)}; {done.kept} rows kept their order"
+                    f"{done.path}: right: {_letters(done.after)}; {done.unchanged} rows unchanged"
                 )
     except (OSError, ValueError) as error:
         complain(str(error))
 
 
 def rescore(
-    results: Annotated[Path, typer.Argument(help="The --work-dir of an evaluation.")],
+    results: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The --work-dir of an evaluation.")
+    ],
     config: Annotated[
         Path | None,
-        typer.Option(help="agent.yaml with the judge. [default: $DEEPEYES_AGENT_CONFIG]"),
+        typer.Option(
+            metavar="PATH", help="agent.yaml with the judge. [default: $DEEPEYES_AGENT_CONFIG]"
+        ),
     ] = None,
     judge: Annotated[
-        str | None, typer.Option(help="Model of the judge, instead of agent.yaml's.")
+        str | None, typer.Option(metavar="MODEL", help="Model of the judge. [default: agent.yaml]")
     ] = None,
     judge_base_url: Annotated[
-        str | None, typer.Option(help="Base URL of the judge's server, likewise.")
+        str | None,
+        typer.Option(metavar="URL", help="Base URL of the judge. [default: agent.yaml]"),
     ] = None,
 ) -> None:
-    """Score finished results as the published figures were: with the authors' judge fallback.
+    """Rescore finished results with the scoring of the published results.
 
-    Multiple choice in which no option is found, and ChartQA after its relaxed match fails. What
-    VLMEvalKit wrote stays; the exit code is 1 if samples are left that could not be scored now.
+    As in the authors' code, a judge is asked about multiple-choice answers without an option and
+    ChartQA answers that fail the relaxed match. VLMEvalKit's scores stay unchanged. The exit
+    status is 1 if samples have no verdict.
     """
     try:
         from eval_plugins.vlmevalkit.published import prediction_files
@@ -123,7 +134,7 @@ def rescore(
     left = 0
     try:
         if not prediction_files(results):
-            raise SourceError(f"{results} holds no predictions that this scoring is defined for")
+            raise SourceError(f"{results} has no predictions of benchmarks with this scoring")
         for done in score_again(results, config, judge, judge_base_url):
             left += done.scoring.judge_failures
             typer.echo(

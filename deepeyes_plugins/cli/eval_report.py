@@ -1,4 +1,4 @@
-"""``deepeyes eval report``: what came out of an evaluation, and whether to believe it."""
+"""``deepeyes eval report``: results of an evaluation and their reliability."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from eval_plugins.report.contents import Comparison, Report
 
 _WIDE = 118
-"""Columns of a terminal that has room for what the agent did."""
+"""Minimum terminal width for the columns of the agent."""
 STYLES = {"distrust": "bold red", "caution": "yellow", "note": "dim"}
 
 
@@ -24,55 +24,59 @@ def report(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            help="Work folders of VLMEvalKit and folders of trajectories; all of them one run."
+            metavar="DIR",
+            help="Work folders of VLMEvalKit and trajectory folders of one run.",
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder for the report. [default: `report` in the first folder]"),
+        typer.Option(
+            metavar="DIR", help="Folder for the report. [default: `report` in the first folder]"
+        ),
     ] = None,
     against: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Folder of an older run, to compare with sample by sample. May be repeated."
-        ),
+        typer.Option(metavar="DIR", help="Folder of an older run to compare with; repeatable."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="VLMEvalKit's name of the model, where there are several.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="VLMEvalKit's name of the model, if there are several models."
+        ),
     ] = None,
     against_model: Annotated[
-        str | None, typer.Option(help="The same for the older run. [default: as --model]")
+        str | None,
+        typer.Option(metavar="NAME", help="Model of the older run. [default: as --model]"),
     ] = None,
     title: Annotated[str, typer.Option(help="Heading of the report.")] = "Evaluation",
     input_price: Annotated[
-        float | None,
-        typer.Option(min=0, help="Price of a million tokens that the model reads."),
+        float | None, typer.Option(min=0, help="Price per million prompt tokens.")
     ] = None,
     output_price: Annotated[
-        float | None,
-        typer.Option(min=0, help="Price of a million tokens that the model generates."),
+        float | None, typer.Option(min=0, help="Price per million generated tokens.")
     ] = None,
     image_side: Annotated[
         int,
         typer.Option(
             min=0,
-            help="Longest side, in pixels, of the images' copies in the page; 0: no images.",
+            metavar="PIXELS",
+            help="Longest side of the images in the page; 0 omits images.",
         ),
     ] = 1280,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON instead of tables.")
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1 if the run cannot be trusted.")
+        bool, typer.Option("--strict", help="Exit with 1 if the results cannot be trusted.")
     ] = False,
 ) -> None:
-    """Report on an evaluation: scores beside published ones, the agent, every trajectory.
+    """Report on an evaluation: scores, published scores, agent metrics and trajectories.
 
-    Writes index.html (open it in a browser), report.md and report.json. What spoils the figures, a
-    dataset that failed, a sandbox or a judge that was down, is said first.
+    Writes index.html (open it in a browser), report.md and report.json. Problems that invalidate
+    results, such as a failed dataset or a judge that was down, come first.
     """
     console = Console(stderr=True, highlight=False)
-    from eval_plugins.report.building import NothingFound, build, read_run
+    from eval_plugins.report.building import NoResultsError, build, read_run
     from eval_plugins.report.contents import Prices
     from eval_plugins.report.writing import write
 
@@ -83,7 +87,7 @@ def report(
         contents = build(run, old, title=title, prices=prices)
         folder = output or folders[0] / "report"
         write(contents, run, folder, image_side=image_side)
-    except (NothingFound, OSError) as error:
+    except (NoResultsError, OSError) as error:
         complain(str(error))
 
     if as_json:
@@ -144,7 +148,7 @@ def _comparison(comparison: Comparison) -> Table:
         "p",
         box=None,
         header_style="bold",
-        title="against the old run",
+        title="comparison with the old run",
         title_justify="left",
     )
     for one in comparison.benchmarks:
@@ -160,6 +164,6 @@ def _comparison(comparison: Comparison) -> Table:
             f"{one.p_corrected:.2g}{' *' if one.moved else ''}",
             style="bold" if one.moved else "",
         )
-    table.caption = "* beyond noise; p corrected by Holm for the number of benchmarks"
+    table.caption = "* significant; p corrected by Holm for the number of benchmarks"
     table.caption_justify = "left"
     return table

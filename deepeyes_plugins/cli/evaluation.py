@@ -1,4 +1,4 @@
-"""``deepeyes eval run``: VLMEvalKit on our model, and an exit code that tells how it went."""
+"""``deepeyes eval run``: run VLMEvalKit and report the outcome by the exit status."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from eval_plugins.vlmevalkit.launch import (
     command,
     expected,
     outcomes,
-    scores_anew_in_place,
+    rescores_in_place,
     work_dir,
 )
 from eval_plugins.vlmevalkit.leftovers import (
@@ -34,6 +34,7 @@ def run(
     arguments: Annotated[
         list[str],
         typer.Argument(
+            metavar="ARGS",
             help="VLMEvalKit's own arguments: --config or --data, --work-dir, --api-nproc, "
             "--reuse, --judge … [default model: DeepEyesV2]",
             show_default=False,
@@ -43,32 +44,32 @@ def run(
         Path | None,
         typer.Option(
             envvar="DEEPEYES_VLMEVALKIT",
-            help="Folder of an upstream VLMEvalKit checkout. Without it the installed package "
-            "(ms-vlmeval) runs.",
+            metavar="DIR",
+            help="Upstream VLMEvalKit checkout to run instead of the installed ms-vlmeval.",
         ),
     ] = None,
     agent: Annotated[
-        Path | None, typer.Option(help="agent.yaml. [default: $DEEPEYES_AGENT_CONFIG]")
+        Path | None,
+        typer.Option(metavar="PATH", help="agent.yaml. [default: $DEEPEYES_AGENT_CONFIG]"),
     ] = None,
     trajectories: Annotated[
         Path | None,
         typer.Option(
+            metavar="DIR",
             help="Folder for the trajectories. [default: $DEEPEYES_TRAJECTORIES, the one in "
-            "agent.yaml, or `trajectories` in the work dir]"
+            "agent.yaml, or `trajectories` in the work dir]",
         ),
     ] = None,
     allow_failed_samples: Annotated[
         bool,
-        typer.Option(
-            "--allow-failed-samples", help="Exit with 0 although samples are left that failed."
-        ),
+        typer.Option("--allow-failed-samples", help="Exit with 0 even if samples failed."),
     ] = False,
 ) -> None:
-    """Evaluate DeepEyesV2 with VLMEvalKit, whose arguments are passed on as they are.
+    """Evaluate DeepEyesV2 with VLMEvalKit; its arguments are passed on unchanged.
 
-    The exit code is 1 if a dataset failed or was not evaluated, or samples failed, which
-    VLMEvalKit's own does not tell; otherwise it is VLMEvalKit's. The same command with --reuse
-    repairs failed samples; what was scored before is then set aside and scored anew.
+    The exit status is 1 if a dataset failed or was not evaluated, or if samples failed; otherwise
+    it is VLMEvalKit's. Run the same command with --reuse to repeat failed samples; outdated scores
+    are then renamed and the datasets scored again.
     """
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     try:
@@ -83,10 +84,10 @@ def run(
         name: str(path.resolve()) for name, path in chosen.items() if path is not None
     }
     for path in set_broken_checkpoints_aside(folder):
-        console.print(f"A killed run has left {path} half written: its samples are asked again.")
-    if scores_anew_in_place(arguments):
+        console.print(f"Truncated by a killed run: {path}. Its samples are repeated.")
+    if rescores_in_place(arguments):
         for path in set_outdated_scores_aside(folder, asked):
-            console.print(f"Some of its samples are asked again: set aside as {path}")
+            console.print(f"Outdated scores, as some samples are repeated: renamed to {path}")
 
     since = datetime.now().astimezone()
     code = _wait(started, environment)
@@ -98,7 +99,7 @@ def run(
 
 
 def _wait(started: list[str], environment: dict[str, str]) -> int:
-    """Run a command to its end; Ctrl-C and SIGTERM reach it, and it has the last word."""
+    """Run a command to completion, forward SIGTERM to it, and return its exit status."""
     process = subprocess.Popen(started, env=environment)
     earlier = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
@@ -107,7 +108,7 @@ def _wait(started: list[str], environment: dict[str, str]) -> int:
                 code = process.wait()
                 break
             except KeyboardInterrupt:
-                continue  # The terminal has told the other one, too.
+                continue  # The terminal sends Ctrl-C to the child process, too.
     finally:
         signal.signal(signal.SIGTERM, earlier)
     return code if code >= 0 else 128 - code
@@ -122,8 +123,7 @@ def _show(console: Console, results: list[Outcome], folder: Path) -> None:
             console.print(
                 f"{count} failed sample{'s' * (count > 1)}: {name}; run again with --reuse"
             )
-    came_through = sum(result.failure is None for result in results)
+    succeeded = sum(result.failure is None for result in results)
     console.print(
-        f"{came_through} of {len(results)} datasets came through. "
-        f"Report: deepeyes eval report {folder}"
+        f"{succeeded} of {len(results)} datasets succeeded. Report: deepeyes eval report {folder}"
     )

@@ -1,4 +1,4 @@
-"""The ``deepeyes`` command: its subcommands, each imported when it is called."""
+"""The ``deepeyes`` command; each subcommand is imported when it is called."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _EXTRAS = {
     "data": "sft",
     "eval": "eval",
 }
-"""What to install, by the first word of a command, where a module is missing."""
+"""Extra to install if a module is missing, by the first word of the command."""
 
-# Help as plain text: rich's panels take words in brackets for markup, and cut what is too long.
+# Plain-text help: rich would interpret words in brackets as markup and truncate long texts.
 _typer = partial(typer.Typer, rich_markup_mode=None, pretty_exceptions_show_locals=False)
 
 app = _typer(
@@ -58,14 +58,14 @@ def _main(
 def _mount(
     group: typer.Typer, name: str, summary: str, home: str, *, passes_on: bool = False
 ) -> None:
-    """Add a command that is imported when it is called.
+    """Add a command whose module is imported when the command is called.
 
     Args:
-        group: Where to add it.
-        name: What the user types.
+        group: The group to add it to.
+        name: Name of the command.
         summary: One line for the list of commands.
-        home: ``module:function``; the function's signature and docstring make its ``--help``.
-        passes_on: Options that it does not know are arguments of another program.
+        home: ``module:function``; its signature and docstring give the ``--help``.
+        passes_on: Pass unknown options on as arguments of another program.
     """
 
     @group.command(
@@ -94,63 +94,63 @@ def _mount(
             if extra is None or (error.name or "").startswith(("deepeyes_plugins", "eval_plugins")):
                 raise
             complain(f"{error}: {install_command(extra)}")
-        except OSError as error:  # A full disk, a folder for a file: for the user, not for us.
+        except OSError as error:  # A full disk, a missing folder: no traceback.
             complain(str(error))
 
 
 _mount(app, "quickstart", "Train and evaluate a tiny agent, GPU or not.", "quickstart:quickstart")
 _mount(app, "doctor", "Check installation, settings, services and machine.", "doctor:doctor")
-_mount(app, "plugins", "List tools, rewards and the like, and whose they are.", "plugins:plugins")
+_mount(app, "plugins", "List registered tools, rewards and other plugins.", "plugins:plugins")
 
-data = _group(app, "data", "Data sets: prepare, check, select and make.")
-prepare = _group(data, "prepare", "Make of published data what the recipes read.")
-_mount(prepare, "sft", "A data set for LLaMA-Factory.", "data_prepare:sft")
-_mount(prepare, "rl", "Parquet files for verl.", "data_prepare:rl")
-_mount(prepare, "search-cache", "Answers of image searches.", "data_prepare:search_cache")
+data = _group(app, "data", "Datasets: prepare, check, select and synthesize.")
+prepare = _group(data, "prepare", "Convert published data for the recipes.")
+_mount(prepare, "sft", "Write an SFT dataset for LLaMA-Factory.", "data_prepare:sft")
+_mount(prepare, "rl", "Write RL parquet files for verl.", "data_prepare:rl")
+_mount(prepare, "search-cache", "Write a cache of image searches.", "data_prepare:search_cache")
 _mount(data, "check", "Check SFT and RL data and search caches.", "data_check:check")
-_mount(data, "stats", "Count what data sets hold.", "data_check:stats")
-_mount(data, "prompt", "The system prompt of a data set, byte for byte.", "data_prompt:prompt")
-_mount(data, "merge", "One file of several, by source.", "data_combine:merge")
-_mount(data, "split", "Hold out rows for validation, by source.", "data_combine:split")
-_mount(data, "filter", "Keep questions where tools help.", "data_selection:filter_questions")
-_mount(data, "synthesize", "Make SFT rows with a teacher model.", "data_selection:synthesize")
+_mount(data, "stats", "Show statistics of datasets.", "data_check:stats")
+_mount(data, "prompt", "Write the system prompt of a dataset, byte for byte.", "data_prompt:prompt")
+_mount(data, "merge", "Merge files, with an amount per source.", "data_combine:merge")
+_mount(data, "split", "Split off validation rows by source.", "data_combine:split")
+_mount(data, "filter", "Select questions on which tools help.", "data_selection:filter_questions")
+_mount(data, "synthesize", "Generate SFT rows with a teacher model.", "data_selection:synthesize")
 _mount(
     data,
     "from-trajectories",
-    "Make SFT rows of the best logged trajectories.",
+    "Write SFT rows from the best logged trajectories.",
     "data_selection:from_trajectories",
 )
 
 reward = _group(app, "reward", "Rewards of stored trajectories.")
 _mount(reward, "score", "Score stored trajectories as in training.", "reward:score")
 
-sandbox = _group(app, "sandbox", "The code sandbox: run servers.")
-_mount(sandbox, "serve", "Run a sandbox server for other machines or jobs.", "sandbox:serve")
-_mount(sandbox, "up", "Run a server on every node of a Ray cluster.", "sandbox_ray:up")
+sandbox = _group(app, "sandbox", "Code sandbox servers.")
+_mount(sandbox, "serve", "Run a sandbox server.", "sandbox:serve")
+_mount(sandbox, "up", "Start a server on every node of a Ray cluster.", "sandbox_ray:up")
 _mount(sandbox, "status", "Show the servers of a Ray cluster.", "sandbox_ray:status")
-_mount(sandbox, "down", "End the servers of a Ray cluster.", "sandbox_ray:down")
+_mount(sandbox, "down", "Stop the servers of a Ray cluster.", "sandbox_ray:down")
 
-search = _group(app, "search", "Text and image search: indices, caches, the service.")
-_mount(search, "query", "Ask the search of the settings from here.", "search:query")
-_mount(search, "serve", "Run one search service for a whole cluster.", "search:serve")
-_mount(search, "record", "Run the service and write down every answer.", "search:record")
-_mount(search, "replay", "Run the service on recorded answers only.", "search:replay")
-index = _group(search, "index", "The index that the provider `local` searches.")
-_mount(index, "build", "Make an index of a corpus.", "search_index:build")
-_mount(index, "info", "Show what an index holds.", "search_index:info")
+search = _group(app, "search", "Text and image search: service, indices and caches.")
+_mount(search, "query", "Run a search with the configured provider.", "search:query")
+_mount(search, "serve", "Run a search service for a cluster.", "search:serve")
+_mount(search, "record", "Run the service and record every response.", "search:record")
+_mount(search, "replay", "Run the service on recorded responses only.", "search:replay")
+index = _group(search, "index", "Index of the provider `local`.")
+_mount(index, "build", "Build an index of a corpus.", "search_index:build")
+_mount(index, "info", "Show the contents of an index.", "search_index:info")
 _mount(index, "query", "Search an index.", "search_index:query")
-image_cache = _group(search, "image-cache", "The answers that the image provider `cache` gives.")
-_mount(image_cache, "convert", "Make a cache of those that are published.", "search_images:convert")
-_mount(image_cache, "info", "Show what a cache holds.", "search_images:info")
+image_cache = _group(search, "image-cache", "Cache of the image provider `cache`.")
+_mount(image_cache, "convert", "Convert published caches.", "search_images:convert")
+_mount(image_cache, "info", "Show the contents of a cache.", "search_images:info")
 
 evaluation = _group(app, "eval", "Evaluation: run and report.")
 _mount(evaluation, "run", "Evaluate with VLMEvalKit.", "evaluation:run", passes_on=True)
-_mount(evaluation, "report", "Report on a run, or compare two.", "eval_report:report")
+_mount(evaluation, "report", "Report on a run, or compare two runs.", "eval_report:report")
 _mount(
     evaluation,
     "prepare",
-    "Make VLMEvalKit's table of FVQA-test, InfoSeek or MMSearch.",
+    "Write VLMEvalKit's table of FVQA-test, InfoSeek or MMSearch.",
     "eval_datasets:prepare",
 )
-_mount(evaluation, "shuffle", "Make passes with options in another order.", "eval_datasets:shuffle")
-_mount(evaluation, "rescore", "Score results as published, by a judge.", "eval_datasets:rescore")
+_mount(evaluation, "shuffle", "Shuffle the options of a benchmark.", "eval_datasets:shuffle")
+_mount(evaluation, "rescore", "Rescore results as published.", "eval_datasets:rescore")

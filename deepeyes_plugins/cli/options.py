@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import typer
 LARGEST_PORT = 65535
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Port = Annotated[int, typer.Option(min=0, max=LARGEST_PORT, help="Port; 0 takes a free one.")]
+Port = Annotated[int, typer.Option(min=0, max=LARGEST_PORT, help="Port; 0 chooses a free one.")]
 
 
 def redis_url(value: str | None) -> str | None:
-    """Let through what a Redis client takes for an address.
+    """Check that a value is a Redis URL.
 
     Raises:
-        typer.BadParameter: It is something else.
+        typer.BadParameter: The value is not a Redis URL.
     """
     if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
-        raise typer.BadParameter(f"{value!r} is no address such as redis://host:6379/0")
+        raise typer.BadParameter(f"{value!r} is not a Redis URL such as redis://host:6379/0")
     return value
 
 
 class LogLevel(StrEnum):
-    """How much a server says."""
+    """Log level of a server."""
 
     DEBUG = "debug"
     INFO = "info"

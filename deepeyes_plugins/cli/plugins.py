@@ -1,4 +1,4 @@
-"""``deepeyes plugins``: what is registered, and by whom."""
+"""``deepeyes plugins``: list registered plugins and their packages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deepeyes_plugins.tools.hooks import tools
 def plugins(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List tools, environments, rewards, formatters and search providers, and who provides them."""
+    """List tools, environments, rewards, formatters and search providers with their packages."""
     try:
         found = [
             {"kind": registry.kind, "name": name, "owner": registry.owner(name)}

@@ -1,4 +1,4 @@
-"""The progress bar of jobs."""
+"""Progress bar of jobs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deepeyes_plugins.jobs import Advance
 
 @contextmanager
 def progress(description: str, console: Console, *, show: bool = True) -> Iterator[Advance]:
-    """Show a bar; what is yielded takes how many pieces are done and how many there are."""
+    """Show a progress bar and yield a function of the completed and the total count."""
     columns = (TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not show) as bar:
         task = bar.add_task("", total=None)

@@ -1,1 +1,1 @@
-"""Reports on evaluations: what VLMEvalKit wrote, beside our trajectories and published figures."""
+"""Evaluation reports: VLMEvalKit's results, trajectories and published results."""

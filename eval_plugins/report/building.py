@@ -1,4 +1,4 @@
-"""Makes a report of folders: reads, matches, counts, compares."""
+"""Report builder: read results and trajectories, match them, aggregate, compare two runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deepeyes_plugins import __version__
 from deepeyes_plugins.rollout.metrics import Figures
 from eval_plugins.report.contents import (
     ROUNDING,
-    AgentFigures,
+    AgentMetrics,
     Benchmark,
     Category,
     ComparedBenchmark,
@@ -29,7 +29,7 @@ from eval_plugins.report.contents import (
 from eval_plugins.report.published import PUBLISHED, Published
 from eval_plugins.report.results import DatasetResults, Sample, find_results, models_of
 from eval_plugins.report.statistics import compare, holm, mean_interval
-from eval_plugins.report.trajectories import Matched, Played, find_logs, match, read_logs
+from eval_plugins.report.trajectories import LoggedTrajectory, Matched, find_logs, match, read_logs
 from eval_plugins.report.trust import check_results, check_trajectories
 
 _SHUFFLED = re.compile(r"(?P<base>.+)_shuffled_(?P<seed>\d+)")
@@ -38,20 +38,20 @@ SIGNIFICANT = 0.05
 _GROUPS = ("real world", "OCR and charts", "mathematics", "search", _OTHER)
 
 
-class NothingFound(ValueError):
-    """There is nothing to report on, or it is not clear what; the message says what to do."""
+class NoResultsError(ValueError):
+    """No results were found, or those of several models; the message says what to do."""
 
 
 @dataclass(slots=True)
 class Run:
-    """One run as it was read.
+    """One evaluation run.
 
     Attributes:
-        folders: Where it was looked for.
+        folders: Folders that were searched.
         model: VLMEvalKit's name of the model.
-        results: Of each dataset.
+        results: Results by dataset.
         matched: Trajectories by dataset.
-        findings: What to know before believing it.
+        findings: Problems that affect how far the results can be trusted.
     """
 
     folders: list[Path]
@@ -65,38 +65,38 @@ def read_run(folders: Sequence[Path], model: str | None = None) -> Run:
     """Read results and trajectories.
 
     Args:
-        folders: Work folders of VLMEvalKit and folders of trajectories, searched to the bottom.
-        model: VLMEvalKit's name of the model, where the results of several are there.
+        folders: Work folders of VLMEvalKit and folders of trajectories, searched recursively.
+        model: VLMEvalKit's name of the model; required if there are results of several models.
 
     Raises:
-        NothingFound: A folder is missing, there are no results, or those of several models.
+        NoResultsError: A folder is missing, there are no results, or those of several models.
     """
     for folder in folders:
         if not folder.is_dir():
-            raise NothingFound(f"{folder} is no folder: give the --work-dir of the evaluation")
+            raise NoResultsError(f"{folder} is not a folder: give the --work-dir of the evaluation")
     results, notes = find_results(folders)
     models = models_of(results)
     if not results:
-        raise NothingFound(
-            f"no results of VLMEvalKit in {', '.join(map(str, folders))}: give its --work-dir"
+        raise NoResultsError(
+            f"no VLMEvalKit results in {', '.join(map(str, folders))}: give its --work-dir"
         )
     if model is None:
         if len(models) > 1:
-            raise NothingFound(f"results of several models: choose one of {', '.join(models)}")
+            raise NoResultsError(f"results of several models: choose one of {', '.join(models)}")
         model = models[0]
     elif model not in models:
-        raise NothingFound(f"no results of {model!r}; there are those of {', '.join(models)}")
+        raise NoResultsError(f"no results of {model!r}; available: {', '.join(models)}")
     results = [result for result in results if result.model == model]
     run = Run(list(folders), model, sorted(results, key=_place))
-    played, bad_lines = read_logs(find_logs(folders))
+    logged, bad_lines = read_logs(find_logs(folders))
     run.findings += [Finding(level="note", message=note) for note in notes]
     run.findings += [Finding(level="caution", message=note) for note in bad_lines]
-    by_dataset: defaultdict[str, list[Played]] = defaultdict(list)
-    for one in played:
+    by_dataset: defaultdict[str, list[LoggedTrajectory]] = defaultdict(list)
+    for one in logged:
         by_dataset[one.dataset].append(one)
     for result in run.results:
-        # Of several runs of a dataset, the log nearest to the results is most likely theirs: the
-        # last one of a sample counts.
+        # If a dataset was run several times, the log closest to the results in the folder tree is
+        # sorted last: the last trajectory of a sample is the one that is used.
         own = sorted(by_dataset.pop(result.name, []), key=partial(_nearness, result.folder))
         run.matched[result.name] = match(result.samples, own)
         run.findings += check_results(result)
@@ -107,14 +107,14 @@ def read_run(folders: Sequence[Path], model: str | None = None) -> Run:
                 level="caution",
                 benchmark=name,
                 message=f"{len(rest):,} trajectories of a dataset without results",
-                advice="Did VLMEvalKit stop before it wrote any?",
+                advice="VLMEvalKit may have stopped before it wrote results.",
             )
         )
     return run
 
 
-def _nearness(folder: Path, one: Played) -> int:
-    """How many folders the results and a log have in common, from the root."""
+def _nearness(folder: Path, one: LoggedTrajectory) -> int:
+    """Return the number of path components that the results and a log have in common."""
     pairs = zip(folder.resolve().parts, one.path.parts, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
@@ -122,7 +122,7 @@ def _nearness(folder: Path, one: Played) -> int:
 def build(
     run: Run, old: Run | None = None, *, title: str = "Evaluation", prices: Prices | None = None
 ) -> Report:
-    """Make the report of a run, beside another one if that is given."""
+    """Build the report of a run, compared with an older run if one is given."""
     prices = prices or Prices()
     benchmarks = [_benchmark(result, run, prices) for result in run.results]
     order = {"distrust": 0, "caution": 1, "note": 2}
@@ -149,13 +149,13 @@ def build(
 
 
 def published_of(name: str) -> Published | None:
-    """What is published on a dataset; a shuffled pass stands for its benchmark."""
+    """Return the published results of a dataset; a shuffled pass has those of its benchmark."""
     shuffled = _SHUFFLED.fullmatch(name)
     return PUBLISHED.get(shuffled["base"] if shuffled else name)
 
 
 def title_of(name: str) -> str:
-    """The usual name of a dataset."""
+    """Return the display name of a dataset."""
     known = published_of(name)
     shuffled = _SHUFFLED.fullmatch(name)
     base = known.title if known else shuffled["base"] if shuffled else name
@@ -224,35 +224,38 @@ def _benchmark(result: DatasetResults, run: Run, prices: Prices) -> Benchmark:
 
 
 def _is_share(value: float, accuracy: float | None) -> bool:
-    """Whether a figure is a share: it fits the samples; without them, if it can be one."""
+    """Return whether a score is a fraction rather than a percentage.
+
+    Decided by the accuracy of the samples; without one, by whether the score is at most 1.
+    """
     if accuracy is None:
         return 0 <= value <= 1
     return abs(100 * value - accuracy) < abs(value - accuracy)
 
 
-def _agent(own: Sequence[Played], prices: Prices) -> AgentFigures | None:
+def _agent(own: Sequence[LoggedTrajectory], prices: Prices) -> AgentMetrics | None:
     if not own:
         return None
     records = [one.record.model_copy(update={"data_source": "it"}) for one in own]
-    figures = {name.removeprefix("it/"): value for name, value in Figures().of(records).items()}
+    metrics = {name.removeprefix("it/"): value for name, value in Figures().of(records).items()}
     tools = sorted({call.tool for record in records for call in record.tool_calls})
     calls = [call for record in records for call in record.tool_calls]
     read = [one.prompt_tokens for one in own if one.prompt_tokens is not None]
     prompt_tokens = fmean(read) if len(read) == len(own) else None
     generated = sum(record.generated_tokens for record in records)
-    return AgentFigures(
+    return AgentMetrics(
         trajectories=len(own),
-        calls={tool: figures[f"tool_calls/{tool}"] for tool in tools},
-        calls_failed={tool: figures[f"tool_error/{tool}"] for tool in tools},
-        samples_with_calls=figures["samples_with_tool_calls"],
+        calls={tool: metrics[f"tool_calls/{tool}"] for tool in tools},
+        calls_failed={tool: metrics[f"tool_error/{tool}"] for tool in tools},
+        samples_with_calls=metrics["samples_with_tool_calls"],
         infrastructure_errors=fmean(call.outcome == "infrastructure_error" for call in calls)
         if calls
         else 0.0,
-        turns=figures["turns/mean"],
-        tokens=figures["generated_tokens/mean"],
+        turns=metrics["turns/mean"],
+        tokens=metrics["generated_tokens/mean"],
         prompt_tokens=prompt_tokens,
-        seconds_p50=figures["trajectory_seconds/p50"],
-        seconds_p95=figures["trajectory_seconds/p95"],
+        seconds_p50=metrics["trajectory_seconds/p50"],
+        seconds_p95=metrics["trajectory_seconds/p95"],
         end_reasons=dict(Counter(str(record.end_reason) for record in records).most_common()),
         cut=sum(one.cut for one in own),
         cost=prices.cost(sum(read) if prompt_tokens is not None else None, generated),
@@ -268,7 +271,7 @@ def _passes(run: Run, benchmarks: Sequence[Benchmark]) -> list[Passes]:
     found = []
     for base, passes in by_base.items():
         values = [value for one in passes if (value := one.shown) is not None]
-        # A sample has the same index in every pass: its passes are drawn together.
+        # A sample has the same index in every pass, so its passes form one bootstrap cluster.
         scored = [pair for one in passes for pair in _scored(samples[one.name])]
         interval = (
             mean_interval(
@@ -294,7 +297,7 @@ def _passes(run: Run, benchmarks: Sequence[Benchmark]) -> list[Passes]:
 
 
 def _scored_differently(run: Run, old: Run) -> list[Finding]:
-    """Benchmarks whose samples have verdicts of another kind or judge in the old run."""
+    """Report benchmarks that were scored by another method or judge in the old run."""
     before = {result.name: _verdicts(result) for result in old.results}
     return [
         Finding(
@@ -302,7 +305,7 @@ def _scored_differently(run: Run, old: Run) -> list[Finding]:
             benchmark=result.name,
             message=f"the two runs were scored in different ways: {_verdicts(result)}, and "
             f"{before[result.name]} in the old one",
-            advice="The difference between them is not the model's alone.",
+            advice="The difference is not due to the model alone.",
         )
         for result in run.results
         if _verdicts(result) and before.get(result.name) not in (None, "", _verdicts(result))
@@ -310,7 +313,7 @@ def _scored_differently(run: Run, old: Run) -> list[Finding]:
 
 
 def _verdicts(result: DatasetResults) -> str:
-    """What the samples' scores come from; empty where none have any."""
+    """Describe where the samples' scores come from; empty without scores."""
     if result.verdicts is None:
         return ""
     table = result.verdicts.stem.removeprefix(f"{result.stem}_")

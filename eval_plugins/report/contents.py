@@ -1,4 +1,4 @@
-"""What a report says; ``report.json`` is this, as JSON."""
+"""Schema of ``report.json``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Level = Literal["distrust", "caution", "note"]
 
 
 ROUNDING = 0.051
-"""Percent points by which figures may differ that are written with one decimal."""
+"""Largest difference, in percentage points, between two scores rounded to one decimal."""
 
 
 class _Content(BaseModel):
@@ -23,46 +23,47 @@ class _Content(BaseModel):
 
 
 class Finding(_Content):
-    """Something that a reader has to know before believing a figure."""
+    """A problem that affects how far the results can be trusted."""
 
     level: Level = Field(
-        description="`distrust`: the figures are not those of the model; `caution`: they may be "
-        "off; `note`: they are right, but look at it."
+        description="`distrust`: the results do not measure the model; `caution`: they may be "
+        "off; `note`: they are right, but worth a look."
     )
-    benchmark: str = Field("", description="Empty: the whole run.")
+    benchmark: str = Field("", description="Name of the dataset; empty for the whole run.")
     message: Annotated[str, AfterValidator(encodable)]
     advice: str = ""
 
 
-class AgentFigures(_Content):
-    """What the agent did, from its trajectories."""
+class AgentMetrics(_Content):
+    """Metrics of the agent on one benchmark, computed from its trajectories."""
 
     trajectories: int
     calls: dict[str, float] = Field(description="Calls per sample, by tool.")
     calls_failed: dict[str, float] = Field(
-        description="Share of a tool's calls that failed by the model's mistake."
+        description="Share of a tool's calls that failed with a model error."
     )
-    samples_with_calls: float = Field(description="Share of the samples, 0 to 1.")
+    samples_with_calls: float = Field(description="Share of samples with a call, 0 to 1.")
     infrastructure_errors: float = Field(
-        description="Share of all calls that failed on our side: sandbox or search down."
+        description="Share of all calls that failed with an infrastructure error, such as a "
+        "sandbox or search service that is down."
     )
-    turns: float = Field(description="Mean.")
-    tokens: float = Field(description="Generated tokens per sample, mean.")
+    turns: float = Field(description="Mean turns per sample.")
+    tokens: float = Field(description="Mean generated tokens per sample.")
     prompt_tokens: float | None = Field(
-        description="Tokens that the server read per sample, over all requests; unset where the "
-        "trajectories do not tell."
+        description="Mean prompt tokens per sample, summed over all requests; unset if the "
+        "trajectories do not record them."
     )
     seconds_p50: float
     seconds_p95: float
     end_reasons: dict[str, int]
-    cut: int = Field(description="Samples of which a turn was cut at its length limit.")
+    cut: int = Field(description="Samples with a turn that was truncated at its length limit.")
     cost: float | None = Field(
-        None, description="Of all samples, in the currency of the prices; unset without prices."
+        None, description="Total cost in the currency of the prices; unset without prices."
     )
 
 
 class Category(_Content):
-    """A part of a benchmark."""
+    """Accuracy on one category of a benchmark."""
 
     name: str
     samples: int
@@ -70,53 +71,59 @@ class Category(_Content):
 
 
 class Benchmark(_Content):
-    """One dataset."""
+    """Results of one dataset."""
 
-    name: str = Field(description="VLMEvalKit's name.")
+    name: str = Field(description="VLMEvalKit's name of the dataset.")
     title: str
     group: str
     model: str
     folder: str
     samples: int
     scored: int
-    failed: int = Field(description="Samples that our side failed: no wrong answers.")
-    value: float | None = Field(description="VLMEvalKit's figure, in percent or `out_of`.")
-    metric: str = Field(description="VLMEvalKit's name of that figure; empty: the accuracy here.")
-    out_of: float = 100.0
+    failed: int = Field(
+        description="Samples that failed with an infrastructure error; not counted as wrong."
+    )
+    value: float | None = Field(description="VLMEvalKit's score, in percent or `out_of`.")
+    metric: str = Field(description="VLMEvalKit's name of that score; empty: `accuracy` is shown.")
+    out_of: float = Field(100.0, description="The best possible score.")
     accuracy: float | None = Field(description="Mean score of the scored samples, percent.")
-    interval: Interval | None = Field(description="95 % of `accuracy`, by bootstrap; percent.")
+    interval: Interval | None = Field(
+        description="95 % bootstrap confidence interval of `accuracy`, percent."
+    )
     same: bool = Field(
-        description="`value` is `accuracy` in another unit, so that the interval is its own."
+        description="`value` equals `accuracy` up to its unit, so `interval` applies to it."
     )
     scoring: Scoring
-    reconstructed: bool = Field(description="Scores of samples follow the rule as written here.")
+    reconstructed: bool = Field(
+        description="Scores of samples were recomputed with the benchmark's rule."
+    )
     published: Published | None = None
     shuffled_from: str | None = Field(None, description="Benchmark whose options are shuffled.")
-    agent: AgentFigures | None = None
+    agent: AgentMetrics | None = None
     categories: list[Category] = []
 
     @property
     def shown(self) -> float | None:
-        """The figure to stand in a table."""
+        """The score to show in a table."""
         return self.value if self.value is not None else self.accuracy
 
     @property
     def shown_interval(self) -> Interval | None:
-        """Its interval, in its unit."""
+        """The confidence interval of :attr:`shown`, in the same unit."""
         if self.interval is None or (self.value is not None and not self.same):
             return None
         return self.interval.scaled(self.out_of / 100)
 
     @property
     def plotted(self) -> float | None:
-        """The figure to draw: where VLMEvalKit counts failed samples as wrong, the accuracy."""
+        """The score to plot: the accuracy if VLMEvalKit counts failed samples as wrong."""
         if self._counts_failed and self.accuracy is not None:
             return self.accuracy * self.out_of / 100
         return self.shown
 
     @property
     def plotted_interval(self) -> Interval | None:
-        """Its interval, in its unit."""
+        """The confidence interval of :attr:`plotted`, in the same unit."""
         if self._counts_failed and self.interval is not None:
             return self.interval.scaled(self.out_of / 100)
         return self.shown_interval
@@ -130,17 +137,17 @@ class Benchmark(_Content):
 
 
 class Passes(_Content):
-    """Several passes of one benchmark with shuffled options."""
+    """Aggregate of several passes of one benchmark with shuffled options."""
 
     name: str = Field(description="VLMEvalKit's name of the benchmark.")
     title: str
     passes: list[str]
-    mean: float = Field(description="Percent.")
-    spread: float = Field(description="Standard deviation between the passes, percent points.")
+    mean: float = Field(description="Mean over the passes, percent.")
+    spread: float = Field(description="Standard deviation over the passes, percentage points.")
     low: float
     high: float
     interval: Interval | None = Field(
-        None, description="95 % of the mean, samples drawn together with all their passes."
+        None, description="95 % bootstrap interval of the mean; all passes of a sample together."
     )
     published: Published | None = None
 
@@ -150,35 +157,37 @@ class ComparedBenchmark(_Content):
 
     name: str
     title: str
-    paired: Paired = Field(description="On the samples that both runs have scored.")
+    paired: Paired = Field(description="Comparison on the samples that both runs scored.")
     new: float = Field(description="Accuracy on those samples, percent.")
     old: float
-    p_corrected: float = Field(description="By Holm, for the number of benchmarks.")
-    moved: bool = Field(description="`p_corrected` is below 0.05: beyond noise.")
-    only_new: int = Field(description="Samples that only the new run has scored.")
-    only_old: int
-    gained: list[str] = Field(description="Indexes of samples that only the new run has right.")
-    lost: list[str]
+    p_corrected: float = Field(
+        description="p-value after Holm's correction for the number of benchmarks."
+    )
+    moved: bool = Field(description="The difference is significant: `p_corrected` is below 0.05.")
+    only_new: int = Field(description="Samples that only the new run scored.")
+    only_old: int = Field(description="Samples that only the old run scored.")
+    gained: list[str] = Field(description="Indices of samples that are right in the new run only.")
+    lost: list[str] = Field(description="Indices of samples that are right in the old run only.")
 
 
 class Comparison(_Content):
-    """Two runs, sample by sample."""
+    """Comparison of two runs, sample by sample."""
 
     old_folders: list[str]
     old_model: str
     benchmarks: list[ComparedBenchmark]
-    only_new: list[str] = Field(description="Benchmarks that the old run lacks.")
-    only_old: list[str]
+    only_new: list[str] = Field(description="Benchmarks that only the new run has.")
+    only_old: list[str] = Field(description="Benchmarks that only the old run has.")
 
 
 class Prices(_Content):
-    """For the estimate of what a run costs."""
+    """Prices for the cost estimate of a run."""
 
-    input: float | None = Field(None, ge=0, description="Per million tokens that are read.")
-    output: float | None = Field(None, ge=0, description="Per million tokens that are generated.")
+    input: float | None = Field(None, ge=0, description="Price per million prompt tokens.")
+    output: float | None = Field(None, ge=0, description="Price per million generated tokens.")
 
     def cost(self, read: float | None, generated: float) -> float | None:
-        """Price of some tokens; ``None`` without prices, or where what is priced is not known."""
+        """Return the cost; ``None`` without prices, or if a priced token count is unknown."""
         if self.input is None and self.output is None:
             return None
         if self.input is not None and read is None:
@@ -187,11 +196,11 @@ class Prices(_Content):
 
 
 class Report(_Content):
-    """Everything."""
+    """The whole report."""
 
     title: str
     created: str = Field(description="ISO 8601, UTC.")
-    version: str = Field(description="Of this package.")
+    version: str = Field(description="Version of this package.")
     model: str
     folders: list[str]
     benchmarks: list[Benchmark]
@@ -203,5 +212,5 @@ class Report(_Content):
 
     @property
     def trusted(self) -> bool:
-        """Whether nothing was found that spoils the figures."""
+        """Whether no finding of level ``distrust`` exists."""
         return all(finding.level != "distrust" for finding in self.findings)

@@ -1,11 +1,11 @@
-"""The report as Markdown."""
+"""Markdown rendering of a report, and the table cells that all renderings share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
 from eval_plugins.report.contents import (
-    AgentFigures,
+    AgentMetrics,
     Benchmark,
     Comparison,
     Finding,
@@ -17,25 +17,25 @@ from eval_plugins.report.statistics import Interval
 
 LEVELS = {"distrust": "Do not trust", "caution": "Caution", "note": "Note"}
 NAMED = 20
-"""Flipped samples are named up to this many."""
+"""Maximum number of gained or lost samples that are listed."""
 
 
 def number(value: float | None, out_of: float = 100.0) -> str:
-    """A figure with one decimal; whole where it is a count."""
+    """Format a score with one decimal, or as a whole number if it is a count."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if out_of != 100 else f"{value:.1f}"
 
 
 def between(interval: Interval | None, out_of: float = 100.0) -> str:
-    """An interval, in the unit that it is in."""
+    """Format an interval."""
     if interval is None:
         return "–"
     return f"{number(interval.low, out_of)} – {number(interval.high, out_of)}"
 
 
 def reference(published: Published | None) -> tuple[str, str]:
-    """The two published figures; dashes where there are none."""
+    """Format the two published scores; dashes if there are none."""
     if published is None:
         return "–", "–"
     qwen = number(published.qwen2_5_vl, published.out_of)
@@ -45,7 +45,7 @@ def reference(published: Published | None) -> tuple[str, str]:
 
 
 def scoring(benchmark: Benchmark) -> str:
-    """How it was scored, in words."""
+    """Describe how a benchmark was scored."""
     used = benchmark.scoring
     if used.scoring == "published":
         words = f"published fallback, judge {used.judge or 'none'}"
@@ -54,7 +54,7 @@ def scoring(benchmark: Benchmark) -> str:
 
 
 def to_markdown(report: Report) -> str:
-    """Write a report as Markdown."""
+    """Render a report as Markdown."""
     return "\n".join(_lines(report)) + "\n"
 
 
@@ -105,7 +105,7 @@ def _lines(report: Report) -> Iterator[str]:
 def _findings(findings: Sequence[Finding]) -> Iterator[str]:
     if not findings:
         return
-    yield "## Before you believe it"
+    yield "## Reliability"
     yield ""
     for finding in findings:
         where = f"{escaped(finding.benchmark)}: " if finding.benchmark else ""
@@ -115,7 +115,7 @@ def _findings(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def score_cells(one: Benchmark) -> tuple[str, ...]:
-    """The row of a benchmark in the table of scores, as plain text."""
+    """Return a benchmark's row of the score table, as plain text."""
     shown = number(one.shown, one.out_of)
     if one.value is not None and not one.same and one.accuracy is not None:
         interval = f"accuracy {number(one.accuracy)} ({between(one.interval)})"
@@ -133,7 +133,7 @@ def score_cells(one: Benchmark) -> tuple[str, ...]:
 
 
 def passes_cells(one: Passes) -> tuple[str, ...]:
-    """The row of the mean of several passes, as plain text."""
+    """Return the score table's row of the mean of several passes, as plain text."""
     return (
         f"{one.title}, mean of {len(one.passes)} shuffled passes",
         "",
@@ -146,23 +146,25 @@ def passes_cells(one: Passes) -> tuple[str, ...]:
 
 
 def footnotes(report: Report) -> Iterator[str]:
-    """What a reader of the scores has to know, as plain text."""
-    yield f"Published figures: {report.published_source}."
-    yield "Intervals: 95 %, bootstrap over samples with a fixed seed; failed samples are left out."
+    """Yield the footnotes of the score table, as plain text."""
+    yield f"Published results: {report.published_source}."
+    yield (
+        "Intervals: 95 %, bootstrap over samples with a fixed seed; failed samples are excluded."
+    )
     if any(one.value is not None and not one.same for one in report.benchmarks):
         yield (
-            "Where an accuracy stands in the column of the interval, VLMEvalKit's figure is not "
-            "the mean of the samples' scores, and the interval is that of the mean."
+            "Where the interval column shows an accuracy, VLMEvalKit's score is not the mean of "
+            "the samples' scores, and the interval is that of the accuracy."
         )
     if rebuilt := [one.title for one in report.benchmarks if one.reconstructed]:
         yield (
-            f"VLMEvalKit keeps no verdicts of single samples for {', '.join(rebuilt)}: they follow "
-            "its rule as written in this package."
+            f"VLMEvalKit stores no per-sample verdicts for {', '.join(rebuilt)}: they are "
+            "recomputed with its rule by this package."
         )
 
 
-def agent_cells(one: Benchmark, agent: AgentFigures) -> tuple[str, ...]:
-    """The row of a benchmark in the table of the agent, as plain text."""
+def agent_cells(one: Benchmark, agent: AgentMetrics) -> tuple[str, ...]:
+    """Return a benchmark's row of the agent table, as plain text."""
     calls = ", ".join(f"{tool} {count:.2f}" for tool, count in agent.calls.items())
     ends = ", ".join(
         f"{reason.replace('_', ' ')} {count:,}" for reason, count in agent.end_reasons.items()
@@ -180,7 +182,7 @@ def agent_cells(one: Benchmark, agent: AgentFigures) -> tuple[str, ...]:
 
 
 def _comparison(comparison: Comparison) -> Iterator[str]:
-    yield "## Against the old run"
+    yield "## Comparison with the old run"
     yield ""
     yield f"Old run: model `{comparison.old_model}`, {', '.join(comparison.old_folders)}."
     yield ""
@@ -208,7 +210,7 @@ def _comparison(comparison: Comparison) -> Iterator[str]:
             "95 %",
             "gained / lost",
             "p",
-            "beyond noise",
+            "significant",
         ),
         rows,
     )
@@ -237,7 +239,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str
 
 
 def escaped(text: str) -> str:
-    """Text in which nothing is Markdown or HTML; one line."""
+    """Escape Markdown and HTML, and join lines."""
     for character in "\\`*_[]<>|#":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())

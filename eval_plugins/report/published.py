@@ -1,4 +1,4 @@
-"""Published figures, to stand beside one's own. None of them was measured here."""
+"""Published results for comparison. None of them was measured with this package."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ SOURCE = (
     "DeepEyesV2's project page, https://visual-agent.github.io, tables real_world, reason and "
     "search (the page's source at fd14bab); both models as its authors measured them"
 )
-"""Where every figure below was read."""
+"""Source of every score below."""
 
 Group = Literal["real world", "OCR and charts", "mathematics", "search"]
 
 
 class Published(BaseModel):
-    """What the authors of DeepEyesV2 report on one benchmark."""
+    """Published scores of one benchmark, as reported by the authors of DeepEyesV2."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     title: str = Field(description="The benchmark's usual name.")
     group: Group
-    deepeyes_v2: float = Field(description="DeepEyesV2-7B, in percent unless `out_of` says else.")
+    deepeyes_v2: float = Field(description="DeepEyesV2-7B, in percent or the unit of `out_of`.")
     qwen2_5_vl: float = Field(description="Qwen2.5-VL-7B without tools, in the same unit.")
     qwen2_5_vl_search: float | None = Field(None, description="Qwen2.5-VL-7B with search.")
     out_of: float = Field(100.0, description="The best possible score.")
@@ -68,5 +68,5 @@ PUBLISHED: dict[str, Published] = {
     "MMSearch": _published("MMSearch", "search", 63.7, 12.8, search=52.2),
     "SimpleVQA": _published("SimpleVQA", "search", 59.4, 38.4, search=51.6),
 }
-"""By VLMEvalKit's name of the dataset. The page does not say which split of MathVerse and of
-MathVision it used; those of the recipes are assumed."""
+"""Published scores by VLMEvalKit's name of the dataset. The page does not name the splits of
+MathVerse and MathVision; those of the recipes are assumed."""

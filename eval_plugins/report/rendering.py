@@ -1,4 +1,4 @@
-"""The page: one HTML file whose plots are drawn in its own size and whose data are text."""
+"""HTML rendering of a report: one page with inline plots, style and script."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from deepeyes_plugins.rollout.trajectory import EndReason
-from eval_plugins.report.contents import AgentFigures, Benchmark, Passes, Report
+from eval_plugins.report.contents import AgentMetrics, Benchmark, Passes, Report
 from eval_plugins.report.markdown import (
     LEVELS,
     agent_cells,
@@ -27,25 +27,25 @@ from eval_plugins.report.statistics import Interval
 
 _PAGE = files("eval_plugins.report") / "page"
 _COLOURS = 6
-"""Colours for tools; further tools share the last."""
+"""Number of tool colours; further tools share the last one."""
 _LEVEL_TITLES = {"distrust": "reason", "caution": "caution", "note": "note"}
 _VERDICTS = {
-    "distrust": "Do not trust these figures",
-    "caution": "Look at this before you believe the figures",
-    "fine": "Nothing was found that spoils these figures",
+    "distrust": "Do not trust these results",
+    "caution": "Check these problems before you use the results",
+    "fine": "No problems were found",
 }
 
 
-def render(report: Report, rows: Sequence[Sequence[Any]], in_a_file: int) -> str:
-    """Make the page.
+def render(report: Report, rows: Sequence[Sequence[Any]], samples_per_file: int) -> str:
+    """Render the page.
 
-    The policy that it carries lets a browser run only the script and use only the style that are
-    written here, load data files only for that script, and images only from beside the page.
+    Its content security policy restricts the browser to the script and style of this package, to
+    data files that this script loads, and to images from the page's own folder.
 
     Args:
-        report: What it says.
-        rows: What the list shows of each sample.
-        in_a_file: Samples of one data file.
+        report: The report.
+        rows: The cells of each sample in the list.
+        samples_per_file: Number of samples in one data file.
     """
     style = (_PAGE / "page.css").read_text(encoding="utf-8")
     script = (_PAGE / "page.js").read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def render(report: Report, rows: Sequence[Sequence[Any]], in_a_file: int) -> str
     contents = {
         "benchmarks": [one.title for one in report.benchmarks],
         "rows": rows,
-        "in_a_file": in_a_file,
+        "samples_per_file": samples_per_file,
     }
     return template.render(
         report=report,
@@ -103,7 +103,7 @@ def _hash(text: str) -> str:
 
 
 def _inert_json(data: Any) -> str:
-    """JSON in which nothing ends the element that it stands in, or begins another one."""
+    """Serialize to JSON without characters that could close or open an HTML element."""
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 
@@ -130,8 +130,8 @@ def _track(
     interval: Interval | None,
     out_of: float,
 ) -> dict[str, Any]:
-    def place(figure: float | None) -> float | None:
-        return None if figure is None else round(min(100.0, max(0.0, 100 * figure / out_of)), 2)
+    def place(score: float | None) -> float | None:
+        return None if score is None else round(min(100.0, max(0.0, 100 * score / out_of)), 2)
 
     known = one.published
     label = f"{title}: {number(value, out_of)}"
@@ -150,19 +150,19 @@ def _track(
 
 
 def _agents(report: Report) -> dict[str, Any]:
-    played = [(one, one.agent) for one in report.benchmarks if one.agent is not None]
-    tools = sorted({tool for _, agent in played for tool in agent.calls})
+    with_agent = [(one, one.agent) for one in report.benchmarks if one.agent is not None]
+    tools = sorted({tool for _, agent in with_agent for tool in agent.calls})
     colours = {tool: f"tool-{min(at, _COLOURS - 1)}" for at, tool in enumerate(tools)}
-    used = {reason for _, agent in played for reason in agent.end_reasons}
+    used = {reason for _, agent in with_agent for reason in agent.end_reasons}
     reasons = [str(reason) for reason in EndReason if reason in used]
-    most = max((sum(agent.calls.values()) for _, agent in played), default=0.0) or 1.0
+    most = max((sum(agent.calls.values()) for _, agent in with_agent), default=0.0) or 1.0
     return {
         "tools": [{"name": tool, "class": colours[tool]} for tool in tools],
         "reasons": [
             {"name": reason.replace("_", " "), "class": f"end-{reason}"} for reason in reasons
         ],
-        "agents": [_agent(one.title, agent, colours, reasons, most) for one, agent in played],
-        "agent_table": [agent_cells(one, agent) for one, agent in played],
+        "agents": [_agent(one.title, agent, colours, reasons, most) for one, agent in with_agent],
+        "agent_table": [agent_cells(one, agent) for one, agent in with_agent],
         "cost_note": _cost_note(report),
     }
 
@@ -173,16 +173,16 @@ def _cost_note(report: Report) -> str:
         return "No prices were given, so no cost is estimated."
     note = f"Cost: {prices.output or 0:g} per million generated tokens"
     if prices.input is None:
-        return note + "; tokens that the model read are not counted."
+        return note + "; prompt tokens are not counted."
     return note + (
-        f" and {prices.input:g} per million that it read, as the server counted them, without any "
-        "discount for prefixes that it had cached."
+        f" and {prices.input:g} per million prompt tokens, as counted by the server, without a "
+        "discount for cached prefixes."
     )
 
 
 def _agent(
     title: str,
-    agent: AgentFigures,
+    agent: AgentMetrics,
     colours: Mapping[str, str],
     reasons: Iterable[str],
     most: float,

@@ -1,6 +1,6 @@
-"""What VLMEvalKit wrote for each dataset: predictions, verdicts and figures.
+"""Reader of VLMEvalKit's results: predictions, verdicts and scores of each dataset.
 
-Both builds are read: results right in ``work-dir/MODEL/`` and in ``work-dir/MODEL/T…/``.
+Results are read from ``work-dir/MODEL/`` (ms-vlmeval) and ``work-dir/MODEL/T…/`` (upstream).
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from eval_plugins.report.tables import (
 logger = logging.getLogger(__name__)
 
 NO_LETTER = "Failed in Prefetch"
-"""VLMEvalKit's mark of an answer in which no option was found, where no judge was asked."""
+"""VLMEvalKit's marker of an answer without an option that was not sent to a judge."""
 
 _RUN_FOLDER = re.compile(r"T\d{8}([-_].*)?")
-# Columns that hold a sample's score, 0 to 1, in the order of preference.
+# Columns with a sample's score, 0 to 1, in order of preference.
 _SCORES = ("hit", "score", "correct", "eval_score", "verifier_score", "verifier_match")
-# Columns that tell how it was found.
+# Columns that explain the score.
 _NOTES = ("scored_by", "judge_log", "log", "log_score", "log_extract", "extract_answer", "res")
 _MADE_BY_SCORING = {*_SCORES, *_NOTES, "extract"}
 _METRIC_FILES = ("_acc", "_score", "_rating", "_metrics", "_scores")
@@ -65,16 +65,16 @@ class Sample:
     """One row of a dataset.
 
     Attributes:
-        index: VLMEvalKit's name of it within the dataset.
-        question: As it stands in the table, without options and prompt.
-        options: The options of a multiple choice by letter.
-        reference: The right answer.
-        prediction: What VLMEvalKit scored.
-        failed: Our infrastructure failed; the prediction says so.
-        score: 0 to 1; ``None`` if it was not scored, or failed.
-        note: What the scorer or the judge said.
-        category: Its kind within the dataset.
-        cluster: Samples of one cluster are variants of one question.
+        index: VLMEvalKit's index of the sample within the dataset.
+        question: The question column, without options and prompt.
+        options: Multiple-choice options by letter.
+        reference: The reference answer.
+        prediction: The text that VLMEvalKit scored.
+        failed: The sample ended with an infrastructure error.
+        score: 0 to 1; ``None`` if it failed or was not scored.
+        note: Explanation by the scorer or the judge.
+        category: Category within the dataset.
+        cluster: Cluster for the bootstrap; samples of one cluster are variants of one question.
     """
 
     index: str
@@ -91,24 +91,24 @@ class Sample:
 
 @dataclass(slots=True)
 class DatasetResults:
-    """One dataset, answered by one model.
+    """Results of one model on one dataset.
 
     Attributes:
         model: VLMEvalKit's name of the model.
         name: VLMEvalKit's name of the dataset.
-        folder: Where the results are.
-        predictions: The table of predictions, if there is one that can be read.
-        updated: When it was written, for choosing the newest of several; seconds since the epoch.
-        samples: Its rows.
-        metrics: VLMEvalKit's figures.
-        headline: Name of the figure that stands for the benchmark.
-        status: What ``status.json`` says of it.
-        scoring: How it was scored.
-        verdicts: The table that the samples' scores come from.
-        reconstructed: The scores are made here by the benchmark's rule, since no table has them.
-        longer: Stems of other datasets there, whose names begin with this one's.
-        failed_since: A newer run of it that left nothing to read, in words; empty without one.
-        problems: What could not be read, in words.
+        folder: Folder of the results.
+        predictions: The prediction table, if a readable one exists.
+        updated: Modification time of that table, in seconds since the epoch.
+        samples: Rows of the dataset.
+        metrics: VLMEvalKit's scores.
+        headline: Name of the benchmark's main score.
+        status: The dataset's entry in ``status.json``.
+        scoring: How the dataset was scored.
+        verdicts: The table with the samples' scores.
+        reconstructed: The scores were recomputed with the benchmark's rule, as no table has them.
+        longer: Stems of other datasets in the folder whose names start with this one's.
+        failed_since: Description of a newer run without readable results; empty without one.
+        problems: Descriptions of files that could not be read.
     """
 
     model: str
@@ -129,17 +129,17 @@ class DatasetResults:
 
     @property
     def stem(self) -> str:
-        """What the names of all its files begin with."""
+        """Prefix of the names of all its files."""
         return f"{self.model}_{self.name}"
 
 
 def find_results(folders: Iterable[Path]) -> tuple[list[DatasetResults], list[str]]:
     """Find and read the results under some folders.
 
-    Where a dataset was run several times by one model, the newest results are taken.
+    If a model was run on a dataset several times, the newest results are used.
 
     Returns:
-        The results by model and dataset, and notes about what was passed over.
+        The results, sorted by model and dataset, and notes about older results.
     """
     newest: dict[tuple[str, str], DatasetResults] = {}
     notes: list[str] = []
@@ -151,7 +151,7 @@ def find_results(folders: Iterable[Path]) -> tuple[list[DatasetResults], list[st
                 newest[key] = candidate
                 continue
             older, newer = sorted((known, candidate), key=lambda result: result.updated)
-            if _same_file(known.predictions, candidate.predictions):  # One links to the other.
+            if _same_file(known.predictions, candidate.predictions):  # One is a link.
                 newest[key] = known if known.status or not candidate.status else candidate
                 continue
             newest[key] = newer
@@ -162,11 +162,11 @@ def find_results(folders: Iterable[Path]) -> tuple[list[DatasetResults], list[st
                     "; ".join(filter(None, reasons)) or "it left no predictions"
                 )
             notes.append(
-                f"{newer.name}: older results in {older.folder} are not read; those in "
+                f"{newer.name}: older results in {older.folder} are ignored; those in "
                 f"{newer.folder} are newer"
                 if older.predictions is not None
-                else f"{newer.name}: a run in {older.folder} left no results of it; those in "
-                f"{newer.folder} are taken"
+                else f"{newer.name}: a run in {older.folder} left no results; those in "
+                f"{newer.folder} are used"
             )
     results = [newest[key] for key in sorted(newest)]
     for result in results:
@@ -175,7 +175,7 @@ def find_results(folders: Iterable[Path]) -> tuple[list[DatasetResults], list[st
 
 
 def _ended(result: DatasetResults) -> float:
-    """When VLMEvalKit last told of a run; 0 if it did not."""
+    """Return the time of the last status update; 0 without one."""
     try:
         return datetime.fromisoformat(result.status["updated_at"]).timestamp()
     except (LookupError, ValueError, TypeError):
@@ -189,7 +189,7 @@ def _same_file(one: Path | None, other: Path | None) -> bool:
 def _candidates(folder: Path) -> Iterable[DatasetResults]:
     for parent, folders, files in os.walk(folder):
         if "report.json" in files and "index.html" in files:
-            folders.clear()  # A report of ours.
+            folders.clear()  # Output of `deepeyes eval report`.
             continue
         folders[:] = sorted(set(folders) - _IGNORED_FOLDERS)
         here = Path(parent)
@@ -210,14 +210,14 @@ def _candidates(folder: Path) -> Iterable[DatasetResults]:
             result.predictions = find_table(here, result.stem)
             if name not in there:
                 result.problems.append(
-                    "it was asked for on the command line, and the run left nothing of it: "
-                    "VLMEvalKit goes on without a dataset that it cannot prepare"
+                    "it was requested on the command line, but the run wrote nothing for it: "
+                    "VLMEvalKit skips a dataset that it cannot prepare"
                 )
             if result.predictions is not None:
                 result.updated = result.predictions.stat().st_mtime
             elif (here / f"{result.stem}.pkl").exists():
                 result.problems.append(
-                    "its predictions exist only as a pickle, which is not read because reading one "
+                    "its predictions exist only as a pickle, which is not read because unpickling "
                     "can run code: install openpyxl and xlsxwriter, or set PRED_FORMAT=tsv, and "
                     "run with --reuse"
                 )
@@ -225,7 +225,7 @@ def _candidates(folder: Path) -> Iterable[DatasetResults]:
 
 
 def _asked_for(status: Mapping[str, Any]) -> set[str]:
-    """The datasets that the run's command line names behind ``--data``."""
+    """Return the datasets that the run's command line names after ``--data``."""
     names: set[str] = set()
     reading = False
     arguments = status.get("argv")
@@ -251,7 +251,7 @@ def _status(path: Path) -> dict[str, Any]:
 def _dataset_names(
     folder: Path, model: str, files: Iterable[str], known: Mapping[str, Any]
 ) -> list[str]:
-    """Names of the datasets whose predictions are there, beyond those that the status knows."""
+    """Return the names in the status file and those of further prediction files."""
     stems = sorted(
         {
             Path(file).stem[len(model) + 1 :]
@@ -262,7 +262,7 @@ def _dataset_names(
     )
     names = list(known)
     for stem in stems:
-        # Verdicts and figures are named after their predictions, with something behind.
+        # Verdict and score files have the predictions' name with a suffix.
         derived = any(stem.startswith(f"{name}_") for name in names)
         path = find_table(folder, f"{model}_{stem}")
         if stem in names or path is None or (derived and known):
@@ -278,7 +278,7 @@ def _dataset_names(
 
 
 def _read(result: DatasetResults) -> None:
-    """Read predictions, verdicts and figures; what cannot be read becomes a problem."""
+    """Read predictions, verdicts and scores; record unreadable files as problems."""
     scoring = result.folder / f"{result.stem}_scoring.json"
     if scoring.is_file():
         try:
@@ -327,7 +327,7 @@ def _sample(row: Mapping[str, str]) -> Sample:
 
 
 def _sidecars(result: DatasetResults) -> list[Path]:
-    """Files written after the predictions and named after them; the newest first."""
+    """Return the files derived from the predictions, newest first."""
     published = f"{result.stem}_published_"
     paths = [
         path
@@ -382,7 +382,7 @@ def _scores(table: pd.DataFrame) -> list[float | None] | None:
                 score is None or -1 <= score <= 1 for score in scores
             ):
                 return [None if score is None or score < 0 else score for score in scores]
-    if {"res", "answer"} <= set(table):  # MathVista and MathVision keep only what was extracted.
+    if {"res", "answer"} <= set(table):  # MathVista and MathVision store the extracted answer only.
         return [_same_answer(row) for row in table.to_dict("records")]
     return None
 
@@ -397,7 +397,7 @@ def _same_answer(row: Mapping[str, str]) -> float | None:
 
 
 def _ocrbench(sample: Sample) -> float:
-    """OCRBench's own rule: one of the right texts occurs in the answer."""
+    """Apply OCRBench's rule: one of the reference texts occurs in the answer."""
     try:
         references = [str(reference) for reference in ast.literal_eval(sample.reference)]
     except (ValueError, SyntaxError, TypeError):
@@ -415,7 +415,7 @@ _SIMPLE_VQA_VERDICTS = {"正确": 1.0, "错误": 0.0, "未尝试": 0.0}
 
 
 def _score_simple_vqa(result: DatasetResults) -> bool:
-    """SimpleVQA's verdicts are in a file of a fixed name, in the order of the predictions."""
+    """Read SimpleVQA's verdicts: a file with a fixed name, in the order of the predictions."""
     path = result.folder / "gpt_eval.json"
     if result.name != "SimpleVQA" or not path.is_file():
         return False
@@ -426,7 +426,9 @@ def _score_simple_vqa(result: DatasetResults) -> bool:
         result.problems.append(f"{path.name} cannot be read: {error}")
         return False
     if len(verdicts) != len(result.samples):
-        result.problems.append(f"{path.name} has {len(verdicts)} verdicts, which is another number")
+        result.problems.append(
+            f"{path.name} has {len(verdicts)} verdicts for {len(result.samples)} samples"
+        )
         return False
     result.verdicts = path
     for sample, verdict in zip(result.samples, verdicts, strict=True):
@@ -444,7 +446,7 @@ def _read_metrics(result: DatasetResults) -> None:
             continue
         try:
             if path.suffix == ".xlsx" and not path.stem.endswith("_acc"):
-                continue  # Those have one row for each sample.
+                continue  # One row per sample.
             for name, value in read_metrics(path).items():
                 found.setdefault(name, value)
         except (UnreadableTable, OSError) as error:
@@ -463,5 +465,5 @@ def _is_score_csv(path: Path) -> bool:
 
 
 def models_of(results: Sequence[DatasetResults]) -> list[str]:
-    """Names of the models, sorted."""
+    """Return the names of the models, sorted."""
     return sorted({result.model for result in results})

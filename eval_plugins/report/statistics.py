@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals by bootstrap, and tests of two runs on the same samples."""
+"""Bootstrap confidence intervals, and significance tests of two runs on the same samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import binomtest
 
 SEED = 20251107
-"""Fixed, so that the same run gives the same report."""
+"""Fixed seed, so that reports are reproducible."""
 DRAWS = 4000
 LEVEL = 0.95
 _AT_A_TIME = 200
@@ -25,37 +25,37 @@ class Interval(BaseModel):
     high: float
 
     def scaled(self, factor: float) -> Interval:
-        """The same in another unit."""
+        """Return the interval in another unit."""
         return Interval(low=self.low * factor, high=self.high * factor)
 
 
 class Paired(BaseModel):
-    """Two runs on the same samples."""
+    """Paired comparison of two runs on the same samples."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     samples: int
     difference: float = Field(description="Mean of the new scores minus that of the old, −1 to 1.")
     interval: Interval
-    gained: int = Field(description="Samples that only the new run has right.")
-    lost: int = Field(description="Samples that only the old run has right.")
-    p_value: float = Field(description="Of no difference, two-sided.")
+    gained: int = Field(description="Samples that are right in the new run only.")
+    lost: int = Field(description="Samples that are right in the old run only.")
+    p_value: float = Field(description="Two-sided, under the hypothesis of no difference.")
 
 
 def mean_interval(scores: Sequence[float], clusters: Sequence[Hashable]) -> Interval:
     """Return the percentile bootstrap interval of a mean, at 95 %.
 
-    Samples of one cluster (variants of one question) are drawn together, since they are not
-    independent. Where all scores are 0 or all 1, resampling would claim certainty: the exact
-    (Clopper-Pearson) bound for the number of clusters is taken there.
+    Samples of one cluster (variants of one question) are resampled together, since they are not
+    independent. If all scores are 0 or all are 1, the exact (Clopper-Pearson) bound for the number
+    of clusters is returned, because resampling would give an interval of width zero.
 
     Args:
         scores: One per sample, 0 to 1; at least one.
-        clusters: What each sample belongs to, in the same order.
+        clusters: The cluster of each sample, in the same order.
     """
     sums, counts = _by_cluster(scores, clusters)
     if len(sums) == 1 and 0 < sums[0] < counts[0]:
-        return Interval(low=0.0, high=1.0)  # One question tells nothing about others.
+        return Interval(low=0.0, high=1.0)  # One cluster says nothing about the variance.
     if sums.sum() in (0, counts.sum()):
         bound = ((1 - LEVEL) / 2) ** (1 / len(sums))
         return Interval(low=bound, high=1.0) if sums.sum() else Interval(low=0.0, high=1 - bound)
@@ -65,8 +65,8 @@ def mean_interval(scores: Sequence[float], clusters: Sequence[Hashable]) -> Inte
 def compare(new: Sequence[float], old: Sequence[float], clusters: Sequence[Hashable]) -> Paired:
     """Compare two runs on the same samples, in the same order; at least one sample.
 
-    The test is McNemar's exact one. Where samples come in clusters it is the sign-flip test on
-    their differences, which equals McNemar's for clusters of one.
+    The test is McNemar's exact test. For clustered samples it is the sign-flip test on the
+    clusters' differences, which equals McNemar's for clusters of one.
     """
     differences = np.asarray(new, dtype=float) - np.asarray(old, dtype=float)
     right_now = np.asarray(new) >= 0.5
@@ -95,7 +95,7 @@ def compare(new: Sequence[float], old: Sequence[float], clusters: Sequence[Hasha
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number, by Holm's method; in the order given."""
+    """Correct p-values for multiple testing by Holm's method; the order is preserved."""
     order = sorted(range(len(p_values)), key=lambda position: p_values[position])
     corrected = [0.0] * len(p_values)
     largest = 0.0
@@ -108,7 +108,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _by_cluster(
     scores: Sequence[float], clusters: Sequence[Hashable]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sum and size of each cluster."""
+    """Return the sum and the size of each cluster."""
     numbers: dict[Hashable, int] = {}
     positions = [numbers.setdefault(cluster, len(numbers)) for cluster in clusters]
     sums = np.bincount(positions, weights=scores, minlength=len(numbers))

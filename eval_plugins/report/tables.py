@@ -1,4 +1,4 @@
-"""VLMEvalKit's tables and score files, whatever format they were written in; never its pickles."""
+"""Reader of VLMEvalKit's tables and score files: xlsx, tsv, csv and JSON, but no pickles."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from deepeyes_plugins.protocol.content import encodable
 from eval_plugins.cells import decoded
 
 TABLE_SUFFIXES = (".xlsx", ".tsv", ".csv", ".json")
-"""In the order of preference. Pickles run code when they are read, so they are not."""
+"""Table formats in order of preference. Pickles are excluded: unpickling can run code."""
 
 FAILED = "Failed to obtain answer"
-"""VLMEvalKit's mark of a prediction, or a judge's answer, that could not be had."""
+"""VLMEvalKit's marker of a failed prediction or a failed judge request."""
 
 Metrics = dict[str, float]
-"""Figures by name, such as ``split=none|Overall``."""
+"""Scores by name, such as ``split=none|Overall``."""
 
 
 class UnreadableTable(ValueError):
-    """A file is no table; the message names it."""
+    """A file is not a table; the message names it."""
 
 
 def find_table(folder: Path, stem: str) -> Path | None:
-    """The newest table of that name, whatever its format."""
+    """Return the newest table of that name in any format."""
     paths = [folder / f"{stem}{suffix}" for suffix in TABLE_SUFFIXES]
     found = [path for path in paths if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime) if found else None
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a table; every cell is text, and an empty one is the empty text.
+    """Read a table; every cell is text, and an empty cell is the empty string.
 
     Raises:
-        UnreadableTable: It is no table.
-        OSError: It cannot be read.
+        UnreadableTable: The file is not a table.
+        OSError: The file cannot be read.
     """
     try:
         if path.suffix == ".xlsx":
@@ -52,9 +52,9 @@ def read_table(path: Path) -> pd.DataFrame:
             return _from_json(json.loads(path.read_text(encoding="utf-8")))
     except OSError:
         raise
-    except Exception as error:  # Each of the readers has kinds of its own.
+    except Exception as error:  # Every reader raises different types.
         raise UnreadableTable(f"{path} cannot be read as a table: {error}") from error
-    raise UnreadableTable(f"{path}: tables of this kind are not read")
+    raise UnreadableTable(f"{path}: not one of {', '.join(TABLE_SUFFIXES)}")
 
 
 def _is_table(data: Any) -> bool:
@@ -85,7 +85,7 @@ def _has_columns(data: Any) -> bool:
 
 
 def as_text(value: Any) -> str:
-    """A cell as text that UTF-8 can hold: empty for nothing, whole numbers without a point."""
+    """Convert a cell to valid UTF-8: empty for ``None`` and NaN, integers without a point."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():
@@ -94,7 +94,7 @@ def as_text(value: Any) -> str:
 
 
 def as_number(value: Any) -> float | None:
-    """A cell as a finite number; percent signs and truth values are understood."""
+    """Convert a cell to a finite number; percent signs and booleans are accepted."""
     if isinstance(value, bool):
         return float(value)
     text = str(value).strip().lower()
@@ -112,29 +112,29 @@ def _is_blank(cell: str) -> bool:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Read a file of figures.
+    """Read a file of scores.
 
-    The names follow VLMEvalKit's ``status.json``: ``column``, or ``dimension=value|column`` where a
-    row is named by columns that hold no numbers; levels of JSON are joined by ``|``. Unlike there,
-    a column in which only some cells are numbers names rows, too, if another one has figures:
-    HRBench's ``cycle`` is 0 to 3 and ``Average``.
+    The names follow VLMEvalKit's ``status.json``: ``column``, or ``dimension=value|column`` if a
+    row has non-numeric columns; levels of JSON are joined by ``|``. Unlike there, a column with
+    only some numeric cells also counts as a dimension if another column is all numeric: HRBench's
+    ``cycle`` is 0 to 3 and ``Average``.
 
     Raises:
-        UnreadableTable: It holds no figures in a form that is known, or a row for each sample.
-        OSError: It cannot be read.
+        UnreadableTable: The file has no scores in a known layout, or one row per sample.
+        OSError: The file cannot be read.
     """
     if path.suffix == ".json":
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UnreadableTable(f"{path} is no JSON: {error}") from error
+            raise UnreadableTable(f"{path} is not JSON: {error}") from error
         if not _is_table(data):
             return dict(_flat(data))
         table = _from_json(data)
     else:
         table = read_table(path)
     if "index" in table:
-        raise UnreadableTable(f"{path} has a row for each sample, and no figures")
+        raise UnreadableTable(f"{path} has one row per sample and no scores")
     numbers = {
         column: [as_number(cell) is not None for cell in table[column] if not _is_blank(cell)]
         for column in table
@@ -166,7 +166,7 @@ def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
         yield prefix, number
 
 
-# The figure that a benchmark is known by; the first pattern that matches one name only.
+# The main score of a benchmark; the first pattern that matches exactly one name.
 _HEADLINES = tuple(
     re.compile(pattern)
     for pattern in (
@@ -184,7 +184,7 @@ _HEADLINES = tuple(
 
 
 def headline(metrics: Mapping[str, float]) -> str | None:
-    """Return the name of the figure that stands for a benchmark, if it is clear which one."""
+    """Return the name of a benchmark's main score, or ``None`` if it is ambiguous."""
     for pattern in _HEADLINES:
         names = [name for name in metrics if pattern.fullmatch(name)]
         if len(names) == 1:

@@ -1,4 +1,4 @@
-"""Our trajectory logs: found, summarised line by line, and matched to VLMEvalKit's samples."""
+"""Trajectory logs: find them, summarise each line, and match them to VLMEvalKit's samples."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _BLANK = re.compile(r"[\s\W_]+")
 
 
 @dataclass(slots=True, eq=False)
-class Played:
-    """One line of a log: where it is, and the little that figures and matching need.
+class LoggedTrajectory:
+    """One line of a trajectory log: its position, and what metrics and matching need.
 
     Attributes:
-        path: The log.
-        offset: Position of the line in it, bytes.
-        length: Of the line, bytes.
+        path: The log file.
+        offset: Offset of the line in bytes.
+        length: Length of the line in bytes.
         dataset: VLMEvalKit's name of the dataset.
-        index: VLMEvalKit's name of the sample, where the id or a label tells it.
-        question: What was asked, compared without white space and punctuation.
-        answered: What VLMEvalKit should have got, compared in the same way.
-        record: Turns, tokens, calls, times.
-        cut: A turn was cut at the length limit.
-        prompt_tokens: Tokens that the server read for all turns; ``None`` where one does not tell.
+        index: VLMEvalKit's index of the sample, if the id or a label holds it; else empty.
+        question: The question, normalised by :func:`comparable`.
+        answered: The prediction that VLMEvalKit received, normalised in the same way.
+        record: Turns, tokens, calls and times.
+        cut: A turn was truncated at the length limit.
+        prompt_tokens: Prompt tokens of all turns; ``None`` if a turn does not record them.
     """
 
     path: Path
@@ -56,8 +56,8 @@ class Played:
         """Read the whole trajectory.
 
         Raises:
-            OSError: The log is gone.
-            ValueError: The line has changed.
+            OSError: The log was removed.
+            ValueError: The line was changed.
         """
         return Trajectory.model_validate_json(self.read())
 
@@ -65,7 +65,7 @@ class Played:
         """Read the line.
 
         Raises:
-            OSError: The log is gone.
+            OSError: The log was removed.
         """
         with self.path.open("rb") as file:
             file.seek(self.offset)
@@ -73,29 +73,29 @@ class Played:
 
     @property
     def images(self) -> Path:
-        """The folder of the images that it names."""
+        """The folder of the images that the trajectory refers to."""
         return self.path.parent / IMAGE_FOLDER
 
 
 @dataclass(slots=True)
 class Matched:
-    """Trajectories beside the samples of one dataset.
+    """The trajectories of one dataset, matched to its samples.
 
     Attributes:
-        by_index: The trajectory of each sample that has one.
-        strangers: Trajectories of the dataset that belong to no sample.
-        repeated: Trajectories of a sample that was played again later.
-        different: Samples whose prediction is not the answer of their trajectory.
+        by_index: Trajectories by the index of their sample.
+        unmatched: Trajectories that belong to no sample.
+        repeated: Number of trajectories that a later one of the same sample replaces.
+        mismatched: Indices of samples whose prediction differs from their trajectory's answer.
     """
 
-    by_index: dict[str, Played] = field(default_factory=dict)
-    strangers: list[Played] = field(default_factory=list)
+    by_index: dict[str, LoggedTrajectory] = field(default_factory=dict)
+    unmatched: list[LoggedTrajectory] = field(default_factory=list)
     repeated: int = 0
-    different: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
 
 
 def find_logs(folders: Iterable[Path]) -> list[Path]:
-    """Every trajectory log under some folders."""
+    """Find every trajectory log under some folders."""
     found: dict[Path, None] = {}
     for folder in folders:
         for parent, below, files in os.walk(folder):
@@ -105,26 +105,26 @@ def find_logs(folders: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def read_logs(paths: Iterable[Path]) -> tuple[list[Played], list[str]]:
+def read_logs(paths: Iterable[Path]) -> tuple[list[LoggedTrajectory], list[str]]:
     """Summarise every trajectory.
 
     Returns:
-        Them in the order of their writing, and notes on lines that are none.
+        The trajectories in the order of the logs, and notes on invalid lines.
     """
-    played: list[Played] = []
+    logged: list[LoggedTrajectory] = []
     notes: list[str] = []
     for path in paths:
         bad = 0
         for number, offset, line in _lines(path):
             try:
-                played.append(_summary(path, offset, line))
+                logged.append(_summary(path, offset, line))
             except ValidationError as error:
                 bad += 1
                 if bad == 1:
-                    notes.append(f"{path}:{number} is no trajectory: {error.errors()[0]['msg']}")
+                    notes.append(f"{path}:{number} is not a trajectory: {error.errors()[0]['msg']}")
         if bad > 1:
-            notes.append(f"{path}: {bad} lines are no trajectories")
-    return played, notes
+            notes.append(f"{path}: {bad} lines are not trajectories")
+    return logged, notes
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -136,7 +136,7 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
             offset += len(line)
 
 
-def _summary(path: Path, offset: int, line: bytes) -> Played:
+def _summary(path: Path, offset: int, line: bytes) -> LoggedTrajectory:
     trajectory = Trajectory.model_validate_json(line)
     dataset = str(trajectory.labels.get("benchmark") or trajectory.data_source)
     index = str(trajectory.labels.get(_INDEX_LABEL, ""))
@@ -146,7 +146,7 @@ def _summary(path: Path, offset: int, line: bytes) -> Played:
     text = trajectory.answer
     if text is None and trajectory.turns:
         text = trajectory.turns[-1].text.rpartition("</think>")[2]
-    return Played(
+    return LoggedTrajectory(
         path=path,
         offset=offset,
         length=len(line),
@@ -163,16 +163,15 @@ def _summary(path: Path, offset: int, line: bytes) -> Played:
 
 
 def comparable(text: str) -> str:
-    """``text`` without what a spreadsheet or a prompt may change."""
+    """Normalise a text: remove white space, punctuation and case."""
     return (_BLANK.sub("", text) or "".join(text.split())).casefold()
 
 
-def match(samples: Sequence[Sample], played: Sequence[Played]) -> Matched:
+def match(samples: Sequence[Sample], logged: Sequence[LoggedTrajectory]) -> Matched:
     """Find the trajectory of each sample.
 
-    A sample is known by its index, which the task id carries where the sample has an image of that
-    name; else by its question and answer. Of several trajectories of one sample the last one that
-    gave the recorded answer is taken.
+    Samples are matched by index (from a label or the task id), else by question and answer. Of
+    several trajectories of one sample, the last one with the recorded answer is used.
     """
     matched = Matched()
     predictions = {sample.index: comparable(sample.prediction) for sample in samples}
@@ -181,9 +180,9 @@ def match(samples: Sequence[Sample], played: Sequence[Played]) -> Matched:
     for sample in samples:
         by_question[questions[sample.index]].append(sample.index)
 
-    candidates: defaultdict[str, list[Played]] = defaultdict(list)
-    loose: list[Played] = []
-    for one in played:
+    candidates: defaultdict[str, list[LoggedTrajectory]] = defaultdict(list)
+    loose: list[LoggedTrajectory] = []
+    for one in logged:
         if one.index in questions and questions[one.index] in one.question:
             candidates[one.index].append(one)
         else:
@@ -203,7 +202,7 @@ def match(samples: Sequence[Sample], played: Sequence[Played]) -> Matched:
                 one
             )
         else:
-            matched.strangers.append(one)
+            matched.unmatched.append(one)
 
     for sample in samples:
         own = candidates.get(sample.index)
@@ -213,16 +212,16 @@ def match(samples: Sequence[Sample], played: Sequence[Played]) -> Matched:
         matched.by_index[sample.index] = (agreeing or own)[-1]
         matched.repeated += len(own) - 1
         if not agreeing:
-            matched.different.append(sample.index)
+            matched.mismatched.append(sample.index)
     return matched
 
 
-def _agrees(sample: Sample, prediction: str, played: Played) -> bool:
+def _agrees(sample: Sample, prediction: str, logged: LoggedTrajectory) -> bool:
     if sample.failed:
-        return played.record.end_reason == "infrastructure"
-    if not played.answered:
+        return logged.record.end_reason == "infrastructure"
+    if not logged.answered:
         return prediction == comparable("Unanswered.")
-    # VLMEvalKit keeps the end of a very long answer.
-    return played.answered == prediction or (
-        len(prediction) > 1000 and played.answered.endswith(prediction)
+    # Very long answers are truncated to their end in VLMEvalKit's table.
+    return logged.answered == prediction or (
+        len(prediction) > 1000 and logged.answered.endswith(prediction)
     )

@@ -1,4 +1,4 @@
-"""Whether a run can be believed: what goes wrong without anybody being told."""
+"""Reliability checks of a run: failures that do not show in VLMEvalKit's scores."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from deepeyes_plugins.rollout.trajectory import EndReason
 from eval_plugins.report.contents import Finding, Level
 from eval_plugins.report.results import NO_LETTER, DatasetResults, Sample
 from eval_plugins.report.tables import FAILED
-from eval_plugins.report.trajectories import Matched, Played
+from eval_plugins.report.trajectories import LoggedTrajectory, Matched
 
 TOLERATED = 0.01
-"""Share of the samples above which a fault moves a figure by a point: ours. Below it is a note."""
+"""Share of affected samples above which a problem is a caution; below, it is a note."""
 SPOILT = 0.05
-"""Share above which the figure is not the model's any more: ours."""
+"""Share of affected samples above which a result is not to be trusted."""
 _OFFICIAL_SIZES = {"OCRBench": 1000}
-"""Samples of benchmarks whose figure is a count of them."""
+"""Number of samples of benchmarks whose score is a count."""
 
 _LIMITS = {
     EndReason.TURNS: "turns",
@@ -24,7 +24,7 @@ _LIMITS = {
     EndReason.IMAGES: "images",
     EndReason.WALL_TIME: "time",
 }
-# What judges leave in a row when they were not reached or not understood, in lower case.
+# Lower-case markers in a row whose judge request failed or could not be parsed.
 _JUDGE_FAILED = (
     FAILED.lower(),
     "scored_by: failed",
@@ -40,7 +40,7 @@ _JUDGED = {"MathVista", "MathVerse", "MathVision", "CharXiv", "DynaMath", "Logic
     "InfoSeek",
     "MMSearch",
 }
-"""Beginnings of the names of benchmarks that rules alone cannot score."""
+"""Name prefixes of benchmarks that rules alone cannot score."""
 
 
 def _level(share: float) -> Level:
@@ -52,7 +52,7 @@ def _of(count: int, total: int, what: str) -> str:
 
 
 def check_results(result: DatasetResults) -> Iterator[Finding]:
-    """Look at what VLMEvalKit wrote for one dataset."""
+    """Check VLMEvalKit's results of one dataset."""
 
     def finding(level: Level, message: str, advice: str = "") -> Finding:
         return Finding(level=level, benchmark=result.name, message=message, advice=advice)
@@ -62,8 +62,9 @@ def check_results(result: DatasetResults) -> Iterator[Finding]:
     if result.failed_since:
         yield finding(
             "distrust",
-            f"its newest run left nothing to read, so an older one is shown. {result.failed_since}",
-            "Mend it and run again with --reuse.",
+            "its newest run left no readable results, so an older one is shown. "
+            f"{result.failed_since}",
+            "Fix the cause and run again with --reuse.",
         )
     status = result.status
     samples = result.samples
@@ -71,7 +72,7 @@ def check_results(result: DatasetResults) -> Iterator[Finding]:
         yield finding(
             "distrust",
             f"the dataset failed: {error}",
-            "VLMEvalKit exits with 0 all the same. Mend it and run again with --reuse.",
+            "VLMEvalKit exits with 0 nevertheless. Fix the cause and run again with --reuse.",
         )
     elif reason := status.get("skip_reason"):
         yield finding("distrust", f"VLMEvalKit skipped the scoring: {reason}")
@@ -89,16 +90,17 @@ def check_results(result: DatasetResults) -> Iterator[Finding]:
     if failed:
         yield finding(
             _level(failed / len(samples)),
-            f"{_of(failed, len(samples), 'samples')} failed on our side: they are no wrong "
-            "answers, and the accuracy here leaves them out",
-            "VLMEvalKit's own figure may count them, as wrong or even as right. Run again with "
-            "--reuse: it asks only those.",
+            f"{_of(failed, len(samples), 'samples')} failed with an infrastructure error: they are "
+            "not wrong answers, and the accuracy here excludes them",
+            "VLMEvalKit's own score may count them as wrong or even as right. Run again with "
+            "--reuse to repeat only those.",
         )
     official = _OFFICIAL_SIZES.get(result.name)
     if official and len(samples) != official:
         yield finding(
             "distrust",
-            f"its figure is a count of {official:,} samples, and here are {len(samples):,}",
+            f"its score is a count over {official:,} samples, but the results have "
+            f"{len(samples):,}",
         )
     duplicates = len(samples) - len({sample.index for sample in samples})
     if duplicates:
@@ -106,12 +108,12 @@ def check_results(result: DatasetResults) -> Iterator[Finding]:
     if result.status.get("error_message"):
         return
     if not result.metrics:
-        yield finding("distrust", "VLMEvalKit left no figure: it was not scored")
+        yield finding("distrust", "VLMEvalKit wrote no score: the dataset was not scored")
     unscored = sum(sample.score is None and not sample.failed for sample in samples)
     if unscored == len(samples) - failed:
         yield finding(
             "note",
-            "no table has the verdicts of single samples, so there is no interval and no comparison"
+            "no table has per-sample verdicts, so there is no interval and no comparison"
             if result.metrics
             else "no sample has a verdict",
         )
@@ -138,8 +140,8 @@ def _check_judge(result: DatasetResults, samples: Sequence[Sample]) -> Iterator[
         yield finding(
             _level(failures / len(notes)),
             f"the judge failed for {_of(failures, len(notes), 'answers')}",
-            "Where upstream scores, such answers count as wrong; in multiple choice they get an "
-            "option drawn at random.",
+            "With upstream scoring such answers count as wrong; in multiple choice they get a "
+            "random option.",
         )
     unasked = sum(NO_LETTER.lower() in note for note in notes)
     if unasked:
@@ -157,16 +159,16 @@ def _check_judge(result: DatasetResults, samples: Sequence[Sample]) -> Iterator[
         yield finding(
             "caution",
             "the judge was never called: every answer was decided by rules",
-            "That can be right where all answers are in the expected form; look at some.",
+            "That is correct only if all answers have the expected form; check some of them.",
         )
     elif needed and scoring.judge_calls is not None and scoring.judge is None:
-        yield finding("distrust", "there was no judge, and rules alone cannot score this benchmark")
+        yield finding("distrust", "no judge was used, and rules alone cannot score this benchmark")
 
 
 def check_trajectories(
-    result: DatasetResults, matched: Matched, played: Sequence[Played]
+    result: DatasetResults, matched: Matched, logged: Sequence[LoggedTrajectory]
 ) -> Iterator[Finding]:
-    """Look at what the agent did, and whether that is what was scored."""
+    """Check the trajectories of one dataset, and that they match the scored predictions."""
 
     def finding(level: Level, message: str, advice: str = "") -> Finding:
         return Finding(level=level, benchmark=result.name, message=message, advice=advice)
@@ -174,11 +176,11 @@ def check_trajectories(
     samples = result.samples
     if not samples:
         return
-    if not played:
+    if not logged:
         yield finding(
             "caution",
-            "there are no trajectories of it: what the agent did cannot be checked",
-            "Set DEEPEYES_TRAJECTORIES in the run, and give the folder here.",
+            "there are no trajectories, so the agent's behaviour cannot be checked",
+            "Set DEEPEYES_TRAJECTORIES for the run and pass the folder to this command.",
         )
         return
     missing = sum(sample.index not in matched.by_index for sample in samples)
@@ -186,35 +188,34 @@ def check_trajectories(
         yield finding(
             _level(missing / len(samples)),
             f"{_of(missing, len(samples), 'samples')} have no trajectory",
-            "Are those of another folder missing?",
+            "Another folder of trajectories may be missing.",
         )
-    if matched.strangers:
-        count = len(matched.strangers)
+    if matched.unmatched:
+        count = len(matched.unmatched)
         yield finding(
-            _level(count / len(played)),
-            f"{_of(count, len(played), 'trajectories')} belong to no sample of the results",
-            "Is the log shared with another run?",
+            _level(count / len(logged)),
+            f"{_of(count, len(logged), 'trajectories')} belong to no sample of the results",
+            "The log may be shared with another run.",
         )
-    if matched.different:
-        named = ", ".join(matched.different[:5])
+    if matched.mismatched:
+        named = ", ".join(matched.mismatched[:5])
         yield finding(
-            _level(len(matched.different) / len(samples)),
-            f"{_of(len(matched.different), len(samples), 'predictions')} are not the answer of "
-            f"their trajectory (samples {named}{'…' if len(matched.different) > 5 else ''})",
-            "The log may be that of another run.",
+            _level(len(matched.mismatched) / len(samples)),
+            f"{_of(len(matched.mismatched), len(samples), 'predictions')} differ from the answer "
+            f"of their trajectory (samples {named}{'…' if len(matched.mismatched) > 5 else ''})",
+            "The log may belong to another run.",
         )
     if matched.repeated:
         yield finding(
             "note",
-            f"{matched.repeated:,} earlier trajectories of samples that were played again are left "
-            "out",
+            f"{matched.repeated:,} earlier trajectories of samples that were repeated are ignored",
         )
     own = list(matched.by_index.values())
     if own:
         yield from _check_agent(result.name, own)
 
 
-def _check_agent(name: str, own: Sequence[Played]) -> Iterator[Finding]:
+def _check_agent(name: str, own: Sequence[LoggedTrajectory]) -> Iterator[Finding]:
     def finding(level: Level, message: str, advice: str = "") -> Finding:
         return Finding(level=level, benchmark=name, message=message, advice=advice)
 
@@ -225,9 +226,9 @@ def _check_agent(name: str, own: Sequence[Played]) -> Iterator[Finding]:
         of_tool = sum(call.tool == tool for call in calls)
         yield finding(
             _level(count / of_tool),
-            f"{_of(count, of_tool, f'calls of {tool}')} failed on our side: the model had to do "
-            "without",
-            "Look at the sandbox's or the search service's log.",
+            f"{_of(count, of_tool, f'calls of {tool}')} failed with an infrastructure error: the "
+            "model got no result",
+            "See the log of the sandbox or the search service.",
         )
     reasons = Counter(one.record.end_reason for one in own)
     for reason, limit in _LIMITS.items():
@@ -241,28 +242,28 @@ def _check_agent(name: str, own: Sequence[Played]) -> Iterator[Finding]:
     if cut:
         yield finding(
             _level(cut / total),
-            f"in {_of(cut, total, 'trajectories')} a turn was cut at its length limit",
-            "Raise max_tokens, or the server's context.",
+            f"in {_of(cut, total, 'trajectories')} a turn was truncated at its length limit",
+            "Raise max_tokens or the server's context length.",
         )
     silent = reasons[EndReason.NO_ACTION]
     if silent:
         yield finding(
             _level(silent / total),
-            f"{_of(silent, total, 'trajectories')} ended without an answer in its tags; the last "
-            "words were scored",
-            "Is it the system prompt that the checkpoint was trained with?",
+            f"{_of(silent, total, 'trajectories')} ended without answer tags; the text of the last "
+            "turn was scored",
+            "Check that the system prompt is the one that the checkpoint was trained with.",
         )
     refused = sum(one.record.refused_actions > 0 for one in own)
     if refused:
-        # A mistake of the model is part of its score, not a fault of the run.
+        # A model error is part of the model's score, so it never makes the run untrustworthy.
         yield finding(
             "caution" if refused / total > TOLERATED else "note",
-            f"in {_of(refused, total, 'trajectories')} the model called a tool in a wrong form, or "
-            "one that it does not have",
+            f"in {_of(refused, total, 'trajectories')} the model made a malformed tool call or "
+            "called an unknown tool",
         )
     if not calls:
         yield finding(
             "caution",
             f"no tool was called in {total:,} trajectories",
-            "Is it the system prompt that the checkpoint was trained with?",
+            "Check that the system prompt is the one that the checkpoint was trained with.",
         )

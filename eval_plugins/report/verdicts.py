@@ -1,4 +1,4 @@
-"""VLMEvalKit's verdicts on samples, for the trajectories that answered them."""
+"""Trajectories with VLMEvalKit's verdicts on their answers."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval_plugins.report.results import find_results
-from eval_plugins.report.trajectories import Played, match, read_logs
+from eval_plugins.report.trajectories import LoggedTrajectory, match, read_logs
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A trajectory that gave a recorded prediction.
+    """A trajectory with the score of its answer.
 
     Attributes:
-        log: Its log.
-        line: Its line there, as it stands.
-        score: 0 to 1, as VLMEvalKit scored the prediction.
+        log: The log file.
+        line: The trajectory's line in the log, unchanged.
+        score: VLMEvalKit's score of the prediction, 0 to 1.
     """
 
     log: Path
@@ -27,24 +27,24 @@ class Judged:
 
 
 def judged_trajectories(folders: Iterable[Path], logs: Iterable[Path]) -> Iterator[Judged]:
-    """Yield the trajectories behind the scored predictions of an evaluation.
+    """Yield the trajectories of an evaluation whose predictions were scored.
 
-    A trajectory whose answer is not the prediction, for instance since the sample was played again
-    later, has no verdict.
+    Trajectories whose answer differs from the prediction, for instance because the sample was
+    repeated later, are skipped.
 
     Args:
         folders: Work folders of VLMEvalKit.
         logs: Trajectory logs of one model.
 
     Raises:
-        OSError: Something cannot be read.
+        OSError: A file cannot be read.
     """
-    by_dataset: defaultdict[str, list[Played]] = defaultdict(list)
+    by_dataset: defaultdict[str, list[LoggedTrajectory]] = defaultdict(list)
     for one in read_logs(logs)[0]:
         by_dataset[one.dataset].append(one)
     for results in find_results(folders)[0]:
         matched = match(results.samples, by_dataset[results.name])
         for sample in results.samples:
-            played = matched.by_index.get(sample.index)
-            if played and sample.score is not None and sample.index not in matched.different:
-                yield Judged(played.path, played.read(), sample.score)
+            logged = matched.by_index.get(sample.index)
+            if logged and sample.score is not None and sample.index not in matched.mismatched:
+                yield Judged(logged.path, logged.read(), sample.score)

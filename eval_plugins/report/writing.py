@@ -1,15 +1,14 @@
-"""Writes a report: Markdown, JSON and the page.
+"""Report writer: Markdown, JSON and an HTML page.
 
-```
-report/report.md, report.json
-report/index.html       scores, plots and the list of samples; opens from the disk, needs no server
-report/data/<n>.js      trajectories, fifty a file, loaded when one of them is opened
-report/images/<sha256>  copies of the images, brought to a bearable size
-```
+::
 
-One file with everything would be gigabytes for a whole benchmark, and a page that is opened from
-the disk may load scripts and images from beside it but nothing else: so trajectories are scripts
-that hold nothing but one text in base64, and images are files.
+    report/report.md, report.json
+    report/index.html       scores, plots and the list of samples; opens without a server
+    report/data/<n>.js      trajectories, 50 per file, loaded on demand
+    report/images/<sha256>  downscaled copies of the images
+
+A single file would take gigabytes for a whole benchmark. A page opened from the disk may load only
+scripts and images, so trajectories are scripts that hold one base64 text, and images are files.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ from eval_plugins.report.contents import Report
 from eval_plugins.report.markdown import to_markdown
 from eval_plugins.report.rendering import render
 from eval_plugins.report.results import Sample
-from eval_plugins.report.trajectories import Played
+from eval_plugins.report.trajectories import LoggedTrajectory
 
 logger = logging.getLogger(__name__)
 
-IN_A_FILE = 50
-"""Trajectories of one data file: some hundred kilobytes, which load at once."""
+SAMPLES_PER_FILE = 50
+"""Trajectories per data file: a few hundred kilobytes, which load instantly."""
 QUESTION_SHOWN = 140
-"""Characters of the question in the list."""
+"""Maximum length of a question in the list, in characters."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _TAGS = re.compile(r"<(think|code|tool_call|answer)>(.*?)(?:</\1>|\Z)", re.DOTALL)
 _EXECUTED = re.compile(
@@ -59,41 +58,40 @@ _FILES = ("report.json", "report.md", "index.html")
 
 
 def write(report: Report, run: Run, folder: Path, *, image_side: int = 1280) -> None:
-    """Write a report; one of ours that is there already is replaced.
+    """Write a report, replacing an earlier report in the folder.
 
     Args:
-        report: What it says.
-        run: Where samples and trajectories come from.
-        folder: Where to write; it is created.
-        image_side: Longest side of the images' copies, in pixels; 0 for none.
+        report: The report.
+        run: The run with its samples and trajectories.
+        folder: Output folder; it is created.
+        image_side: Longest side of the copied images, in pixels; 0 omits images.
 
     Raises:
-        OSError: The folder cannot be written, or holds something else.
+        OSError: The folder cannot be written, or contains files of another program.
     """
-    _make_room(folder, report.model_dump_json(indent=2) + "\n")
+    _prepare_folder(folder, report.model_dump_json(indent=2) + "\n")
     flips = _flips(report)
     images = _Images(folder / "images", image_side)
     rows = []
     waiting: list[dict[str, Any]] = []
-    for number, (benchmark, sample, played) in enumerate(_samples(run)):
+    for number, (benchmark, sample, logged) in enumerate(_samples(run)):
         name = report.benchmarks[benchmark].name
-        rows.append([*_row(benchmark, sample, played), flips.get((name, sample.index), "")])
-        waiting.append(_details(sample, played, images))
-        if len(waiting) == IN_A_FILE:
-            _write_data(folder, number // IN_A_FILE, waiting)
+        rows.append([*_row(benchmark, sample, logged), flips.get((name, sample.index), "")])
+        waiting.append(_details(sample, logged, images))
+        if len(waiting) == SAMPLES_PER_FILE:
+            _write_data(folder, number // SAMPLES_PER_FILE, waiting)
             waiting = []
     if waiting:
-        _write_data(folder, len(rows) // IN_A_FILE, waiting)
+        _write_data(folder, len(rows) // SAMPLES_PER_FILE, waiting)
     images.finish()
     (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
-    (folder / "index.html").write_text(render(report, rows, IN_A_FILE), encoding="utf-8")
+    (folder / "index.html").write_text(render(report, rows, SAMPLES_PER_FILE), encoding="utf-8")
 
 
-def _make_room(folder: Path, contents: str) -> None:
-    """Make the folder, or empty one that holds an earlier report; never anything else.
+def _prepare_folder(folder: Path, contents: str) -> None:
+    """Create the folder, or clear an earlier report in it; other files are never removed.
 
-    ``report.json`` is written here, first of all: by it a report that was interrupted is known for
-    one.
+    ``report.json`` is written first, so that an interrupted report is recognised as one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = [folder / name for name in ("data", "images")]
@@ -101,7 +99,7 @@ def _make_room(folder: Path, contents: str) -> None:
         for path in (*parts, *(folder / name for name in _FILES)):
             if path.exists():
                 raise FileExistsError(
-                    f"{path} exists and belongs to no report: choose another --output"
+                    f"{path} exists and is not part of a report: choose another --output"
                 )
     (folder / "report.json").write_text(contents, encoding="utf-8")
     for part in parts:
@@ -110,7 +108,7 @@ def _make_room(folder: Path, contents: str) -> None:
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether a file says what a report of ours does: others have files of that name, too."""
+    """Return whether a ``report.json`` was written by this package."""
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -128,32 +126,32 @@ def _flips(report: Report) -> dict[tuple[str, str], str]:
     }
 
 
-def _samples(run: Run) -> Iterator[tuple[int, Sample, Played | None]]:
+def _samples(run: Run) -> Iterator[tuple[int, Sample, LoggedTrajectory | None]]:
     for benchmark, result in enumerate(run.results):
         by_index = run.matched[result.name].by_index
         for sample in result.samples:
             yield benchmark, sample, by_index.get(sample.index)
 
 
-def _row(benchmark: int, sample: Sample, played: Played | None) -> list[Any]:
-    """What the list knows of a sample: short, since the page holds all of them."""
+def _row(benchmark: int, sample: Sample, logged: LoggedTrajectory | None) -> list[Any]:
+    """Return the cells of a sample in the list; short, as the page holds all samples."""
     verdict = "failed" if sample.failed else "unscored"
     if sample.score is not None:
         verdict = "right" if sample.score >= 0.5 else "wrong"
-    tools = sorted({call.tool for call in played.record.tool_calls}) if played else []
+    tools = sorted({call.tool for call in logged.record.tool_calls}) if logged else []
     return [
         benchmark,
         sample.index,
         verdict,
-        str(played.record.end_reason) if played else "",
+        str(logged.record.end_reason) if logged else "",
         tools,
-        played.record.turns if played else 0,
+        logged.record.turns if logged else 0,
         " ".join(sample.question.split())[:QUESTION_SHOWN],
         " ".join(sample.prediction.split())[-60:],
     ]
 
 
-def _details(sample: Sample, played: Played | None, images: _Images) -> dict[str, Any]:
+def _details(sample: Sample, logged: LoggedTrajectory | None, images: _Images) -> dict[str, Any]:
     details: dict[str, Any] = {
         "question": sample.question,
         "options": sample.options,
@@ -163,14 +161,14 @@ def _details(sample: Sample, played: Played | None, images: _Images) -> dict[str
         "note": sample.note,
         "category": sample.category,
     }
-    if played is None:
+    if logged is None:
         return details
     try:
-        trajectory = played.load()
+        trajectory = logged.load()
     except (OSError, ValueError) as error:
-        logger.warning("%s cannot be read again: %s", played.path, error)
+        logger.warning("%s cannot be read again: %s", logged.path, error)
         return details
-    image = partial(images.name_of, played)
+    image = partial(images.name_of, logged)
     return details | {
         "task": trajectory.task_id,
         "end": str(trajectory.end_reason),
@@ -193,7 +191,7 @@ def _turns(trajectory: Trajectory, image: Callable[[str], str]) -> Iterator[dict
             "tokens": turn.tokens,
             "cut": turn.finish_reason == "length",
             "error": turn.error,
-            "ours": turn.infrastructure_error,
+            "infrastructure": turn.infrastructure_error,
             "seconds": [round(turn.generate_seconds, 2), round(turn.tool_seconds, 2)],
             "observation": list(_observed(turn.observation or (), image)),
         }
@@ -204,7 +202,7 @@ def _part(part: PartRecord, image: Callable[[str], str]) -> dict[str, str]:
 
 
 def _observed(parts: Sequence[PartRecord], image: Callable[[str], str]) -> Iterator[dict[str, str]]:
-    """An observation without the frame that the protocol puts around what code prints."""
+    """Yield an observation without the protocol's frame around code output."""
     for part in parts:
         framed = _EXECUTED.match(part.text or "")
         if framed is None:
@@ -216,11 +214,11 @@ def _observed(parts: Sequence[PartRecord], image: Callable[[str], str]) -> Itera
 
 
 def segments(text: str) -> list[tuple[str, str]]:
-    """Divide a turn into what is thought, run, asked and answered.
+    """Split a turn into its thinking, code, tool call and answer.
 
     Returns:
         Pairs of kind (``think``, ``code``, ``tool_call``, ``answer``, ``text``) and text, without
-        tags and fences; nothing of the text is lost but white space between.
+        tags and fences. Only white space between the parts is dropped.
     """
     found: list[tuple[str, str]] = []
     position = 0
@@ -239,7 +237,7 @@ def _unfenced(text: str) -> str:
 
 
 def _write_data(folder: Path, number: int, trajectories: Sequence[dict[str, Any]]) -> None:
-    """Write a script that hands one text to the page: base64, which nothing can break out of."""
+    """Write a script that passes one base64 text to the page, so that no content can escape."""
     text = json.dumps(trajectories, ensure_ascii=True, separators=(",", ":"))
     packed = base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
     script = f'deepeyes({number},"{packed}")\n'
@@ -247,7 +245,7 @@ def _write_data(folder: Path, number: int, trajectories: Sequence[dict[str, Any]
 
 
 class _Images:
-    """Copies the images that trajectories show, each once, in some threads."""
+    """Copies the images of trajectories in threads, each image once."""
 
     def __init__(self, folder: Path, side: int) -> None:
         self._folder = folder
@@ -256,10 +254,10 @@ class _Images:
         self._listed: dict[Path, dict[str, Path]] = {}
         self._pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
 
-    def name_of(self, played: Played, sha256: str) -> str:
-        """Name of the copy of an image; empty if there is none. Its making is begun."""
+    def name_of(self, logged: LoggedTrajectory, sha256: str) -> str:
+        """Return the name of an image's copy and start the copy; empty without the image."""
         if sha256 not in self._names:
-            source = self._files(played.images).get(sha256) if self._side else None
+            source = self._files(logged.images).get(sha256) if self._side else None
             self._names[sha256] = f"{sha256}.webp" if source else ""
             if source is not None:
                 self._pool.submit(_copy, source, self._folder / f"{sha256}.webp", self._side)
@@ -277,11 +275,11 @@ class _Images:
 
 
 def _copy(source: Path, target: Path, side: int) -> None:
-    """Write an image anew, at most ``side`` pixels large: what is no image never gets there."""
+    """Decode an image and write a copy of at most ``side`` pixels; skip what is not an image."""
     try:
         with Image.open(source, formats=_FORMATS) as image:
             if image.format == "JPEG":
-                image.draft("RGB", (side, side))  # Decodes to a smaller size right away.
+                image.draft("RGB", (side, side))  # Decodes at a reduced size.
             small = to_8bit(turn_upright(image))
         small.thumbnail((side, side), Image.Resampling.LANCZOS)
         small.save(target, "WEBP", quality=85, method=2)

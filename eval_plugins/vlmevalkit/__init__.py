@@ -1,1 +1,1 @@
-"""VLMEvalKit finds our model and datasets among its own (see ``register.py``)."""
+"""VLMEvalKit plugin: the model ``DeepEyesV2`` and its datasets (see ``register.py``)."""

@@ -1,4 +1,4 @@
-"""DeepEyesV2 as one of VLMEvalKit's API models: the whole agent behind ``generate``."""
+"""VLMEvalKit model ``DeepEyesV2``: runs one agent trajectory per sample."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from deepeyes_plugins.environments.preflight import check_tools
 from deepeyes_plugins.rollout import EndReason, Task, Trajectory
 from deepeyes_plugins.rollout.log import TrajectoryLog
 from deepeyes_plugins.rollout.trajectory import MessageRecord
-from eval_plugins.cells import fitting
+from eval_plugins.cells import truncated_to_cell
 from eval_plugins.vlmevalkit.constants import UNANSWERED
 from eval_plugins.vlmevalkit.runner import EpisodeRunner
-from eval_plugins.vlmevalkit.samples import Item, make_task, note
+from eval_plugins.vlmevalkit.samples import Item, annotate, make_task
 from eval_plugins.vlmevalkit.settings import load_evaluation
 
 logger = logging.getLogger(__name__)
 
 
 class DeepEyesV2(BaseAPI):
-    """A DeepEyes agent: its model on an OpenAI-compatible server, its tools here.
+    """A DeepEyes agent: the model on an OpenAI-compatible server, the tools in this process.
 
-    An episode is played once: requests that fail are sent again within it, and what fails all the
-    same is a failed sample with its reason, which VLMEvalKit's ``--reuse`` asks again.
+    Failed requests are retried within the trajectory. A sample that still fails is reported as
+    failed with its reason; VLMEvalKit's ``--reuse`` repeats it.
     """
 
     is_api = True
@@ -46,23 +46,24 @@ class DeepEyesV2(BaseAPI):
 
         Args:
             agent_config: Path of agent.yaml; by default what ``DEEPEYES_AGENT_CONFIG`` names.
-            retry: VLMEvalKit's ``--retry``: times that a request to the model is sent at most,
-                where no setting gives ``retries``.
+            retry: VLMEvalKit's ``--retry``: maximum number of attempts per request, unless a
+                setting gives ``retries``.
             verbose: Print answers and failures.
-            fail_msg: Prediction of a failed sample; VLMEvalKit finds those by it.
+            fail_msg: Prediction of a failed sample, by which VLMEvalKit recognises it.
             **settings: See :func:`~eval_plugins.vlmevalkit.settings.load_evaluation`.
 
         Raises:
-            SettingsError: A setting is wrong; it is named.
+            SettingsError: A setting is wrong; the message names it.
             UnknownNameError: The agent's environment is not registered.
-            InfrastructureError: A server does not answer, or its model is not clear.
+            InfrastructureError: A server does not respond, or serves several models and none is
+                chosen.
         """
         evaluation = load_evaluation(agent_config, attempts=retry, **settings)
         agent = self._agent = evaluation.agent
         super().__init__(
             retry=1,
             wait=0,
-            system_prompt=evaluation.prompt.resolve(agent),  # Wrong ones are told here.
+            system_prompt=evaluation.prompt.resolve(agent),  # Validates the prompt settings.
             verbose=verbose,
             fail_msg=fail_msg,
         )
@@ -72,9 +73,9 @@ class DeepEyesV2(BaseAPI):
         self._runner = EpisodeRunner.shared(agent, evaluation.server)
 
     def set_dump_image(self, dump_image_func: Callable[..., Any]) -> None:
-        """Take the function that writes a dataset's images, and with it the dataset.
+        """Set the function that writes a dataset's images, and remember its dataset.
 
-        VLMEvalKit calls it before the first sample; what it raises is the dataset's failure.
+        VLMEvalKit calls it before the first sample; an exception fails the dataset.
 
         Raises:
             SettingsError: A tool that the dataset needs lacks its key or files.
@@ -86,12 +87,12 @@ class DeepEyesV2(BaseAPI):
             self._datasets[dataset.dataset_name] = dataset
 
     def use_custom_prompt(self, dataset: str) -> bool:
-        """Whether :meth:`build_prompt` can make the prompts of this dataset."""
+        """Return whether :meth:`build_prompt` supports this dataset."""
         return dataset in self._datasets
 
     def build_prompt(self, line: Mapping[str, Any], dataset: str) -> Any:
-        """The dataset's own prompt, with what VLMEvalKit keeps from models: the sample's index."""
-        return note(self._datasets[dataset].build_prompt(line), line)
+        """Build the dataset's own prompt and add the sample's index and original image."""
+        return annotate(self._datasets[dataset].build_prompt(line), line)
 
     def generate(self, message: Any, dataset: str | None = None, **_: Any) -> str:
         """Answer a sample.
@@ -106,7 +107,7 @@ class DeepEyesV2(BaseAPI):
         return self._answer(lambda: self._items(message), dataset)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **keywords: Any) -> str:
-        """Answer the last message of a conversation, with the earlier ones before its eyes.
+        """Answer the last message of a conversation, given the earlier messages.
 
         Args:
             messages: ``{"role": …, "content": …}`` in order; contents as for :meth:`generate`.
@@ -127,19 +128,19 @@ class DeepEyesV2(BaseAPI):
     def generate_inner(
         self, inputs: Sequence[Item], dataset: str | None = None, **_: Any
     ) -> tuple[int, str, str]:
-        """Play one episode.
+        """Run one trajectory.
 
         Args:
             inputs: The sample's parts in order.
             dataset: Name of the dataset.
 
         Returns:
-            VLMEvalKit's triple: code, prediction, log line. The code is not 0 where our
-            infrastructure failed; the prediction then is the failure message and the reason.
+            VLMEvalKit's triple of code, prediction and log line. After an infrastructure error the
+            code is not 0, and the prediction is the failure message with the reason.
 
         Raises:
             OSError: An image of the sample cannot be read.
-            ValueError: The sample is in a form that is not known.
+            ValueError: The sample has an unknown format.
         """
         benchmark = dataset or ""
         task = make_task(inputs, benchmark, self._prompt_of(benchmark))
@@ -153,7 +154,7 @@ class DeepEyesV2(BaseAPI):
         summary = f"{task.id}: {trajectory.end_reason} after {len(trajectory.turns)} turns"
         return 0, prediction(trajectory), summary
 
-    # A conversation goes through `chat`; harnesses ask whether a model has this.
+    # Conversations go through `chat`; harnesses test for this attribute.
     chat_inner = generate_inner
 
     def close(self) -> None:
@@ -161,7 +162,7 @@ class DeepEyesV2(BaseAPI):
         self._runner.close()
 
     def _answer(self, items: Callable[[], list[Item]], dataset: str | None) -> str:
-        """Play an episode of a sample; whatever it stumbles over is this sample's own failure."""
+        """Run the trajectory of a sample; any exception fails this sample only."""
         try:
             code, text, log = self.generate_inner(items(), dataset)
         except Exception as error:
@@ -172,17 +173,17 @@ class DeepEyesV2(BaseAPI):
         return text
 
     def _items(self, message: Any) -> list[Item]:
-        """The parts of a message, in their original form: BaseAPI's way would drop their roles."""
+        """Return the parts of a message; unlike BaseAPI's preprocessing, keep their roles."""
         kind = self.check_content(message)
         if kind not in ("str", "dict", "liststr", "listdict"):
-            raise ValueError(f"a sample in a form that is not known: {message!r:.200}")
+            raise ValueError(f"the sample has an unknown format: {message!r:.200}")
         if kind == "liststr":
             return list(self.preproc_content(message))
         items = self.preproc_content(message) if kind == "str" else message
         return [self._fetched(item) for item in ([items] if kind == "dict" else items)]
 
     def _fetched(self, item: Item) -> Item:
-        """The part, with the path of a file where it names an image by its URL or its content."""
+        """Return the part; an image given by URL or content is replaced by a file's path."""
         if item["type"] != "image" or Path(item["value"][:4096]).is_file():
             return item
         return {**item, **self.preproc_content([dict(item)])[0]}
@@ -195,12 +196,13 @@ class DeepEyesV2(BaseAPI):
 
 
 def prediction(trajectory: Trajectory) -> str:
-    """What VLMEvalKit scores: the answer, or else what the last turn says after its thinking.
+    """Return the text that VLMEvalKit scores.
 
-    Of a text that is too long for a spreadsheet's cell, the end, where answers stand.
+    That is the answer or, without one, the last turn's text after its thinking. A text that is too
+    long for a spreadsheet cell is truncated to its end, which holds the answer.
     """
     text = trajectory.answer
     if text is None and trajectory.turns:
         text = trajectory.turns[-1].text.rpartition("</think>")[2]
     text = (text or "").encode("utf-8", "replace").decode("utf-8")
-    return fitting(text.strip()).strip() or UNANSWERED
+    return truncated_to_cell(text.strip()).strip() or UNANSWERED

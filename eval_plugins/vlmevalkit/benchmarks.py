@@ -1,6 +1,6 @@
-"""From the published files of the search benchmarks to the tables that VLMEvalKit reads.
+"""Converter of the published search benchmarks to VLMEvalKit's tables.
 
-Layouts, as read in files and code of the projects named: FVQA of MMSearch-R1 (lmms-lab/FVQA; the
+Sources of the layouts: FVQA of MMSearch-R1 (lmms-lab/FVQA; the
 sample mini_data.pq of EvolvingLMMs-Lab/multimodal-search-r1), InfoSeek (the README of
 open-vision-language/infoseek, infoseek_eval.py of edchengg/infoseek_eval) and MMSearch
 (eval_end2end.py of CaraJ7/MMSearch).
@@ -43,12 +43,12 @@ class Question:
     """One sample of a benchmark.
 
     Attributes:
-        index: Its published name, or its row's number.
-        question: What is asked.
-        answer: The reference answer.
-        candidates: Further right answers.
+        index: Published id, or the row number.
+        question: Text of the question.
+        answer: Reference answer.
+        candidates: Further accepted answers.
         images: The question's image files, as published.
-        category: Group that the benchmark puts it in.
+        category: Category within the benchmark.
     """
 
     index: str
@@ -60,7 +60,7 @@ class Question:
 
 
 def table_root() -> Path:
-    """The folder that VLMEvalKit reads tables from: ``$LMUData`` if it is there, or ~/LMUData."""
+    """Return VLMEvalKit's folder of tables: ``$LMUData`` if it exists, else ``~/LMUData``."""
     chosen = os.environ.get("LMUData", "")  # noqa: SIM112 (VLMEvalKit's name)
     return Path(chosen) if chosen and Path(chosen).exists() else Path.home() / "LMUData"
 
@@ -69,7 +69,7 @@ def read_fvqa(source: Path) -> Iterator[Question]:
     """Read a parquet file in the layout of MMSearch-R1: FVQA, and its sample of InfoSeek.
 
     Columns: ``prompt`` [{content, role}], ``images`` [{bytes}], ``reward_model`` {ground_truth,
-    candidate_answers: a JSON list, as text}; ``data_id`` and ``category`` where there are any.
+    candidate_answers: a JSON list as text}; ``data_id`` and ``category`` are optional.
 
     Raises:
         SourceError: The file or a row cannot be used.
@@ -100,7 +100,7 @@ def read_mmsearch(source: Path, only_with_image: bool = False) -> Iterator[Quest
 
     Args:
         source: end2end.parquet.
-        only_with_image: Leave out the questions without an image.
+        only_with_image: Skip questions without an image.
 
     Raises:
         SourceError: The file or a row cannot be used.
@@ -131,18 +131,18 @@ def read_infoseek(
     Args:
         source: ``infoseek_val.jsonl`` or the like; a ``.parquet`` is read by :func:`read_fvqa`.
         images: Folder with OVEN's images, ``…/oven_01963180.jpg``, at any depth.
-        sample: Questions to draw at random; all by default.
-        seed: Decides which.
+        sample: Number of questions to draw at random; all by default.
+        seed: Random seed of the sample.
 
     Raises:
-        SourceError: The file or a row cannot be used, or an image is not there.
+        SourceError: The file or a row cannot be used, or an image is missing.
     """
     if source.suffix == ".parquet":
         questions = read_fvqa(source)
         yield from questions if sample is None else _draw(list(questions), sample, seed)
         return
     if images is None:
-        raise SourceError(f"{source} holds no images: name the folder of OVEN's with --images")
+        raise SourceError(f"{source} has no images: give the folder of OVEN's images by --images")
     files = {
         path.stem.casefold(): path for path in images.rglob("*") if _OVEN_IMAGE.match(path.stem)
     }
@@ -165,19 +165,19 @@ def read_infoseek(
 def write_table(name: str, questions: Iterable[Question], folder: Path) -> tuple[Path, int]:
     """Write ``<folder>/<name>.tsv`` and ``<folder>/images/<name>/…``.
 
-    The image files keep their bytes. A table that cannot be finished leaves no trace, and an
-    earlier one and its images as they were.
+    The image files are copied unchanged. On failure nothing is written, and an earlier table and
+    its images stay unchanged.
 
     Args:
-        name: Name of the data set.
-        questions: Its samples.
-        folder: Where VLMEvalKit looks for tables.
+        name: Name of the dataset.
+        questions: The samples.
+        folder: VLMEvalKit's folder of tables.
 
     Returns:
         The table's path and its number of rows.
 
     Raises:
-        SourceError: Two samples have the same name, or there is none.
+        SourceError: Two samples have the same index, or there are no samples.
     """
     folder.mkdir(parents=True, exist_ok=True)
     home = folder / "images" / name
@@ -190,12 +190,12 @@ def write_table(name: str, questions: Iterable[Question], folder: Path) -> tuple
             writer.writerow(SEARCH_COLUMNS)
             for question in questions:
                 if question.index in seen:
-                    raise SourceError(f"two samples are named {question.index!r}")
+                    raise SourceError(f"two samples have the index {question.index!r}")
                 seen.add(question.index)
                 files = [f"images/{name}/{file}" for file in _write_images(question, images)]
                 writer.writerow(_row(question, files))
         if not seen:
-            raise SourceError("the source holds no questions")
+            raise SourceError("the source has no questions")
         home.mkdir(parents=True, exist_ok=True)
         for image in images.iterdir():
             image.replace(home / image.name)
@@ -204,12 +204,12 @@ def write_table(name: str, questions: Iterable[Question], folder: Path) -> tuple
 
 
 def _write_images(question: Question, folder: Path) -> list[str]:
-    """Write the images under names of their own, which are returned."""
+    """Write the images and return their file names."""
     safe, names = re.sub(r"[^\w.-]", "_", question.index), []
     for number, data in enumerate(question.images):
         part = f"_{number}" if len(question.images) > 1 else ""
         name = f"{safe}{part}.{_extension(data)}"
-        if (folder / name).exists():  # Of a sample whose name differs in what is replaced only.
+        if (folder / name).exists():  # Another index maps to the same safe name.
             name = f"{hashlib.sha256(question.index.encode()).hexdigest()[:16]}_{name}"
         (folder / name).write_bytes(data)
         names.append(name)
@@ -249,7 +249,7 @@ def _parquet_rows(source: Path, columns: Iterable[str]) -> Iterator[tuple[int, M
             raise
         hint = ""
         if source.is_file() and source.read_bytes()[:20].startswith(b"version https://git"):
-            hint = "; it is a pointer of git-lfs: run `git lfs pull`"
+            hint = "; it is a git-lfs pointer: run `git lfs pull`"
         raise SourceError(f"{source} cannot be read as parquet: {error}{hint}") from error
 
 
@@ -267,7 +267,7 @@ def _json_lines(source: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _draw(rows: list[Any], count: int | None, seed: int) -> list[Any]:
-    """Draw rows, in their order."""
+    """Draw rows at random and preserve their order."""
     if count is None or count >= len(rows):
         return rows
     chosen = sorted(random.Random(seed).sample(range(len(rows)), count))
@@ -282,7 +282,7 @@ def _text(value: Any, where: str, key: str) -> str:
 
 
 def _listed(value: Any) -> list[Any]:
-    """A list; one that is written as JSON text is read, a single value put in a list."""
+    """Convert a value to a list: parse JSON text, wrap a single value."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         value = json.loads(value)
     if is_missing(value):
@@ -294,7 +294,7 @@ def _entries(value: Any, where: str) -> list[Any]:
     try:
         return _listed(value)
     except json.JSONDecodeError as error:
-        raise SourceError(f"{where}: the answers are no JSON list: {error}") from error
+        raise SourceError(f"{where}: the answers are not a JSON list: {error}") from error
 
 
 def _candidates(value: Any, where: str) -> tuple[Candidate, ...]:
@@ -311,7 +311,7 @@ def _candidates(value: Any, where: str) -> tuple[Candidate, ...]:
         elif isinstance(entry, str | int | float):
             found.append(str(entry).strip())
         else:
-            raise SourceError(f"{where}: {entry!r} is no answer")
+            raise SourceError(f"{where}: {entry!r} is not an answer")
     return tuple(filter(None, found))
 
 
@@ -320,7 +320,7 @@ def _image(value: Any, where: str) -> bytes:
     if isinstance(data, list):  # Some writers store bytes as numbers.
         data = bytes(data)
     if not isinstance(data, bytes) or not data:
-        raise SourceError(f"{where}: an image without bytes")
+        raise SourceError(f"{where}: an image has no bytes")
     return _checked(data, where)
 
 
@@ -328,6 +328,6 @@ def _checked(data: bytes, where: str) -> bytes:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.verify()
-    except Exception as error:  # Pillow raises many kinds for a broken file.
+    except Exception as error:  # Pillow raises many types for a broken file.
         raise SourceError(f"{where}: an image cannot be read: {error}") from error
     return data

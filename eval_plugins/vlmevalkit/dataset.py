@@ -1,7 +1,6 @@
-"""Question-answer tables in the folder of VLMEvalKit's data, and how their answers are scored.
+"""VLMEvalKit datasets of this package: question-answer tables and their scoring.
 
-VLMEvalKit's registry holds these classes in every process, so that what only scoring needs is
-imported when something is scored.
+VLMEvalKit imports these classes in every process, so scoring is imported only when it is used.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ logger = logging.getLogger(__name__)
 
 
 class AnswerTable(ImageBaseDataset):
-    """A table ``$LMUData/<name>.tsv`` whose answers are right, wrong, failed or not scored.
+    """A table ``$LMUData/<name>.tsv`` whose predictions are right, wrong, failed or not scored.
 
-    The prompt is the question as it is. Samples whose inference failed, and those that nobody could
-    score, are no wrong answers: they are counted apart.
+    The prompt is the question unchanged. Samples whose inference failed or that have no verdict do
+    not count as wrong; they are counted separately.
     """
 
     TYPE = "VQA"
     COLUMNS: ClassVar[Sequence[str]] = ()
 
     def load_data(self, dataset: str) -> pd.DataFrame:
-        """Read the table; every column is text, so that 1.0 stays 1.0 and None stays None.
+        """Read the table; every column is text, so that ``1.0`` and ``None`` are preserved.
 
         Raises:
-            FileNotFoundError: The table is not there; the message says where it belongs.
+            FileNotFoundError: The table is missing; the message says where it belongs.
             ValueError: A column or an answer is missing.
         """
         path = Path(LMUDataRoot()) / f"{dataset}.tsv"
@@ -66,9 +65,9 @@ class AnswerTable(ImageBaseDataset):
         """Score the predictions in ``eval_file``.
 
         Returns:
-            One row: ``Overall`` (accuracy of the scored in percent), ``answered``, ``failed``,
-            ``not_scored``. It is also written beside ``eval_file``, as ``…_acc.csv``; the single
-            scores are in ``…_results``.
+            One row: ``Overall`` (accuracy of the scored samples in percent), ``answered``,
+            ``failed`` and ``not_scored``. It is also written beside ``eval_file``, as
+            ``…_acc.csv``; per-sample scores are in ``…_results``.
         """
         table = read_table(Path(eval_file))
         failed = [
@@ -83,34 +82,34 @@ class AnswerTable(ImageBaseDataset):
     def score(
         self, table: pd.DataFrame, failed: Sequence[bool], eval_file: str, arguments: dict[str, Any]
     ) -> list[Score]:
-        """Score every prediction; ``failed`` says which are none."""
+        """Score every prediction; ``failed`` marks samples whose inference failed."""
 
     def rows(self, predictions: pd.DataFrame) -> pd.DataFrame:
-        """The rows of the data that predictions are for, in their order."""
+        """Return the dataset's rows in the order of the predictions."""
         data = self.data.set_index(self.data["index"].astype(str))
         return data.loc[predictions["index"].astype(str)]
 
     @classmethod
     def report_primary_metric(cls, metrics: dict[str, Any] | None) -> dict[str, float | int]:
-        """The accuracy, if anything was scored, and never one of the counts."""
+        """Return the accuracy if anything was scored, never one of the counts."""
         return {"Overall": metrics["Overall"]} if metrics and "Overall" in metrics else {}
 
 
 class DeepEyesQuickstart(AnswerTable):
     """``$LMUData/DeepEyesQuickstart.tsv`` with the columns index, image, question and answer.
 
-    A prediction is right if it equals the answer up to case, articles, punctuation and the way a
-    number is written.
+    A prediction is right if it equals the answer up to case, articles, punctuation and number
+    format.
     """
 
     COLUMNS = ("index", "image", "question", "answer")
     DATASET_URL: ClassVar[dict[str, str]] = {"DeepEyesQuickstart": ""}
-    JUDGE_FAIL_MARKERS = ()  # rules do not fail; a failed inference is not counted twice
+    JUDGE_FAIL_MARKERS = ()  # Rules do not fail; failed inference is counted elsewhere.
 
     def score(
         self, table: pd.DataFrame, failed: Sequence[bool], eval_file: str, arguments: dict[str, Any]
     ) -> list[Score]:
-        """Score by rules, whatever judge VLMEvalKit has in mind."""
+        """Score by rules; the judge options are ignored."""
         from deepeyes_plugins.rewards.rules import rule_accuracy
         from eval_plugins.vlmevalkit.scoring import Score
 
@@ -125,9 +124,9 @@ class DeepEyesQuickstart(AnswerTable):
 class DeepEyesSearchQA(AnswerTable):
     """FVQA-test, InfoSeek and MMSearch, as ``deepeyes eval prepare`` writes them.
 
-    A prediction that equals the reference or another accepted answer is right by rules, one that is
-    surely different from all of them wrong; else the judge of agent.yaml decides, with the prompt
-    that training has for search.
+    Rules accept a prediction that equals the reference or another accepted answer, and reject one
+    that certainly differs from all of them. Otherwise the judge of agent.yaml decides, with the
+    prompt that training uses for search.
     """
 
     COLUMNS = SEARCH_COLUMNS
@@ -140,13 +139,13 @@ class DeepEyesSearchQA(AnswerTable):
         skip_noimg: bool = True,
         scoring: Literal["judge", "rules"] = "judge",
     ) -> None:
-        """Read the table, and see to it that there is a judge before anything is asked.
+        """Read the table and check that a judge is configured before inference starts.
 
         Args:
-            dataset: Name of the data set, and of its table.
-            skip_noimg: Of no effect: questions without an image are asked as they are.
-            scoring: ``rules`` does without a judge, as ``--judge exact_matching`` does; what is
-                said in other words than the reference is then wrong.
+            dataset: Name of the dataset and of its table.
+            skip_noimg: Ignored: questions without an image are included.
+            scoring: ``rules`` uses no judge, as ``--judge exact_matching`` does; paraphrases of the
+                reference then count as wrong.
 
         Raises:
             SettingsError: No judge is configured.
@@ -180,7 +179,7 @@ class DeepEyesSearchQA(AnswerTable):
         return table
 
     def build_prompt(self, line: int | pd.Series) -> list[dict[str, str]]:
-        """The question's images, as published, and its text."""
+        """Build the prompt: the question's images, as published, and its text."""
         row = self.data.iloc[line] if isinstance(line, int) else line
         images = [{"type": "image", "value": name} for name in row["image_file"]]
         return [*images, {"type": "text", "value": row["question"]}]
@@ -188,7 +187,7 @@ class DeepEyesSearchQA(AnswerTable):
     def score(
         self, table: pd.DataFrame, failed: Sequence[bool], eval_file: str, arguments: dict[str, Any]
     ) -> list[Score]:
-        """Score by rules, then by the judge; how is written to ``…_scoring.json``."""
+        """Score by rules, then by the judge; write a summary to ``…_scoring.json``."""
         from eval_plugins.vlmevalkit.scoring import score_samples
 
         samples = [
@@ -203,10 +202,10 @@ class DeepEyesSearchQA(AnswerTable):
 
 
 def check_answers(table: pd.DataFrame, path: Path) -> None:
-    """See to it that every row has a reference answer.
+    """Check that every row has a reference answer.
 
     Raises:
-        ValueError: Some have none; the message names them by their index.
+        ValueError: Rows have none; the message names their indices.
     """
     empty = [str(index) for index in table.loc[table["answer"].map(is_missing), "index"]]
     if empty:
@@ -238,8 +237,8 @@ def write_scores(
     lost = sum(score.scored_by == "no verdict" for score in scores)
     if failed or lost:
         logger.warning(
-            "of %d samples %d failed and %d have no verdict: they are not scored. --reuse asks the "
-            "model again, another evaluation the judge",
+            "of %d samples %d failed and %d have no verdict: they are not scored. --reuse repeats "
+            "failed samples, another evaluation asks the judge again",
             len(table),
             failed,
             lost,
@@ -273,7 +272,7 @@ def _sample(row: pd.Series, prediction: str, failed: bool) -> Sample:
 
 
 def _sure(prediction: str, answers: Sequence[str], ranges: Sequence[list[float]]) -> bool | None:
-    """What rules know: right if any reference is met, wrong if it is surely none of them."""
+    """Return the rules' verdict: right if any answer matches, wrong if none can, else ``None``."""
     from deepeyes_plugins.rewards.rules import rule_verdict
 
     if not prediction.strip() or prediction == UNANSWERED:

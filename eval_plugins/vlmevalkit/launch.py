@@ -1,4 +1,4 @@
-"""Runs VLMEvalKit, from a checkout or installed, and tells whether every dataset came through."""
+"""VLMEvalKit launcher: build the command, and determine the outcome of every dataset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODEL = "DeepEyesV2"
 DEFAULT_WORK_DIR = "outputs"
 
 WORK_DIR_VARIABLE = "MMEVAL_ROOT"
-"""VLMEvalKit's own variable; it wins over ``--work-dir``, outside of its API mode."""
+"""VLMEvalKit's own variable; it overrides ``--work-dir`` except in API mode."""
 
 NOT_SCORED = frozenset(
     {
@@ -29,23 +29,23 @@ NOT_SCORED = frozenset(
         "no_inference_tasks_generated",
     }
 )
-"""Reasons for a skipped evaluation with which a dataset has failed. With the others (``--mode
-infer``, answers that only an official server scores) it was meant to be skipped."""
+"""Skip reasons that mean that a dataset failed. Other reasons (``--mode infer``, datasets that only
+an official server scores) are intended."""
 
 
 class LaunchError(Exception):
-    """VLMEvalKit cannot be started as asked; the message says what to do."""
+    """VLMEvalKit cannot be started with these arguments; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a dataset.
+    """Outcome of one dataset.
 
     Attributes:
         model: Name of the model.
         dataset: Name of the dataset.
         failure: Why it failed; ``None`` if it did not.
-        failed_samples: Predictions that could not be had; ``--reuse`` asks for them again.
+        failed_samples: Number of failed samples; ``--reuse`` repeats them.
     """
 
     model: str
@@ -55,12 +55,12 @@ class Outcome:
 
 
 def command(checkout: Path | None, arguments: Sequence[str]) -> list[str]:
-    """The command that runs VLMEvalKit with the interpreter of this process.
+    """Build the command that runs VLMEvalKit with this process's interpreter.
 
     Args:
-        checkout: Folder of an upstream checkout, whose run.py is started; ``None``: the installed
-            package, as ``python -m vlmeval`` (ms-vlmeval).
-        arguments: VLMEvalKit's own. ``--model DeepEyesV2`` is added where they choose no model.
+        checkout: Folder of an upstream checkout, whose run.py is started; ``None`` for the
+            installed package, as ``python -m vlmeval`` (ms-vlmeval).
+        arguments: VLMEvalKit's arguments. ``--model DeepEyesV2`` is added if they choose no model.
 
     Raises:
         LaunchError: The checkout has no run.py, or the arguments choose no dataset.
@@ -69,7 +69,7 @@ def command(checkout: Path | None, arguments: Sequence[str]) -> list[str]:
     names = {argument.partition("=")[0] for argument in given}
     if not names & {"--config", "--data"}:
         raise LaunchError(
-            "say what to evaluate: --config recipes/eval_math.json, or --data VStarBench …"
+            "no dataset is chosen: give --config recipes/eval_math.json, or --data VStarBench …"
         )
     if not names & {"--config", "--model"}:
         given += ["--model", MODEL]
@@ -77,12 +77,12 @@ def command(checkout: Path | None, arguments: Sequence[str]) -> list[str]:
         return [sys.executable, "-m", "vlmeval", *given]
     script = checkout / "run.py"
     if not script.is_file():
-        raise LaunchError(f"{checkout} is no VLMEvalKit checkout: there is no {script}")
+        raise LaunchError(f"{checkout} is not a VLMEvalKit checkout: {script} does not exist")
     return [sys.executable, str(script), *given]
 
 
 def work_dir(arguments: Sequence[str], environment: Mapping[str, str]) -> Path:
-    """The folder that VLMEvalKit writes to."""
+    """Return the folder that VLMEvalKit writes to."""
     chosen = _values(arguments, "--work-dir")
     folder = chosen[-1] if chosen else DEFAULT_WORK_DIR
     if "--api-mode" not in arguments:
@@ -91,10 +91,10 @@ def work_dir(arguments: Sequence[str], environment: Mapping[str, str]) -> Path:
 
 
 def expected(arguments: Sequence[str]) -> list[Combination]:
-    """The models and datasets that were asked for.
+    """Return the requested models and datasets.
 
     Raises:
-        LaunchError: The ``--config`` file cannot be read, or names no models or no data.
+        LaunchError: The ``--config`` file cannot be read, or names no models or no datasets.
     """
     configs = _values(arguments, "--config")
     models, names = _values(arguments, "--model") or [MODEL], _values(arguments, "--data")
@@ -109,22 +109,22 @@ def expected(arguments: Sequence[str]) -> list[Combination]:
     return [Combination(model, name) for model in models for name in names]
 
 
-def scores_anew_in_place(arguments: Sequence[str]) -> bool:
-    """Whether failed samples are asked again, in the folder where their scores already are.
+def rescores_in_place(arguments: Sequence[str]) -> bool:
+    """Return whether failed samples are repeated in the folder that holds their old scores.
 
-    Not so in VLMEvalKit's API mode, where each run has a folder of its own.
+    False in VLMEvalKit's API mode, where each run has its own folder.
     """
     keeps = {"--api-mode", "--keep-failed"} & set(arguments)
     return not keeps and "eval" not in _values(arguments, "--mode")
 
 
 def outcomes(folder: Path, asked: Sequence[Combination], since: datetime) -> list[Outcome]:
-    """Tell what became of the datasets; VLMEvalKit itself exits with 0 whatever happened.
+    """Determine the outcome of every dataset; VLMEvalKit itself always exits with 0.
 
     Args:
         folder: VLMEvalKit's work dir.
-        asked: Models and datasets that were asked for; a dataset without a trace has failed.
-        since: When it was started; what was written before is another run's.
+        asked: Requested models and datasets; a dataset without a status has failed.
+        since: Start of the run; older status entries are ignored.
     """
     names = {combination.dataset for combination in asked}
     models = {combination.model for combination in asked}
@@ -135,7 +135,7 @@ def outcomes(folder: Path, asked: Sequence[Combination], since: datetime) -> lis
             if name in names and _is_new(entry, since):
                 found.append(_outcome(run, Combination(model, name), entry))
     seen = {(outcome.model, outcome.dataset) for outcome in found}
-    # One that VLMEvalKit calls by another name can be any of those that were asked for.
+    # VLMEvalKit may report a requested dataset under another model name.
     renamed = {dataset for model, dataset in seen if model not in models}
     missing = [
         Outcome(one.model, one.dataset, "it was not evaluated: see the log")
@@ -155,7 +155,7 @@ def _outcome(run: Path, combination: Combination, entry: Mapping[str, Any]) -> O
 
 
 def _statuses(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Each status file once, with its folder: runs are linked from the folder of their model."""
+    """Yield each status file once, with its folder; the model's folder links to its runs."""
     for path in sorted({path.resolve() for path in folder.rglob(STATUS_FILE)}):
         with contextlib.suppress(OSError, ValueError):
             status = json.loads(path.read_text(encoding="utf-8"))
@@ -176,12 +176,12 @@ def _failure(entry: Mapping[str, Any]) -> str | None:
     if entry.get("skip_reason") in NOT_SCORED:
         return str(entry["skip_reason"])
     if entry.get("status") != "done":
-        return f"it was left at the stage {entry.get('status')!r}"
+        return f"it stopped at the stage {entry.get('status')!r}"
     return None
 
 
 def _values(arguments: Sequence[str], option: str) -> list[str]:
-    """The values of an option, written as argparse takes them."""
+    """Return the values of an option, parsed as argparse does."""
     values: list[str] = []
     collecting = False
     for argument in arguments:

@@ -1,4 +1,4 @@
-"""What earlier runs have left in VLMEvalKit's work dir, and what of it must not be used again."""
+"""Cleanup of VLMEvalKit's work dir: truncated checkpoints and outdated scores of earlier runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 STATUS_FILE = "status.json"
 
 _ASKING = ("_checkpoint.pkl", "_PREV.pkl")
-"""Ends of the files with answers of the model. All others beside the predictions hold scores."""
+"""Suffixes of files with the model's answers; other files named after predictions hold scores."""
 
 
 class Combination(NamedTuple):
@@ -34,16 +34,16 @@ class Combination(NamedTuple):
 
     @property
     def stem(self) -> str:
-        """What the names of all its files begin with."""
+        """Prefix of the names of all its files."""
         return f"{self.model}_{self.dataset}"
 
 
 def failed_samples(folder: Path, combination: Combination) -> int | None:
-    """Count the predictions that could not be had; ``None`` if there are no predictions.
+    """Count the failed samples; ``None`` if there are no predictions.
 
     Raises:
-        UnreadableTable: They are no table.
-        OSError: They cannot be read.
+        UnreadableTable: The predictions are not a table.
+        OSError: The predictions cannot be read.
     """
     path = find_table(folder, combination.stem)
     if path is None:
@@ -55,10 +55,10 @@ def failed_samples(folder: Path, combination: Combination) -> int | None:
 
 
 def set_broken_checkpoints_aside(folder: Path) -> list[Path]:
-    """Rename pickle files that a killed run has left half written.
+    """Rename truncated pickle files of a killed run.
 
-    VLMEvalKit writes all results anew after each sample, in place. A file that is cut short makes
-    ``--reuse`` fail for the whole dataset; without it the samples are asked again.
+    VLMEvalKit rewrites its checkpoint in place after each sample. A truncated file makes
+    ``--reuse`` fail for the whole dataset; without the file the samples are repeated.
 
     Returns:
         The new names.
@@ -67,19 +67,19 @@ def set_broken_checkpoints_aside(folder: Path) -> list[Path]:
     for path in sorted(folder.rglob("*.pkl")):
         if not _is_whole(path):
             renamed.append(path.rename(path.with_name(f"{path.name}.broken")))
-            logger.warning("%s is cut short: its samples are asked again", path)
+            logger.warning("%s is truncated: its samples are repeated", path)
     return renamed
 
 
 def set_outdated_scores_aside(work_dir: Path, asked: Sequence[Combination]) -> list[Path]:
-    """Rename what was scored from predictions of which some are going to be asked again.
+    """Rename score files whose predictions will be repeated in part.
 
-    ms-vlmeval keeps predictions and scores in one folder and takes a score that it finds there for
-    the new prediction's: a judge's verdicts (MathVista and all that it judges), rules' verdicts
-    (multiple choice, MME-RealWorld, TreeBench), even the accuracy (HRBench).
+    ms-vlmeval stores predictions and scores in one folder and reuses scores that it finds there,
+    even if the prediction has changed: judge verdicts (MathVista and others), rule verdicts
+    (multiple choice, MME-RealWorld, TreeBench), and the accuracy itself (HRBench).
 
     Returns:
-        The new names. Links are left as they are: an upstream checkout gives every run a folder.
+        The new names. Links are not renamed: an upstream checkout has one folder per run.
     """
     renamed = []
     for combination in asked:
@@ -89,7 +89,7 @@ def set_outdated_scores_aside(work_dir: Path, asked: Sequence[Combination]) -> l
         suffix = f"{datetime.now():%Y%m%d-%H%M%S}"
         for path in list(_scores(folder, combination, asked)):
             renamed.append(path.rename(path.with_name(f"{path.name}.superseded-{suffix}")))
-            logger.info("%s was made of predictions that are asked again", path)
+            logger.info("%s was computed from predictions that are repeated", path)
     return renamed
 
 
@@ -97,20 +97,20 @@ def _will_change(folder: Path, combination: Combination) -> bool:
     try:
         failed = failed_samples(folder, combination)
     except (OSError, UnreadableTable) as error:
-        logger.warning("%s; its scores are kept", error)
+        logger.warning("%s; its scores are reused", error)
         return False
-    if failed is None:  # Without predictions all are new, but pickled ones cannot be looked into.
+    if failed is None:  # Without predictions all samples run; pickled predictions are not read.
         return not (folder / f"{combination.stem}.pkl").exists()
     return failed > 0
 
 
 def _scores(folder: Path, combination: Combination, asked: Sequence[Combination]) -> Iterator[Path]:
-    """The files that scoring has made, without those of datasets with a longer name."""
+    """Yield the score files, except those of datasets whose names start with this one's."""
     known = {other.dataset for other in asked}
     try:
         known |= json.loads((folder / STATUS_FILE).read_text(encoding="utf-8"))["datasets"].keys()
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        logger.debug("%s tells no names of datasets", folder)
+        logger.debug("%s has no readable list of datasets", folder / STATUS_FILE)
     longer = [
         f"{combination.model}_{name}"
         for name in known
@@ -128,11 +128,11 @@ def _scores(folder: Path, combination: Combination, asked: Sequence[Combination]
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a pickle has its end; it is read through, never loaded."""
+    """Return whether a pickle is complete; its opcodes are parsed, never executed."""
     try:
         with path.open("rb") as file:
             for _ in pickletools.genops(file):
                 pass
-    except Exception:  # It says what is wrong by whatever it stumbles on.
+    except Exception:  # A truncated pickle raises many types.
         return False
     return True

@@ -1,12 +1,12 @@
-"""The scoring behind the published figures of DeepEyesV2, applied to finished results.
+"""Rescoring of finished results with the scoring of DeepEyesV2's published results.
 
 The authors' copy of VLMEvalKit (Visual-Agent/DeepEyesV2 at 0373e6e, evaluation/VLMEvalKit) asks a
 judge in two places where upstream does not: in multiple choice, if no option is found in the
 prediction (``eval_vanilla`` in dataset/utils/multiple_choice.py), and in ChartQA, if the prediction
-is not the reference and not both are numbers (``relaxed_correctness_judge`` in
-dataset/utils/vqa_eval.py). Reading the prediction files afterwards leaves VLMEvalKit and its own
-scores as they are, works on every run that it ever made, and depends on no code path of it but on
-the two functions that find an option and compare with a tolerance.
+differs from the reference and not both are numbers (``relaxed_correctness_judge`` in
+dataset/utils/vqa_eval.py). This module reads the prediction files instead of changing VLMEvalKit:
+upstream's scores stay, any finished run can be rescored, and only VLMEvalKit's option matching and
+tolerance comparison are imported.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 MULTIPLE_CHOICE = ("VStarBench", "HRBench4K", "HRBench8K", "SEEDBench2_Plus")
 CHART_QA = "ChartQA_TEST"
-"""The benchmarks of the published table whose code path has the fallback."""
+"""Benchmarks of the published table that use the fallback."""
 
 _PREDICTIONS = re.compile(
     rf"(?P<model>.+)_(?P<dataset>(?:{'|'.join((*MULTIPLE_CHOICE, CHART_QA))})(?:_shuffled_\d+)?)"
@@ -44,14 +44,14 @@ _FORMATS = (".xlsx", ".tsv", ".json")
 
 @dataclass(frozen=True)
 class Rescored:
-    """A file of predictions that was scored as published.
+    """A prediction file that was rescored.
 
     Attributes:
         path: The file.
-        dataset: Its data set.
-        overall: Accuracy of the scored, in percent.
-        scoring: How it came about.
-        not_scored: Samples that failed or have no verdict.
+        dataset: Name of the dataset.
+        overall: Accuracy of the scored samples, in percent.
+        scoring: How it was scored.
+        not_scored: Number of samples that failed or have no verdict.
     """
 
     path: Path
@@ -62,9 +62,9 @@ class Rescored:
 
 
 def prediction_files(folder: Path) -> list[Path]:
-    """The files of predictions in a folder that this scoring is defined for, in order.
+    """Find the prediction files in a folder that support this scoring, sorted.
 
-    Each once: VLMEvalKit links the files of its newest run into the folder above.
+    Links are resolved: VLMEvalKit links the files of its newest run into the folder above.
     """
     found = (
         path
@@ -83,15 +83,15 @@ def rescore(
     judge: str | None = None,
     base_url: str | None = None,
 ) -> Iterator[Rescored]:
-    """Score the predictions in a folder as published, one file after the other.
+    """Rescore the predictions in a folder, one file at a time.
 
-    Beside each go ``…_published_results``, ``…_published_acc`` and ``…_scoring.json``.
+    ``…_published_results``, ``…_published_acc`` and ``…_scoring.json`` are written beside each.
 
     Args:
         folder: The --work-dir of a run, or a part of it.
         config: agent.yaml; by default what ``DEEPEYES_AGENT_CONFIG`` names.
-        judge: Model of the judge, instead of the one in agent.yaml.
-        base_url: Base URL of its server, likewise.
+        judge: Model of the judge; overrides agent.yaml.
+        base_url: Base URL of the judge's server; overrides agent.yaml.
 
     Raises:
         SettingsError: No judge is configured.
@@ -113,7 +113,7 @@ def rescore(
         scores, scoring = score_samples(samples, arguments, path, config)
         scoring = as_published(scoring, scores)
         summary = write_scores(table, scores, str(path), "_published")
-        if "cycle_category" in table:  # HRBench: the mean of its rounds.
+        if "cycle_category" in table:  # HRBench: mean over its rounds.
             rounds = table.assign(score=table["score"].astype(float)).groupby("cycle_category")
             summary["Overall"] = 100 * rounds["score"].mean().mean()
             dump(summary, get_intermediate_file_path(str(path), "_published_acc"))
@@ -129,13 +129,13 @@ def rescore(
 
 
 def _choice_sample(row: pd.Series) -> Sample:
-    """Multiple choice: the judge is asked where upstream's rules find no option.
+    """Make a multiple-choice sample: the judge is asked if upstream's rules find no option.
 
-    The authors' judge gets the letter as its reference and no options; ours sees both.
+    The authors' judge gets only the letter of the reference; this one also gets the options.
     """
     prediction, answer = row["prediction"], row["answer"]
     options = {letter: row[letter] for letter in string.ascii_uppercase if row.get(letter)}
-    found = can_infer(prediction, dict(options))  # It changes the dictionary.
+    found = can_infer(prediction, dict(options))  # Mutates its argument.
     listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
     return Sample(
         Comparison(
@@ -147,7 +147,7 @@ def _choice_sample(row: pd.Series) -> Sample:
 
 
 def _chart_sample(row: pd.Series) -> Sample:
-    """ChartQA: the judge is asked where the relaxed match fails, except between two numbers."""
+    """Make a ChartQA sample: the judge is asked if the relaxed match of non-numbers fails."""
     prediction, answer = row["prediction"].strip(), row["answer"]
     right = relaxed_correctness(answer, prediction)
     numbers = _is_number(prediction) and _is_number(answer)

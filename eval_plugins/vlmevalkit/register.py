@@ -1,7 +1,7 @@
-"""Put our names where VLMEvalKit looks them up.
+"""Registration of the model and datasets with VLMEvalKit.
 
-VLMEvalKit imports this in every process that needs its registry, whatever model it runs: what an
-evaluation with our model needs besides is imported when the model is made.
+Runs in every process that imports VLMEvalKit's registry, whatever model it evaluates, so the agent
+is imported only when the model is created.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ MODEL = "DeepEyesV2"
 
 
 def make_model(**keywords: Any) -> DeepEyesV2:
-    """Make the model; its keywords are those of the class."""
+    """Create the model; the keywords are those of the class."""
     from eval_plugins.vlmevalkit.adapter import DeepEyesV2
 
     return DeepEyesV2(**keywords)
 
 
 def register(config: ModuleType) -> None:
-    """Register the model and the datasets; called when ``vlmeval.config`` has been imported.
+    """Register the model and the datasets; called once ``vlmeval.config`` is imported.
 
-    ``--model DeepEyesV2``, ``--data DeepEyesQuickstart FVQA-test InfoSeek MMSearch`` and, in a
-    ``--config`` file, the classes of both then work like VLMEvalKit's own.
+    Afterwards ``--model DeepEyesV2``, ``--data DeepEyesQuickstart FVQA-test InfoSeek MMSearch`` and
+    both classes in a ``--config`` file work like VLMEvalKit's own.
 
     Args:
         config: The module ``vlmeval.config``.
 
     Raises:
-        RuntimeError: VLMEvalKit has something else of one of these names.
+        RuntimeError: VLMEvalKit already uses one of these names.
     """
     import vlmeval.api
     import vlmeval.dataset
@@ -41,7 +41,7 @@ def register(config: ModuleType) -> None:
     from eval_plugins.vlmevalkit.dataset import DeepEyesQuickstart, DeepEyesSearchQA
 
     _publish(vlmeval.api, MODEL, make_model)
-    # VLMEvalKit hands --retry and --verbose only to models that have them as keywords here.
+    # VLMEvalKit passes --retry and --verbose only to models that declare these keywords.
     entry = partial(make_model, retry=6, verbose=False)
     for group in (config.api_models, config.supported_VLM):
         group[MODEL] = entry
@@ -55,8 +55,8 @@ def register(config: ModuleType) -> None:
             names.extend(name for name in new if name not in names)
 
 
-def _publish(module: ModuleType, name: str, ours: object) -> None:
-    existing = getattr(module, name, ours)
-    if existing is not ours:
-        raise RuntimeError(f"{module.__name__} already has a {name} of its own, {existing!r}")
-    setattr(module, name, ours)
+def _publish(module: ModuleType, name: str, value: object) -> None:
+    existing = getattr(module, name, value)
+    if existing is not value:
+        raise RuntimeError(f"{module.__name__} already has another {name}: {existing!r}")
+    setattr(module, name, value)

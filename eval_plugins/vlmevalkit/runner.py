@@ -1,4 +1,4 @@
-"""Plays episodes for VLMEvalKit's threads on one background event loop."""
+"""Trajectory runner: a background event loop shared by VLMEvalKit's threads."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SHUTDOWN_SECONDS = 30.0
 
 
 class EpisodeRunner:
-    """A thread with an event loop, whose connections all episodes share.
+    """A thread with an event loop whose connections all trajectories share.
 
-    Constructing it asks the model's servers whether they are there.
+    Constructing it checks that the model's servers respond.
 
     Attributes:
-        model: The model that is asked, as its server names it.
+        model: The server's name of the model.
     """
 
     model: str
@@ -37,7 +37,7 @@ class EpisodeRunner:
 
         Raises:
             UnknownNameError: The agent's environment is not registered.
-            InfrastructureError: A server does not answer, or its model is not clear.
+            InfrastructureError: A server does not respond, or its model is ambiguous.
         """
         self._agent = agent
         self._openai = openai
@@ -56,13 +56,13 @@ class EpisodeRunner:
 
     @classmethod
     def shared(cls, agent: AgentSettings, openai: OpenAISettings) -> Self:
-        """The one runner of the process for these settings; made on first use.
+        """Return the process's runner for these settings, created on first use.
 
-        VLMEvalKit's API mode makes a model for each dataset and runs them all at once.
+        VLMEvalKit's API mode creates one model per dataset and runs all of them concurrently.
 
         Raises:
             UnknownNameError: The agent's environment is not registered.
-            InfrastructureError: A server does not answer, or its model is not clear.
+            InfrastructureError: A server does not respond, or its model is ambiguous.
         """
         key = agent.model_dump_json() + openai.model_dump_json()
         with cls._sharing:
@@ -72,7 +72,7 @@ class EpisodeRunner:
             return runner
 
     def run(self, task: Task) -> tuple[Trajectory, list[EncodedImage]]:
-        """Play one episode; callable from any thread.
+        """Run one trajectory; callable from any thread.
 
         Returns:
             The trajectory and the images of its observations.
@@ -80,7 +80,7 @@ class EpisodeRunner:
         return asyncio.run_coroutine_threadsafe(self._play(task), self._loop).result()
 
     def close(self) -> None:
-        """Close the connections and end the thread; idempotent."""
+        """Close the connections and stop the thread; idempotent."""
         atexit.unregister(self.close)
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)

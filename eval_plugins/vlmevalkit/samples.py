@@ -1,4 +1,4 @@
-"""VLMEvalKit's samples as tasks."""
+"""Conversion of VLMEvalKit's samples to tasks."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from deepeyes_plugins.protocol.content import EncodedImage, Message, Part, Role
 from deepeyes_plugins.rollout import Task
 
 Item = Mapping[str, Any]
-"""A part of a sample, ``{"type": "text" | "image", "value": …}``, with a ``role`` where the
-dataset gives one, and with what :func:`note` has added."""
+"""A part of a sample, ``{"type": "text" | "image", "value": …}``, with an optional ``role`` and the
+keys that :func:`annotate` adds."""
 
 _INDEX = "deepeyes_index"
 _ORIGINAL = "deepeyes_original"
 
 
-def note(prompt: Any, line: Mapping[str, Any]) -> Any:
-    """Add to a dataset's prompt what VLMEvalKit does not tell a model.
+def annotate(prompt: Any, line: Mapping[str, Any]) -> Any:
+    """Add the sample's index and original image file to a dataset's prompt.
 
     Args:
-        prompt: What ``build_prompt`` of the dataset has made of the line.
+        prompt: Result of the dataset's ``build_prompt`` for the row.
         line: A row of the dataset.
 
     Returns:
-        The prompt, whose parts know the sample's index and the base64 text of the image file that
-        the dataset holds. Prompts in another form than a list of parts are returned as they are.
+        The prompt with the sample's index in every part and the dataset's base64 image in image
+        parts. A prompt that is not a list of parts is returned unchanged.
     """
     if not isinstance(prompt, list) or not all(isinstance(item, dict) for item in prompt):
         return prompt
@@ -50,25 +50,24 @@ def note(prompt: Any, line: Mapping[str, Any]) -> Any:
 
 
 def make_task(items: Sequence[Item], dataset: str, system_prompt: str | None) -> Task:
-    """Make a task of a sample.
+    """Convert a sample to a task.
 
-    Parts in a row that have the same role become one message; without a role they are the user's.
-    What the sample says as ``system`` follows the agent's own system prompt. Images have the
-    pixels of the dataset's files.
+    Consecutive parts of one role become one message; the default role is the user. System parts
+    are appended to the agent's system prompt. Images are the dataset's original files.
 
-    The id is the dataset and the sample's index; where that is not known, the first image's file
-    name (the index, usually) and a hash of the whole question.
+    The id is the dataset and the sample's index or, without an index, the first image's file name
+    (usually the index) and a hash of the question.
 
     Raises:
         OSError: An image cannot be read.
-        ValueError: A part is neither text nor image, or has a role that there is not.
+        ValueError: A part is neither text nor image, or has an unknown role.
     """
     system = [system_prompt] if system_prompt else []
     turns: list[tuple[Role, list[Part]]] = []
     for item in items:
         role = item.get("role", "user")
         if role not in ("system", "user", "assistant"):
-            raise ValueError(f"a part of the sample has the role {role!r}")
+            raise ValueError(f"a part of the sample has the unknown role {role!r}")
         part = _part(item)
         if role == "system" and isinstance(part, str):
             system.append(part)
@@ -99,11 +98,10 @@ def _part(item: Item) -> Part:
 
 
 def _original(text: Any, path: Path) -> bytes | None:
-    """The image file in the dataset, of which VLMEvalKit has written ``path``.
+    """Return the dataset's image file from which VLMEvalKit wrote ``path``.
 
-    VLMEvalKit encodes it anew, with losses where the name says JPEG, and much larger where it says
-    PNG, and without transparency, EXIF rotation and the upper bits. ``None`` where the dataset has
-    shown another picture: one of other sides.
+    VLMEvalKit re-encodes images: lossy as JPEG, much larger as PNG, and without transparency, EXIF
+    rotation and 16-bit depth. ``None`` if the written image has another size.
     """
     if not isinstance(text, str):
         return None

@@ -1,4 +1,4 @@
-"""Scores of predictions: rules where they are exact, else the judge of agent.yaml.
+"""Scoring of predictions: by rules where they are certain, else by the judge of agent.yaml.
 
 A prediction without a verdict is not scored; it never counts as wrong.
 """
@@ -28,12 +28,12 @@ from deepeyes_plugins.settings import load_settings
 from eval_plugins.vlmevalkit.constants import NO_VERDICT, RULES_ONLY
 
 CACHE_FOLDER = "verdicts"
-"""Folder of the verdicts, in the folder of a model's results; judge.cache_folder wins over it."""
+"""Folder of the verdict cache within a model's results; ``judge.cache_folder`` overrides it."""
 
 _KEY_VARIABLE = "DEEPEYES_EVAL_JUDGE_KEY"
 _CHAT_PATH = "/chat/completions"
 _RUN = re.compile(r"T\d{8}[-_]")
-"""Name of the folder of a single run of VLMEvalKit."""
+"""Pattern of VLMEvalKit's run folders."""
 
 ScoredBy = Literal["rule", "judge", "failed", "no verdict"]
 T = TypeVar("T")
@@ -45,8 +45,8 @@ class Sample:
 
     Attributes:
         comparison: Question, reference and prediction, as the judge gets them.
-        sure: What the rules say; ``None`` where they are not sure.
-        failed: There is no prediction, since the inference failed.
+        sure: Verdict of the rules; ``None`` if they are not certain.
+        failed: The inference failed, so there is no prediction.
     """
 
     comparison: Comparison
@@ -56,11 +56,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Score:
-    """What became of a prediction.
+    """Score of one prediction.
 
     Attributes:
         value: 1.0 for right, 0.0 for wrong, ``None`` for not scored.
-        scored_by: Who decided, or why nobody did.
+        scored_by: What decided, or why there is no score.
         log: Why there is no verdict.
     """
 
@@ -71,16 +71,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Scoring:
-    """How a data set was scored: the content of ``…_scoring.json``.
+    """How a dataset was scored: the content of ``…_scoring.json``.
 
     Attributes:
-        scoring: ``upstream``: as the data set defines it. ``published``: with the authors'
+        scoring: ``upstream`` for the dataset's own scoring, ``published`` with the authors'
             fallback to a judge.
-        judge: The judge's model; ``None``: rules alone.
-        judge_calls: Comparisons that were put to the judge, those that it was asked before and
-            whose verdict is remembered included.
-        judge_failures: Those without a verdict.
-        fallback_used: Samples that were decided by the fallback.
+        judge: The judge's model; ``None`` for rules alone.
+        judge_calls: Comparisons sent to the judge, including those with a cached verdict.
+        judge_failures: Comparisons without a verdict.
+        fallback_used: Samples that the fallback decided.
     """
 
     scoring: Literal["upstream", "published"]
@@ -97,18 +96,18 @@ class Scoring:
 def judge_for(
     arguments: Mapping[str, Any], results: Path, config: Path | None = None
 ) -> JudgeSettings | None:
-    """The judge of agent.yaml, with what VLMEvalKit's --judge options say.
+    """Return the judge of agent.yaml, overridden by VLMEvalKit's ``--judge`` options.
 
     Args:
-        arguments: The keywords of a data set's ``evaluate``: ``model``, ``api_base``.
-        results: File with the predictions; verdicts are remembered beside it.
+        arguments: Keywords of a dataset's ``evaluate``: ``model``, ``api_base``.
+        results: File with the predictions; verdicts are cached beside it.
         config: agent.yaml; by default what ``DEEPEYES_AGENT_CONFIG`` names.
 
     Returns:
-        ``None`` for rules alone, which ``--judge exact_matching`` asks for.
+        The settings; ``None`` for rules alone (``--judge exact_matching``).
 
     Raises:
-        SettingsError: No judge is configured, or not rightly.
+        SettingsError: No judge is configured, or its settings are wrong.
     """
     model, base = arguments.get("model"), arguments.get("api_base")
     if model == RULES_ONLY:
@@ -125,8 +124,8 @@ def judge_for(
         raise SettingsError(f"the judge: {error}") from error
     if not endpoints:
         raise SettingsError(
-            "no judge is configured: name its server in agent.yaml (judge.endpoints), in "
-            f"{BASE_VARIABLE} or with --judge-base-url. --judge {RULES_ONLY} scores by rules alone"
+            "no judge is configured: set its server in agent.yaml (judge.endpoints), in "
+            f"{BASE_VARIABLE} or by --judge-base-url. --judge {RULES_ONLY} scores by rules alone"
         )
     if arguments.get("key"):
         endpoints = tuple(
@@ -135,7 +134,7 @@ def judge_for(
     return settings.model_copy(
         update={
             "endpoints": endpoints,
-            # A sample without a verdict is asked about again by the next evaluation.
+            # The next evaluation retries samples without a verdict.
             "outage": "mark",
             "cache_folder": settings.cache_folder or _model_folder(results) / CACHE_FOLDER,
         }
@@ -143,13 +142,13 @@ def judge_for(
 
 
 def check_command_line() -> None:
-    """Fail now if the evaluation that is beginning will have no judge.
+    """Fail before inference if the evaluation will have no judge.
 
-    VLMEvalKit hands its judge options to a data set only after the inference, so they are read
-    from the command line.
+    VLMEvalKit passes its judge options to a dataset only after inference, so they are read from
+    the command line.
 
     Raises:
-        SettingsError: No judge is configured, and inference is not all that is wanted.
+        SettingsError: No judge is configured, and the mode is not ``infer``.
     """
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     for option in ("--judge", "--judge-base-url", "--mode"):
@@ -157,7 +156,7 @@ def check_command_line() -> None:
     try:
         given, _ = parser.parse_known_args(sys.argv[1:])
     except argparse.ArgumentError:
-        return  # VLMEvalKit will say so, better.
+        return  # VLMEvalKit reports the error.
     if given.mode != "infer":
         judge_for({"model": given.judge, "api_base": given.judge_base_url}, Path("results"))
 
@@ -172,16 +171,16 @@ def score_samples(
 
     Args:
         samples: What to score.
-        arguments: The keywords of a data set's ``evaluate``: ``model``, ``api_base``, ``key``,
+        arguments: Keywords of a dataset's ``evaluate``: ``model``, ``api_base``, ``key``,
             ``nproc``.
         results: File with the predictions.
         config: agent.yaml; by default what ``DEEPEYES_AGENT_CONFIG`` names.
 
     Returns:
-        A score for each sample, and how they came about (``scoring`` is ``upstream``).
+        A score per sample, and a summary whose ``scoring`` is ``upstream``.
 
     Raises:
-        SettingsError: No judge is configured, or not rightly.
+        SettingsError: No judge is configured, or its settings are wrong.
     """
     settings = judge_for(arguments, results, config)
     if settings is None:
@@ -221,7 +220,7 @@ async def _score(
 
 
 def _open(settings: JudgeSettings, key: str) -> LLMJudge:
-    """Make the judge; a key from the command line is in the environment only for that long."""
+    """Create the judge; a command-line key is in the environment only during the call."""
     if not key:
         return LLMJudge(settings)
     os.environ[_KEY_VARIABLE] = key
@@ -242,18 +241,18 @@ async def _model(judge: LLMJudge) -> str:
 
 
 def as_published(scoring: Scoring, scores: Sequence[Score]) -> Scoring:
-    """The same, of a data set in which every verdict of the judge is the authors' fallback."""
+    """Return the summary of a dataset in which every judge verdict is the authors' fallback."""
     used = sum(score.scored_by == "judge" for score in scores)
     return replace(scoring, scoring="published", fallback_used=used)
 
 
 def _model_folder(results: Path) -> Path:
-    """The folder of a model's results, above that of a single run if runs have their own."""
+    """Return the folder of a model's results, which is the parent of a run folder."""
     run = results.parent
     return run.parent if _RUN.match(run.name) else run
 
 
 def _run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run to the end, also where an event loop runs already (VLMEvalKit's --api-mode --debug)."""
+    """Run a coroutine, even under a running event loop (VLMEvalKit's --api-mode --debug)."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(lambda: asyncio.run(work())).result()

@@ -1,11 +1,11 @@
-"""Settings of an evaluation: those of the agent, of the model's server and of the prompt.
+"""Evaluation settings: the agent, the model's server and the prompt.
 
-One vocabulary for all places. What stands further down wins:
+The keys are the same in every place. Later ones override earlier ones:
 
 1. the limits of the published evaluation,
 2. agent.yaml,
 3. its section ``evaluation``,
-4. the keywords of the model class, which a ``--config`` file holds,
+4. the keywords of the model class (``--config`` file),
 5. environment variables (``DEEPEYES_…``, ``DEEPEYES_OPENAI_…``, ``DEEPEYES_EVAL_…``).
 """
 
@@ -27,35 +27,35 @@ from deepeyes_plugins.search.availability import EVALUATION, SEARCH_TOOLS, searc
 from deepeyes_plugins.settings import AgentSettings, LayeredSettings, load_settings
 
 PUBLISHED: Mapping[str, Any] = {"limits": {"turns": 10}, "sandbox": {"cell_timeout": 60.0}}
-"""The agent of the published evaluation: 10 turns, 60 s per cell (Visual-Agent/DeepEyesV2, the
-model class of its evaluation)."""
+"""Agent limits of the published evaluation: 10 turns, 60 s per cell (model class of the evaluation
+in Visual-Agent/DeepEyesV2)."""
 PUBLISHED_SERVER: Mapping[str, Any] = {"temperature": 0.0, "max_tokens": 20_480}
-"""How the published evaluation samples (there too, and issue 30)."""
+"""Sampling of the published evaluation (same source, and its issue 30)."""
 
 _NOT_HERE = ("evaluation", "failures", "rewards", "plugins")
-"""Sections of agent.yaml that an evaluation has no other values of."""
+"""Sections of agent.yaml that an evaluation cannot override."""
 
 
 class PromptSettings(LayeredSettings):
-    """The system prompt; without either setting the environment's own."""
+    """Settings of the system prompt; by default it is the environment's own."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix="DEEPEYES_EVAL_")
 
     system_prompt: str | None = Field(
-        None, description="System prompt; an empty one sends none at all."
+        None, description="System prompt; with an empty text no system message is sent."
     )
     system_prompt_file: Path | None = Field(
         None,
-        description="UTF-8 file with the system prompt, which is sent as it stands there. For a "
-        "released checkpoint: what `deepeyes data prompt` writes of its training data.",
+        description="UTF-8 file with the system prompt, which is sent unchanged. For a released "
+        "checkpoint use the output of `deepeyes data prompt` on its training data.",
     )
 
     def resolve(self, agent: AgentSettings, benchmark: str = "") -> str | None:
-        """The system prompt for ``agent``; ``None`` for none.
+        """Return the system prompt for ``agent``; ``None`` for none.
 
         Args:
             agent: The agent's settings.
-            benchmark: Name of the dataset: where search is off, no search tool is described.
+            benchmark: Name of the dataset; search tools are omitted if search is off for it.
 
         Raises:
             SettingsError: Both are given, the file cannot be read, or there is no prompt for the
@@ -65,7 +65,7 @@ class PromptSettings(LayeredSettings):
             if self.system_prompt is not None:
                 raise SettingsError("give system_prompt or system_prompt_file, not both")
             try:
-                # As it stands there: a checkpoint was trained with white space and line ends, too.
+                # Bytes, not text mode: white space and line ends are part of the trained prompt.
                 return self.system_prompt_file.read_bytes().decode("utf-8") or None
             except (OSError, UnicodeDecodeError) as error:
                 raise SettingsError(f"system_prompt_file cannot be read: {error}") from error
@@ -85,12 +85,12 @@ class PromptSettings(LayeredSettings):
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Everything that an evaluation can be told.
+    """All settings of an evaluation.
 
     Attributes:
-        agent: The agent, search policy of the benchmarks included.
-        server: The model's servers.
-        prompt: The system prompt.
+        agent: Agent settings, including the search policy of the benchmarks.
+        server: Settings of the model's servers.
+        prompt: Settings of the system prompt.
     """
 
     agent: AgentSettings
@@ -105,14 +105,14 @@ def load_evaluation(
 
     Args:
         agent_config: Path of agent.yaml; by default what ``DEEPEYES_AGENT_CONFIG`` names.
-        attempts: Times that a request is sent at most, where no setting gives ``retries``.
-        **keywords: Keys of agent.yaml (sections may be given in part), of
-            :class:`OpenAISettings` and of :class:`PromptSettings`.
+        attempts: Maximum number of attempts per request, unless a setting gives ``retries``.
+        **keywords: Keys of agent.yaml (sections may be partial), of :class:`OpenAISettings` and of
+            :class:`PromptSettings`.
 
     Raises:
-        SettingsError: A setting is wrong; it is named.
+        SettingsError: A setting is wrong; the message names it.
     """
-    # None is how a caller says that a keyword is not given.
+    # None means that a keyword is not given.
     keywords = {key: value for key, value in keywords.items() if value is not None}
     _check(keywords, "the model's keywords")
 
@@ -140,7 +140,7 @@ def load_evaluation(
 
 
 def _with_search_policy(agent: AgentSettings) -> AgentSettings:
-    """Add the published search policy of evaluations behind the settings' own rules."""
+    """Append the published search policy of evaluations to the settings' own rules."""
     policy = agent.search.policy | {
         pattern: on for pattern, on in EVALUATION.items() if pattern not in agent.search.policy
     }
@@ -149,7 +149,7 @@ def _with_search_policy(agent: AgentSettings) -> AgentSettings:
 
 
 def _check(values: Mapping[str, Any], where: str) -> None:
-    """Refuse unknown keys: nobody else looks at them."""
+    """Reject unknown keys, which are not validated anywhere else."""
     known = {
         *(set(AgentSettings.model_fields) - set(_NOT_HERE)),
         *OpenAISettings.model_fields,
@@ -169,7 +169,7 @@ def _only(values: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``; sections that both have are merged in the same way."""
+    """Merge two mappings recursively; ``above`` overrides ``below``."""
     merged = dict(below)
     for key, value in above.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):

@@ -1,7 +1,7 @@
-"""Multiple-choice tables with their options in another order.
+"""Shuffling of multiple-choice options.
 
-Some published tables put the right answer first (V*-style files do), so that a model that likes
-the letter A looks better than it is. Passes with several seeds and their mean say how it really is.
+Some published tables (V*-style files) list the right answer first, which favours a model with a
+bias toward the letter A. The mean over several shuffled passes removes this bias.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PASS = re.compile(r"(?P<base>.+)_shuffled_(?P<seed>\d+)")
-"""Name of a shuffled pass: the benchmark's name and the seed."""
+"""Pattern of a shuffled pass's name: the benchmark's name and the seed."""
 
 _ROTATED = ("cycle_category", "g_index")
-"""Columns of benchmarks that ask each question under several orders already."""
+"""Columns of benchmarks that already repeat each question with permuted options."""
 _JOINED = r"\s*(?:[,，、&+/]|(?i:and|or)\b|[和与或及])+\s*"
 _REFERS = re.compile(
     rf"\A\W*(?i:only\s+|just\s+)?\(?[A-Z]\)?(?:{_JOINED}\(?[A-Z]\)?)+(?i:\s+only)?\W*\Z"
@@ -36,31 +36,31 @@ class TableError(ValueError):
 
 @dataclass(frozen=True)
 class Shuffled:
-    """A table that was written.
+    """A shuffled table.
 
     Attributes:
         path: The table.
-        rows: Its rows.
-        kept: Rows in their original order: an option refers to others by their places, or the
-            right option is an empty cell.
-        before: How often each letter was right.
-        after: How often each letter is right now.
+        rows: Number of rows.
+        unchanged: Number of rows in their original order: an option refers to others by position,
+            or the right option is an empty cell.
+        before: How often each letter is the right answer in the original.
+        after: How often each letter is the right answer in the shuffled table.
     """
 
     path: Path
     rows: int
-    kept: int
+    unchanged: int
     before: Counter[str]
     after: Counter[str]
 
 
 def pass_name(base: str, seed: int) -> str:
-    """The name of a pass, which :data:`PASS` takes apart again."""
+    """Return the name of a pass, which :data:`PASS` matches."""
     return f"{base}_shuffled_{seed}"
 
 
 def base_name(dataset: str) -> str:
-    """The benchmark that a data set is a pass of; itself if it is none."""
+    """Return the benchmark of a shuffled pass; other names are returned unchanged."""
     match = PASS.fullmatch(dataset)
     return match["base"] if match else dataset
 
@@ -68,15 +68,15 @@ def base_name(dataset: str) -> str:
 def shuffle_table(base: str, seed: int, folder: Path) -> Shuffled:
     """Write ``<folder>/<base>_shuffled_<seed>.tsv``, row by row.
 
-    A row's order depends on the seed and its index only.
+    The order of a row's options depends only on the seed and the row's index.
 
     Args:
         base: Name of the benchmark, whose table is ``<folder>/<base>.tsv``.
-        seed: Decides the order.
-        folder: Where VLMEvalKit looks for tables.
+        seed: Random seed.
+        folder: VLMEvalKit's folder of tables.
 
     Raises:
-        TableError: There is no such table, or it is not one of options in columns of their own.
+        TableError: The table does not exist, or does not have one column per option.
     """
     source = folder / f"{base}.tsv"
     if not source.is_file():
@@ -89,7 +89,7 @@ def shuffle_table(base: str, seed: int, folder: Path) -> Shuffled:
     partial = target.with_name(f"{target.name}.partial")
     before: Counter[str] = Counter()
     after: Counter[str] = Counter()
-    kept = 0
+    unchanged = 0
     try:
         with (
             source.open(encoding="utf-8", newline="") as old,
@@ -102,36 +102,36 @@ def shuffle_table(base: str, seed: int, folder: Path) -> Shuffled:
             writer.writeheader()
             for number, row in enumerate(reader, 1):
                 before[row["answer"]] += 1
-                kept += not _shuffle(row, seed, f"{source}, row {number}")
+                unchanged += not _shuffle(row, seed, f"{source}, row {number}")
                 after[row["answer"]] += 1
                 writer.writerow(row)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     partial.replace(target)
-    return Shuffled(target, before.total(), kept, before, after)
+    return Shuffled(target, before.total(), unchanged, before, after)
 
 
 def _check_columns(source: Path, columns: list[str]) -> None:
     if rotated := [name for name in _ROTATED if name in columns]:
         raise TableError(
-            f"{source} asks each question under several orders already (column {rotated[0]}): "
-            "there is nothing to shuffle"
+            f"{source} already has each question with several orders of its options (column "
+            f"{rotated[0]}): it needs no shuffling"
         )
     if missing := [name for name in ("index", "A", "B", "answer") if name not in columns]:
         raise TableError(
-            f"{source} lacks the columns {', '.join(missing)}: only tables that have a column for "
-            "each option can be shuffled"
+            f"{source} lacks the columns {', '.join(missing)}: only tables with one column per "
+            "option can be shuffled"
         )
 
 
 def _shuffle(row: dict[str, str], seed: int, where: str) -> bool:
-    """Put the options of a row in another order; ``False`` if they must stay."""
+    """Shuffle the options of a row; return ``False`` if they must keep their order."""
     letters = [letter for letter in string.ascii_uppercase if row.get(letter)]
     if row["answer"] not in letters:
         if row["answer"] in [*string.ascii_uppercase] and row["answer"] in row:
             return False
-        raise TableError(f"{where}: the answer {row['answer']!r} is none of its options {letters}")
+        raise TableError(f"{where}: the answer {row['answer']!r} is not one of {letters}")
     if any(_REFERS.search(row[letter]) for letter in letters):
         return False
     order = random.Random(f"{seed}/{row['index']}").sample(letters, len(letters))

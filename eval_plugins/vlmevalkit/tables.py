@@ -1,8 +1,8 @@
-"""VLMEvalKit's tables give back the texts that were written to them.
+"""Lossless texts in VLMEvalKit's tables.
 
-pandas reads a prediction ``None`` or ``N/A`` as nothing and ``007`` as a number, and a spreadsheet
-changes what :mod:`eval_plugins.cells` names. ``vlmeval.smp.file`` writes and reads all of
-VLMEvalKit's tables, so that what is scored, by upstream's rules or by ours, is what a model said.
+pandas reads a prediction ``None`` or ``N/A`` as missing and ``007`` as a number, and a spreadsheet
+changes the texts described in :mod:`eval_plugins.cells`. All of VLMEvalKit's tables are written and
+read by ``vlmeval.smp.file``, which is patched here so that the model's exact text is scored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from eval_plugins.vlmevalkit.shuffling import PASS
 
 PREDICTION, ANSWER = "prediction", "answer"
 _NOTHING = ("", "nan", "NaN", "-nan", "-NaN")
-"""Cells without a right answer; programs write "nan" for one that is missing."""
+"""Cells without a reference answer; programs write "nan" for a missing value."""
 _READERS: dict[str, Callable[..., pd.DataFrame]] = {
     "xlsx": pd.read_excel,
     "csv": pd.read_csv,
@@ -29,16 +29,14 @@ _READERS: dict[str, Callable[..., pd.DataFrame]] = {
 
 
 def keep_texts(file: Any) -> None:
-    """Let ``dump`` and ``load`` keep texts; called when ``vlmeval.smp.file`` has been imported.
+    """Patch ``dump`` and ``load`` to preserve texts; called once ``vlmeval.smp.file`` is imported.
 
-    That is before any other module of VLMEvalKit has taken the two from there. They change, for
-    whatever model:
+    At that time no other module of VLMEvalKit has imported the two. The patch affects all models:
 
-    * ``dump`` encodes texts of a table of predictions that a spreadsheet would change.
-    * ``load`` decodes them, reads predictions and the options of shuffled passes as texts, and
-      right answers where one of them is a word such as ``None``. Empty cells stay empty.
-    * ``load`` returns a dataset's rows with their predictions as a table from JSON, too: upstream's
-      scoring expects one.
+    * ``dump`` encodes the texts of a prediction table that a spreadsheet would change.
+    * ``load`` decodes them and reads predictions and the options of shuffled passes as text, and
+      also reference answers if one is a word such as ``None``. Empty cells stay empty.
+    * ``load`` returns predictions in JSON as a table, as upstream's scoring expects.
 
     Args:
         file: The module ``vlmeval.smp.file``.
@@ -66,7 +64,7 @@ def _as_written(data: Any, path: Path, kind: str) -> Any:
     wanted = {PREDICTION, *(string.ascii_uppercase if PASS.search(path.stem) else ())}
     if ANSWER in data and data[ANSWER].isna().any():
         wanted.add(ANSWER)
-    # Where pandas has found nothing but texts in a column, they are as written.
+    # A column that pandas read as texts only is already unchanged.
     columns = [name for name in data if name in wanted and not _holds_texts(data[name])]
     if columns:
         texts = _READERS[kind](path, usecols=columns, dtype=str, na_filter=False)
@@ -78,7 +76,7 @@ def _as_written(data: Any, path: Path, kind: str) -> Any:
 
 
 def _holds_predictions(data: Any) -> bool:
-    """Whether it is what ``dump`` has made of a dataset's rows and their predictions."""
+    """Return whether the data is a prediction table that ``dump`` wrote as JSON."""
     expected = {"index", "question", PREDICTION}
     return (
         isinstance(data, list)
@@ -92,7 +90,7 @@ def _holds_texts(column: pd.Series) -> bool:
 
 
 def _each_text(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
-    """A table with every text changed."""
+    """Return a copy of the table with a function applied to every text."""
     changed = table.copy(deep=False)
     for name in table.select_dtypes(["object", "string"]):
         cells = [change(cell) if isinstance(cell, str) else cell for cell in table[name]]

@@ -17,7 +17,7 @@ from llamafactory.model import load_tokenizer
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from deepeyes_plugins.hosts.llamafactory.processors import FittingProcessor
+from deepeyes_plugins.hosts.llamafactory.processors import TruncatingProcessor
 from tests.llamafactory.conftest import Rows, tokenized, train_arguments, write_dataset
 
 LOOK = "<think>Look.</think>\n<code>\n```python\nimage_1\n```\n</code>"
@@ -96,13 +96,13 @@ def test_every_length(tiny_model_path: Path, tmp_path: Path, images: list[str]) 
     pipeline = Pipeline(tiny_model_path, tmp_path, "deepeyes_qwen2_vl")
     token = pipeline.tokenizer.convert_tokens_to_ids
     pad, opened, closed = map(token, ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>"))
-    encoded = pipeline.encode(FittingProcessor, 4096, images)
+    encoded = pipeline.encode(TruncatingProcessor, 4096, images)
     whole, labels = encoded["input_ids"][0], encoded["labels"][0]
     ends: set[int] = set()
     kept_images: set[int] = set()
 
     for cutoff in range(1, len(whole) + 2):
-        found = pipeline.encode(FittingProcessor, cutoff, images)
+        found = pipeline.encode(TruncatingProcessor, cutoff, images)
         if not found["input_ids"]:
             assert all(not column for column in found.values())
             continue
@@ -154,8 +154,8 @@ def test_a_question_that_does_not_fit_is_left_out_and_named(
         examples = tokenized({**arguments, "cutoff_len": 300, **options})
 
     if "preprocessing_num_workers" not in options:  # There, workers say it.
-        assert "1 of 8 samples are left out" in caplog.text
-        assert "They are: '<image>Blah blah" in caplog.text
+        assert "1 of 8 samples are dropped" in caplog.text
+        assert "Samples: '<image>Blah blah" in caplog.text
     wanted = sum(len(row["images"]) for row in changed) - 1
     assert sum(len(example["images"] or []) for example in examples) == wanted
     if "packing" in options or "neat_packing" in options:

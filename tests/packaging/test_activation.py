@@ -241,4 +241,4 @@ except ValueError as error:
     show(error=str(error))
 """,
     )
-    assert "ours:register already, not for ours:fail" in shown["error"]
+    assert "ours:register, not for ours:fail" in shown["error"]

@@ -72,7 +72,7 @@ class RunFolder:
     def multiple_choice(
         self, name: str, rows: Sequence[dict[str, Any]], judge: str = "exact_matching"
     ) -> None:
-        """Predictions, verdicts and figures as ``ImageMCQDataset`` writes them.
+        """Predictions, verdicts and scores as ``ImageMCQDataset`` writes them.
 
         Each row has index, question, A, B, answer, prediction and hit; perhaps log.
         """

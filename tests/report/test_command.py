@@ -53,7 +53,7 @@ def test_a_run_without_vlmeval_installed(tmp_path: Path) -> None:
 def test_a_mistake_is_told_in_a_sentence(tmp_path: Path) -> None:
     told = deepeyes(str(tmp_path / "nowhere"))
     assert told.returncode == 1
-    assert "nowhere is no folder" in told.stderr
+    assert "nowhere is not a folder" in told.stderr
     assert "Traceback" not in told.stderr
 
 
@@ -69,5 +69,5 @@ def test_what_is_no_report_of_ours_is_never_replaced(tmp_path: Path) -> None:
     told = deepeyes(str(work.root), "--output", str(mine))
 
     assert told.returncode == 1
-    assert "belongs to no report: choose another --output" in told.stderr
+    assert "is not part of a report: choose another --output" in told.stderr
     assert {path: path.read_text() for path in kept} == kept

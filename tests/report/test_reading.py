@@ -13,7 +13,7 @@ import pytest
 
 from deepeyes_plugins.rollout.log import TrajectoryLog
 from deepeyes_plugins.rollout.trajectory import EndReason
-from eval_plugins.report.building import NothingFound, build, read_run
+from eval_plugins.report.building import NoResultsError, build, read_run
 from eval_plugins.report.contents import Benchmark, Prices, Report
 from eval_plugins.report.writing import write
 from tests.report.runs import FAILED, MODEL, RunFolder, choice, play
@@ -319,7 +319,7 @@ class TestDistrust:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"argv": argv}))
         report = report_on(tmp_path)
         assert [one.name for one in report.benchmarks] == ["VStarBench", "ChartQA_TEST"]
-        assert "the run left nothing of it" in said(report, "distrust")
+        assert "the run wrote nothing for it" in said(report, "distrust")
 
     def test_a_run_that_was_not_finished(self, tmp_path: Path) -> None:
         RunFolder(tmp_path).done("ChartQA_TEST", status="infer")
@@ -334,7 +334,8 @@ class TestDistrust:
 
         assert (only(report).failed, only(report).value, only(report).accuracy) == (1, 90, 100)
         assert only(report).plotted == 100
-        assert "1 of 10 samples (10.0%) failed on our side" in said(report, "distrust")
+        found = said(report, "distrust")
+        assert "1 of 10 samples (10.0%) failed with an infrastructure error" in found
 
     def test_answers_without_an_option_and_without_a_judge(self, tmp_path: Path) -> None:
         mark = "Failed in Prefetch, no GPT-based answer matching under `exact_matching` policy."
@@ -382,7 +383,7 @@ class TestDistrust:
         play(log, "VStarBench", row, answer="B")
         play(log, "VStarBench", choice(7, right=True))
         found = said(report_on(tmp_path), "distrust")
-        assert "are not the answer of their trajectory (samples 0)" in found
+        assert "differ from the answer of their trajectory (samples 0)" in found
         assert "1 of 2 trajectories (50.0%) belong to no sample" in found
 
     def test_no_trajectories(self, tmp_path: Path) -> None:
@@ -408,7 +409,7 @@ def test_of_several_runs_in_one_folder_each_keeps_its_own_trajectories(tmp_path:
 
 
 def test_an_empty_folder_is_refused_with_advice(tmp_path: Path) -> None:
-    with pytest.raises(NothingFound, match="give its --work-dir"):
+    with pytest.raises(NoResultsError, match="give its --work-dir"):
         read_run([tmp_path])
 
 

@@ -173,7 +173,7 @@ async def test_a_group_of_which_too_few_are_left_fails(play: Play, works: list[b
     raised = [output for output in outputs if isinstance(output, Exception)]
     assert len(raised) == 1
     assert isinstance(raised[0], InfrastructureError)
-    assert "too few trajectories of prompt prompt-1 are left" in str(raised[0])
+    assert "too few rollouts of prompt prompt-1 succeeded" in str(raised[0])
 
 
 async def test_one_trajectory_is_enough_where_one_was_asked_for(play: Play) -> None:
@@ -187,7 +187,7 @@ async def test_a_trainer_without_groups_is_told_by_an_error(play: Play) -> None:
     Sandbox.works = iter([False])
     alone = row()
     del alone["uid"]
-    with pytest.raises(InfrastructureError, match="question-7 is left out after 1 attempts"):
+    with pytest.raises(InfrastructureError, match="question-7 failed in 1 attempts"):
         await play(alone, retries=0)
 
 

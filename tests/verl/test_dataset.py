@@ -87,7 +87,7 @@ def test_answers_that_rules_cannot_compare_need_a_judge_before_training(
             {"max_pixels": 8192},
             r"max_pixels: alone it has no effect.* \+data\S+min_pixels=3136 \+data",
         ),
-        ({"size": {"shortest_edge": 4096, "longest_edge": 8192}}, "size: the processor refuses"),
+        ({"size": {"shortest_edge": 4096, "longest_edge": 8192}}, "size: the processor rejects"),
         ({"do_resize": False}, "do_resize: belongs to the model"),
     ],
 )

@@ -245,7 +245,7 @@ def test_where_nothing_checks_the_settings_a_bound_alone_is_warned_of_once(
         ({"do_resize": False}, "data.mm_processor_kwargs.do_resize: belongs to the model"),
         ({"patch_size": 16}, "data.mm_processor_kwargs.patch_size: belongs to the model"),
         ({"images_kwargs": {"max_pixels": 9}}, "images_kwargs: write its keys directly"),
-        ({"size": {"longest_edge": 9}}, "size: the processor refuses .* set min_pixels and max"),
+        ({"size": {"longest_edge": 9}}, "size: the processor rejects .* set min_pixels and max"),
         ({"max_pixels": None}, "max_pixels: None is not a positive whole number"),
         ({"max_pixels": 1e6}, "max_pixels: 1000000.0 is not a positive whole number"),
     ],

@@ -199,7 +199,7 @@ async def test_the_routing_of_tokens_that_are_cut_off_is_cut_off_too(
 async def test_an_aborted_generation_is_the_engines_failure(builder: Any) -> None:
     policy = make_policy(builder, ScriptedEngine([[]], stop_reason="aborted"))
     await policy.begin(question(picture()))
-    with pytest.raises(InfrastructureError, match="gave a generation up"):
+    with pytest.raises(InfrastructureError, match="aborted a generation"):
         await policy.act()
 
 

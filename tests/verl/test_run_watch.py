@@ -172,7 +172,7 @@ def test_a_queue_that_fails_costs_figures_never_the_step(
     watch = RunWatch(settings, tmp_path, processor.tokenizer)
     monkeypatch.setattr(metrics, "tq", BrokenQueue())
     figures, reason = watch.trained(1, Batch(["a_0_0"]), 1)
-    watch.sampled_for_validation(Batch(["a_0_0"]))
+    watch.record_validation(Batch(["a_0_0"]))
     assert watch.validated() == {}
     watch.close()
     assert set(figures) == {"timing_s/deepeyes_figures"}

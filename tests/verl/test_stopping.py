@@ -57,7 +57,7 @@ async def test_without_a_run_nobody_is_asked_and_nothing_is_raised(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert not await ask_to_stop("the judge is down")
-    assert "cannot be asked to stop (the judge is down)" in caplog.text
+    assert "was not delivered (the judge is down)" in caplog.text
 
 
 def test_the_trainers_own_process_needs_no_ray() -> None:
@@ -95,7 +95,7 @@ def waiting_trainer(buffer: Buffer, tmp_path: Path) -> Any:
     trainer: Any = object.__new__(verl.trainer.ppo.v1.get_trainer_cls("sync"))
     trainer._stop = StopRequests()
     trainer.replay_buffer = buffer
-    trainer._look_into_replay_buffer(RunWatch(WatchSettings(), tmp_path, None))
+    trainer._hook_replay_buffer(RunWatch(WatchSettings(), tmp_path, None))
     return trainer
 
 

@@ -33,7 +33,7 @@ def test_ids_masks_and_log_probs_stay_aligned(
 def test_nothing_is_appended_beyond_the_budget() -> None:
     stream = TokenStream([1], budget=3)
     stream.append_generated([2, 3], None)
-    with pytest.raises(ValueError, match="2 ids do not fit into the 1 that are left"):
+    with pytest.raises(ValueError, match="2 ids exceed the remaining budget of 1"):
         stream.append_context([4, 5])
     assert stream.response_ids == [2, 3]
 
@@ -47,7 +47,7 @@ def test_log_probs_are_given_for_all_turns_or_for_none() -> None:
 
 
 def test_a_log_prob_that_is_missing_is_refused() -> None:
-    with pytest.raises(ValueError, match="2 generated ids came with 1 log-probs"):
+    with pytest.raises(ValueError, match="2 generated ids but 1 log-probabilities"):
         TokenStream([1], budget=10).append_generated([2, 3], [-1.0])
 
 

@@ -157,7 +157,7 @@ def test_infoseek_with_the_images_of_oven(tmp_path: Path) -> None:
     [
         ({"answer_eval": [{"range": [7]}]}, "has no range of two numbers"),
         ({"answer_eval": [{"range": None}]}, "has no range of two numbers"),
-        ({"answer_eval": "[unknown]"}, "the answers are no JSON list"),
+        ({"answer_eval": "[unknown]"}, "the answers are not a JSON list"),
         ({"answer": []}, "answer is empty"),
     ],
 )
@@ -226,7 +226,7 @@ def test_what_cannot_be_used_is_named_and_leaves_no_table(tmp_path: Path) -> Non
     assert "row 1: an image cannot be read" in refusal("fvqa-test", source, "--output", tmp_path)
 
     twice = write(tmp_path / "b.parquet", fvqa_row("a"), fvqa_row("a"))
-    assert "two samples are named 'a'" in refusal("fvqa-test", twice, "--output", tmp_path)
+    assert "two samples have the index 'a'" in refusal("fvqa-test", twice, "--output", tmp_path)
 
     other = write(tmp_path / "c.parquet", {"question": "x"})
     assert "lacks the columns prompt, images" in refusal("fvqa-test", other, "--output", tmp_path)

@@ -143,7 +143,7 @@ def test_a_run_that_is_killed_fails_in_part_and_is_repaired(tmp_path: Path, star
         assert asked(before) == {*CHOICES, *CHARTS, *MATHS} - answered, said
         assert CHOICES[0] not in answered
         assert code == 1
-        assert "failed: DeepEyesV2 on Nowhere" in said and "3 of 4 datasets came through" in said
+        assert "failed: DeepEyesV2 on Nowhere" in said and "3 of 4 datasets succeeded" in said
         for name in ("ChartQA_small", "MathVista_small"):
             assert f"1 failed sample: DeepEyesV2 on {name}" in said
         assert half.with_name(f"{half.name}.broken").exists()

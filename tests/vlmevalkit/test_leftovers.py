@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from eval_plugins.vlmevalkit.launch import expected, scores_anew_in_place
+from eval_plugins.vlmevalkit.launch import expected, rescores_in_place
 from eval_plugins.vlmevalkit.leftovers import (
     Combination,
     failed_samples,
@@ -84,7 +84,7 @@ def test_pickled_predictions_are_not_looked_into(tmp_path: Path) -> None:
     ],
 )
 def test_scores_stay_where_no_sample_is_asked_again(arguments: list[str], anew: bool) -> None:
-    assert scores_anew_in_place(arguments) is anew
+    assert rescores_in_place(arguments) is anew
 
 
 def test_models_and_datasets_that_are_asked_for(tmp_path: Path) -> None:

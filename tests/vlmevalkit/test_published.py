@@ -141,7 +141,7 @@ def test_a_malformed_verdict_and_a_judge_that_is_away_score_nothing(results: Pat
 
 
 def test_what_cannot_be_scored_is_refused(results: Path) -> None:
-    assert "holds no predictions" in rescore(results)[1]
+    assert "has no predictions of benchmarks" in rescore(results)[1]
     write(results, "VStarBench", choices(["as the sky"]))
     code, said = rescore(results)
     assert code == 1 and "no judge is configured" in said

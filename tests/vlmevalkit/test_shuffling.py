@@ -72,7 +72,7 @@ def test_options_that_speak_of_each_other_stay_where_they_are(tmp_path: Path, op
     table = tmp_path / "VStarBench.tsv"
     table.write_text(table.read_text().replace("white", option))
     done = shuffle_table("VStarBench", 0, tmp_path)
-    assert (done.kept, done.after) == (5, {"A": 5})
+    assert (done.unchanged, done.after) == (5, {"A": 5})
 
 
 def test_a_row_whose_right_option_is_empty_stays_as_it_is(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_row_whose_right_option_is_empty_stays_as_it_is(tmp_path: Path) -> Non
     table = tmp_path / "VStarBench.tsv"
     table.write_text(table.read_text().replace("\tred\t", "\t\t", 2))
     done = shuffle_table("VStarBench", 0, tmp_path)
-    assert done.kept == 2
+    assert done.unchanged == 2
     assert [row["answer"] for row in rows_of(done.path) if not row["A"]] == ["A", "A"]
 
 
@@ -89,14 +89,14 @@ def test_tables_that_cannot_be_shuffled_are_refused(tmp_path: Path) -> None:
     assert "does not exist" in shuffle("VStarBench", "--output", tmp_path)[1]
 
     write_choices(tmp_path, rows=1, extra={"cycle_category": "0"})
-    assert "nothing to shuffle" in shuffle("VStarBench", "--output", tmp_path)[1]
+    assert "needs no shuffling" in shuffle("VStarBench", "--output", tmp_path)[1]
 
     (tmp_path / "VStarBench.tsv").write_text("index\tquestion\tanswer\n0\tx\ty\n")
     code, said = shuffle("VStarBench", "--output", tmp_path)
     assert code == 1 and "lacks the columns A, B" in said
 
     (tmp_path / "VStarBench.tsv").write_text("index\tA\tB\tanswer\n0\tx\ty\tC\n")
-    assert "row 1: the answer 'C' is none" in shuffle("VStarBench", "--output", tmp_path)[1]
+    assert "row 1: the answer 'C' is not one of" in shuffle("VStarBench", "--output", tmp_path)[1]
     assert not list(tmp_path.glob("*shuffled*"))
 
 

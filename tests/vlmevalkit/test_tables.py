@@ -21,7 +21,7 @@ from vlmeval.dataset.image_vqa import ImageVQADataset
 from vlmeval.smp import dump, load
 
 from deepeyes_plugins.rollout import EndReason, Trajectory
-from eval_plugins.cells import LONGEST_TEXT, MARK, decoded, encoded, fitting
+from eval_plugins.cells import LONGEST_TEXT, MARK, decoded, encoded, truncated_to_cell
 from eval_plugins.report.results import find_results
 from eval_plugins.report.tables import read_table
 from eval_plugins.vlmevalkit.adapter import prediction
@@ -113,7 +113,7 @@ def test_ordinary_answers_are_written_as_they_are(answer: str) -> None:
 @pytest.mark.parametrize("character", ["x", "\r", "😀", "\ufffe"])
 def test_the_end_of_a_long_answer_is_kept(character: str) -> None:
     text = character * 40_000 + "<answer>B"
-    kept = fitting(text)
+    kept = truncated_to_cell(text)
     assert text.endswith(kept) and kept.endswith("<answer>B")
     units = len(encoded(kept).encode("utf-16-le")) // 2
     assert LONGEST_TEXT - 6 <= units <= LONGEST_TEXT

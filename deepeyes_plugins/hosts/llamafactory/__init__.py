@@ -1,4 +1,4 @@
-"""LLaMA-Factory as a host: dataset formatters, templates, and what a sample is made into."""
+"""LLaMA-Factory host: dataset converters, templates and sample processors."""
 
-# Importing it registers what is in this package; that must not meet a module of it half-way.
+# The import registers this package's modules, so it must come before any of them is imported.
 import llamafactory.data  # noqa: F401

@@ -1,8 +1,7 @@
-"""A LLaMA-Factory dataset converter around any of our formatters.
+"""LLaMA-Factory dataset converter for registered formatters.
 
-LLaMA-Factory hands a converter one row at a time, without its number, in as many processes as it
-likes. So that a bad row is named before training starts, the data file is checked when the
-converter is made.
+LLaMA-Factory passes a converter one row at a time, without its number, in several processes. To
+name bad rows before training starts, the data file is checked when the converter is created.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from llamafactory.hparams import DataArguments
 
 BAD_ROWS_VARIABLE = "DEEPEYES_SFT_BAD_ROWS"
-"""Environment variable: ``stop`` (the default) before training, or ``drop`` bad rows."""
+"""Environment variable for bad rows: ``stop`` before training (the default), or ``drop`` them."""
 
 BadRows = Literal["stop", "drop"]
 
@@ -53,7 +52,7 @@ logger = logging.getLogger(__name__)
 def make_converter(
     name: str, dataset_attr: DatasetAttr, data_args: DataArguments
 ) -> FormatterConverter:
-    """Make a converter and, in one process per machine, check its data file.
+    """Create a converter and, in one process per machine, check its data file.
 
     Args:
         name: Name of a registered formatter.
@@ -61,10 +60,10 @@ def make_converter(
         data_args: LLaMA-Factory's data arguments.
 
     Raises:
-        DataError: Rows cannot be used and are to stop the run; the message names them. Or what
-            images are relative to cannot be used.
+        DataError: Rows cannot be used and bad rows stop the run (the message names them), or
+            ``media_dir`` cannot be used.
         SettingsError: ``DEEPEYES_SFT_BAD_ROWS`` is neither ``stop`` nor ``drop``, or
-            ``media_dir`` is a zip file and the template is not ours.
+            ``media_dir`` is a zip file, which other templates cannot read.
     """
     prefill = _prefill(data_args)
     files = data_files(dataset_attr, data_args)
@@ -75,7 +74,7 @@ def make_converter(
         bad_rows := _bad_rows(),
         media=_media(dataset_attr, data_args, archives=prefill is not None),
         prefill=prefill or "",
-        # What cannot be decoded would stop the tokenization, or a training step.
+        # An undecodable image would stop tokenization or a training step.
         decodes=bad_rows == "drop" or not files,
     )
     if os.environ.get("LOCAL_RANK", "0") in ("0", "-1"):
@@ -86,17 +85,17 @@ def make_converter(
 
 @dataclass
 class FormatterConverter(DatasetConverter):
-    """Turns rows into LLaMA-Factory's aligned form.
+    """Converts rows to LLaMA-Factory's aligned format.
 
-    The fields are what ``datasets`` makes the key of its cache from.
+    ``datasets`` derives its cache key from the fields.
 
     Attributes:
         name: Name of the formatter.
-        bad_rows: What becomes of a row that cannot be used.
-        media: What image paths are relative to.
-        prefill: What every assistant turn has to begin with.
-        decodes: Whether the images of a row are decoded here, since no check of the file has.
-        form: Where in a row the conversation is.
+        bad_rows: Treatment of rows that cannot be used.
+        media: Root of image paths.
+        prefill: Text that every assistant turn must start with.
+        decodes: Whether images are decoded here, because no check of the file has done so.
+        form: Location of the conversation in a row.
     """
 
     name: str
@@ -107,15 +106,15 @@ class FormatterConverter(DatasetConverter):
     form: RowForm = field(init=False)
 
     def __post_init__(self) -> None:
-        """Find out what dataset_info.json says of the rows.
+        """Read the row format from dataset_info.json.
 
         Raises:
-            DataError: It says what cannot be honoured.
+            DataError: The entry is not supported.
         """
         self.form = row_form(self.dataset_attr)
 
     def check(self, path: Path) -> Report:
-        """Check the rows of a file and their images; its types have been settled by then."""
+        """Check the rows of a file and their images; column types are already checked."""
         return check_sft_file(
             path,
             self.media,
@@ -128,8 +127,8 @@ class FormatterConverter(DatasetConverter):
         """Align one row.
 
         Raises:
-            DataError: A column is missing that dataset_info.json names.
-            RowError: The row cannot be used and is to stop the run.
+            DataError: A column that dataset_info.json names is missing.
+            RowError: The row cannot be used, and bad rows stop the run.
         """
         if missing := self.form.missing(example):
             raise DataError(f"{self.dataset_attr}: {missing}")
@@ -174,10 +173,10 @@ class FormatterConverter(DatasetConverter):
 
 
 def row_form(dataset_attr: DatasetAttr) -> RowForm:
-    """Return what an entry of dataset_info.json says of its rows.
+    """Return the row format that an entry of dataset_info.json describes.
 
     Raises:
-        DataError: It says what cannot be honoured.
+        DataError: The entry is not supported.
     """
     if dataset_attr.ranking:
         raise DataError(f"{dataset_attr}: ranking: true is for reward models, not for SFT")
@@ -195,11 +194,11 @@ def row_form(dataset_attr: DatasetAttr) -> RowForm:
 
 
 def _type_images(aligned: dict[str, Any], images: list[Any]) -> None:
-    """Tell ``datasets`` the type of the images where the first rows have none.
+    """Give ``datasets`` the type of the image column as Arrow values.
 
-    It settles the type of a column on the first 1,000 rows, and fails where those have no images
-    and later ones do. An Arrow value carries its type; and the column ``images``, which the
-    tokenization replaces by one of the same name, hands the type on to that.
+    ``datasets`` infers the type of a column from the first 1,000 rows and fails if only later rows
+    have images. The column ``images``, which tokenization replaces by one of the same name, passes
+    the type on to that.
     """
     if not images:
         aligned["_images"] = aligned["images"] = _NO_IMAGES
@@ -208,7 +207,7 @@ def _type_images(aligned: dict[str, Any], images: list[Any]) -> None:
 
 
 def _prefill(data_args: DataArguments) -> str | None:
-    """What a template of ours writes ahead of assistant turns; ``None`` for other templates."""
+    """Return the prefill of a DeepEyes template; ``None`` for other templates."""
     from llamafactory.data.template import TEMPLATES
 
     from deepeyes_plugins.hosts.llamafactory.template import DeepEyesTemplate
@@ -218,7 +217,7 @@ def _prefill(data_args: DataArguments) -> str | None:
 
 
 def _media(dataset_attr: DatasetAttr, data_args: DataArguments, *, archives: bool) -> MediaRoot:
-    """What images are relative to; zip files only for templates that read from them."""
+    """Return the root of image paths; zip files only for templates that can read them."""
     if dataset_attr.load_from not in ("file", "script"):
         return MediaRoot(None)
     try:
@@ -229,8 +228,8 @@ def _media(dataset_attr: DatasetAttr, data_args: DataArguments, *, archives: boo
         return root
     if root.folder is None:
         raise SettingsError(
-            f"media_dir is the zip file {root.archive}, from which only the templates "
-            f"deepeyes_qwen2_vl and deepeyes_qwen3_vl read; template is {data_args.template}. "
+            f"media_dir is the zip file {root.archive}, which only the templates "
+            f"deepeyes_qwen2_vl and deepeyes_qwen3_vl can read; template is {data_args.template}. "
             "Use one of these, or unpack the file."
         )
     return replace(root, archive=None, reads_archives=False)
@@ -239,12 +238,12 @@ def _media(dataset_attr: DatasetAttr, data_args: DataArguments, *, archives: boo
 def _bad_rows() -> BadRows:
     choice = os.environ.get(BAD_ROWS_VARIABLE, "stop")
     if choice not in get_args(BadRows):
-        raise SettingsError(f"{BAD_ROWS_VARIABLE} is {choice!r}; it can be stop or drop")
+        raise SettingsError(f"{BAD_ROWS_VARIABLE} is {choice!r}; it must be stop or drop")
     return cast(BadRows, choice)
 
 
 def data_files(dataset_attr: DatasetAttr, data_args: DataArguments) -> list[Path]:
-    """Return the files that LLaMA-Factory reads for a local dataset, where they are checked."""
+    """Return the files of a local dataset; empty for datasets of other kinds."""
     if dataset_attr.load_from != "file":
         return []
     path = Path(data_args.dataset_dir) / dataset_attr.dataset_name
@@ -263,6 +262,5 @@ def _report(report: Report, bad_rows: BadRows) -> None:
         logger.warning("dropping %d row(s). %s", report.bad_rows, report.describe())
     else:
         raise DataError(
-            f"{report.describe()}\n"
-            f"Repair them, or set {BAD_ROWS_VARIABLE}=drop to train without them."
+            f"{report.describe()}\nFix them, or set {BAD_ROWS_VARIABLE}=drop to train without them."
         )

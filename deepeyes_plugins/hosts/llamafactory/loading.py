@@ -1,7 +1,7 @@
-"""What stands around LLaMA-Factory's reading of a data set for one of our formatters.
+"""Wrapper of LLaMA-Factory's dataset loader for registered formatters.
 
-It reads a file with Hugging Face datasets before it asks for a converter. So here the settings that
-streaming images needs are made, and what goes wrong in reading is told by file and row.
+LLaMA-Factory reads a file with Hugging Face datasets before it creates a converter. The wrapper
+sets what streaming images requires, and reports read errors with file and row.
 """
 
 from __future__ import annotations
@@ -35,48 +35,48 @@ logger = logging.getLogger(__name__)
 
 
 def register(loader: ModuleType) -> None:
-    """Put :func:`load` around the function of LLaMA-Factory that reads a data set.
+    """Wrap LLaMA-Factory's function that reads a dataset in :func:`load`.
 
     Args:
         loader: ``llamafactory.data.loader``.
 
     Raises:
-        AttributeError: There is no such function any more.
+        AttributeError: The function does not exist.
     """
-    theirs = getattr(loader, _READER)
-    if getattr(theirs, "func", None) is not load:
-        setattr(loader, _READER, functools.partial(load, theirs))
+    upstream = getattr(loader, _READER)
+    if getattr(upstream, "func", None) is not load:
+        setattr(loader, _READER, functools.partial(load, upstream))
 
 
 def load(
-    theirs: Callable[..., Any],
+    upstream: Callable[..., Any],
     dataset_attr: DatasetAttr,
     model_args: Any,
     data_args: DataArguments,
     training_args: Any,
 ) -> Any:
-    """Read a data set.
+    """Read a dataset.
 
     Args:
-        theirs: LLaMA-Factory's function, which does it.
+        upstream: LLaMA-Factory's function, which reads the dataset.
         dataset_attr: The entry of dataset_info.json.
-        model_args: Of the run.
-        data_args: Of the run.
-        training_args: Of the run; what streaming needs is set where it was left at its default.
+        model_args: Model arguments of the run.
+        data_args: Data arguments of the run.
+        training_args: Training arguments of the run; defaults that break streaming are changed.
 
     Raises:
-        DataError: The entry cannot be honoured, or the files cannot be read; rows are named.
+        DataError: The entry is not supported, or the files cannot be read; rows are named.
     """
     if dataset_attr.formatting not in formatters():
-        return theirs(dataset_attr, model_args, data_args, training_args)
-    row_form(dataset_attr)  # What it refuses is said before a long file is read.
+        return upstream(dataset_attr, model_args, data_args, training_args)
+    row_form(dataset_attr)  # Rejects an unsupported entry before a long file is read.
     if data_args.streaming:
         _prepare_streaming(dataset_attr, training_args)
     try:
-        return theirs(dataset_attr, model_args, data_args, training_args)
+        return upstream(dataset_attr, model_args, data_args, training_args)
     except (DataError, RowError, SettingsError):
         raise
-    # ValueError: of datasets, where files have no rows.
+    # `datasets` raises ValueError for files without rows.
     except (DatasetGenerationError, StopIteration, ValueError) as error:
         files = data_files(dataset_attr, data_args)
         problems = list(islice(_problems(files), _MOST_NAMED))
@@ -86,30 +86,30 @@ def load(
 
 
 def _prepare_streaming(dataset_attr: DatasetAttr, training_args: Any) -> None:
-    """Set what LLaMA-Factory 0.9.5 needs to stream images, in one process, too.
+    """Set what LLaMA-Factory 0.9.5 needs to stream images, even in a single process.
 
-    A local file is cut into as many shards as there are workers, with none into none. And the main
-    process would read batches and hand each process its rows, of which images have several.
+    A local file is split into one shard per worker, so without workers there are no shards. With
+    ``dispatch_batches`` the main process would slice batches by row, but an image has several rows.
     """
     if dataset_attr.load_from == "file" and not training_args.dataloader_num_workers:
         training_args.dataloader_num_workers = 1
-        logger.warning("streaming a local file takes a worker: dataloader_num_workers is set to 1")
+        logger.warning("streaming a local file needs a worker: dataloader_num_workers is set to 1")
     accelerator = training_args.accelerator_config
     if accelerator.dispatch_batches is None:
         accelerator.dispatch_batches = False
         logger.warning(
-            "batches with images cannot be cut: accelerator_config is set to "
+            "batches with images cannot be dispatched: accelerator_config is set to "
             "{dispatch_batches: false}"
         )
     elif accelerator.dispatch_batches:
         logger.warning(
-            "accelerator_config has dispatch_batches: true, which does not work with images; "
-            "false does"
+            "accelerator_config has dispatch_batches: true, which does not work with images: set "
+            "it to false"
         )
 
 
 def _problems(files: list[Path]) -> Iterator[str]:
-    """Yield what keeps files from being read."""
+    """Yield the problems that prevent files from being read."""
     for file in files:
         is_empty = True
         for row in training_rows(file):

@@ -1,8 +1,8 @@
-"""LLaMA-Factory's Qwen-VL plugins with the eyes of the other hosts.
+"""LLaMA-Factory's Qwen-VL plugins with the image preprocessing of the other hosts.
 
-An image file goes through the same code as in reinforcement learning (EXIF rotation, palettes,
-16 bits, transparency, limits, resizing), and may stand in a zip file. How many tokens an image
-takes is computed from the size in its header; upstream processes every pixel for that.
+Images are decoded and resized by the code that RL uses (EXIF rotation, palettes, 16 bits,
+transparency, size limits), and may be in a zip file. The number of an image's tokens is computed
+from the size in its header; upstream processes every pixel for that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from deepeyes_plugins.protocol.content import EncodedImage
 
 
 class SamePixels:
-    """Goes ahead of a plugin of LLaMA-Factory's. Videos and their frames are left to that."""
+    """Mixin for LLaMA-Factory plugins: own preprocessing of images, upstream's of videos."""
 
     def _get_mm_token_metadata(
         self, images: list[Any], videos: list[Any], audios: list[Any], processor: Any
@@ -58,16 +58,16 @@ class SamePixels:
 
 @dataclass
 class DeepEyesQwen2VLPlugin(SamePixels, Qwen2VLPlugin):
-    """For Qwen2-VL and Qwen2.5-VL."""
+    """Plugin for Qwen2-VL and Qwen2.5-VL."""
 
 
 @dataclass
 class DeepEyesQwen3VLPlugin(SamePixels, Qwen3VLPlugin):
-    """For Qwen3-VL."""
+    """Plugin for Qwen3-VL."""
 
 
 def register() -> None:
-    """Register the plugins by the names of their templates; again changes nothing."""
+    """Register the plugins by the names of their templates; idempotent."""
     for name, plugin in (
         ("deepeyes_qwen2_vl", DeepEyesQwen2VLPlugin),
         ("deepeyes_qwen3_vl", DeepEyesQwen3VLPlugin),
@@ -77,7 +77,7 @@ def register() -> None:
 
 
 def _bounds(processor: Any) -> ImageBounds:
-    """The processor's bounds within LLaMA-Factory's image_min_pixels and image_max_pixels."""
+    """Return the processor's bounds, restricted to image_min_pixels and image_max_pixels."""
     least, most = processor.image_min_pixels, processor.image_max_pixels
     own = image_bounds(processor.image_processor, {})
     return own._replace(minimum=max(own.minimum, least), maximum=min(own.maximum, most))

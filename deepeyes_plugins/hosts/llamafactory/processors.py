@@ -1,10 +1,10 @@
-"""LLaMA-Factory's tokenization, without its way to truncate where a template of ours is used.
+"""LLaMA-Factory sample processors that truncate between turns for the DeepEyes templates.
 
-Upstream cuts token ids at ``cutoff_len`` wherever that falls, also within an image or the opening
-of the assistant's turn, and hands all images on: the count of image features does not match and
-training stops. It has no way to leave out a sample at this stage either, and a sample without
-tokens makes the loss NaN. These classes take the place of two of its own, in the one namespace
-that chooses between them; other templates get what upstream would do.
+Upstream cuts token ids at ``cutoff_len``, even within an image or the opening of an assistant turn,
+but passes all images on: the number of image features does not match, and training stops. It also
+cannot drop a sample at this stage, and a sample without tokens makes the loss NaN. These classes
+replace two of upstream's in the namespace that chooses between them; other templates behave as
+upstream.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class _Fitting(SupervisedDatasetProcessor):
-    """Hands ``cutoff_len`` to the template, which leaves out turns, and does what follows."""
+class _TruncatingBase(SupervisedDatasetProcessor):
+    """Passes ``cutoff_len`` to the template, which drops turns, and drops their images."""
 
     template: Any
     _left_out: list[str] = field(default_factory=list, init=False)
@@ -39,13 +39,13 @@ class _Fitting(SupervisedDatasetProcessor):
             self.template = replace(self.template, cutoff_len=self.data_args.cutoff_len)
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Tokenize a batch; samples whose question alone does not fit are left out and named."""
+        """Tokenize a batch; samples whose question alone does not fit are dropped and logged."""
         self._left_out = []
         inputs: dict[str, list[Any]] = super().preprocess_dataset(examples)
         if self._left_out:
             logger.warning(
-                "%d of %d samples are left out: their question alone leaves no room for an answer "
-                "in cutoff_len=%d tokens. Raise it, or lower image_max_pixels. They are: %s",
+                "%d of %d samples are dropped: their question alone leaves no room for an answer "
+                "in cutoff_len=%d tokens. Raise it, or lower image_max_pixels. Samples: %s",
                 len(self._left_out),
                 len(examples["_prompt"]),
                 self.data_args.cutoff_len,
@@ -58,7 +58,7 @@ class _Fitting(SupervisedDatasetProcessor):
         labels: list[int]
         ids, labels = super()._encode_data_example(**sample)
         if isinstance(self.template, DeepEyesTemplate):
-            # The list is the sample's own: the images of turns that are left out go from it.
+            # The list belongs to the sample: remove the images of dropped turns.
             opening = self.template.mm_plugin.vision_bos_token
             del sample["images"][ids.count(self.tokenizer.convert_tokens_to_ids(opening)) :]
             if not ids:
@@ -67,21 +67,21 @@ class _Fitting(SupervisedDatasetProcessor):
 
 
 @dataclass
-class FittingProcessor(_Fitting):
-    """One sample a row."""
+class TruncatingProcessor(_TruncatingBase):
+    """One sample per row."""
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Tokenize a batch."""
         inputs = super().preprocess_dataset(examples)
         if not self._left_out:
             return inputs
-        kept = [bool(ids) for ids in inputs["input_ids"]]
-        return {name: list(compress(column, kept)) for name, column in inputs.items()}
+        used = [bool(ids) for ids in inputs["input_ids"]]
+        return {name: list(compress(column, used)) for name, column in inputs.items()}
 
 
 @dataclass
-class FittingPackedProcessor(_Fitting, PackedSupervisedDatasetProcessor):
-    """Several samples a row, for ``packing`` and ``neat_packing``."""
+class TruncatingPackedProcessor(_TruncatingBase, PackedSupervisedDatasetProcessor):
+    """Several samples per row, for ``packing`` and ``neat_packing``."""
 
     def preprocess_dataset(self, examples: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Tokenize and pack a batch."""
@@ -89,23 +89,23 @@ class FittingPackedProcessor(_Fitting, PackedSupervisedDatasetProcessor):
 
     def _encode_data_example(self, **sample: Any) -> tuple[list[int], list[int]]:
         ids, labels = super()._encode_data_example(**sample)
-        # A sample longer than a pack is what upstream leaves out.
+        # Upstream drops samples that are longer than a pack.
         too_long = [self.tokenizer.pad_token_id] * (self.data_args.cutoff_len + 1)
         return (ids, labels) if ids else (too_long, labels)
 
 
 def register(loader: ModuleType) -> None:
-    """Let LLaMA-Factory's loader choose from the classes of this module.
+    """Replace the processor classes in LLaMA-Factory's loader.
 
     Args:
         loader: ``llamafactory.data.loader``.
 
     Raises:
-        AttributeError: It does not choose from such classes any more.
+        AttributeError: The loader does not have these classes.
     """
-    for name, ours in (
-        ("SupervisedDatasetProcessor", FittingProcessor),
-        ("PackedSupervisedDatasetProcessor", FittingPackedProcessor),
+    for name, processor in (
+        ("SupervisedDatasetProcessor", TruncatingProcessor),
+        ("PackedSupervisedDatasetProcessor", TruncatingPackedProcessor),
     ):
         getattr(loader, name)
-        setattr(loader, name, ours)
+        setattr(loader, name, processor)

@@ -1,7 +1,7 @@
-"""Make what is ours known to LLaMA-Factory; called once its registry modules are imported.
+"""Registration with LLaMA-Factory; called once its registry modules are imported.
 
-Calling a function again changes nothing. Each imports what it registers itself: that imports
-modules of LLaMA-Factory's which need not be complete when another registry is.
+The functions are idempotent. Each imports only what it registers, because other modules of
+LLaMA-Factory may not be fully imported yet.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from deepeyes_plugins.plugins import PluginError
 
 
 def register_converters(module: ModuleType) -> None:
-    """Register every formatter of ours and of third parties as a dataset converter.
+    """Register every formatter, including those of plugins, as a dataset converter.
 
     Args:
         module: ``llamafactory.data.converter``.
 
     Raises:
-        PluginError: A formatter has the name of a converter of LLaMA-Factory's own. The others
+        PluginError: A formatter has the name of one of LLaMA-Factory's own converters. The others
             are registered nevertheless.
     """
     from deepeyes_plugins.hosts.llamafactory.converter import make_converter
@@ -34,13 +34,13 @@ def register_converters(module: ModuleType) -> None:
             taken.append(f"{name!r} of {formatters().owner(name)}")
     if taken:
         raise PluginError(
-            "LLaMA-Factory has dataset converters of its own by the name of these formatters: "
+            "LLaMA-Factory already has dataset converters with the names of these formatters: "
             f"{', '.join(taken)}. Rename the formatters."
         )
 
 
 def register_templates(module: ModuleType) -> None:
-    """Register our templates and the multimodal plugins that they name.
+    """Register the DeepEyes templates and their multimodal plugins.
 
     Args:
         module: ``llamafactory.data.template``.
@@ -52,12 +52,12 @@ def register_templates(module: ModuleType) -> None:
 
 
 def register_processors(module: ModuleType) -> None:
-    """Let data sets be read as our formatters need it, and long samples be cut between turns.
+    """Replace the dataset loader and the sample processors.
 
     Args:
         module: ``llamafactory.data.loader``.
     """
-    # Our template is made of LLaMA-Factory's, which registers ours: it has to come first.
+    # The DeepEyes template subclasses upstream's, whose import registers it: import that first.
     import llamafactory.data.template  # noqa: F401
 
     from deepeyes_plugins.hosts.llamafactory import loading, processors

@@ -1,15 +1,15 @@
-r"""Templates under which SFT, reinforcement learning and inference see the same tokens.
+r"""Templates that give SFT, RL and inference the same tokens.
 
 ::
 
     <|im_start|>user\n...<|im_end|>\n<|im_start|>assistant\n | <think> | Look.</think>...<|im_end|>
     context                                                  | context | carries loss
 
-``<think>`` stands ahead of every assistant turn: in reinforcement learning and at inference it is
-context, so it is context here, too, encoded apart from what follows. So is the line break behind
-a turn's ``<|im_end|>``, which no engine ever generates. ``<|im_end|>`` itself carries loss behind
-every turn: behind an answer the policy generates it; behind ``</code>`` and ``</tool_call>``, where
-a stop string ends the turn, it teaches the model to end there on servers without stop strings.
+``<think>`` opens every assistant turn. It is context in RL and at inference, so it is context here,
+too, and is encoded separately from the text that follows. The line break after ``<|im_end|>``,
+which engines never generate, is also context. ``<|im_end|>`` itself carries loss after every turn:
+the policy generates it after an answer, and after ``</code>`` and ``</tool_call>``, where a stop
+string ends the turn, it teaches the model to stop on servers without stop strings.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from llamafactory.data.template import Template, register_template
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2
 
 SYSTEM_PROMPTS: Mapping[str, str] = {"qwen2_vl": "You are a helpful assistant.", "qwen3_vl": ""}
-"""Model family to what its chat template says where a conversation has no system turn."""
+"""Default system prompt of each model family's chat template."""
 
 Pair = tuple[list[int], list[int]]
-"""Ids of a user turn with the opening of the assistant's, and ids of the assistant's turn."""
+"""Token ids of a user turn with the opening of the assistant turn, and of the assistant turn."""
 
 
 @dataclass
 class DeepEyesTemplate(Template):
-    """ChatML with the opening text of the DeepEyesV2 protocol, which knows how long a sample is.
+    """ChatML with the prefill of the DeepEyesV2 protocol and truncation between turns.
 
     Attributes:
-        prefill: Text ahead of every assistant turn. A turn that begins with it is read without.
-        cutoff_len: Most tokens of a sample; ``None`` for any number.
+        prefill: Text that opens every assistant turn; removed from turns that start with it.
+        cutoff_len: Maximum tokens of a sample; ``None`` for no limit.
     """
 
     prefill: str = DEEPEYES_V2.prefill
@@ -52,11 +52,11 @@ class DeepEyesTemplate(Template):
         tools: str | None = None,
         discarding_history_cot: bool = False,
     ) -> list[Pair]:
-        """Encode a sample; what does not fit is left out, see :func:`fitting`."""
+        """Encode a sample, truncated by :func:`truncate_turns`."""
         pairs: list[Pair] = super().encode_multiturn(
             tokenizer, messages, system, tools, discarding_history_cot
         )
-        return pairs if self.cutoff_len is None else fitting(pairs, self.cutoff_len)
+        return pairs if self.cutoff_len is None else truncate_turns(pairs, self.cutoff_len)
 
     def _encode(
         self,
@@ -70,33 +70,33 @@ class DeepEyesTemplate(Template):
         return [line_break + ids if at and at % 2 == 0 else ids for at, ids in enumerate(turns)]
 
     def _opened(self, message: dict[str, str]) -> dict[str, str]:
-        """An assistant's message without what the user's turn has put ahead of it."""
+        """Remove the prefill, which is part of the user turn, from an assistant message."""
         text = message["content"].lstrip()
         if message["role"] != Role.ASSISTANT or not text.startswith(self.prefill):
             return message
         return {**message, "content": text.removeprefix(self.prefill)}
 
 
-def fitting(pairs: Iterable[Pair], limit: int) -> list[Pair]:
+def truncate_turns(pairs: Iterable[Pair], limit: int) -> list[Pair]:
     """Return the turns of a sample that fit into ``limit`` tokens.
 
-    A user turn is kept whole, with all of its images, or not at all; with it go all later turns.
-    The last assistant turn that is kept may be cut: text only, and its ``<|im_end|>`` goes with
-    the rest, so that nobody learns to end there.
+    A user turn that does not fit is dropped whole, with its images and all later turns. The last
+    remaining assistant turn may be truncated; it then has no ``<|im_end|>``, so that the model does
+    not learn to end there.
     """
-    kept: list[Pair] = []
+    fitting: list[Pair] = []
     for source, target in pairs:
         if len(source) >= limit:
             break
-        kept.append((source, target[: limit - len(source)]))
+        fitting.append((source, target[: limit - len(source)]))
         limit -= len(source) + len(target)
-    return kept
+    return fitting
 
 
 def register(templates: Mapping[str, Template]) -> None:
     """Register ``deepeyes_qwen2_vl`` (Qwen2.5-VL, Qwen2-VL) and ``deepeyes_qwen3_vl``.
 
-    Calling it again changes nothing.
+    Idempotent.
 
     Args:
         templates: LLaMA-Factory's registry.
@@ -109,7 +109,7 @@ def register(templates: Mapping[str, Template]) -> None:
         register_template(
             name=name,
             format_user=StringFormatter(
-                # Two pieces: a piece is encoded by itself, as hosts encode the prefill.
+                # Each slot is encoded separately, as hosts encode the prefill.
                 slots=[
                     f"<|im_start|>user\n{{{{content}}}}<|im_end|>\n{opening}",
                     DEEPEYES_V2.prefill,

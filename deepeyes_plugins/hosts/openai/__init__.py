@@ -1,4 +1,4 @@
-"""The policy over any OpenAI-compatible server: vLLM, SGLang, `transformers serve`, an API."""
+"""Policy on OpenAI-compatible servers: vLLM, SGLang, ``transformers serve``, hosted APIs."""
 
 from deepeyes_plugins.hosts.openai.client import ChatClient
 from deepeyes_plugins.hosts.openai.model import ServedModel

@@ -1,4 +1,4 @@
-"""The servers that a policy's conversations are shared out to."""
+"""Chat client: distributes conversations over several OpenAI-compatible servers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from deepeyes_plugins.rollout.contracts import InfrastructureError
 
 
 class ChatClient:
-    """Asks one or several servers, for all conversations of one event loop.
+    """Client of one or several servers, shared by the conversations of one event loop.
 
     Use it as an async context manager, or call :meth:`aclose`.
     """
 
     def __init__(self, settings: OpenAISettings) -> None:
-        """Hold ``settings``; no connection is opened yet."""
         self.settings = settings
         self._endpoints = tuple(
             ChatEndpoint(
@@ -54,9 +53,10 @@ class ChatClient:
             await endpoint.aclose()
 
     def next_server(self) -> ChatEndpoint:
-        """The server for a new conversation, in turn; it should stay there for the prefix cache.
+        """Return the server for a new conversation, round-robin.
 
-        Servers that keep failing get one only if all do.
+        A conversation should stay on its server for the prefix cache. Servers whose circuit is open
+        are skipped unless all are open.
         """
         start = next(self._turn)
         in_turn = [
@@ -66,22 +66,22 @@ class ChatClient:
         return next((server for server in in_turn if not server.circuit.wait), in_turn[0])
 
     async def model(self) -> str:
-        """The model that is asked, as the first server names it.
+        """Return the first server's name of the model.
 
         Raises:
-            InfrastructureError: The server does not answer, or its model is not clear.
+            InfrastructureError: The server does not respond, or its model is ambiguous.
         """
-        with _failures_of_ours():
+        with _as_infrastructure_error():
             return await self._endpoints[0].model()
 
     async def check(self) -> None:
-        """Ask every server for its models.
+        """Request the list of models from every server.
 
         Raises:
-            InfrastructureError: One does not answer, refuses the key, or the model to ask for is
-                not clear.
+            InfrastructureError: A server does not respond or refuses the key, or the model is
+                ambiguous.
         """
-        with _failures_of_ours():
+        with _as_infrastructure_error():
             for endpoint in self._endpoints:
                 await (endpoint.model() if self.settings.model is None else endpoint.models())
 
@@ -91,20 +91,20 @@ class ChatClient:
         """Generate the next message of a conversation.
 
         Args:
-            server: From :meth:`next_server`.
+            server: The conversation's server, from :meth:`next_server`.
             messages: The messages as JSON.
             fields: The other fields of the request.
 
         Raises:
-            ContextLengthError: It does not fit; nothing was generated.
-            InfrastructureError: The server cannot be reached or refuses for good.
+            ContextLengthError: The conversation does not fit the context; nothing was generated.
+            InfrastructureError: The server cannot be reached, or rejects the request permanently.
         """
-        with _failures_of_ours():
+        with _as_infrastructure_error():
             return await server.complete(messages, fields)
 
 
 @contextmanager
-def _failures_of_ours() -> Iterator[None]:
+def _as_infrastructure_error() -> Iterator[None]:
     try:
         yield
     except RemoteError as error:

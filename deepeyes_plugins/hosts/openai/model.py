@@ -1,4 +1,4 @@
-"""A served model as one object: what plays questions for `selection`."""
+"""Served model: client, settings and policies of one model for the data selection."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ _ANSWERS = {
     *("temperature", "top_p", "max_tokens", "max_total_tokens", "max_pixels"),
     *("extra_body", "profile", "prefill", "send_stop"),
 }
-"""Settings that change what the model says."""
+"""Settings that affect the model's output."""
 
 
 class ServedModel:
-    """The model behind one or several OpenAI-compatible servers."""
+    """A model on one or several OpenAI-compatible servers."""
 
     def __init__(self, settings: OpenAISettings) -> None:
-        """Hold ``settings``; no connection is opened yet."""
         self._settings = settings
         self._client = ChatClient(settings)
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Settings that change what the model says, as JSON values."""
+        """Settings that affect the model's output, as JSON values."""
         return self._settings.model_dump(include=_ANSWERS, mode="json")
 
     async def __aenter__(self) -> Self:
@@ -39,22 +38,22 @@ class ServedModel:
         await self._client.aclose()
 
     async def check(self) -> None:
-        """Ask every server for its models.
+        """Request the list of models from every server.
 
         Raises:
-            InfrastructureError: One does not answer, refuses the key, or the model to ask for is
-                not clear.
+            InfrastructureError: A server does not respond or refuses the key, or the model is
+                ambiguous.
         """
         await self._client.check()
 
     async def name(self) -> str:
-        """Return the name of the model, as the first server has it.
+        """Return the first server's name of the model.
 
         Raises:
-            InfrastructureError: The server does not answer, or its model is not clear.
+            InfrastructureError: The server does not respond, or its model is ambiguous.
         """
         return await self._client.model()
 
     def policy(self, dialect: Dialect, *, seed: int) -> OpenAIPolicy:
-        """Make the policy of one trajectory."""
+        """Create the policy of one trajectory."""
         return OpenAIPolicy(self._client, dialect, seed=seed)

@@ -1,4 +1,4 @@
-"""A policy that speaks to an OpenAI-compatible server, message by message."""
+"""Policy on an OpenAI-compatible server, one request per turn."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ logger = logging.getLogger(__name__)
 
 
 class OpenAIPolicy:
-    """One conversation, on one of the client's servers.
+    """One conversation on one of the client's servers.
 
-    Whatever the server does with opening texts and stop strings, a turn starts with the dialect's
-    prefill and ends at the first closing tag, tag included.
+    A turn always starts with the dialect's prefill and ends with the first closing tag, however the
+    server treats prefills and stop strings.
     """
 
     def __init__(self, client: ChatClient, dialect: Dialect, *, seed: int | None = None) -> None:
-        """Make a policy for one trajectory.
+        """Create the policy of one trajectory.
 
         Args:
-            client: Shared by the trajectories of an event loop.
+            client: Client shared by the trajectories of an event loop.
             dialect: How turns are opened and closed.
-            seed: Instead of the settings' seed, for samples that are to differ.
+            seed: Sampling seed; overrides the settings' seed.
         """
         self._client = client
         self._settings = client.settings
@@ -47,7 +47,7 @@ class OpenAIPolicy:
         self._total_tokens = 0
 
     async def begin(self, task: Task) -> None:
-        """Take the prompt.
+        """Set the prompt.
 
         Raises:
             ImageError: An image of the prompt is unreadable.
@@ -55,10 +55,10 @@ class OpenAIPolicy:
         self._messages = await self._prepared(task.messages)
 
     async def act(self) -> AssistantTurn | None:
-        """Generate the next turn; ``None`` if the token budget or the context is used up.
+        """Generate the next turn; ``None`` if the token budget or the context is exhausted.
 
         Raises:
-            InfrastructureError: The server cannot be reached or refuses for good.
+            InfrastructureError: The server cannot be reached, or rejects the request permanently.
         """
         limit = self._settings.max_tokens
         if self._settings.max_total_tokens is not None:
@@ -72,19 +72,19 @@ class OpenAIPolicy:
             logger.warning("the conversation does not fit the model's context: %s", error)
             return None
         settings = self._settings
-        swallows = settings.send_stop and settings.profile == "generic"
-        turn = as_turn(completion, self._dialect, swallows_stop=swallows)
+        strips_stop = settings.send_stop and settings.profile == "generic"
+        turn = as_turn(completion, self._dialect, strips_stop=strips_stop)
         self._total_tokens = completion.total_tokens
-        self._messages.append(_own_turn(turn.text))
+        self._messages.append(_assistant_message(turn.text))
         return turn
 
     async def observe(self, observation: Observation) -> bool:
-        """Append an observation. What it costs shows at the next turn; only servers can count."""
+        """Append an observation; its tokens are counted by the server in the next turn."""
         self._messages += await self._prepared([observation.message])
         return True
 
     async def _prepared(self, messages: Sequence[Message]) -> list[bytes]:
-        """The messages as JSON; large images take their time, which is not the event loop's."""
+        """Serialize messages to JSON; images are processed in a thread."""
         limit = self._settings.max_pixels
         if not any(message.images for message in messages):
             return [_serialise(message) for message in messages]
@@ -95,7 +95,7 @@ class OpenAIPolicy:
     async def _complete(self, limit: int | None) -> Completion:
         messages = list(self._messages)
         if self._opens_turns:
-            messages.append(_own_turn(self._dialect.prefill))
+            messages.append(_assistant_message(self._dialect.prefill))
         fields = self._fields()
         if limit is not None:
             fields = {**fields, "max_tokens": limit}
@@ -118,7 +118,7 @@ class OpenAIPolicy:
             if self._opens_turns:
                 fields |= {"add_generation_prompt": False, "continue_final_message": True}
         elif settings.profile == "sglang":
-            # It forbids tokens by number only, and the tokenizer is not ours to know.
+            # SGLang forbids tokens by id only, and the tokenizer is not available here.
             fields |= {"no_stop_trim": True, "separate_reasoning": False}
             if self._opens_turns:
                 fields["continue_final_message"] = True
@@ -127,18 +127,17 @@ class OpenAIPolicy:
         return fields | settings.extra_body
 
 
-def as_turn(completion: Completion, dialect: Dialect, *, swallows_stop: bool) -> AssistantTurn:
-    """Bring what a server returned into the form of ``dialect``.
+def as_turn(completion: Completion, dialect: Dialect, *, strips_stop: bool) -> AssistantTurn:
+    """Convert a completion to a turn of ``dialect``.
 
-    Text past the first closing tag is cut, as is text from a forbidden token on: sent back as part
-    of the conversation, the server would take it for that token. The prefill is supplied where the
-    text does not start with it.
+    Text after the first closing tag is cut, and so is text from a forbidden token on, which the
+    server would otherwise read as that token in the next request. A missing prefill is prepended.
 
     Args:
-        completion: What the server returned.
+        completion: The server's response.
         dialect: How turns are opened and closed.
-        swallows_stop: The server may have removed a stop string, as OpenAI's own does: put back
-            the closing tag that is missing from a finished text.
+        strips_stop: The server may have removed the stop string, as OpenAI's API does; restore a
+            missing closing tag.
     """
     generated = completion.text
     text = complete_at_tag(generated, dialect.stop)
@@ -148,8 +147,8 @@ def as_turn(completion: Completion, dialect: Dialect, *, swallows_stop: bool) ->
         finish_reason = "stop"
     elif text.endswith(dialect.stop):
         finish_reason = "stop"
-    elif finish_reason == "stop" and swallows_stop:
-        text += _swallowed_tag(text, dialect.stop)
+    elif finish_reason == "stop" and strips_stop:
+        text += _missing_closing_tag(text, dialect.stop)
     if dialect.prefill:
         opened = text.lstrip()
         text = opened if opened.startswith(dialect.prefill) else dialect.prefill + text
@@ -157,8 +156,8 @@ def as_turn(completion: Completion, dialect: Dialect, *, swallows_stop: bool) ->
     return AssistantTurn(text, finish_reason, completion.tokens, read)
 
 
-def _swallowed_tag(text: str, stop: tuple[str, ...]) -> str:
-    """The closing tag that is missing from a finished text; empty if none is."""
+def _missing_closing_tag(text: str, stop: tuple[str, ...]) -> str:
+    """Return the closing tag that a finished text lacks; empty if none is missing."""
     body = text.rpartition("</think>")[2]
     if "</answer>" in body:
         return ""
@@ -168,11 +167,11 @@ def _swallowed_tag(text: str, stop: tuple[str, ...]) -> str:
 
 
 def _decodable(message: Message, limit: int | None) -> Message:
-    """``message`` with images of which every server makes the pixels that training sees.
+    """Re-encode images so that every server decodes the pixels that training uses.
 
     Args:
         message: The message.
-        limit: Most pixels of an image; larger ones are scaled down. ``None``: any number.
+        limit: Maximum number of pixels; larger images are scaled down. ``None`` for no limit.
     """
     parts = (
         (part if limit is None else scaled_down(part, limit)).plain()
@@ -184,27 +183,27 @@ def _decodable(message: Message, limit: int | None) -> Message:
 
 
 def scaled_down(image: EncodedImage, limit: int) -> EncodedImage:
-    """Return ``image``, or where it has more pixels than ``limit`` a smaller one of its shape.
+    """Scale an image of more than ``limit`` pixels down, preserving its aspect ratio.
 
     Raises:
-        ImageError: The bytes are no readable image.
+        ImageError: The image cannot be decoded.
     """
     width, height = image.size
     if width * height <= limit:
         return image
     scale = math.sqrt(limit / (width * height))
     size = max(1, int(width * scale)), max(1, int(height * scale))
-    # Bicubic, as the processors of Qwen-VL resize.
+    # Bicubic, as in the Qwen-VL processors.
     return EncodedImage.from_pil(image.pil().resize(size, Image.Resampling.BICUBIC))
 
 
-def _own_turn(text: str) -> bytes:
-    """A turn of the model's own as JSON: its text as it is."""
+def _assistant_message(text: str) -> bytes:
+    """Serialize a turn of the model, without escaping control strings."""
     return json.dumps({"role": "assistant", "content": encodable(text)}).encode()
 
 
 def _serialise(message: Message) -> bytes:
-    """What a user, a data set or a tool says as JSON: control strings in it are plain text."""
+    """Serialize a message of a user, dataset or tool; control strings become plain text."""
     message = plain(message)
     if not message.images:
         return json.dumps({"role": message.role, "content": message.text}).encode()
@@ -214,7 +213,7 @@ def _serialise(message: Message) -> bytes:
 
 def _content_part(part: Part) -> bytes:
     if isinstance(part, EncodedImage):
-        # Base64 needs no escaping, and the JSON encoder takes five times as long over it.
+        # Base64 needs no escaping; the JSON encoder takes five times as long.
         url = b"data:%s;base64,%s" % (part.media_type.encode(), base64.b64encode(part.data))
         return b'{"type": "image_url", "image_url": {"url": "%s"}}' % url
     return json.dumps({"type": "text", "text": part}).encode()

@@ -1,4 +1,4 @@
-"""Settings of the policy over an OpenAI-compatible server."""
+"""Settings of the policy on an OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ENVIRONMENT_PREFIX = "DEEPEYES_OPENAI_"
 
 
 class OpenAISettings(LayeredSettings, RemoteSettings):
-    """Which servers answer, and how they are asked.
+    """Servers, model, sampling and limits of requests.
 
-    ``DEEPEYES_OPENAI_…`` environment variables win over what the code or a file says.
+    ``DEEPEYES_OPENAI_…`` environment variables override values from code or a file.
     """
 
     model_config = SettingsConfigDict(
@@ -26,58 +26,58 @@ class OpenAISettings(LayeredSettings, RemoteSettings):
     )
 
     url: str = Field(
-        description="Base URL of the server, with its version path (http://host:8000/v1; /v1 is "
-        "added where a URL has no path). Several, separated by commas, share the conversations."
+        description="Base URL of the server with its version path (http://host:8000/v1; /v1 is "
+        "added to a URL without path). Conversations are distributed over several comma-separated "
+        "URLs."
     )
     model: str | None = Field(
-        None, description="Model to ask for. Unset: the one model that GET /models lists."
+        None, description="Name of the model. Unset: the only model that GET /models lists."
     )
     api_key_env: str = Field(
         "DEEPEYES_OPENAI_API_KEY",
-        description="Name of the environment variable that holds the API key. No key is sent when "
-        "the variable is not set.",
+        description="Environment variable with the API key. No key is sent if it is not set.",
     )
     profile: Literal["generic", "vllm", "sglang"] = Field(
         "generic",
-        description="Kind of server. 'generic' sends standard fields only; the others also ask "
-        "for kept stop strings and send each turn's opening <think> ahead.",
+        description="Type of server. 'generic' sends standard fields only; the others also "
+        "request that stop strings stay in the output, and prefill each turn's <think>.",
     )
     prefill: bool | None = Field(
         None,
-        description="Send the dialect's opening text as the start of the assistant's message. "
-        "Unset: as the profile can (vllm and sglang yes, generic no).",
+        description="Send the dialect's prefill as the start of the assistant's message. "
+        "Unset: true for vllm and sglang, false for generic.",
     )
     send_stop: bool = Field(
         True,
-        description="Send the stop strings. Switch it off for a server that fails on them "
-        "(transformers serve 5.5 does, with vision-language models): turns are then cut at their "
-        "closing tag after they were generated.",
+        description="Send stop strings. Disable it for servers that fail on them (transformers "
+        "serve 5.5 with vision-language models): turns are then cut at their closing tag after "
+        "generation.",
     )
     temperature: float = Field(0.0, ge=0, description="Sampling temperature; 0 is greedy.")
     top_p: float | None = Field(None, gt=0, le=1, description="Nucleus sampling; unset: not sent.")
-    seed: int | None = Field(None, description="Seed of the sampling; unset: not sent.")
+    seed: int | None = Field(None, description="Sampling seed; unset: not sent.")
     max_tokens: int | None = Field(
-        8192, ge=1, description="Generated tokens per turn at most; null leaves it to the server."
+        8192, ge=1, description="Maximum generated tokens per turn; null: the server's default."
     )
     max_total_tokens: int | None = Field(
         None,
         ge=1,
-        description="Tokens of a whole conversation at most (prompt, turns and observations, as "
-        "the server counts them). Unset: the server's context length is the limit.",
+        description="Maximum tokens of a conversation (prompt, turns and observations, as counted "
+        "by the server). Unset: the server's context length.",
     )
     max_pixels: int | None = Field(
         None,
         ge=1024,
-        description="Pixels of an image that is sent at most; larger ones are scaled down for the "
-        "model, never for its tools. Unset: as they are; most servers scale them themselves.",
+        description="Maximum pixels of an image that is sent; larger images are scaled down for "
+        "the model, but not for its tools. Unset: no limit; most servers scale images themselves.",
     )
     extra_body: dict[str, Any] = Field(
         default_factory=dict,
-        description="Further fields for every request, for instance top_k for vLLM.",
+        description="Additional fields of every request, for instance top_k for vLLM.",
     )
-    timeout: float = Field(600.0, gt=0, description="Seconds that one request may take.")
+    timeout: float = Field(600.0, gt=0, description="Timeout of one request in seconds.")
     concurrency: int = Field(
-        256, ge=1, description="Requests to one server at a time; more wait their turn."
+        256, ge=1, description="Maximum concurrent requests to one server; others are queued."
     )
 
     @field_validator("url")
@@ -97,33 +97,33 @@ class OpenAISettings(LayeredSettings, RemoteSettings):
 
     @property
     def sends_prefill(self) -> bool:
-        """Whether the opening of a turn goes over the wire."""
+        """Whether requests include the prefill of a turn."""
         return self.profile != "generic" if self.prefill is None else self.prefill
 
 
-class _CommandedSettings(OpenAISettings):
-    """Settings from the options of a command, which win over the environment."""
+class _CommandLineSettings(OpenAISettings):
+    """Settings from command-line options, which override the environment."""
 
     @classmethod
     def settings_customise_sources(
         cls, *arguments: Any, **sources: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the options win."""
+        """Reverse the sources, so that options have priority."""
         return super().settings_customise_sources(*arguments, **sources)[::-1]
 
 
 def load_openai_settings(*, values_win: bool = False, **values: Any) -> OpenAISettings:
-    """Make the settings from ``values`` and the environment.
+    """Load the settings from ``values`` and the environment.
 
     Args:
-        values_win: Over the environment: they are options of a command, not those of a file.
-        **values: By the names of settings.
+        values_win: Whether ``values`` override the environment, as command-line options do.
+        **values: Values by the names of settings.
 
     Raises:
         SettingsError: A value is wrong or missing; the message names it and its variable.
     """
     try:
-        return (_CommandedSettings if values_win else OpenAISettings)(**values)
+        return (_CommandLineSettings if values_win else OpenAISettings)(**values)
     except ValidationError as error:
         reasons = "; ".join(_explain(item["loc"], item["msg"]) for item in error.errors())
         raise SettingsError(f"settings of the OpenAI-compatible server: {reasons}") from error

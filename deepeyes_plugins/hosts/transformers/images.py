@@ -1,7 +1,7 @@
-"""Bring images to the size that the model's processor would give them, the same in SFT and in RL.
+"""Image resizing as by the model's image processor, shared by SFT and RL.
 
-Engines and trainers get small images instead of originals; the processor's own resizing is then
-the identity.
+Engines and trainers receive resized images instead of originals; the processor's own resizing is
+then the identity.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from deepeyes_plugins.protocol.content import MAXIMUM_ASPECT_RATIO, EncodedImage
 logger = logging.getLogger(__name__)
 
 SECTION = "data.mm_processor_kwargs"
-"""Where a recipe overrides what the image processor does."""
+"""Section of a recipe that overrides the image processor."""
 
 PIXELS = ("min_pixels", "max_pixels")
 
@@ -34,7 +34,7 @@ _NESTED = ("images_kwargs", "common_kwargs")
 
 
 class ImageBounds(NamedTuple):
-    """What a processor allows: side multiple in pixels, least and most pixels."""
+    """Size limits of an image processor: multiple of a side, minimum and maximum pixels."""
 
     factor: int
     minimum: int
@@ -42,19 +42,19 @@ class ImageBounds(NamedTuple):
 
 
 def image_bounds(image_processor: Any, overrides: Mapping[str, Any]) -> ImageBounds:
-    """Return the bounds that a Qwen-VL image processor works with when it is called.
+    """Return the bounds that a Qwen-VL image processor uses.
 
-    ``min_pixels`` and ``max_pixels`` count only if both are there, each an override or else an
-    attribute; otherwise ``size`` does. One of the two alone is ignored by the processor, and so
-    here: :func:`check_image_settings` refuses it before a run starts.
+    ``min_pixels`` and ``max_pixels`` apply only if both are given, each as an override or as an
+    attribute; otherwise ``size`` applies. The processor ignores one of the two alone, and so does
+    this function; :func:`check_image_settings` rejects it before a run starts.
 
     Args:
-        image_processor: Of the model; its patches have 14 pixels (Qwen2.5-VL) or 16 (Qwen3-VL).
+        image_processor: The model's image processor, with patches of 14 pixels (Qwen2.5-VL) or 16
+            (Qwen3-VL).
         overrides: Keyword arguments of its calls (verl's ``data.mm_processor_kwargs``).
 
     Raises:
-        SettingsError: The processor refuses these settings, or is of a kind whose resizing is not
-            known here.
+        SettingsError: The processor rejects these settings, or its type is not supported.
     """
     _check_kind(image_processor)
     for name in overrides:
@@ -86,13 +86,13 @@ def image_bounds(image_processor: Any, overrides: Mapping[str, Any]) -> ImageBou
 
 
 def check_image_settings(image_processor: Any, overrides: Mapping[str, Any]) -> None:
-    """Refuse overrides that the processor refuses, ignores or cannot fulfil.
+    """Reject overrides that the processor rejects or ignores, or that contradict each other.
 
-    Arguments as in :func:`image_bounds`.
+    Arguments are those of :func:`image_bounds`.
 
     Raises:
-        SettingsError: As there, or one of ``min_pixels`` and ``max_pixels`` stands alone, or they
-            cross.
+        SettingsError: As in :func:`image_bounds`, or only one of ``min_pixels`` and ``max_pixels``
+            is given, or the minimum is above the maximum.
     """
     bounds = image_bounds(image_processor, overrides)
     given = {name: overrides[name] for name in PIXELS if name in overrides}
@@ -109,27 +109,27 @@ def check_image_settings(image_processor: Any, overrides: Mapping[str, Any]) -> 
 
 
 def model_size(size: tuple[int, int], bounds: ImageBounds) -> tuple[int, int]:
-    """Width and height that the processor gives an image of ``size`` (width, height), in pixels.
+    """Return the width and height in pixels to which the processor resizes an image of ``size``.
 
-    It refuses an aspect ratio over 200; such an image is brought to 200 first.
+    The processor rejects aspect ratios above 200, so such images are first reduced to 200.
     """
-    width, height = _squeezed(*size)
+    width, height = _limit_aspect_ratio(*size)
     height, width = smart_resize(height, width, bounds.factor, bounds.minimum, bounds.maximum)
     return width, height
 
 
 def image_tokens(size: tuple[int, int], bounds: ImageBounds) -> int:
-    """Placeholders that the processor gives an image of ``size``, width and height in pixels."""
+    """Return the number of placeholder tokens of an image of ``size`` (width, height)."""
     width, height = model_size(size, bounds)
     return (width // bounds.factor) * (height // bounds.factor)
 
 
 def model_image(image: EncodedImage, bounds: ImageBounds) -> Image.Image:
-    """Decode an image and resize it; the processor makes the same of it as of the original.
+    """Decode and resize an image so that the processor makes the same features of it.
 
-    It gets the size that the processor would give it, to the very pixels, so that nothing is left
-    to resize. Where the processor would resize that once more, the image keeps its own size: it is
-    a strip thinner than a patch of the model, or the bounds are so close that no size fits.
+    The result has exactly the processor's pixels, so that the processor does not resize it again.
+    If it would, the image keeps its own size: it is thinner than a patch of the model, or the
+    bounds are so close that no size fits.
 
     Raises:
         ImageError: The image cannot be decoded.
@@ -137,10 +137,10 @@ def model_image(image: EncodedImage, bounds: ImageBounds) -> Image.Image:
     picture = image.pil()
     size = model_size(picture.size, bounds)
     if model_size(size, bounds) != size:
-        size = _squeezed(*picture.size)
+        size = _limit_aspect_ratio(*picture.size)
     if size == picture.size:
         return picture
-    # As the processor does it; Pillow's own takes two to five times as long.
+    # The processor's own resizing; Pillow's takes two to five times as long.
     width, height = size
     pixels = functional.resize(
         functional.pil_to_tensor(picture),
@@ -151,8 +151,8 @@ def model_image(image: EncodedImage, bounds: ImageBounds) -> Image.Image:
     return functional.to_pil_image(pixels)
 
 
-def _squeezed(width: int, height: int) -> tuple[int, int]:
-    """Shorten the longer side to an aspect ratio that processors take."""
+def _limit_aspect_ratio(width: int, height: int) -> tuple[int, int]:
+    """Shorten the longer side to the largest supported aspect ratio."""
     limit = int(min(width, height) * MAXIMUM_ASPECT_RATIO)
     return min(width, limit), min(height, limit)
 
@@ -164,13 +164,13 @@ def _check_kind(image_processor: Any) -> None:
             for name in ("patch_size", "merge_size", "size")
         )
         raise SettingsError(
-            f"the model's image processor {type(image_processor).__name__} ({found}) resizes "
-            "images in a way that is not known here: use a model whose processor is "
-            "Qwen2VLImageProcessor (Qwen2.5-VL, Qwen3-VL)"
+            f"the model's image processor {type(image_processor).__name__} ({found}) is not "
+            "supported: use a model whose image processor is Qwen2VLImageProcessor (Qwen2.5-VL, "
+            "Qwen3-VL)"
         )
     if not image_processor.do_resize:
         raise SettingsError(
-            "the model's image processor has do_resize false, so its images would not be whole "
+            "the model's image processor has do_resize false, so images may not consist of whole "
             "patches: set do_resize to true in its preprocessor_config.json"
         )
 
@@ -185,12 +185,12 @@ def _pixels(name: str, image_processor: Any, overrides: Mapping[str, Any]) -> in
 
 
 def _check_size(size: Any) -> None:
-    # verl passes OmegaConf's own kind of dictionary on, which the processor refuses.
+    # verl passes an OmegaConf dictionary on, which the processor rejects.
     values = size.values() if type(size) is dict and _is_size(size) else ()
     if {*map(type, values)} != {int} or min(values) < 1:
         raise SettingsError(
-            f"{SECTION}.size: the processor refuses {size!r} as verl passes it on; set "
-            "min_pixels and max_pixels instead"
+            f"{SECTION}.size: the processor rejects {size!r} as passed by verl; set min_pixels "
+            "and max_pixels instead"
         )
 
 

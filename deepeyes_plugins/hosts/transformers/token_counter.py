@@ -1,4 +1,4 @@
-"""Count the tokens of prompts and conversations without decoding an image."""
+"""Token counter for prompts and conversations; images are not decoded."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from deepeyes_plugins.hosts.transformers.images import image_bounds, image_token
 from deepeyes_plugins.protocol.dialect import DEEPEYES_V2, IMAGE_PLACEHOLDER
 
 Chat = tuple[Sequence[tuple[str, str]], Sequence[tuple[int, int]]]
-"""Role and text of turns, images as ``<image>``; width and height of these images in pixels."""
+"""Role and text of each turn, with ``<image>`` placeholders; width and height of each image."""
 
 
 @dataclass
 class ModelTokenCounter:
-    """Counts as the tokenizer, chat template and image processor of a model do.
+    """Counts tokens with the tokenizer, chat template and image processor of a model.
 
-    What it was made from travels between processes; each loads its own tokenizer.
+    Only its arguments are pickled; each process loads its own tokenizer.
 
     Attributes:
-        model: Folder or name on the hub.
-        prompt_pixels: Most pixels of an image of a prompt, if fewer than the processor's.
-        conversation_pixels: The same for an image of a conversation (``image_max_pixels``).
-        prefill: What stands ahead of every answer.
+        model: Folder, or name on the hub.
+        prompt_pixels: Maximum pixels of an image in a prompt, if lower than the processor's.
+        conversation_pixels: Maximum pixels of an image in a conversation (``image_max_pixels``).
+        prefill: Text that opens every turn.
     """
 
     model: str
@@ -39,21 +39,21 @@ class ModelTokenCounter:
     _lock: Any = field(default=None, repr=False, compare=False)
 
     def prompt(self, turns: Sequence[tuple[str, str]], sizes: Sequence[tuple[int, int]]) -> int:
-        """Count a prompt with the beginning of the answer.
+        """Count the tokens of a prompt, including the prefill.
 
         Args:
-            turns: Role and text; images stand as ``<image>``.
+            turns: Role and text; images are ``<image>`` placeholders.
             sizes: Width and height of each image, in pixels.
 
         Raises:
-            DataError: The model cannot be loaded, or takes no images and there are some.
+            DataError: The model cannot be loaded, or does not support images.
         """
         return self._count((turns, sizes), self.prompt_pixels, self.prefill)
 
     def conversation(
         self, turns: Sequence[tuple[str, str]], sizes: Sequence[tuple[int, int]]
     ) -> int:
-        """Count a whole conversation; arguments as in :meth:`prompt`.
+        """Count the tokens of a conversation; arguments as in :meth:`prompt`.
 
         Raises:
             DataError: As in :meth:`prompt`.
@@ -61,7 +61,7 @@ class ModelTokenCounter:
         return self._count((turns, sizes), self.conversation_pixels, None)
 
     def load(self) -> None:
-        """Load the tokenizer and, if there is one, the processor.
+        """Load the tokenizer and, for a vision-language model, the processor.
 
         Raises:
             DataError: The model cannot be loaded.
@@ -80,7 +80,7 @@ class ModelTokenCounter:
 
     def _count(self, chat: Chat, pixels: int | None, prefill: str | None) -> int:
         self.load()
-        # A tokenizer of the tokenizers library is not to be used by several threads at once.
+        # Tokenizers of the tokenizers library are not thread-safe.
         with self._lock:
             (length,) = chat_lengths(
                 [chat], self._tokenizer, self._processor, prefill=prefill, most_pixels=pixels
@@ -104,17 +104,18 @@ def chat_lengths(
     """Count the tokens of chats as training does.
 
     Args:
-        chats: Turns and image sizes of each.
-        tokenizer: Of the model.
-        processor: Of the model; ``None`` for one without images.
-        prefill: What stands ahead of the answer that is asked for; ``None`` if none is.
-        overrides: Of :func:`~deepeyes_plugins.hosts.transformers.images.image_bounds`.
-        most_pixels: Of an image, if fewer than the processor's.
-        options: Of the chat template.
+        chats: Turns and image sizes of each chat.
+        tokenizer: The model's tokenizer.
+        processor: The model's processor; ``None`` for a text-only model.
+        prefill: Text that opens the answer; ``None`` if no answer is generated.
+        overrides: Overrides of
+            :func:`~deepeyes_plugins.hosts.transformers.images.image_bounds`.
+        most_pixels: Maximum pixels of an image, if lower than the processor's.
+        options: Keyword arguments of the chat template.
 
     Raises:
-        DataError: The model takes no images and there are some.
-        SettingsError: How many tokens an image takes is not known for this processor.
+        DataError: There are images, but the model does not support them.
+        SettingsError: The image processor is not supported.
     """
     template = tokenizer if processor is None else processor
     texts = [
@@ -127,7 +128,7 @@ def chat_lengths(
         for turns, _ in chats
     ]
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    # The rollout appends its tokens to those of the prompt.
+    # The rollout encodes the prefill separately and appends its tokens.
     opening = len(tokenizer.encode(prefill or "", add_special_tokens=False))
     pictures = [0] * len(chats)
     if any(sizes for _, sizes in chats):
@@ -136,20 +137,20 @@ def chat_lengths(
         limits = image_bounds(processor.image_processor, overrides or {})
         if most_pixels is not None:
             limits = limits._replace(maximum=min(limits.maximum, most_pixels))
-        # Of an image's tokens the template writes one.
+        # The template writes one token per image.
         pictures = [sum(image_tokens(size, limits) - 1 for size in sizes) for _, sizes in chats]
     return [len(ids) + opening + more for ids, more in zip(encoded, pictures, strict=True)]
 
 
 def _chat_outline(role: str, text: str) -> Mapping[str, Any]:
-    """Translate a message to the chat form, its images as entries without pixels."""
-    pieces = text.split(IMAGE_PLACEHOLDER)
-    if len(pieces) == 1:
+    """Convert a message to the chat format, with image entries that have no pixels."""
+    texts = text.split(IMAGE_PLACEHOLDER)
+    if len(texts) == 1:
         return {"role": role, "content": text}
     content: list[dict[str, Any]] = []
-    for number, piece in enumerate(pieces):
+    for number, part in enumerate(texts):
         if number:
             content.append({"type": "image"})
-        if piece:
-            content.append({"type": "text", "text": piece})
+        if part:
+            content.append({"type": "text", "text": part})
     return {"role": role, "content": content}

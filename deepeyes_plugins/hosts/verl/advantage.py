@@ -1,9 +1,9 @@
-"""The advantage estimator ``deepeyes_grpo``: verl's GRPO, except that equal rewards teach nothing.
+"""Advantage estimator ``deepeyes_grpo``: GRPO with zero advantage for groups of equal rewards.
 
-verl 0.9.1 computes mean and standard deviation of a group in float32. Sixteen rewards of 1.2 then
-have a mean that is off by one rounding, a standard deviation of the same size, and an advantage of
-+0.106 each: the policy is pushed toward whatever it did. Here both are computed in float64, and a
-group has no advantage at all if its rewards differ by no more than rounding.
+verl 0.9.1 computes a group's mean and standard deviation in float32. The mean of sixteen rewards of
+1.2 is then off by one rounding error, the standard deviation is of the same size, and each rollout
+gets the advantage +0.106. Here both are computed in float64, and the advantage is 0 if the rewards
+of a group differ by no more than rounding.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import numpy as np
 import torch
 
 ROUNDING = 4 * float(np.finfo(np.float32).eps)
-"""Spread of equal rewards, relative to the largest of them: four float32 roundings.
+"""Maximum spread of equal rewards, relative to the largest: four float32 rounding errors.
 
 A reward is a weighted sum of a few parts, stored as float32. Equal rewards whose parts were added
 in another order differ by one or two units in the last place (2**-23 of the value each). Rewards
-that are meant to differ do so by parts of at least a thousandth.
+that really differ do so by at least a thousandth.
 """
 
 
 def has_spread(rewards: torch.Tensor) -> bool:
-    """Whether the rewards of a group differ by more than rounding; one alone does not.
+    """Return whether the rewards of a group differ by more than rounding.
 
     Args:
-        rewards: One per trajectory of the group, in float64.
+        rewards: One per trajectory of the group, in float64. A single reward has no spread.
     """
     spread = rewards.max() - rewards.min()
     return not bool(spread <= ROUNDING * rewards.abs().max())
@@ -43,17 +43,17 @@ def compute_advantage(
     config: Mapping[str, Any] | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the outcome advantage of GRPO, as verl calls its estimators.
+    """Compute GRPO's outcome advantage, with the signature of verl's estimators.
 
-    A group without spread gets 0; so does a group of one, which has nothing to be compared with.
+    The advantage is 0 in groups without spread and in groups of one.
 
     Args:
         token_level_rewards: Shape (trajectories, tokens).
-        response_mask: The same shape; 1 on tokens of the policy.
+        response_mask: The same shape; 1 for tokens of the policy.
         index: The group of each trajectory.
         epsilon: Added to the standard deviation.
-        norm_adv_by_std_in_grpo: Divide by the standard deviation. By default as ``config`` says:
-            verl hands the key to its own ``grpo`` as an argument, to other estimators only there.
+        norm_adv_by_std_in_grpo: Divide by the standard deviation. Defaults to the key in
+            ``config``: verl passes it as an argument to its own ``grpo`` only.
         config: verl's section ``algorithm``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The agent loop ``deepeyes``: one verl session is one trajectory of the agent core."""
+"""Agent loop ``deepeyes``: runs one trajectory per verl session."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ _writer = BackgroundWriter("trajectories")
 
 
 def shared_resources(settings_path: str | None) -> Resources:
-    """The resources of the running event loop, made on first use.
+    """Return the resources of the running event loop, created on first use.
 
-    The sandbox is the one in the settings, else the servers of this Ray cluster, else one that is
-    started here.
+    The sandbox is the one in the settings, else the servers of this Ray cluster, else a server
+    that is started here.
 
     Args:
         settings_path: An agent.yaml, or ``None`` for ``DEEPEYES_AGENT_CONFIG`` or the defaults.
@@ -59,51 +59,51 @@ def shared_resources(settings_path: str | None) -> Resources:
 
 
 class DeepEyesAgentLoop(AgentLoopBase):
-    """Plays every row: its ``env_name`` chooses the environment.
+    """Agent loop whose environment is chosen by a row's ``env_name``.
 
-    Settings come from the recipe's own section::
+    Settings are in the recipe's section ``deepeyes``::
 
         deepeyes:
           agent_config: recipes/agent.yaml   # environment, sandbox, limits, failures
-          turn_tokens: 8192                  # longest single turn; wins over limits.turn_tokens
+          turn_tokens: 8192                  # maximum per turn; overrides limits.turn_tokens
     """
 
     async def run(
         self, sampling_params: dict[str, Any], **kwargs: Any
     ) -> AgentLoopOutput | list[AgentLoopOutput]:
-        """Play one trajectory.
+        """Run one trajectory.
 
         Args:
-            sampling_params: Temperature and the like.
+            sampling_params: Sampling parameters such as the temperature.
             **kwargs: The row: ``raw_prompt``, ``data_source``, ``reward_model``, ``extra_info``,
-                ``env_name`` and whatever else the data set has.
+                ``env_name`` and further columns of the dataset.
 
         Returns:
-            Token ids with masks, images and the trajectory for the reward. Or nothing, if our
-            side failed for good: the session is then missing from its group, whose advantage is
-            that of the others.
+            Token ids with masks, images and the trajectory for the reward. An empty list after an
+            infrastructure error in all attempts: the session is then excluded from its group, and
+            the advantage is computed over the others.
 
         Raises:
-            InfrastructureError: Our side failed for good and too few of the group are left.
-            RowError: The row cannot be used. verl marks its group as failed and goes on.
+            InfrastructureError: All attempts failed, and too few sessions of the group succeeded.
+            RowError: The row cannot be used. verl marks its group as failed and continues.
         """
         resources = shared_resources(self._section.get("agent_config"))
         groups = _groups.setdefault(resources, Groups(resources.settings.failures.smallest_group))
         prompt = kwargs.get("uid")
-        if prompt is None:  # A trainer that cannot do without a session, verl's old one.
-            return await self._play(sampling_params, kwargs, resources)
+        if prompt is None:  # verl's legacy trainer, which cannot exclude sessions.
+            return await self._run_with_retries(sampling_params, kwargs, resources)
         groups.enter(prompt)
-        kept = False
+        succeeded = False
         try:
-            output = await self._play(sampling_params, kwargs, resources)
-            kept = True
+            output = await self._run_with_retries(sampling_params, kwargs, resources)
+            succeeded = True
         except InfrastructureError as error:
             failure = error
         finally:
-            enough = groups.leave(prompt, kept=kept)
+            enough = groups.leave(prompt, succeeded=succeeded)
         if not enough:
-            raise InfrastructureError(f"too few trajectories of prompt {prompt} are left")
-        if kept:
+            raise InfrastructureError(f"too few rollouts of prompt {prompt} succeeded")
+        if succeeded:
             return output
         logger.warning("%s", failure)
         return []
@@ -112,13 +112,13 @@ class DeepEyesAgentLoop(AgentLoopBase):
     def _section(self) -> Mapping[str, Any]:
         return self.config.get("deepeyes") or {}
 
-    async def _play(
+    async def _run_with_retries(
         self, sampling_params: dict[str, Any], row: Mapping[str, Any], resources: Resources
     ) -> AgentLoopOutput:
-        """Play until it succeeds, as often as the settings allow.
+        """Run a trajectory, with retries after infrastructure errors.
 
         Raises:
-            InfrastructureError: It did not.
+            InfrastructureError: All attempts failed.
             RowError: The row cannot be used.
         """
         try:
@@ -142,13 +142,13 @@ class DeepEyesAgentLoop(AgentLoopBase):
             if not failed and policy.stream.response_ids:
                 return self._output(policy, trajectory)
         raise InfrastructureError(
-            f"task {task.id} is left out after {failures.retries + 1} attempts: "
+            f"task {task.id} failed in {failures.retries + 1} attempts: "
             f"{trajectory.error or trajectory.end_reason}"
         )
 
     @property
     def _engine_never_stops(self) -> bool:
-        """Only the synchronous trainer lets every generation end before it trains."""
+        """Whether every generation finishes before training, as in the synchronous trainer only."""
         modes = self.config.trainer.get("v1") or {}
         return modes.get("trainer_mode", "sync") == "sync"
 
@@ -158,8 +158,8 @@ class DeepEyesAgentLoop(AgentLoopBase):
         if limits.tokens is not None:
             response = min(response, limits.tokens)
         request: dict[str, Any] = {"request_id": uuid4().hex}
-        # vLLM resizes again, by the model's own bounds if it is not told ours: where ours are
-        # wider, placeholders would no longer fit. verl's SGLang server takes no such argument.
+        # vLLM resizes images again, by default with the model's own bounds. If the run's bounds are
+        # wider, placeholders would not match. verl's SGLang server takes no such argument.
         if self.mm_processor_kwargs and self.rollout_config.name != "sglang":
             request["mm_processor_kwargs"] = self._get_mm_processor_kwargs()
         return TokenPolicy(
@@ -202,20 +202,20 @@ class DeepEyesAgentLoop(AgentLoopBase):
 
 
 def _log(resources: Resources, trajectory: Trajectory, images: Sequence[EncodedImage]) -> None:
-    """Have a trajectory written, if there is a log, without waiting for it."""
+    """Write a trajectory to the log, if one is configured, in the background."""
     if resources.settings.trajectories is not None:
         write = partial(TrajectoryLog(resources.settings.trajectories).write, trajectory, images)
         _writer.submit(write, size=sum(len(image.data) for image in images))
 
 
 def describe(row: Mapping[str, Any]) -> str:
-    """Name a row for people."""
+    """Describe a row for messages."""
     index = (row.get("extra_info") or {}).get("index", "without extra_info.index")
     return f"row {index} of {row.get('data_source')} (env_name {row.get('env_name')!r})"
 
 
 def labels(row: Mapping[str, Any]) -> dict[str, int | float | str]:
-    """What tells a trajectory of one training step from another's in the log."""
+    """Return the log labels of a trajectory: training step, session and split."""
     extra_info = row.get("extra_info") or {}
     found = {
         "step": row.get("global_steps"),

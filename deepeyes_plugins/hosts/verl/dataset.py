@@ -1,4 +1,4 @@
-"""The data set: verl's own, over rows that are checked before a GPU is taken."""
+"""RL dataset for verl whose rows are checked before training starts."""
 
 from __future__ import annotations
 
@@ -38,32 +38,31 @@ _PROMPTS_AT_A_TIME = 256
 
 
 class DeepEyesDataset(RLHFDataset):
-    """RL rows with a good image, a ground truth, a known environment and a known reward.
+    """RL rows with decodable images, a ground truth, a known environment and a known reward.
 
-    Images reach the agent loop as the bytes that stand in the file: tools get them in their
-    original size, and nothing that travels between processes holds pixels.
+    Images are passed to the agent loop as encoded file bytes: tools get them in their original
+    size, and no pixels are sent between processes.
 
-    Keys of verl's ``data`` section that are ours, beside ``cache_dir``, where the checked rows are
-    kept (about the size of the files)::
+    Additional keys of verl's ``data`` section. Checked rows are stored in ``cache_dir`` (about the
+    size of the files)::
 
         data:
           agent_config: recipes/agent.yaml  # environment of files without env_name, reward names
-          bad_rows: stop                    # or drop: train without them, and say which
-          media_root: null                  # folder of images given by path; that of the file
-          check_processes: null             # that check the files; one per processor
+          bad_rows: stop                    # or drop: train without them and log them
+          media_root: null                  # folder of image paths; default: the file's folder
+          check_processes: null             # processes of the check; default: one per CPU core
     """
 
     dataframe: Rows
 
     def _read_files_and_tokenize(self) -> None:
-        """Check the files, or find that they have been, and choose rows as verl does.
+        """Check the files, or load the stored result, and select rows as verl does.
 
         Raises:
-            DataError: Rows cannot be used and ``data.bad_rows`` is ``stop``, or a whole file
-                cannot; they are named.
-            SettingsError: The answers cannot be scored as the settings say, for want of a judge, or
-                a tool that rows need lacks its key or files, or the image processor does not do
-                what ``data.mm_processor_kwargs`` says.
+            DataError: Rows cannot be used and ``data.bad_rows`` is ``stop``, or a file cannot be
+                read; the message names them.
+            SettingsError: A reward needs a judge that is not configured, a tool lacks its key or
+                files, or the image processor does not support ``data.mm_processor_kwargs``.
             ValueError: ``data.bad_rows`` is neither ``stop`` nor ``drop``.
         """
         policy = self.config.get("bad_rows", "stop")
@@ -89,21 +88,21 @@ class DeepEyesDataset(RLHFDataset):
             processes=self.config.get("check_processes"),
             keep_bad=policy == "drop",
         )
-        kept: list[int] = []
+        used: list[int] = []
         first = 0
         for file in stored:
-            doubts = Counter((doubt.key, doubt.reason) for doubt in file.report.warnings)
-            for (key, reason), count in doubts.items():
+            warnings = Counter((warning.key, warning.reason) for warning in file.report.warnings)
+            for (key, reason), count in warnings.items():
                 logger.warning("%s: %s: %s (%d rows)", file.report.file, key, reason, count)
             bad = {problem.row for problem in file.report.errors}
             if policy == "stop" or None in bad:
                 file.report.raise_if_bad()
             elif bad:
                 logger.warning("rows are dropped. %s", file.report.describe())
-            kept += [first + at for at in range(file.report.rows) if at + 1 not in bad]
+            used += [first + at for at in range(file.report.rows) if at + 1 not in bad]
             first += file.report.rows
         absent = {"env_name": self._rules.environment}
-        rows = Rows(stored, absent).select(kept)
+        rows = Rows(stored, absent).select(used)
         self.dataframe = self.maybe_filter_out_long_prompts(self._sample(rows))
         logger.info("%d of %d rows are used", len(self.dataframe), len(rows))
         judge = configured_judge(settings.judge)
@@ -121,7 +120,7 @@ class DeepEyesDataset(RLHFDataset):
             yield environment_name(row, self._rules.environment), data_source(row)
 
     def _sample(self, rows: Rows) -> Rows:
-        """Take ``train_max_samples`` rows; the same ones after a restart, seed or not."""
+        """Select ``train_max_samples`` rows, reproducibly even without a seed."""
         if not 0 < self.max_samples < len(rows):
             return rows
         if not self.shuffle:
@@ -131,41 +130,41 @@ class DeepEyesDataset(RLHFDataset):
         return rows.select(generator.choice(every, self.max_samples, replace=False).tolist())
 
     def maybe_filter_out_long_prompts(self, dataframe: Any = None) -> Any:
-        """Drop prompts over ``max_prompt_length``, without decoding an image.
+        """Drop prompts longer than ``max_prompt_length`` without decoding images.
 
-        The ``<think>`` that the DeepEyesV2 protocol opens a turn with counts.
+        The length includes the prefill ``<think>``.
         """
         if not self.filter_overlong_prompts:
             return dataframe
         lengths = self._prompt_lengths(dataframe)
-        kept = [at for at, length in enumerate(lengths) if length <= self.max_prompt_length]
-        if len(kept) < len(dataframe):
+        used = [at for at, length in enumerate(lengths) if length <= self.max_prompt_length]
+        if len(used) < len(dataframe):
             logger.warning(
-                "%d of %d prompts are longer than data.max_prompt_length=%d tokens and left out",
-                len(dataframe) - len(kept),
+                "%d of %d prompts are longer than data.max_prompt_length=%d tokens and dropped",
+                len(dataframe) - len(used),
                 len(dataframe),
                 self.max_prompt_length,
             )
-        return dataframe.select(kept)
+        return dataframe.select(used)
 
     def _build_messages(self, example: dict[str, Any], key: str) -> list[dict[str, Any]]:
         messages = prompt_messages({"prompt": example[key], "images": example.get("images")})
         return list(map(_chat_message, messages))
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """Return a row as agent loops take it, with the same keys whatever its kind."""
+        """Return a row in the format of agent loops."""
         row: dict[str, Any] = super().__getitem__(item)
         if "agent_name" in row:
             row["agent_name"] = row["agent_name"] or AGENT_LOOP
         return row
 
     def __getstate__(self) -> dict[str, Any]:
-        """Keep the rows: they are names of files, which any process can map."""
+        """Pickle the rows too: they are file names that any process can memory-map."""
         return self.__dict__.copy()
 
     @classmethod
     async def process_vision_info(cls, messages: Any, image_patch_size: Any, config: Any) -> Any:
-        """Serve verl's own agent loops, which want pictures instead of bytes."""
+        """Decode images for verl's own agent loops."""
         messages = await asyncio.to_thread(_with_pictures, messages)
         return await super().process_vision_info(messages, image_patch_size, config)
 
@@ -174,7 +173,7 @@ class DeepEyesDataset(RLHFDataset):
         return super()._process_multi_modal_info(_with_pictures(messages), image_patch_size, config)
 
     def _prompt_lengths(self, rows: Rows) -> Iterator[int]:
-        """Yield how many tokens each prompt has, from its text and the sizes of its images."""
+        """Yield the number of tokens of each prompt, from its text and image sizes."""
         for start in range(0, len(rows), _PROMPTS_AT_A_TIME):
             chats: list[Chat] = []
             for at in range(start, min(start + _PROMPTS_AT_A_TIME, len(rows))):
@@ -192,12 +191,12 @@ class DeepEyesDataset(RLHFDataset):
 
 
 def _plain(content: str) -> str:
-    """A text with placeholders, in which everything else is text, as the prompt is built of it."""
+    """Escape control strings except image placeholders, as in the prompt."""
     return IMAGE_PLACEHOLDER.join(map(defuse, content.split(IMAGE_PLACEHOLDER)))
 
 
 def _chat_message(message: Message) -> dict[str, Any]:
-    """Translate to the chat form, an image as the bytes of its file."""
+    """Convert to the chat format, with images as encoded bytes."""
     if not message.images:
         return {"role": message.role, "content": message.text}
     content = [

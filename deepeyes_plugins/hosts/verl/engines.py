@@ -1,27 +1,26 @@
-"""What verl's rollout engines are asked for, in the words of each.
+"""Sampling parameters of verl's rollout engines.
 
-Read in verl 0.9.1: its servers take the length limit and ``logprobs`` out of the sampling
-parameters and hand the rest to the engine as it is, so a key that the engine does not know ends
-the request. The names are those of vLLM 0.24 (``SamplingParams``) and SGLang 0.5
-(``sampling_params`` of ``/generate``).
+verl 0.9.1's servers read the length limit and ``logprobs`` from the sampling parameters and pass
+the rest to the engine, which fails on unknown keys. The names are those of vLLM 0.24
+(``SamplingParams``) and SGLang 0.5 (``sampling_params`` of ``/generate``).
 
 ========================  ==========================================  ===========================
-what                      ``vllm``, ``transformers``                  ``sglang``
+setting                   ``vllm``, ``transformers``                  ``sglang``
 ========================  ==========================================  ===========================
-longest turn              ``max_tokens``                              ``max_new_tokens``
-end at a tag              ``stop`` + ``include_stop_str_in_output``   ``stop_token_ids``
-never generate            ``logit_bias``, ids as integers             ``logit_bias``, as strings
+maximum turn length       ``max_tokens``                              ``max_new_tokens``
+stop at a tag             ``stop`` + ``include_stop_str_in_output``   ``stop_token_ids``
+forbidden tokens          ``logit_bias``, ids as integers             ``logit_bias``, as strings
 ========================  ==========================================  ===========================
 
-verl starts SGLang without a tokenizer (``skip_tokenizer_init``), where stop strings are refused:
-a tag that is one token (``</tool_call>``) ends the turn there, behind any other (``</code>``) the
-engine may run on, and what it adds is cut off when it arrives.
+verl starts SGLang without a tokenizer (``skip_tokenizer_init``), so SGLang rejects stop strings. A
+tag that is one token (``</tool_call>``) stops generation; after any other (``</code>``) the engine
+may continue, and the surplus is cut off afterwards.
 
-Images go along as Pillow images, in the order of their placeholders, which are already expanded in
-the ids. vLLM's server in verl takes the expansion back and the engine repeats it. SGLang up to
-0.5.12 turns the ids of such a request into text and back, so that it may read other tokens than
-were generated; later ones keep them (``SGLANG_MM_AVOID_RETOKENIZE``, on by default; SGLang's pull
-request 26555): use one of those.
+Images are passed as Pillow images in the order of their placeholders, which are already expanded in
+the ids. verl's vLLM server collapses the placeholders, and the engine expands them again. SGLang up
+to 0.5.12 decodes and re-encodes the ids of such a request, so it may read other tokens than were
+generated; use a later version (``SGLANG_MM_AVOID_RETOKENIZE``, on by default; SGLang's pull request
+26555).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 FORBIDDEN_BIAS = -100.0
-"""The lowest logit bias that OpenAI-compatible engines accept."""
+"""Lowest logit bias that OpenAI-compatible engines accept."""
 
 ENGINES = ("vllm", "sglang", "transformers")
 
@@ -44,22 +43,22 @@ def engine_params(
     stop_ids: Set[int],
     forbidden: Set[int],
 ) -> dict[str, Any]:
-    """Return the sampling parameters of one turn, in a fresh dictionary.
+    """Return the sampling parameters of one turn as a new dictionary.
 
     Args:
-        engine: verl's name of it, ``actor_rollout_ref.rollout.name``.
-        sampling_params: Temperature and the like, as verl gives them.
-        limit: Most tokens of the turn.
-        stop: Texts that end a turn; they stay in the output.
-        stop_ids: Those of them that are one token.
+        engine: Name of the engine, ``actor_rollout_ref.rollout.name``.
+        sampling_params: verl's sampling parameters.
+        limit: Maximum tokens of the turn.
+        stop: Stop strings; they stay in the output.
+        stop_ids: Ids of the stop strings that are a single token.
         forbidden: Ids that must not be generated.
 
     Raises:
-        ValueError: The engine is not known.
+        ValueError: The engine is not supported.
     """
     if engine not in ENGINES:
         raise ValueError(
-            f"the deepeyes agent loop does not know the rollout engine {engine!r}: set "
+            f"the deepeyes agent loop does not support the rollout engine {engine!r}: set "
             f"actor_rollout_ref.rollout.name to one of {', '.join(ENGINES)}"
         )
     params = dict(sampling_params)

@@ -1,8 +1,8 @@
-"""The trajectories of one prompt: which are kept, and whether enough are.
+"""Groups of rollouts: decides whether enough rollouts of a prompt succeeded.
 
-verl computes a group's advantage from the trajectories that it gets. A session that returns none
-is simply missing from its group; one that raises fails the group: the asynchronous trainers then
-replace all of it, the synchronous one goes on with what is there.
+verl computes a group's advantage from the trajectories that it receives. A session that returns
+none is excluded from its group. A session that raises fails the group: the asynchronous trainers
+then replace the whole group, the synchronous one continues with the remaining trajectories.
 """
 
 from __future__ import annotations
@@ -12,39 +12,40 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Group:
-    """Sessions of one prompt in this process."""
+    """Session counts of one prompt in this process."""
 
     started: int = 0
-    kept: int = 0
-    lost: int = 0
+    succeeded: int = 0
+    failed: int = 0
 
 
 class Groups:
-    """All groups that are being played. All sessions of a prompt are in one process."""
+    """The running groups. All sessions of a prompt run in one process."""
 
-    def __init__(self, smallest: int) -> None:
-        """Give up groups of which fewer than ``smallest`` trajectories are left."""
-        self._smallest = smallest
+    def __init__(self, min_size: int) -> None:
+        """Discard groups with fewer than ``min_size`` successful rollouts."""
+        self._min_size = min_size
         self._groups: dict[str, Group] = {}
 
     def enter(self, prompt: str) -> None:
-        """A session begins. verl begins all sessions of a prompt before the first can end."""
+        """Register a session. verl starts all sessions of a prompt before the first can finish."""
         self._groups.setdefault(prompt, Group()).started += 1
 
-    def leave(self, prompt: str, *, kept: bool) -> bool:
-        """A session ends.
+    def leave(self, prompt: str, *, succeeded: bool) -> bool:
+        """Unregister a session.
 
         Args:
-            prompt: Name of the prompt.
-            kept: It has a trajectory to train on.
+            prompt: Id of the prompt.
+            succeeded: Whether the session has a trajectory to train on.
 
         Returns:
-            False for the last one of a group of which too few are left: it has to raise.
+            ``False`` for the last session of a group with too few successful rollouts: the caller
+            must raise.
         """
         group = self._groups[prompt]
-        group.kept += kept
-        group.lost += not kept
-        if group.kept + group.lost < group.started:
+        group.succeeded += succeeded
+        group.failed += not succeeded
+        if group.succeeded + group.failed < group.started:
             return True
         del self._groups[prompt]
-        return not group.lost or group.kept >= min(self._smallest, group.started)
+        return not group.failed or group.succeeded >= min(self._min_size, group.started)

@@ -1,4 +1,4 @@
-"""Decode images off the event loop, each once for the sixteen rollouts of a prompt."""
+"""Image cache: decodes and resizes in threads, each image once for all rollouts of a prompt."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from deepeyes_plugins.hosts.transformers.images import ImageBounds, model_image
 from deepeyes_plugins.protocol.content import EncodedImage
 
 CACHE_BYTES = 512 << 20
-"""What the cache holds on to: the images of about 32 live prompts, in the size of the model."""
+"""Cache size: the resized images of about 32 live prompts."""
 
 MOST_THREADS = 4
-"""Each thread holds one original while it works: 48 MB for 12 megapixels."""
+"""Maximum threads; each holds one original while it works, 48 MB for 12 megapixels."""
 
 _SMALL_FILE = 64 << 10
-"""Bytes that are hashed faster than another thread is asked to do it."""
+"""File size in bytes up to which hashing is faster than dispatching to a thread."""
 
 
 class ModelImages:
-    """Decodes and resizes in threads of its own, each image once.
+    """Decodes and resizes images in its own threads, each image once.
 
-    Its threads are few, so that a batch of large images neither fills the memory with originals
-    nor keeps the event loop from running; and they are its own, so that short work elsewhere does
-    not queue behind them.
+    The number of threads is limited, so that a batch of large images neither fills the memory with
+    originals nor starves the event loop. The threads are separate from the default executor, so
+    that short tasks there do not queue behind images.
     """
 
     def __init__(self, cache_bytes: int = CACHE_BYTES, threads: int | None = None) -> None:
-        """Start with an empty cache and no thread.
+        """Create an empty cache.
 
         Args:
-            cache_bytes: Decoded bytes to keep, least recently used out first.
-            threads: Images in work at once; by default one per core, four at most.
+            cache_bytes: Maximum decoded bytes; least recently used images are evicted.
+            threads: Number of threads; by default one per core, at most four.
         """
         self._ready: LRUCache[tuple[str, ImageBounds], Image.Image] = LRUCache(
             cache_bytes, getsizeof=_decoded_bytes
@@ -50,10 +50,10 @@ class ModelImages:
         )
 
     async def get(self, images: Sequence[EncodedImage], bounds: ImageBounds) -> list[Image.Image]:
-        """Return the images in the size of the model, in order.
+        """Return the resized images, in order.
 
         Raises:
-            ImageError: One of them cannot be decoded.
+            ImageError: An image cannot be decoded.
         """
         return list(await asyncio.gather(*(self._one(image, bounds) for image in images)))
 
@@ -72,12 +72,12 @@ class ModelImages:
                 work = self._threads.submit(model_image, image, bounds)
                 self._in_work[key] = work
         if mine:
-            # Not under the lock, which the callback takes: it runs here if the work is done.
-            work.add_done_callback(lambda done: self._keep(key, done))
-        # The others still want it when this trajectory is cancelled.
+            # Outside the lock, which the callback takes: it runs here if the work is done.
+            work.add_done_callback(lambda done: self._store(key, done))
+        # Shielded, as other trajectories may wait for it when this one is cancelled.
         return await asyncio.shield(asyncio.wrap_future(work))
 
-    def _keep(self, key: tuple[str, ImageBounds], done: Future[Image.Image]) -> None:
+    def _store(self, key: tuple[str, ImageBounds], done: Future[Image.Image]) -> None:
         with self._lock:
             self._in_work.pop(key, None)
             failed = done.cancelled() or done.exception() is not None
@@ -87,10 +87,10 @@ class ModelImages:
 
 @lru_cache(maxsize=1)
 def shared_images() -> ModelImages:
-    """The one of this process, made on first use."""
+    """Return the cache of this process, created on first use."""
     return ModelImages()
 
 
 def _decoded_bytes(image: Image.Image) -> int:
-    """Pillow takes four bytes for a pixel of an RGB image."""
+    """Return the memory of an RGB image; Pillow uses four bytes per pixel."""
     return 4 * image.width * image.height

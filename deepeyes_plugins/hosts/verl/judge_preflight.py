@@ -1,4 +1,4 @@
-"""The judge in verl: tried before GPUs are taken, and ending the run when it stays away."""
+"""The judge in verl: preflight before training, and a stop of the run on a long outage."""
 
 from __future__ import annotations
 
@@ -24,22 +24,21 @@ logger = logging.getLogger(__name__)
 
 
 class StoppingJudge:
-    """A judge whose outage ends the run, whatever becomes of the trajectory that met it.
+    """A judge whose outage stops the training run.
 
     Attributes:
-        judge: The judge that is asked.
+        judge: The wrapped judge.
     """
 
     def __init__(self, judge: Judge) -> None:
-        """Ask ``judge``."""
         self.judge = judge
 
     async def compare(self, prompt: PromptName, comparison: Comparison) -> Verdict:
         """Judge one answer.
 
         Raises:
-            JudgeOutageError: The judge's patience is at its end; the trainer knows it by then.
-            JudgeUnavailableError: No verdict could be had.
+            JudgeOutageError: The outage lasted too long; the trainer has been asked to stop.
+            JudgeUnavailableError: The judge gave no verdict.
         """
         try:
             return await self.judge.compare(prompt, comparison)
@@ -53,25 +52,25 @@ class StoppingJudge:
 
 
 def stopping_judge(settings: JudgeSettings) -> StoppingJudge | None:
-    """Return the judge of the settings, for a reward worker; ``None`` where none is set up.
+    """Return the judge for a reward worker; ``None`` if none is configured.
 
     Raises:
-        SettingsError: It cannot be made of what they say.
+        SettingsError: The settings of the judge are wrong.
     """
     judge = configured_judge(settings)
     return StoppingJudge(judge) if judge is not None else None
 
 
 def check_judge(agent_config: str | None) -> None:
-    """Try the judge, if there is one and ``judge.preflight`` is on.
+    """Test the judge if one is configured and ``judge.preflight`` is on.
 
-    Works in any thread, also in one whose event loop is running.
+    Works in any thread, even under a running event loop.
 
     Args:
         agent_config: An agent.yaml, or ``None`` for ``DEEPEYES_AGENT_CONFIG`` or the defaults.
 
     Raises:
-        JudgeUnavailableError: It does not work, or not well; the reasons are for people.
+        JudgeUnavailableError: The judge does not respond or judges test cases wrongly.
         SettingsError: The settings are wrong.
     """
     settings = load_settings(agent_config).judge
@@ -82,7 +81,7 @@ def check_judge(agent_config: str | None) -> None:
     def run() -> None:
         try:
             for report in asyncio.run(preflight(settings)):
-                logger.info("the judge at %s (%s) judges right", report.url, report.model)
+                logger.info("the judge at %s (%s) passed its test", report.url, report.model)
         except ValueError as error:
             failures.append(SettingsError(str(error)))
         except Exception as error:

@@ -1,14 +1,14 @@
-"""Samples of every training step for RL Logging Board, a viewer of responses token by token.
+"""Writer of samples for RL Logging Board, a viewer of responses token by token.
 
 The viewer (HarderThenHarder/RLLoggingBoard at cf56d5d, ``rl_logging_board.py``) reads every
-``*.jsonl`` of a folder, one JSON object a line: ``step`` (int), ``prompt``, ``response`` (text),
-``response_tokens`` (text of each token), ``logprobs``, ``token_rewards`` and, where they exist,
+``*.jsonl`` of a folder, one JSON object per line: ``step`` (int), ``prompt``, ``response`` (text),
+``response_tokens`` (text of each token), ``logprobs``, ``token_rewards`` and, optionally,
 ``ref_logprobs`` and ``values`` (a number for each token), ``reward`` (float), ``ground_truth``
-(text). Keys that it does not know are ignored. It draws steps in the order in which it meets them,
-so there is one file, in the order of training; within a step, all lines must have the same keys.
+(text). Unknown keys are ignored. It plots steps in file order, so there is one file in the order of
+training; within a step, all lines must have the same keys.
 
-Tokens of tools and prompts inside a response have log-probability 0: the policy did not choose
-them. ``response_mask`` tells them apart (our own key).
+Context tokens inside a response have log-probability 0, as the policy did not generate them; the
+additional key ``response_mask`` marks them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PADS = re.compile(r"(<\|\w+_pad\|>)\1+")
 _DIGITS = 6
 _LARGEST = 1e9
 _BYTES_PER_TOKEN = 256
-"""What a token of a waiting sample takes in memory, generously."""
+"""Upper estimate of the memory of one token in a queued sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +45,15 @@ class BoardSample:
 
     Attributes:
         prompt: Ids of the prompt's tokens.
-        response: Ids of the response's tokens; every sequence of numbers is as long.
-        mask: 1 where the policy chose the token.
-        log_probs: By the policy that is trained.
-        token_rewards: What training used; usually all 0 but the last.
-        reward: Of the whole response.
-        ground_truth: The reference answer.
-        data_source: Where the question comes from.
-        reference_log_probs: By the reference policy, where there is one.
-        values: By the critic, where there is one.
+        response: Ids of the response's tokens; all per-token sequences have this length.
+        mask: 1 for tokens that the policy generated.
+        log_probs: Log-probabilities by the trained policy.
+        token_rewards: Rewards used in training; usually 0 except for the last token.
+        reward: Reward of the response.
+        ground_truth: Reference answer.
+        data_source: Data source of the question.
+        reference_log_probs: Log-probabilities by the reference policy, if there is one.
+        values: Values by the critic, if there is one.
     """
 
     prompt: Sequence[int]
@@ -69,18 +69,23 @@ class BoardSample:
 
 
 class LoggingBoard:
-    """Writes samples beside the training: what cannot be written costs a warning."""
+    """Writes samples in the background; failures are logged as warnings."""
 
     def __init__(self, folder: str | Path, tokenizer: Any) -> None:
-        """Write to ``folder``, which the first step creates; ``tokenizer`` decodes."""
+        """Create the writer.
+
+        Args:
+            folder: Output folder, created with the first step.
+            tokenizer: The policy's tokenizer.
+        """
         self._path = Path(folder) / FILE_NAME
-        # Its own: a tokenizer that one thread sets up must not be decoding in another.
+        # A copy, as tokenizers are not thread-safe.
         self._tokenizer = copy.deepcopy(tokenizer)
         self._texts: dict[int, str] = {}
         self.writer = BackgroundWriter("samples for the logging board")
 
     def log(self, step: int, samples: Sequence[BoardSample]) -> None:
-        """Have the samples of a step written soon, all or none of them."""
+        """Queue the samples of a step; all or none of them are written."""
         tokens = sum(len(sample.prompt) + len(sample.response) for sample in samples)
         if samples:
             self.writer.submit(partial(self._write, step, samples), tokens * _BYTES_PER_TOKEN)
@@ -109,7 +114,7 @@ class LoggingBoard:
         return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode()
 
     def _text(self, ids: Sequence[int]) -> str:
-        """Decode; an image's hundreds of placeholder tokens are shown as one."""
+        """Decode tokens; the placeholder tokens of an image are collapsed to one."""
         text = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return encodable(_PADS.sub(r"\1", text))
 
@@ -124,7 +129,7 @@ def _numbers(values: Iterable[float]) -> list[float]:
 
 
 def _number(value: float) -> float:
-    """Round, and bring what JSON has no number for within its bounds."""
+    """Round a number and replace values that JSON cannot represent."""
     if math.isnan(value):
         return 0.0
     return round(min(max(value, -_LARGEST), _LARGEST), _DIGITS)

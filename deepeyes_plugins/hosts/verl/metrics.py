@@ -1,18 +1,17 @@
-"""Figures of the agent in verl's own metrics, and what else looks at a step's samples.
+"""Agent metrics in verl's loggers, the collapse alarm and samples for RL Logging Board.
 
-Each sample carries its small record through verl's TransferQueue
-(:mod:`deepeyes_plugins.hosts.verl.output`). When a step is complete and its samples are still
-there, :class:`RunWatch` reads the records of exactly the samples that were trained on (padding left
-out), makes the figures over all of them, so that percentiles are right, and puts them into the
-dictionary that verl hands to its loggers: console, file, tensorboard, wandb and the others get them
-like verl's own. Validation is the same with the samples of the validation set.
+Each sample has a small record in verl's TransferQueue (:mod:`deepeyes_plugins.hosts.verl.output`).
+After a step, :class:`RunWatch` reads the records of exactly the samples that were trained on
+(without padding), computes the metrics over all of them, so that percentiles are exact, and adds
+them to the dictionary that verl passes to its loggers: console, file, tensorboard, wandb and
+others. Validation works in the same way.
 
-Considered and not taken: a custom sampler (``trainer.v1.sampler.custom_sampler``) may return
-metrics, but verl drops those of validation, and a custom sampler switches verl's own filtering and
-refilling off; a wrapper of ``Tracking.log`` sees numbers but not the samples.
+Rejected alternatives: a custom sampler (``trainer.v1.sampler.custom_sampler``) can return metrics,
+but verl drops them in validation, and it disables verl's filtering and refilling; a wrapper of
+``Tracking.log`` sees numbers but not samples.
 
-Nothing here can fail a step: what goes wrong is a warning. ``deepeyes.metrics: false`` switches the
-figures off.
+Failures in this module are logged as warnings and never fail a step. ``deepeyes.metrics: false``
+disables the metrics.
 """
 
 from __future__ import annotations
@@ -46,10 +45,10 @@ logger = logging.getLogger(__name__)
 
 TRAINING = "deepeyes"
 VALIDATION = "deepeyes_val"
-"""First parts of the names of figures: ``deepeyes/<data source>/<figure>``."""
+"""Prefixes of metric names: ``deepeyes/<data source>/<metric>``."""
 
 HISTORY_FILE = "deepeyes_tool_calls.json"
-"""Calls per sample by step, beside the checkpoints, for the alarm of a run that is resumed."""
+"""File beside the checkpoints with the calls per sample of each step, for resumed runs."""
 
 _FLUSH_SECONDS = 30.0
 
@@ -68,18 +67,19 @@ _BOARD_FIELDS = (
 
 
 class WatchSettings(BaseModel):
-    """What of the recipe's section ``deepeyes`` is about watching a run."""
+    """Monitoring settings of the recipe's section ``deepeyes``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    metrics: bool = Field(True, description="Log figures of the agent with verl's metrics.")
+    metrics: bool = Field(True, description="Log metrics of the agent with verl's own.")
     logging_board: Path | None = Field(
-        None, description="Folder for samples that RL Logging Board shows; none without it."
+        None, description="Folder for samples in the format of RL Logging Board; unset: none."
     )
     logging_board_samples: int = Field(
         32,
         ge=1,
-        description="Samples a step for it, in whole groups: the viewer holds all in memory.",
+        description="Samples per step for RL Logging Board, in whole groups; the viewer keeps all "
+        "of them in memory.",
     )
     alarm: CollapseSettings = Field(
         default_factory=CollapseSettings, description="The interaction-collapse alarm."
@@ -87,10 +87,10 @@ class WatchSettings(BaseModel):
 
 
 def watch_settings(section: Mapping[str, Any]) -> WatchSettings:
-    """Read the recipe's section ``deepeyes``, whose other keys are not looked at.
+    """Read the monitoring settings of the recipe's section ``deepeyes``.
 
     Raises:
-        SettingsError: A value is wrong; the key is named.
+        SettingsError: A value is wrong; the message names the key.
     """
     own = {key: section[key] for key in WatchSettings.model_fields if section.get(key) is not None}
     try:
@@ -100,19 +100,19 @@ def watch_settings(section: Mapping[str, Any]) -> WatchSettings:
             f"deepeyes.{'.'.join(map(str, reason['loc']))}: {reason['msg']}"
             for reason in error.errors()
         )
-        raise SettingsError(f"the recipe is wrong: {reasons}") from error
+        raise SettingsError(f"wrong settings in the recipe: {reasons}") from error
 
 
 class RunWatch:
-    """Watches one training run from the trainer's process."""
+    """Monitors a training run in the trainer's process."""
 
     def __init__(self, settings: WatchSettings, folder: Path, tokenizer: Any) -> None:
-        """Prepare; files are opened with the first step.
+        """Create the monitor; files are opened with the first step.
 
         Args:
-            settings: What to watch.
-            folder: The run's own (``trainer.default_local_dir``).
-            tokenizer: The policy's.
+            settings: Monitoring settings.
+            folder: Folder of the run (``trainer.default_local_dir``).
+            tokenizer: The policy's tokenizer.
         """
         self._settings = settings
         self._training = Figures()
@@ -126,21 +126,21 @@ class RunWatch:
         self._writer = BackgroundWriter("tool calls by step")
 
     def trained(self, step: int, batch: Any, expected: int) -> tuple[dict[str, float], str | None]:
-        """Look at the samples of a training step.
+        """Process the samples of a training step.
 
         Args:
             step: The training step.
-            batch: verl's keys of its samples, whose fields are still there.
-            expected: Samples that the step should have had.
+            batch: verl's keys of its samples, whose fields are still in the TransferQueue.
+            expected: Number of samples that the step should have had.
 
         Returns:
-            Metrics for verl's loggers, and why the run should end, if it should.
+            Metrics for verl's loggers, and the reason to stop the run, or ``None``.
         """
         started = time.perf_counter()
         metrics: dict[str, float] = {}
         reason: str | None = None
         if self._settings.metrics or self._settings.alarm.enabled:
-            with harmless("the figures of the step"):
+            with log_failures("the metrics of the step"):
                 keys = sample_keys(batch)
                 samples = read_records(keys, batch.partition_id)
                 if self._settings.metrics:
@@ -148,35 +148,35 @@ class RunWatch:
                     metrics[f"{TRAINING}/samples_left_out"] = 1 - len(samples) / expected
                     metrics |= named(TRAINING, groups_without_spread(keys, samples))
                 if self._settings.alarm.enabled and samples:
-                    reason = self._look_for_collapse(step, samples)
+                    reason = self._check_collapse(step, samples)
         if self._board is not None:
-            with harmless("the samples for the logging board"):
+            with log_failures("the samples for the logging board"):
                 keys = whole_groups(sample_keys(batch), self._settings.logging_board_samples)
                 self._board.log(step, read_board_samples(keys, batch.partition_id))
         if self._settings.metrics:
             metrics["timing_s/deepeyes_figures"] = time.perf_counter() - started
         return metrics, reason
 
-    def sampled_for_validation(self, batch: Any) -> None:
-        """Keep the records of validation samples, which verl is about to forget."""
+    def record_validation(self, batch: Any) -> None:
+        """Store the records of validation samples before verl deletes them."""
         if self._settings.metrics:
-            with harmless("records of validation samples"):
+            with log_failures("records of validation samples"):
                 self._validation_samples += read_records(sample_keys(batch), batch.partition_id)
 
     def validated(self) -> dict[str, float]:
-        """Return metrics of the validation that has just ended."""
+        """Return the metrics of the completed validation."""
         samples, self._validation_samples = self._validation_samples, []
-        with harmless("the figures of the validation"):
+        with log_failures("the metrics of the validation"):
             return named(VALIDATION, self._validation.of(samples))
         return {}
 
     def close(self) -> None:
-        """Wait a little for what is not written yet."""
+        """Wait for queued writes, up to a time limit."""
         for writer in (self._writer, self._board.writer if self._board else None):
             if writer is not None and not writer.flush(_FLUSH_SECONDS):
-                logger.warning("some %s are not written", writer.name)
+                logger.warning("some %s were not written", writer.name)
 
-    def _look_for_collapse(self, step: int, samples: Sequence[SampleRecord]) -> str | None:
+    def _check_collapse(self, step: int, samples: Sequence[SampleRecord]) -> str | None:
         if self._history is None:
             self._history = CallHistory(self._settings.alarm, read_history(self._history_file))
         calls = Counter(call.tool for sample in samples for call in sample.tool_calls)
@@ -190,33 +190,33 @@ class RunWatch:
             return None
         what = f"interaction collapse at step {step}: {'; '.join(map(str, found))}"
         logger.error(
-            "%s. Look at the trajectories and at deepeyes/*/: whether tools fail (tool_error, "
-            "tool_infrastructure_error, samples_with_infrastructure_errors: a policy unlearns what "
-            "does not work), how answers are rewarded without a tool (reward/acc, reward/format), "
-            "and why trajectories end (end/). docs/metrics.md tells more.",
+            "%s. Check the trajectories and the metrics deepeyes/*/: tool failures (tool_error, "
+            "tool_infrastructure_error, samples_with_infrastructure_errors; policies unlearn tools "
+            "that fail), rewards of answers without tools (reward/acc, reward/format) and end "
+            "reasons (end/). See docs/metrics.md.",
             what,
         )
         return what if self._settings.alarm.stop else None
 
 
 @contextmanager
-def harmless(what: str) -> Iterator[None]:
-    """Turn any failure into a warning: training is worth more than a figure about it."""
+def log_failures(what: str) -> Iterator[None]:
+    """Log any exception as a warning, so that monitoring never fails a step."""
     try:
         yield
     except Exception:
-        logger.warning("%s cannot be had; training goes on", what, exc_info=True)
+        logger.warning("%s are not available; training continues", what, exc_info=True)
 
 
-def named(prefix: str, figures: Mapping[str, float]) -> dict[str, float]:
-    """Put ``prefix/`` in front of the names."""
-    return {f"{prefix}/{name}": value for name, value in figures.items()}
+def named(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Prefix the names with ``prefix/``."""
+    return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
 
 def sample_keys(batch: Any) -> list[str]:
-    """Keys of the samples: no padding, and of a session with several outputs the last.
+    """Return the keys of samples, ``<group>_<session>_<output>``.
 
-    Keys are ``<group>_<session>_<output>``.
+    Padding is excluded, and only the last output of a session is included.
     """
     last: dict[str, tuple[int, str]] = {}
     for key, tag in zip(batch.keys, batch.tags, strict=True):
@@ -232,11 +232,11 @@ def group_of(key: str) -> str:
 
 
 def groups_without_spread(keys: Sequence[str], samples: Sequence[SampleRecord]) -> dict[str, float]:
-    """Share of groups whose rewards are all the same; nothing where samples have no score.
+    """Compute the share of groups with equal rewards; empty if samples have no score.
 
     Args:
-        keys: Of the samples.
-        samples: In the same order; none if another agent loop made them.
+        keys: Keys of the samples.
+        samples: Records in the same order; empty for samples of another agent loop.
     """
     groups: defaultdict[str, list[float]] = defaultdict(list)
     for key, sample in zip(keys, samples, strict=bool(samples)):
@@ -252,9 +252,9 @@ def groups_without_spread(keys: Sequence[str], samples: Sequence[SampleRecord]) 
 
 
 def whole_groups(keys: Sequence[str], least: int) -> list[str]:
-    """Choose whole groups of samples of one question until there are ``least``, if there are."""
+    """Select whole groups until they have at least ``least`` samples."""
     groups: dict[str, list[str]] = {}
-    for key in sorted(keys):  # Groups have random names: any of them may come first.
+    for key in sorted(keys):  # Group names are random, so this is a random selection.
         groups.setdefault(group_of(key), []).append(key)
     chosen: list[str] = []
     for group in groups.values():
@@ -265,7 +265,7 @@ def whole_groups(keys: Sequence[str], least: int) -> list[str]:
 
 
 def read_records(keys: Sequence[str], partition: str) -> list[SampleRecord]:
-    """Read what the agent loop recorded; nothing for samples of other agent loops."""
+    """Read the agent loop's records; empty for samples of other agent loops."""
     if not keys:
         return []
     data = tq.kv_batch_get(keys=list(keys), partition_id=partition, select_fields=[SAMPLE_FIELD])
@@ -275,7 +275,7 @@ def read_records(keys: Sequence[str], partition: str) -> list[SampleRecord]:
 
 
 def read_board_samples(keys: Sequence[str], partition: str) -> list[BoardSample]:
-    """Read the samples token by token."""
+    """Read the per-token fields of samples."""
     if not keys:
         return []
     data = tq.kv_batch_get(
@@ -301,7 +301,7 @@ def read_board_samples(keys: Sequence[str], partition: str) -> list[BoardSample]
 
 
 def values_of(field: Any) -> list[Any]:
-    """Return plain values of a field by sample, in whatever container the queue hands it out."""
+    """Convert a field of any container type to a list of plain values by sample."""
     rows = field.unbind() if isinstance(field, torch.Tensor) else list(field)
     return [
         row.tolist()
@@ -314,7 +314,7 @@ def values_of(field: Any) -> list[Any]:
 
 
 def read_history(path: Path) -> dict[int, dict[str, float]]:
-    """Read the calls by step of a run that is resumed; a file that cannot be read is no history."""
+    """Read the calls by step of a resumed run; empty if the file cannot be read."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         return {int(step): dict(calls) for step, calls in stored.items()}
@@ -326,10 +326,10 @@ def read_history(path: Path) -> dict[int, dict[str, float]]:
 
 
 def write_history(path: Path, text: str) -> None:
-    """Replace the history; readers see the old or the new one.
+    """Replace the history file atomically.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     with whole_file(path) as partial_file:
         partial_file.write_text(text, encoding="utf-8")

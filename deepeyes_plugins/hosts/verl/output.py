@@ -1,4 +1,4 @@
-"""What a finished trajectory hands to verl, and what of it travels on to the trainer."""
+"""Agent loop output: the full trajectory for the reward, a small record for the trainer."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ logger = logging.getLogger(__name__)
 SAMPLE_FIELD = "deepeyes_sample"
 """Field of a sample in verl's TransferQueue: its :class:`SampleRecord` as JSON."""
 
-_COUNTED_BY_FIGURES = {"turns", "tool_calls", "images", "failed_actions", "infrastructure_errors"}
+_COUNTED_BY_METRICS = {"turns", "tool_calls", "images", "failed_actions", "infrastructure_errors"}
 
 
 class TrajectoryOutput(AgentLoopOutput):
-    """An agent loop's output that has its trajectory with it until it is scored.
+    """An agent loop output with its trajectory.
 
-    verl scores an output and then turns it into the fields that it stores for the trainer. There
-    the trajectory, tens of kilobytes a sample, is of no more use: a small record takes its place.
+    verl scores an output and then converts it to the fields that it stores for the trainer. There
+    the trajectory (tens of kilobytes per sample) is replaced by a small record.
     """
 
     _trajectory: Trajectory = PrivateAttr()
 
     def __init__(self, trajectory: Trajectory, **fields: Any) -> None:
-        """Take verl's own ``fields`` and the trajectory."""
+        """Create the output from the trajectory and verl's own ``fields``."""
         extra_fields = fields.pop("extra_fields", {})
         recorded = {TRAJECTORY_FIELD: trajectory.model_dump_json()}
         super().__init__(extra_fields={**extra_fields, **recorded}, **fields)
         self._trajectory = trajectory
 
     def as_dict(self) -> dict[str, Any]:
-        """Return verl's fields with the record instead of the trajectory."""
+        """Return verl's fields, with the record instead of the trajectory."""
         output: dict[str, Any] = super().as_dict()
         extra_fields = output["extra_fields"]
         extra_fields.pop(TRAJECTORY_FIELD, None)
@@ -53,11 +53,11 @@ class TrajectoryOutput(AgentLoopOutput):
 
 
 def reward_parts(reward_extra_info: Mapping[str, Any]) -> dict[str, float]:
-    """Take the numbers of a reward that are not counts which the figures make themselves."""
+    """Return the finite numbers of a reward, except counts that the metrics compute themselves."""
     return {
         name: float(value)
         for name, value in reward_extra_info.items()
-        if name not in _COUNTED_BY_FIGURES
+        if name not in _COUNTED_BY_METRICS
         and isinstance(value, int | float)
         and math.isfinite(value)
     }

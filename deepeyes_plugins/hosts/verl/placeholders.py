@@ -1,8 +1,8 @@
-"""Token ids of messages with images, without the pixels.
+"""Token builder that computes image placeholders from sizes, without processing pixels.
 
-verl's token builders call the model's processor for every prompt and observation, and drop what
-it computes of the images: of a turn's time that is nearly all. The number of placeholders follows
-from the size of an image alone.
+verl's token builders call the model's processor for every prompt and observation and discard the
+pixel values, which take nearly all of a turn's time. The number of placeholders depends only on the
+size of an image.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ logger = logging.getLogger(__name__)
 
 
 _LARGEST_PROBE = 1 << 24
-"""Pixels; twice the sides of that are beyond the bounds of every model so far."""
+"""Maximum pixels from which probe sizes are derived."""
 
 
 class Outline(NamedTuple):
-    """A picture of which only width and height are known, in pixels."""
+    """An image of which only width and height in pixels are known."""
 
     size: tuple[int, int]
 
 
 class PlaceholderProcessor:
-    """Stands in for a Qwen-VL processor where only token ids are wanted."""
+    """Replacement of a Qwen-VL processor that returns token ids only."""
 
     def __init__(self, processor: Any, bounds: ImageBounds) -> None:
         """Wrap ``processor``, whose bounds are ``bounds``."""
@@ -43,7 +43,7 @@ class PlaceholderProcessor:
         self.tokenizer = processor.tokenizer
 
     def apply_chat_template(self, *arguments: Any, **options: Any) -> Any:
-        """Render messages as the processor does."""
+        """Apply the processor's chat template."""
         return self._processor.apply_chat_template(*arguments, **options)
 
     def __call__(
@@ -54,16 +54,16 @@ class PlaceholderProcessor:
         videos: None = None,
         **options: Any,
     ) -> dict[str, list[list[int]]]:
-        """Tokenise one text and give every image its placeholders.
+        """Tokenize one text and expand the placeholder of every image.
 
         Args:
-            text: A single text, one placeholder for each image.
-            images: With an aspect ratio of at most 200.
-            videos: There are none.
-            **options: Of the pixel work, which is left out.
+            text: A single text with one placeholder per image.
+            images: Images with an aspect ratio of at most 200.
+            videos: Not supported.
+            **options: Options of the pixel processing; ignored.
 
         Raises:
-            ValueError: There are not as many placeholders as images.
+            ValueError: The numbers of placeholders and images differ.
         """
         del videos, options
         [words] = text
@@ -83,11 +83,11 @@ class PlaceholderProcessor:
 
 
 def without_pixels(builder: Any) -> Any:
-    """Return a builder with the same results that leaves the pixel work out.
+    """Return a builder with the same results that does not process pixels.
 
-    The first builder of a processor is compared with its stand-in on a conversation with images of
-    ordinary and of extreme sizes; where they differ, or the processor is of another kind, verl's
-    own is returned.
+    The first builder of a processor is compared with its replacement on a conversation with images
+    of ordinary and extreme sizes. If they differ, or the processor is not supported, verl's own
+    builder is returned.
 
     Args:
         builder: verl's ``ContinuousTokenBuilder`` for a vision-language model, or any other.
@@ -101,11 +101,11 @@ def without_pixels(builder: Any) -> Any:
         _Settings(builder.chat_template_kwargs),
     ):
         return builder
-    return _light(builder)
+    return _pixel_free(builder)
 
 
 class _Settings(dict[str, Any]):
-    """Keyword arguments that can be the key of a cache."""
+    """Hashable keyword arguments, for use as a cache key."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(repr(sorted(self.items())))
@@ -115,7 +115,7 @@ class _Settings(dict[str, Any]):
 def _agrees(
     kind: type[Any], processor: Any, processor_settings: _Settings, template_settings: _Settings
 ) -> bool:
-    """Whether the stand-in gives the very ids that the builder gives."""
+    """Return whether the replacement gives the same ids as the builder."""
     try:
         builder = kind(
             processor.tokenizer,
@@ -123,32 +123,32 @@ def _agrees(
             mm_processor_kwargs=dict(processor_settings),
             chat_template_kwargs=dict(template_settings),
         )
-        light = _light(builder)
+        pixel_free = _pixel_free(builder)
         sizes = probe_sizes(image_bounds(processor.image_processor, processor_settings))
         question = [_message(len(sizes))]
         picture = Image.new("RGB", sizes[0])
         answer = [_message(1, picture)]
         expected = builder.build_initial_tokens(question, images=[*map(_blank, sizes)])
-        found = light.build_initial_tokens(question, images=[*map(Outline, sizes)])
-        for some, ids in ((builder, expected), (light, found)):
+        found = pixel_free.build_initial_tokens(question, images=[*map(Outline, sizes)])
+        for some, ids in ((builder, expected), (pixel_free, found)):
             ids += some.merge_context_tokens(answer, answer * 2, [0]).token_ids
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        logger.warning("observations go through the whole processor: %r", error)
+        logger.warning("using the full processor for observations: %r", error)
         return False
     if expected != found:
-        logger.warning("observations go through the whole processor: it counts differently")
+        logger.warning("using the full processor for observations: its token counts differ")
     return expected == found
 
 
-def _light(builder: Any) -> Any:
-    light = copy.copy(builder)
+def _pixel_free(builder: Any) -> Any:
+    pixel_free = copy.copy(builder)
     bounds = image_bounds(builder.processor.image_processor, builder.mm_processor_kwargs)
-    light.processor = PlaceholderProcessor(builder.processor, bounds)
-    return light
+    pixel_free.processor = PlaceholderProcessor(builder.processor, bounds)
+    return pixel_free
 
 
 def probe_sizes(bounds: ImageBounds) -> list[tuple[int, int]]:
-    """Sizes at which processors are known to differ: strips, and pictures beyond the bounds."""
+    """Return sizes at which processors are known to differ: strips, and images out of bounds."""
     longest = 2 * isqrt(min(bounds.maximum, _LARGEST_PROBE))
     return [
         (320, 240),
@@ -166,7 +166,7 @@ def probe_sizes(bounds: ImageBounds) -> list[tuple[int, int]]:
 
 
 def _blank(size: tuple[int, int]) -> torch.Tensor:
-    """Make a picture without pixels, on which the processor computes shapes only."""
+    """Create an image on the meta device, for which the processor computes shapes only."""
     width, height = size
     return torch.empty(3, height, width, dtype=torch.uint8, device="meta")
 

@@ -1,6 +1,6 @@
 """Entry point of the group ``verl.plugins``: loaded by ``import verl`` in every process.
 
-At that moment verl is only half imported, so registration waits until the module that holds each
+verl is not fully imported at that time, so each registration is deferred until the module of its
 registry has been imported.
 """
 

@@ -1,4 +1,4 @@
-"""The policy over tokens: verl's engines behind the contract of the agent core."""
+"""Policy on verl's rollout engines, on the level of token ids."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from deepeyes_plugins.rollout.contracts import (
 TURN_END = "<|im_end|>"
 _ABORTED = ("abort", "aborted")
 _SPECULATIVE_COUNTS = "spec_num_"
-"""How verl's counts of speculative decoding begin; they add up over the turns."""
+"""Prefix of verl's speculative-decoding counts, which are summed over the turns."""
 _OPENING_TOKENS = 8
-"""More than a chat template writes between an assistant's role and its first word."""
+"""Upper limit of the tokens that a chat template writes after the assistant role."""
 
 
 class GenerateOutput(Protocol):
-    """What an engine returns; verl's ``TokenOutput``."""
+    """Output of an engine; verl's ``TokenOutput``."""
 
     token_ids: list[int]
     log_probs: list[float] | None
@@ -48,27 +48,27 @@ Generate = Callable[..., Awaitable[GenerateOutput]]
 
 
 class TokenBudget(BaseModel):
-    """How many tokens a trajectory may take."""
+    """Token limits of a trajectory."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompt: int = Field(ge=1, description="Longest prompt, prefill included.")
-    response: int = Field(ge=1, description="Longest response, observations included.")
-    turn: int = Field(ge=1, description="Longest single turn.")
+    prompt: int = Field(ge=1, description="Maximum prompt length, including the prefill.")
+    response: int = Field(ge=1, description="Maximum response length, including observations.")
+    turn: int = Field(ge=1, description="Maximum length of a turn.")
 
 
 class TokenPolicy:
-    """Plays one trajectory on an engine that takes and gives token ids.
+    """Policy of one trajectory on an engine that takes and returns token ids.
 
-    Tokenisation and image work run in threads: nothing here blocks the event loop.
+    Tokenization and image processing run in threads and do not block the event loop.
 
     Attributes:
-        stream: Ids, masks and log-probabilities.
-        images: All images so far, in the size of the model, in the order of their placeholders.
-        routed_experts: Of a mixture of experts whose routing is replayed: one row for each token
-            that the engine has read, ``(tokens, layers, experts per token)``; else ``None``.
-        num_preempted: How often the engine put this trajectory off; ``None`` if it does not say.
-        engine_fields: What else the engine told.
+        stream: Token ids, masks and log-probabilities.
+        images: All resized images so far, in the order of their placeholders.
+        routed_experts: Recorded expert routing of a mixture-of-experts model, of shape
+            ``(tokens, layers, experts per token)``; ``None`` without router replay.
+        num_preempted: Number of preemptions by the engine; ``None`` if unknown.
+        engine_fields: Further fields that the engine returned.
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class TokenPolicy:
         engine: str,
         images: ModelImages | None = None,
     ) -> None:
-        """Make a fresh policy.
+        """Create the policy of one trajectory.
 
         Args:
             generate: ``generate(prompt_ids=, sampling_params=, image_data=)``.
             builder: verl's ``ContinuousTokenBuilder`` for the model.
             dialect: How turns are opened and closed.
             budget: Token limits.
-            sampling_params: Temperature and the like, as verl gives them.
-            engine: Name of the rollout engine, which decides how stops are asked for.
-            images: Where images are decoded; by default the one of the process.
+            sampling_params: verl's sampling parameters.
+            engine: Name of the rollout engine, which determines the sampling parameters.
+            images: Image cache; by default the one of the process.
         """
         self._generate = generate
         self._builder = builder
@@ -114,10 +114,10 @@ class TokenPolicy:
         self.engine_fields: dict[str, Any] = {}
 
     async def begin(self, task: Task) -> None:
-        """Tokenise the prompt.
+        """Tokenize the prompt.
 
         Raises:
-            ValueError: It has more tokens than the budget allows.
+            ValueError: The prompt has more tokens than the budget allows.
         """
         images = await self._model_images(task.images)
         waiting = iter(images)
@@ -132,7 +132,7 @@ class TokenPolicy:
         self.images = images
 
     async def act(self) -> AssistantTurn | None:
-        """Generate the next turn; ``None`` if no token fits any more."""
+        """Generate the next turn; ``None`` if the budget is exhausted."""
         limit = min(self._budget.turn, self.stream.room)
         if limit < 1:
             return None
@@ -142,11 +142,11 @@ class TokenPolicy:
             image_data=list(self.images) or None,
         )
         if output.stop_reason in _ABORTED:
-            raise InfrastructureError("the engine gave a generation up before it was finished")
+            raise InfrastructureError("the engine aborted a generation")
         count, text = await asyncio.to_thread(self._cut, output.token_ids[:limit])
         self._append(output, count)
         last = self.stream.response_ids[-1] if count else None
-        # The tag may end inside the last token, and an engine may have less room than we asked for.
+        # The tag may end inside the last token, and the engine may have a lower limit than `limit`.
         ended = (
             any(tag in text for tag in self._dialect.stop)
             or last == self._turn_end
@@ -157,7 +157,7 @@ class TokenPolicy:
         return AssistantTurn(text, "stop" if ended else "length", tokens=count)
 
     async def observe(self, observation: Observation) -> bool:
-        """Append an observation and open the next turn, if it all fits and leaves room."""
+        """Append an observation and open the next turn, if both fit with room to spare."""
         new_images = await self._model_images(observation.message.images)
         message = chat_message(observation.message, iter(new_images))
         context = await asyncio.to_thread(self._context_ids, message)
@@ -172,7 +172,7 @@ class TokenPolicy:
         self._builder = without_pixels(self._builder)
         ids = self._builder.build_initial_tokens(self._messages, images=images or None)
         if self._prefill:
-            # Templates of thinking models open the tag themselves: it is not opened twice.
+            # Templates of thinking models write the prefill themselves: do not repeat it.
             written = self._tokenizer.decode(ids[-_OPENING_TOKENS:])
             _, opened, after = written.rpartition(self._dialect.prefill)
             if opened and not after.strip():
@@ -214,7 +214,7 @@ class TokenPolicy:
         return cut_turn(ids, self._decode, dialect.stop, self._forbidden, dialect.forbidden)
 
     def _append(self, output: GenerateOutput, count: int) -> None:
-        """Append a turn with everything that belongs to its tokens, cut at the same place."""
+        """Append a turn with its log-probabilities and routing, all cut at the same token."""
         known = len(self.stream.prompt_ids) + len(self.stream.response_ids)
         log_probs = None if output.log_probs is None else output.log_probs[:count]
         if count and not log_probs:
@@ -222,19 +222,19 @@ class TokenPolicy:
             log_probs = None
         self.stream.append_generated(output.token_ids[:count], log_probs)
         if output.routed_experts is not None:
-            # Of the whole sequence, not of the turn: the newest replaces the one before.
+            # It covers the whole sequence, so the latest one replaces earlier ones.
             self.routed_experts = output.routed_experts[: known + count]
         if output.num_preempted is not None:
             self.num_preempted = (self.num_preempted or 0) + output.num_preempted
-        self._note(output.extra_fields)
+        self._record_engine_fields(output.extra_fields)
 
     def _decode(self, ids: Any) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _note(self, fields: Mapping[str, Any]) -> None:
-        """Keep the engine's own fields as verl's loop does.
+    def _record_engine_fields(self, fields: Mapping[str, Any]) -> None:
+        """Record the engine's fields as verl's loop does.
 
-        Of the first turn, but for the newest weight version and for counts, which add up.
+        The first turn's value is recorded, except for the latest weight version and summed counts.
         """
         for key, value in fields.items():
             if key == "max_global_steps":
@@ -246,9 +246,9 @@ class TokenPolicy:
 
 
 def chat_message(message: Message, images: Any) -> dict[str, Any]:
-    """Translate to the chat form of transformers, taking each image from ``images``.
+    """Convert to the chat format of transformers, taking each image from ``images``.
 
-    Control strings in the texts become plain text: the model's own turns do not come here.
+    Control strings become plain text, so this must not be used for the model's own turns.
     """
     message = plain(message)
     if not message.images:
@@ -264,12 +264,12 @@ def chat_message(message: Message, images: Any) -> dict[str, Any]:
 
 @lru_cache(maxsize=64)
 def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """Encode ``text`` alone, without special tokens added."""
+    """Encode ``text`` without adding special tokens."""
     return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
 @lru_cache(maxsize=64)
 def single_ids(tokenizer: Any, texts: tuple[str, ...]) -> frozenset[int]:
-    """Ids of those ``texts`` that the tokenizer has as one token."""
+    """Return the ids of those ``texts`` that are a single token."""
     ids = (encode(tokenizer, text) for text in texts)
     return frozenset(found[0] for found in ids if len(found) == 1)

@@ -1,4 +1,4 @@
-"""Put the agent loop ``deepeyes`` and the estimator ``deepeyes_grpo`` into verl's registries."""
+"""Registration of the agent loop ``deepeyes`` and the estimator ``deepeyes_grpo`` with verl."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ ADVANTAGE_ESTIMATOR = "deepeyes_grpo"
 
 
 def register_agent_loop(module: ModuleType) -> None:
-    """Register the loop; ``module`` is ``verl.experimental.agent_loop.agent_loop``."""
+    """Register the agent loop; ``module`` is ``verl.experimental.agent_loop.agent_loop``."""
     from deepeyes_plugins.hosts.verl.agent_loop import DeepEyesAgentLoop
 
     module.register(AGENT_LOOP)(DeepEyesAgentLoop)
 
 
 def register_advantage_estimator(module: ModuleType) -> None:
-    """Register the estimator; ``module`` is ``verl.trainer.ppo.core_algos``."""
+    """Register the advantage estimator; ``module`` is ``verl.trainer.ppo.core_algos``."""
     from deepeyes_plugins.hosts.verl.advantage import compute_advantage
 
     module.register_adv_est(ADVANTAGE_ESTIMATOR)(compute_advantage)

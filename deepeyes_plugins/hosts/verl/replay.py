@@ -1,6 +1,6 @@
-"""Replay buffers that look often and never train on a group of which too little is left.
+"""Replay buffers with a short polling interval that drop groups with too few rollouts.
 
-``trainer.v1.sampler.custom_sampler`` names the one for the trainer's mode.
+Set ``trainer.v1.sampler.custom_sampler`` to the class for the trainer's mode.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ EXCLUDED_METRIC = "training/infrastructure/excluded_trajectories"
 
 
 class EagerReplayBuffer(ReplayBuffer):
-    """For the trainer mode ``sync``.
+    """Replay buffer for the trainer mode ``sync``.
 
-    ``trainer.v1.sampler.sampler_kwargs`` may hold:
+    Keys of ``trainer.v1.sampler.sampler_kwargs``:
 
-    - ``poll_seconds``: how often finished trajectories are looked for (0.1; verl's own wait 2);
-    - ``rollouts``: ``${actor_rollout_ref.rollout.n}``, so that missing trajectories are counted;
-    - ``smallest_group``: fewest trajectories of a failed group that are still trained on (2: one
-      alone would have its bare score for an advantage);
-    - ``gen_batch_size``: ``${data.gen_batch_size}``; if it is 1, the synchronous trainer replaces
-      groups that failed as a whole, as the others always do.
+    - ``poll_seconds``: polling interval for finished trajectories (0.1; verl's default is 2);
+    - ``rollouts``: ``${actor_rollout_ref.rollout.n}``, required to count missing trajectories;
+    - ``smallest_group``: minimum number of trajectories of a failed group (2: the advantage of a
+      single one would be its bare score); smaller groups are dropped;
+    - ``gen_batch_size``: ``${data.gen_batch_size}``; with 1, the synchronous trainer replaces
+      groups that failed completely, as the asynchronous ones always do.
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        """Take what verl hands to a custom sampler."""
         options = kwargs.get("sampler_kwargs") or {}
         self._rollouts = int(options.get("rollouts") or 0)
         self._smallest_group = int(options.get("smallest_group", 2))
@@ -38,7 +37,7 @@ class EagerReplayBuffer(ReplayBuffer):
         super().__init__(poll_interval=float(options.get("poll_seconds", 0.1)), **kwargs)
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, Any]:
-        """Sample as verl does, and count the trajectories that are missing."""
+        """Sample as verl does and count missing trajectories."""
         batch, metrics = super().sample(global_steps, partition_id, batch_size)
         if partition_id == TRAIN and self._rollouts:
             sessions = {key.rpartition("_")[0] for key in batch.keys}
@@ -50,8 +49,8 @@ class EagerReplayBuffer(ReplayBuffer):
         trajectories = self.partitions[TRAIN]
         counts = Counter(key.partition("_")[0] for key in trajectories)
         failed = self.failure_keys[TRAIN]
-        lonely = {prompt for prompt in failed if 0 < counts[prompt] < self._smallest_group}
-        keys = [key for key in trajectories if key.partition("_")[0] in lonely]
+        too_small = {prompt for prompt in failed if 0 < counts[prompt] < self._smallest_group}
+        keys = [key for key in trajectories if key.partition("_")[0] in too_small]
         if keys:
             transfer_queue.kv_clear(partition_id=TRAIN, keys=keys)
             for key in keys:
@@ -59,4 +58,4 @@ class EagerReplayBuffer(ReplayBuffer):
 
 
 class EagerReplayBufferAsync(EagerReplayBuffer, ReplayBufferAsync):
-    """The same for ``colocate_async`` and ``separate_async``."""
+    """Replay buffer for the trainer modes ``colocate_async`` and ``separate_async``."""

@@ -1,4 +1,4 @@
-"""The reward entry: ``reward.custom_reward_function.path=pkg://deepeyes_plugins.hosts.verl.reward``."""
+"""Reward function for verl (``reward.custom_reward_function.path=pkg://deepeyes_plugins.hosts.verl.reward``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deepeyes_plugins.rollout import Task, Trajectory
 from deepeyes_plugins.settings import load_settings
 
 TRAJECTORY_FIELD = "deepeyes_trajectory"
-"""Key of ``extra_info`` under which the agent loop hands over its trajectory, as JSON."""
+"""Key of ``extra_info`` with the agent loop's trajectory as JSON."""
 
 _scorers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str | None, Scorer]] = (
     WeakKeyDictionary()
@@ -24,7 +24,7 @@ _scorers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str | None, Scorer]]
 
 
 def shared_scorer(agent_config: str | None) -> Scorer:
-    """The scorer of the running event loop, made on first use.
+    """Return the scorer of the running event loop, created on first use.
 
     Args:
         agent_config: An agent.yaml, or ``None`` for ``DEEPEYES_AGENT_CONFIG`` or the defaults.
@@ -48,29 +48,30 @@ async def compute_score(
     """Score one response, with verl's signature.
 
     Args:
-        data_source: Chooses the reward.
-        solution_str: The decoded response; used only where there is no trajectory.
-        ground_truth: The reference answer.
+        data_source: Data source, which selects the reward.
+        solution_str: Decoded response; used only without a trajectory.
+        ground_truth: Reference answer.
         extra_info: The row's ``extra_info`` with the agent loop's fields.
         agent_config: An agent.yaml (``reward.custom_reward_function.reward_kwargs``).
 
     Returns:
-        ``score`` and its named parts, the same names for every row of a run, all finite; with
-        counts of turns, tool calls, images and failures.
+        ``score`` and its named parts, and counts of turns, tool calls, images and failures. The
+        names are the same for every row of a run, and all values are finite.
 
     Raises:
         UnknownNameError: No reward is registered for ``data_source``.
-        SettingsError: The reward needs a judge or a package that is not there.
+        SettingsError: The reward needs a judge or a package that is missing.
         ValueError: There is no ground truth.
-        InfrastructureError: A failure of ours ended the trajectory, or no judge could be reached:
-            verl leaves the session out of its group. With ``rewards.infrastructure_failure: mark``
-            the result says so in ``infrastructure_failed`` instead.
+        InfrastructureError: An infrastructure error ended the trajectory, or no judge could be
+            reached; verl excludes the session from its group. With
+            ``rewards.infrastructure_failure: mark`` the result has ``infrastructure_failed``
+            instead.
     """
     row = dict(extra_info or {})
     if is_missing(ground_truth):
         raise ValueError(
             f"no ground truth for row {text_of(row.get('index')) or '?'} of data source "
-            f"{data_source!r}: `deepeyes data check` names such rows"
+            f"{data_source!r}: find such rows with `deepeyes data check`"
         )
     recorded = row.pop(TRAJECTORY_FIELD, None)
     trajectory = (

@@ -1,10 +1,9 @@
-"""Rebuild a trajectory from a decoded response, for agent loops that keep none.
+"""Reconstruction of a trajectory from a decoded response, for agent loops without trajectories.
 
-Where special tokens were kept, the turns are exact: tool output cannot hold ``<|im_start|>``, which
-arrives defused, and the policy cannot generate it. Where they were dropped, as verl does, only the
-names of the roles are left, and a page or a print may hold those as well: an observation then
-reaches to the last place at which it can have ended, so that what a tool printed is rather taken
-for tool output than for the model's words. A trajectory from the agent loop has no such doubt.
+With special tokens the turns are exact: tool output cannot contain ``<|im_start|>``, which is
+escaped, and the policy cannot generate it. verl decodes without special tokens; then only role
+names remain, which tool output may contain, too. In that case an observation extends to its last
+possible end, so that ambiguous text counts as tool output rather than as the model's.
 """
 
 from __future__ import annotations
@@ -37,31 +36,33 @@ _FAILED = re.compile(r"\A<tool_response>\s*Error:")
 _STDERR = re.compile(r"\n```\n\nstderr:\n```\n(.*?)\n?```", re.DOTALL)
 _LAST_LINE_OF_ERROR = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Timeout))\b")
 UNSEEN_IMAGE = "unseen"
-"""Stands for an image whose bytes are not at hand."""
+"""Placeholder for an image whose bytes are not available."""
 
 
 def recover_trajectory(solution: str) -> Trajectory:
-    """Rebuild turns, tool calls and observations of a decoded response.
+    """Reconstruct turns, tool calls and observations from a decoded response.
 
     Args:
-        solution: The response, decoded with or without special tokens, the first turn's prefilled
-            ``<think>`` missing.
+        solution: The response, decoded with or without special tokens, without the first turn's
+            prefill ``<think>``.
 
     Returns:
-        A trajectory without a task; counts of tokens and times are unknown.
+        A trajectory without a task; token counts and times are unknown.
     """
     solution = solution.replace(PADDING, "")
     exact = TURN_START in solution
-    pieces = list(_exact(solution) if exact else _guessed(solution.replace(TURN_END, "")))
-    turns = [_turn(text, observation) for text, observation in pieces]
+    parts = list(
+        _split_at_tokens(solution) if exact else _split_at_roles(solution.replace(TURN_END, ""))
+    )
+    turns = [_turn(text, observation) for text, observation in parts]
     answer = parse_action(turns[-1].text) if turns else None
     if not isinstance(answer, AnswerAction):
         return Trajectory(task_id="", turns=turns, end_reason=EndReason.NO_ACTION)
     return Trajectory(task_id="", turns=turns, answer=answer.text, end_reason=EndReason.ANSWER)
 
 
-def _exact(solution: str) -> Iterator[tuple[str, str | None]]:
-    """Split at the tokens that open a turn, into assistant turns and what came back."""
+def _split_at_tokens(solution: str) -> Iterator[tuple[str, str | None]]:
+    """Split at the tokens that open a turn, into pairs of assistant turn and observation."""
     text = None
     for number, block in enumerate(solution.split(TURN_START)):
         body = block.rstrip().removesuffix(TURN_END)
@@ -77,18 +78,18 @@ def _exact(solution: str) -> Iterator[tuple[str, str | None]]:
         yield text, None
 
 
-def _guessed(solution: str) -> Iterator[tuple[str, str | None]]:
-    """Split at role names: into assistant turns and what came back."""
+def _split_at_roles(solution: str) -> Iterator[tuple[str, str | None]]:
+    """Split at role names, into pairs of assistant turn and observation."""
     first, *later = _OPENING.split(solution.rstrip())
     text, observation = first, ""
     for piece in later:
-        # Whatever its body holds, an observation ends behind its own last part.
+        # An observation ends after its own last part, whatever its body contains.
         is_code = (observation or piece).startswith(_CODE_HEAD.partition("\n")[0])
         last_part = _CODE_TAIL if is_code else _TOOL_TAIL
         tail = piece.rfind(last_part)
         ends = list(_CLOSING.finditer(piece, tail)) if tail >= 0 else []
         if not ends:
-            # Printed words that look like the opening of an observation, or a cut response.
+            # Tool output that looks like the start of an observation, or a truncated response.
             observation += piece
             continue
         end = ends[-1]
@@ -122,7 +123,7 @@ def _turn(text: str, observation: str | None) -> TurnRecord:
 
 
 def _implied_images(record: TurnRecord, observation: str) -> int:
-    """Images that must have been there, where their tokens were dropped."""
+    """Infer the number of images whose tokens were dropped."""
     if record.error is not None:
         return 0
     zoomed = (
@@ -135,7 +136,7 @@ def _implied_images(record: TurnRecord, observation: str) -> int:
 
 
 def _error(observation: str) -> str | None:
-    """The failure that an observation tells of: a refusal, or an exception in its stderr."""
+    """Return the error of an observation: a tool error, or an exception in its stderr."""
     if _FAILED.match(observation):
         return observation
     stderr = _STDERR.findall(observation)

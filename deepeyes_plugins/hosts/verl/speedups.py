@@ -1,8 +1,8 @@
-"""A cache that upstream means to have and misses: it halves an agent loop worker's own CPU time.
+"""Patch for transformers' validator cache; it halves an agent loop worker's own CPU time.
 
-transformers 5.5 makes a new ``TypedDict`` class for every call of a processor and validates its
-arguments against it; the validator caches by class, so it builds a dataclass each time. Handing it
-the first of equal classes keeps the validation and lets its cache work.
+transformers 5.5 creates a new ``TypedDict`` class for every processor call and validates its
+arguments against it; the validator caches by class, so it builds a dataclass each time. Passing the
+first of equal classes keeps the validation and makes the cache effective.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def reuse_equal_schemas(module: Any) -> None:
-    """Let equal schemas be one.
+    """Pass the same object for equal schemas.
 
     Args:
         module: ``transformers.processing_utils``.
@@ -23,7 +23,7 @@ def reuse_equal_schemas(module: Any) -> None:
 
     @wraps(original)
     def validate(schema: Any, data: Mapping[str, Any]) -> None:
-        # The annotations are objects of the schema's sources, which outlive it.
+        # The annotations belong to the schema's sources, which outlive it, so ids are stable.
         annotations = schema.__annotations__.items()
         key = (schema.__name__, *((name, id(kind)) for name, kind in annotations))
         original(known.setdefault(key, schema), data)

@@ -1,11 +1,10 @@
-"""Ask a training run to end early, from any of its processes.
+"""Early stop of a training run, requested by any of its processes.
 
-verl has no such request of its own: a trainer ends after its last step or by an exception. Here a
-request goes to a board, a small named Ray actor that the trainer of the run holds; the trainer
-(:mod:`deepeyes_plugins.hosts.verl.trainer`) looks at it before each step and while it waits for
-samples, saves a checkpoint of the steps that are complete and ends with
-:class:`RunStoppedError`, so that the command's exit status is not 0. The next start of the
-same command resumes from there.
+verl has no such request: a trainer ends after its last step or with an exception. Here a request is
+sent to a small named Ray actor that belongs to the trainer. The trainer
+(:mod:`deepeyes_plugins.hosts.verl.trainer`) polls the actor before each step and while it waits for
+samples, saves a checkpoint of the completed steps and raises :class:`RunStoppedError`, so that the
+exit status is not 0. The same command resumes from the checkpoint.
 """
 
 from __future__ import annotations
@@ -22,77 +21,76 @@ _ANSWER_SECONDS = 10.0
 
 
 class RunStoppedError(RuntimeError):
-    """The run ended early because that was asked for; the message says by whom and why."""
+    """The run stopped early on request; the message says why."""
 
 
 async def ask_to_stop(reason: str) -> bool:
-    """Have the training run of this process end, with a checkpoint of its complete steps.
+    """Request that the training run of this process stops with a checkpoint.
 
-    For agent loops and rewards, which run in processes other than the trainer's. The step that is
-    under way is given up, so ask before failing the samples that cannot be had.
+    For agent loops and rewards, which run in other processes than the trainer. The current step is
+    discarded, so call this before raising an error for its samples.
 
     Args:
-        reason: What happened and what to do about it, for the person who starts the run again.
+        reason: What happened and what to do about it.
 
     Returns:
-        Whether the trainer will know; if not, an error is logged. Nothing is raised.
+        Whether the request was delivered; if not, an error is logged. Nothing is raised.
     """
     try:
         if not ray.is_initialized():
-            raise RuntimeError("this process belongs to no run")
-        board = await asyncio.to_thread(lambda: ray.get_actor(_board_name()))
+            raise RuntimeError("Ray is not initialized in this process")
+        actor = await asyncio.to_thread(lambda: ray.get_actor(_actor_name()))
         async with asyncio.timeout(_ANSWER_SECONDS):
-            await board.ask.remote(reason)
+            await actor.ask.remote(reason)
     except Exception as error:
-        logger.error("the training run cannot be asked to stop (%s): %r", reason, error)
+        logger.error("the request to stop the run was not delivered (%s): %r", reason, error)
         return False
     return True
 
 
 class StopRequests:
-    """The trainer's side of the board; requests of its own process need no Ray."""
+    """Stop requests as seen by the trainer; requests of its own process do not use Ray."""
 
     def __init__(self) -> None:
-        """Make it; nothing is started."""
         self._reason: str | None = None
-        self._board: Any = None
+        self._actor: Any = None
 
     def open(self) -> None:
-        """Put up the board; without it, requests of other processes do not arrive."""
+        """Start the actor that receives the requests of other processes."""
         try:
-            board = ray.remote(num_cpus=0)(_Board)
-            self._board = board.options(name=_board_name(), get_if_exists=True).remote()
+            actor = ray.remote(num_cpus=0)(_StopRequestActor)
+            self._actor = actor.options(name=_actor_name(), get_if_exists=True).remote()
         except Exception:
-            logger.warning("no other process can ask this run to stop", exc_info=True)
+            logger.warning("other processes cannot request a stop of this run", exc_info=True)
 
     def ask(self, reason: str) -> None:
-        """Ask from within the trainer's process."""
+        """Request a stop from the trainer's process."""
         self._reason = self._reason or reason
 
     def reason(self) -> str | None:
-        """Return the first request's reason, if there was a request. Takes about a millisecond."""
-        if self._reason is None and self._board is not None:
+        """Return the reason of the first request, or ``None``. Takes about a millisecond."""
+        if self._reason is None and self._actor is not None:
             try:
-                self._reason = ray.get(self._board.reason.remote(), timeout=_ANSWER_SECONDS)
+                self._reason = ray.get(self._actor.reason.remote(), timeout=_ANSWER_SECONDS)
             except ray.exceptions.GetTimeoutError:
-                logger.warning("the board for stop requests does not answer at the moment")
+                logger.warning("the actor for stop requests did not respond in time")
             except Exception:
                 logger.warning(
-                    "the board for stop requests is gone; no other process can ask this run to "
-                    "stop any more",
+                    "the actor for stop requests died; other processes can no longer request a "
+                    "stop of this run",
                     exc_info=True,
                 )
-                self._board = None
+                self._actor = None
         return self._reason
 
     def close(self) -> None:
-        """Take the board down."""
-        if self._board is not None:
-            ray.kill(self._board)
-            self._board = None
+        """Stop the actor."""
+        if self._actor is not None:
+            ray.kill(self._actor)
+            self._actor = None
 
 
-class _Board:
+class _StopRequestActor:
     def __init__(self) -> None:
         self._reason: str | None = None
 
@@ -103,6 +101,6 @@ class _Board:
         return self._reason
 
 
-def _board_name() -> str:
-    """Name of the board of this Ray job: runs that share a cluster do not stop each other."""
-    return f"deepeyes_stop_board_{ray.get_runtime_context().get_job_id()}"
+def _actor_name() -> str:
+    """Return the actor's name; it contains the Ray job, so runs of a cluster are independent."""
+    return f"deepeyes_stop_requests_{ray.get_runtime_context().get_job_id()}"

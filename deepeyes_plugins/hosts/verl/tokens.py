@@ -1,4 +1,4 @@
-"""Token bookkeeping of one trajectory: append-only, generated ids are never re-encoded.
+"""Token stream of one trajectory: append-only; generated ids are never re-encoded.
 
 ::
 
@@ -6,8 +6,8 @@
     response_ids                                    |<- turn ->|<- context ->|<- turn ->| ...
     response_mask                                   | 1 1 1  1 | 0  0  0   0 | 1  1  1  |
 
-Context is everything that the policy did not generate: an ``<|im_end|>`` that a stop string made
-the engine leave out, the observation, the opening of the next turn and its ``<think>``.
+Context is everything that the policy did not generate: the ``<|im_end|>`` that the engine omits
+after a stop string, the observation, the opening of the next turn and its ``<think>``.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class TokenStream:
     Attributes:
         prompt_ids: Ids before the first generated token.
         response_ids: Ids from the first generated token on.
-        response_mask: 1 for each id that the policy generated, else 0.
-        log_probs: The engine's log-probability of each response id, 0.0 for context; ``None`` as
-            soon as the engine has given none for a turn.
-        budget: Largest length of ``response_ids``.
+        response_mask: 1 for ids that the policy generated, else 0.
+        log_probs: The engine's log-probability of each response id, 0.0 for context; ``None`` if
+            the engine returned none for a turn.
+        budget: Maximum length of ``response_ids``.
     """
 
     prompt_ids: list[int]
@@ -38,12 +38,12 @@ class TokenStream:
 
     @property
     def ids(self) -> list[int]:
-        """Prompt and response, as the engine gets them."""
+        """Ids of prompt and response."""
         return self.prompt_ids + self.response_ids
 
     @property
     def room(self) -> int:
-        """Response tokens that still fit."""
+        """Number of response tokens left in the budget."""
         return self.budget - len(self.response_ids)
 
     def append_generated(self, ids: Sequence[int], log_probs: Sequence[float] | None) -> None:
@@ -51,13 +51,13 @@ class TokenStream:
 
         Args:
             ids: Generated ids, at most :attr:`room`.
-            log_probs: One per id, or ``None`` if the engine gives none.
+            log_probs: One per id, or ``None`` if the engine returned none.
 
         Raises:
-            ValueError: Too many ids, or not one log-probability each.
+            ValueError: There are too many ids, or the number of log-probabilities differs.
         """
         if log_probs is not None and len(log_probs) != len(ids):
-            raise ValueError(f"{len(ids)} generated ids came with {len(log_probs)} log-probs")
+            raise ValueError(f"{len(ids)} generated ids but {len(log_probs)} log-probabilities")
         self._append(ids, mask=1)
         if log_probs is None:
             self.log_probs = None
@@ -68,7 +68,7 @@ class TokenStream:
         """Append ids that the policy did not generate.
 
         Raises:
-            ValueError: Too many ids.
+            ValueError: There are too many ids.
         """
         self._append(ids, mask=0)
         if self.log_probs is not None:
@@ -76,13 +76,13 @@ class TokenStream:
 
     def _append(self, ids: Sequence[int], mask: int) -> None:
         if len(ids) > self.room:
-            raise ValueError(f"{len(ids)} ids do not fit into the {self.room} that are left")
+            raise ValueError(f"{len(ids)} ids exceed the remaining budget of {self.room}")
         self.response_ids.extend(ids)
         self.response_mask.extend([mask] * len(ids))
 
 
 class CutTurn(NamedTuple):
-    """How many of the generated ids belong to a turn, and what they say."""
+    """Number of generated ids that belong to a turn, and their text."""
 
     length: int
     text: str
@@ -97,18 +97,18 @@ def cut_turn(
 ) -> CutTurn:
     """Find the end of a turn.
 
-    A turn ends with the first id whose text completes a closing tag (an engine without stop
-    strings runs on), before the first forbidden id (an engine may not know how to forbid it), and
-    before the id that completes a forbidden text out of ordinary tokens (verl decodes the whole
-    sequence for the image processor, which would take the words for a place of an image).
+    A turn ends with the id that completes the first closing tag (engines without stop strings
+    continue), before the first forbidden id (not every engine can forbid ids), and before the id
+    that completes a forbidden text from ordinary tokens (verl decodes the whole sequence for the
+    image processor, which would read such a text as an image placeholder).
 
     Args:
         ids: Generated ids.
-        decode: Ids to text; what it gives for a prefix is how its text of the whole begins, but
-            for a last character that is still incomplete.
+        decode: Function from ids to text. The text of a prefix of the ids must be a prefix of the
+            whole text, except for an incomplete last character.
         closing_tags: For instance ``("</code>", "</tool_call>")``.
         forbidden: Ids that must not be trained on, see ``Dialect.forbidden``.
-        forbidden_texts: The same as texts.
+        forbidden_texts: The texts of these ids.
     """
     length = next((at for at, token in enumerate(ids) if token in forbidden), len(ids))
     text = decode(ids[:length])
@@ -124,13 +124,13 @@ def cut_turn(
 def _shortest(
     ids: Sequence[int], decode: Callable[[Sequence[int]], str], texts: Sequence[str]
 ) -> int:
-    """Return how many of ``ids``, whose text has one of ``texts``, it takes to have one."""
+    """Return the length of the shortest prefix of ``ids`` whose text contains one of ``texts``."""
 
     def complete(count: int) -> bool:
         prefix = decode(ids[:count])
         return any(text in prefix for text in texts)
 
-    # Most turns end at their tag, so look near the end first: each look decodes everything.
+    # Most turns end at their tag, so search from the end: every test decodes a whole prefix.
     high, step = len(ids), 1
     while complete(low := max(0, len(ids) - step)):
         high, step = low, 2 * step

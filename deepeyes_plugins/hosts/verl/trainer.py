@@ -1,13 +1,12 @@
-"""verl's trainers with what this package adds to a run, put into verl's own registry.
+"""Extended verl trainers: agent metrics, judge preflight and early stop.
 
-verl looks its trainer up by ``trainer.v1.trainer_mode`` in ``TRAINER_REGISTRY``. The same name
-also steers what the trainer does, so a mode of our own would not be treated as sync or async;
-therefore :func:`extend_trainers` puts a subclass in place of each class that is registered. It
-overrides public methods (``fit``, ``step``, ``on_step_begin``), looks over the shoulder of the
-replay buffer, and adds to what ``_validate`` returns: figures
-(:mod:`deepeyes_plugins.hosts.verl.metrics`) and an early end
-(:mod:`deepeyes_plugins.hosts.verl.stopping`). A run without a section ``deepeyes`` in its
-configuration goes through unchanged.
+verl looks up its trainer in ``TRAINER_REGISTRY`` by ``trainer.v1.trainer_mode``. The mode also
+controls the trainer's behaviour, so a new mode name would not be treated as sync or async;
+therefore :func:`extend_trainers` replaces each registered class by a subclass. The subclass
+overrides public methods (``fit``, ``step``, ``on_step_begin``), hooks into the replay buffer, and
+extends the result of ``_validate`` by metrics (:mod:`deepeyes_plugins.hosts.verl.metrics`) and an
+early stop (:mod:`deepeyes_plugins.hosts.verl.stopping`). Runs without a section ``deepeyes`` in
+their configuration are unchanged.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def extend_trainers(module: ModuleType) -> None:
-    """Put our subclasses into the registry; ``module`` is ``verl.trainer.ppo.v1``."""
+    """Replace the registered trainers by subclasses; ``module`` is ``verl.trainer.ppo.v1``."""
     del module
     for name, trainer in TRAINER_REGISTRY.items():
         if not issubclass(trainer, DeepEyesTrainer):
@@ -36,16 +35,14 @@ def extend_trainers(module: ModuleType) -> None:
 
 
 class DeepEyesTrainer(PPOTrainer):
-    """Logs figures of the agent, and ends cleanly when it is asked to."""
+    """Trainer with agent metrics and early stop."""
 
     def __init__(self, config: Any) -> None:
-        """Make verl's trainer.
-
-        The judge is tried first: no GPU is taken yet.
+        """Test the judge, then create verl's trainer, which allocates GPUs.
 
         Raises:
             SettingsError: The recipe's section ``deepeyes`` is wrong.
-            JudgeUnavailableError: The judge does not work, or not well.
+            JudgeUnavailableError: The judge does not respond or judges test cases wrongly.
         """
         recipe: Any = OmegaConf.to_container(config, resolve=True)
         section = recipe.get("deepeyes")
@@ -61,7 +58,7 @@ class DeepEyesTrainer(PPOTrainer):
         """Train.
 
         Raises:
-            RunStoppedError: It was asked to end; a checkpoint of the complete steps is there.
+            RunStoppedError: A stop was requested; the completed steps are in a checkpoint.
         """
         if self._settings is None:
             super().fit(agent_loop_manager)
@@ -71,30 +68,30 @@ class DeepEyesTrainer(PPOTrainer):
             self._settings, Path(self.config.trainer.default_local_dir), self.tokenizer
         )
         self._stop.open()
-        self._look_into_replay_buffer(self._watch)
+        self._hook_replay_buffer(self._watch)
         try:
             super().fit(agent_loop_manager)
         except RunStoppedError as stop:
             stopped = RunStoppedError(f"{stop}. {self._save_complete_steps()}")
-            logger.error("the run ends: %s", stopped)
+            logger.error("the run stops: %s", stopped)
             raise stopped from stop
         finally:
             self._stop.close()
             self._watch.close()
 
     def on_step_begin(self) -> None:
-        """End here if that was asked for: the step before is complete and logged."""
-        self._end_if_asked()
+        """Stop on request; the previous step is complete and logged."""
+        self._stop_if_requested()
         super().on_step_begin()
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> Any:
-        """Train one step and look at its samples."""
+        """Train one step and process its samples."""
         batch = super().step(metrics, timing_raw)
         self._completed_step = self.global_steps
         if self._watch is not None:
             expected = self.config.data.train_batch_size * self.config.actor_rollout_ref.rollout.n
-            figures, reason = self._watch.trained(self.global_steps, batch, expected)
-            metrics.update(figures)
+            own_metrics, reason = self._watch.trained(self.global_steps, batch, expected)
+            metrics.update(own_metrics)
             if reason is not None:
                 self._stop.ask(reason)
         return batch
@@ -105,13 +102,13 @@ class DeepEyesTrainer(PPOTrainer):
             metrics.update(self._watch.validated())
         return metrics
 
-    def _end_if_asked(self, cause: Exception | None = None) -> None:
+    def _stop_if_requested(self, cause: Exception | None = None) -> None:
         reason = self._stop.reason()
         if reason is not None:
             raise RunStoppedError(reason) from cause
 
-    def _look_into_replay_buffer(self, watch: RunWatch) -> None:
-        """See validation samples, and requests to stop while samples are waited for."""
+    def _hook_replay_buffer(self, watch: RunWatch) -> None:
+        """Process validation samples, and stop requests while the trainer waits for samples."""
         buffer = self.replay_buffer
         sample, wait = buffer.sample, getattr(buffer, "_wait_for_next_poll", None)
 
@@ -119,35 +116,35 @@ class DeepEyesTrainer(PPOTrainer):
             try:
                 batch, metrics = sample(*arguments, **keywords)
             except RuntimeError as error:
-                self._end_if_asked(error)  # Where all samples failed, it is why.
+                self._stop_if_requested(error)  # A stop request explains why all samples failed.
                 raise
-            self._end_if_asked()
+            self._stop_if_requested()
             if batch.partition_id == "val":
-                watch.sampled_for_validation(batch)
+                watch.record_validation(batch)
             return batch, metrics
 
         buffer.sample = watched_sample
-        if wait is None:  # A custom sampler may wait in its own way.
+        if wait is None:  # A custom sampler may wait differently.
             return
 
         def watched_wait(*arguments: Any) -> Any:
-            self._end_if_asked()
+            self._stop_if_requested()
             return wait(*arguments)
 
         buffer._wait_for_next_poll = watched_wait
 
     def _save_complete_steps(self) -> str:
-        """Save what verl's schedule has not saved yet, and say what is there.
+        """Save completed steps that verl's schedule has not saved, and describe the checkpoint.
 
-        The questions of a step that was given up are not asked again in the same epoch. With
-        ``parameter_sync_step`` above 1, weights hold the updates of its first parts.
+        The prompts of a discarded step are not repeated in the same epoch. With
+        ``parameter_sync_step`` above 1, the weights include the updates of its first parts.
         """
         step, frequency = self._completed_step, self.config.trainer.save_freq
         if step == self._first_step:
-            return "No step was completed since it started, so there is nothing new to save."
+            return "No step was completed since the start, so there is nothing new to save."
         where = f"Step {step} is saved in {self.config.trainer.default_local_dir}"
         if not (frequency > 0 and step % frequency == 0):
-            # Saving needs the memory that the engines hold, as in verl's own order of things.
+            # Saving needs the engines' memory, so free it first, as verl does.
             for free in ("abort_replicas", "sleep_replicas"):
                 try:
                     getattr(self.checkpoint_manager, free)()
@@ -159,4 +156,4 @@ class DeepEyesTrainer(PPOTrainer):
             except Exception as error:
                 logger.exception("the checkpoint of step %d cannot be saved", step)
                 return f"Step {step} cannot be saved ({error!r}): resume from an earlier one."
-        return f"{where}; the same command resumes there."
+        return f"{where}; the same command resumes from it."

@@ -1,10 +1,10 @@
 "use strict";
-// Everything from a trajectory reaches the page by textContent: it is text, whatever it looks like.
+// Trajectory content is inserted through textContent only, so it is never parsed as HTML.
 (() => {
   const contents = JSON.parse(document.getElementById("contents").textContent);
   const [BENCHMARK, INDEX, VERDICT, END, TOOLS, TURNS, QUESTION, PREDICTION, FLIP] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
   const MARKS = { right: "✓", wrong: "✗", failed: "!", unscored: "·" };
-  const WORDS = { right: "right", wrong: "wrong", failed: "failed on our side", unscored: "not scored" };
+  const WORDS = { right: "correct", wrong: "wrong", failed: "infrastructure error", unscored: "not scored" };
   const STEP = 80;
   const byId = (id) => document.getElementById(id);
   const list = byId("list"), detail = byId("detail");
@@ -93,7 +93,7 @@
     watcher.unobserve(end);
     if (shown < found.length) watcher.observe(end);
     byId("count").textContent = `${found.length.toLocaleString("en")} of ${contents.rows.length.toLocaleString("en")}`;
-    if (!found.length) list.prepend(element("p", "quiet", "No sample is like that."));
+    if (!found.length) list.prepend(element("p", "quiet", "No sample matches the filters."));
   };
 
   // One sample
@@ -101,7 +101,7 @@
     const box = element("div", "pictures");
     for (const name of images) {
       if (!name) {
-        box.append(element("span", "lost", "an image that was not kept"));
+        box.append(element("span", "lost", "image not available"));
         continue;
       }
       const link = element("a");
@@ -158,7 +158,7 @@
     if (given.cut) facts.push("cut at the length limit");
     made.append(element("div", "head", facts.join(" · ")));
     for (const [kind, text] of given.parts) made.append(KINDS[kind](text));
-    if (given.error) made.append(element("div", "label error", `${given.ours ? "failed on our side" : "failed"}: ${given.error}`));
+    if (given.error) made.append(element("div", "label error", `${given.infrastructure ? "infrastructure error" : "failed"}: ${given.error}`));
     if (given.observation.length) made.append(element("div", "label", "what came back"), ...parts(given.observation));
     return made;
   };
@@ -189,7 +189,7 @@
     const options = sample.options ?? {};
     const reference = options[sample.reference] ? `${sample.reference}. ${options[sample.reference]}` : sample.reference;
     line("Verdict", WORDS[verdict] + (sample.score !== null && sample.score % 1 ? `, ${sample.score}` : ""), `verdict ${verdict}`);
-    if (reference) line("Right answer", reference);
+    if (reference) line("Reference answer", reference);
     line("Scored", sample.prediction || "(nothing)");
     if (sample.note) line("Scorer", sample.note);
     if (sample.error) line("Failure", sample.error);
@@ -205,7 +205,7 @@
     const place = contents.rows[number];
     let sample;
     try {
-      sample = (await load(Math.floor(number / contents.in_a_file)))[number % contents.in_a_file];
+      sample = (await load(Math.floor(number / contents.samples_per_file)))[number % contents.samples_per_file];
     } catch (error) {
       if (open === number) detail.replaceChildren(element("p", "quiet", error.message));
       return;
@@ -229,7 +229,7 @@
     if (detail.getBoundingClientRect().top > list.getBoundingClientRect().bottom - 1) detail.scrollIntoView({ block: "start" });
   };
 
-  // Where one is stays in the address, so that a link leads there again.
+  // Filters and the open sample are stored in the URL, so that links restore them.
   const remember = () => {
     const state = new URLSearchParams(Object.entries(chosen()).filter(([, value]) => value));
     if (open !== null) state.set("sample", open);
