@@ -162,6 +162,45 @@ class TestMistakes:
             load_settings()
 
 
+@pytest.mark.parametrize(
+    ("section", "old", "new"),
+    [
+        ("failures", "smallest_group", "min_group_size"),
+        ("limits", "engine_patience", "turn_timeout"),
+    ],
+)
+class TestRenamedKeys:
+    """The old key works for one version and names the new one."""
+
+    def test_in_the_file(self, write: WriteYaml, section: str, old: str, new: str) -> None:
+        path = write(f"{section}: {{{old}: 7}}")
+        with pytest.warns(FutureWarning, match=rf"{section}\.{old} .*: use {section}\.{new}$"):
+            settings = load_settings(path)
+        assert getattr(getattr(settings, section), new) == 7
+
+    def test_in_a_variable(
+        self, monkeypatch: pytest.MonkeyPatch, section: str, old: str, new: str
+    ) -> None:
+        monkeypatch.setenv(f"DEEPEYES_{section}_{old}".upper(), "7")
+        with pytest.warns(FutureWarning, match=f"use {section}.{new}"):
+            settings = load_settings()
+        assert getattr(getattr(settings, section), new) == 7
+
+    def test_not_beside_the_new_one(
+        self, write: WriteYaml, section: str, old: str, new: str
+    ) -> None:
+        path = write(f"{section}: {{{old}: 7, {new}: 8}}")
+        with pytest.raises(SettingsError, match=f"{section}.{new} and both are given: remove"):
+            load_settings(path)
+
+    def test_a_wrong_value_is_told_under_the_new_name(
+        self, write: WriteYaml, section: str, old: str, new: str
+    ) -> None:
+        path = write(f"{section}: {{{old}: many}}")
+        with pytest.warns(FutureWarning), pytest.raises(SettingsError, match=f"{section}.{new}: "):
+            load_settings(path)
+
+
 class TestVariables:
     def test_one_value_of_a_section(
         self, write: WriteYaml, monkeypatch: pytest.MonkeyPatch

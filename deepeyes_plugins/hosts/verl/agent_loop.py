@@ -88,7 +88,7 @@ class DeepEyesAgentLoop(AgentLoopBase):
             RowError: The row cannot be used. verl marks its group as failed and goes on.
         """
         resources = shared_resources(self._section.get("agent_config"))
-        groups = _groups.setdefault(resources, Groups(resources.settings.failures.smallest_group))
+        groups = _groups.setdefault(resources, Groups(resources.settings.failures.min_group_size))
         prompt = kwargs.get("uid")
         if prompt is None:  # A trainer that cannot do without a session, verl's old one.
             return await self._play(sampling_params, kwargs, resources)
@@ -134,7 +134,11 @@ class DeepEyesAgentLoop(AgentLoopBase):
             environment = RecordingEnvironment(make_environment(resources))
             policy = self._policy(sampling_params, environment)
             trajectory = await rollout(
-                policy, environment, task, name=name, generation_counts=self._engine_never_stops
+                policy,
+                environment,
+                task,
+                name=name,
+                wall_time_includes_generation=self._engine_never_stops,
             )
             trajectory.labels = {**labels(row), "attempt": attempt + 1}
             _log(resources, trajectory, environment.images)
