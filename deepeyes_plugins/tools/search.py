@@ -191,7 +191,7 @@ class SearchTool(BaseSearchTool[SearchQuery, SearchResults]):
         """Take ``arguments["query"]``."""
         text = arguments.get("query")
         if not isinstance(text, str) or not text.strip():
-            raise ArgumentError("the argument 'query' must be a text that is not empty")
+            raise ArgumentError("the argument 'query' must be a string that is not empty")
         return self._search.query(text)
 
     async def find(self, query: SearchQuery) -> SearchResults:

@@ -68,9 +68,7 @@ def test_what_is_no_media_root_says_so(tmp_path: Path) -> None:
 
     with pytest.raises(MediaError, match=r"cut\.zip cannot be read as a zip file, perhaps cut"):
         MediaRoot.open(cut)
-    with pytest.raises(
-        MediaError, match="gone, what images are relative to, is neither a folder nor a zip"
-    ):
+    with pytest.raises(MediaError, match="gone, the media root, is neither a folder nor a zip"):
         MediaRoot.open(tmp_path / "gone")
 
 

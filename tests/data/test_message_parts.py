@@ -200,7 +200,7 @@ def test_parts_of_other_kinds_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RowError, match=r"part 2 of message 1 is neither .* 'a\.mp4'"):
         format_sharegpt(sft_row(TEXT, video))
     (problem,) = check_rl_parquet(parquet(folder, rl_row(TEXT, video))).errors
-    assert "part 2 of message 1 is neither a text nor an image" in problem.reason
+    assert "part 2 of message 1 is neither text nor an image" in problem.reason
     broken = f"{URI[:-9]}!"
     (problem,) = check_sft_file(array(folder, sft_row(NAMED["url"](broken)))).errors
     assert problem.reason.startswith("image 1 (data:image/png;base64,…): the data URI cannot be")

@@ -86,11 +86,15 @@ def test_prompts_that_stand_as_json_and_in_parts(tmp_path: Path) -> None:
         ("x.json", b'[{"messages": [', "row 1: not valid JSON"),
         ("x.json", b"[]", "no rows"),
         ("x.json", b'["\xff"]', "is not UTF-8"),
-        ("x.json", b'[{"system": "\\ud800"}]', "row 1: the system prompt holds half a character"),
+        (
+            "x.json",
+            b'[{"system": "\\ud800"}]',
+            "the system prompt contains a lone surrogate",
+        ),
         (
             "x.json",
             b'[{"messages": [{"role": "system", "content": {"text": "a"}}]}]',
-            "row 1: the system prompt is a dict, not a text",
+            "row 1: the system prompt is a dict, not a string",
         ),
         ("x.parquet", b"PAR1", "cannot be read as parquet"),
     ],

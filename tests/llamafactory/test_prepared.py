@@ -44,5 +44,5 @@ def test_prepared_rows_are_tokenized_as_they_would_be_trained(
     with_images = [bool(sample["images"]) for sample in samples]
     assert with_images == [True, False, False, True, True]
     assert all(any(label >= 0 for label in sample["labels"]) for sample in samples)
-    with pytest.raises(DataError, match="from which only the templates deepeyes_qwen2_vl"):
+    with pytest.raises(DataError, match="which only the templates deepeyes_qwen2_vl"):
         tokenized(arguments | {"dataset": "deepeyes_v2_sft", "template": "qwen2_vl"})

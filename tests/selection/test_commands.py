@@ -187,7 +187,7 @@ def test_the_input_is_never_written_over_and_named_as_it_is(data: Path, tmp_path
         *("data", "filter", str(file), "-o", str(file), "--url", "http://127.0.0.1:9/v1")
     )
     assert answer.returncode == 1
-    assert f"{file} is or lies in {file}" in answer.stderr
+    assert f"{file} is, or is inside of, {file}" in answer.stderr
     assert file.read_bytes() == data.read_bytes()
 
 

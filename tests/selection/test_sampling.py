@@ -238,7 +238,7 @@ def test_what_is_in_dataset_info_stays_and_what_is_no_table_is_refused(
         assert list(entries) == ["mine", "made"]
         assert entries["made"]["formatting"] == "deepeyes"
         info.write_text("[]")
-        with pytest.raises(ValueError, match="no table of data sets"):
+        with pytest.raises(ValueError, match="not a JSON object of data sets"):
             lab.write([], Choice())
 
 

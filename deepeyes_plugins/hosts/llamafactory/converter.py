@@ -110,7 +110,7 @@ class FormatterConverter(DatasetConverter):
         """Find out what dataset_info.json says of the rows.
 
         Raises:
-            DataError: It says what cannot be honoured.
+            DataError: It says what is not supported.
         """
         self.form = row_form(self.dataset_attr)
 
@@ -177,7 +177,7 @@ def row_form(dataset_attr: DatasetAttr) -> RowForm:
     """Return what an entry of dataset_info.json says of its rows.
 
     Raises:
-        DataError: It says what cannot be honoured.
+        DataError: It says what is not supported.
     """
     if dataset_attr.ranking:
         raise DataError(f"{dataset_attr}: ranking: true is for reward models, not for SFT")

@@ -65,7 +65,7 @@ def load(
         training_args: Of the run; what streaming needs is set where it was left at its default.
 
     Raises:
-        DataError: The entry cannot be honoured, or the files cannot be read; rows are named.
+        DataError: The entry is not supported, or the files cannot be read; rows are named.
     """
     if dataset_attr.formatting not in formatters():
         return theirs(dataset_attr, model_args, data_args, training_args)
