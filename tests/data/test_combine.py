@@ -198,9 +198,9 @@ def test_what_cannot_be_merged_is_said(rl_files: Path, tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.json", [PLAIN, with_image("gone.png")])
     for sources, output, reason in (
         ([rl_files, bad], "x.parquet", "cannot be combined"),
-        ([rl_files], "x.jsonl", "the result is a .parquet file"),
+        ([rl_files], "x.jsonl", "must be a .parquet file"),
         ([bad], "x.jsonl", r"bad\.json, row 2: images: .*Run `deepeyes data prepare` first"),
-        ([rl_files], "in/x.parquet", "must stay as it is"),
+        ([rl_files], "in/x.parquet", "must not change"),
     ):
         with pytest.raises(DataError, match=reason):
             merge(sources, tmp_path / output)
