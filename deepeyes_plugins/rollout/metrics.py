@@ -1,7 +1,7 @@
 """Metrics of trajectories by data source: rates, shares, lengths and latencies.
 
-A :class:`SampleRecord` is a small summary of a trajectory that is sent to the logging process, where
-:class:`MetricsAggregator` computes metrics.
+A :class:`SampleRecord` is a small summary of a trajectory that is sent to the logging process,
+where :class:`MetricsAggregator` computes metrics.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ JUDGED = "judged"
 JUDGE_CACHED = "judge_cached"
 JUDGE_CALLS = "judge_calls"
 JUDGE_SECONDS = "judge_seconds"
-"""Reward parts about the judge of one sample: whether it decided (0 or 1), whether from its cache (0
-or 1), number of requests, and seconds."""
+"""Reward parts about the judge of one sample: whether it decided (0 or 1), whether from its cache
+(0 or 1), number of requests, and seconds."""
 
 
 class ToolCall(BaseModel):

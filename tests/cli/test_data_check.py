@@ -389,5 +389,5 @@ def test_results_are_not_written_over_what_is_checked(tmp_path: Path) -> None:
 
     for option in ("--html", "--problems"):
         refused = run("check", file, option, file, state=tmp_path / "state")
-        assert refused.exit_code == 2 and "must stay as it is" in refused.stderr
+        assert refused.exit_code == 2 and "must not change" in refused.stderr
     assert json.loads(file.read_text()) == [SFT_ROW]

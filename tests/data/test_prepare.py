@@ -337,10 +337,10 @@ def test_a_zip_file_with_names_that_lead_out_of_it_harms_nobody(tmp_path: Path) 
 def test_nothing_is_written_where_the_source_is(source: Path, tmp_path: Path) -> None:
     before = contents(source)
     for output in (source, source / "out"):
-        with pytest.raises(DataError, match="which is read and must stay as it is"):
+        with pytest.raises(DataError, match="which must not change"):
             prepare_sft([source], output)
     own = write(tmp_path / "deepeyes_v2_sft.jsonl", [PLAIN], lines=True)
-    with pytest.raises(DataError, match="must stay as it is"):
+    with pytest.raises(DataError, match="must not change"):
         prepare_sft([own], tmp_path)
     assert contents(source) == before
 

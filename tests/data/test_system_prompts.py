@@ -56,7 +56,7 @@ def test_of_several_one_has_to_be_chosen(tmp_path: Path) -> None:
     refused = prompt(source, "-o", target)
 
     assert (refused.returncode, target.exists()) == (1, False)
-    assert "choose one by --which" in refused.stderr and f"{b.name}  2 rows" in refused.stderr
+    assert "choose one with --which" in refused.stderr and f"{b.name}  2 rows" in refused.stderr
     listed = json.loads(prompt(source, "-o", target, "--which", a.name, "--json").stdout)
     assert target.read_text() == "a"
     assert [one["name"] for one in listed] == [b.name, a.name, "none"]

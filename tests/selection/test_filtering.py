@@ -52,7 +52,9 @@ def test_files_that_do_not_go_together_are_named(tmp_path: Path) -> None:
         file_of(tmp_path / "a.parquet", question(1)),
         file_of(tmp_path / "b.parquet", question("one")),
     ]
-    with pytest.raises(DataError, match=r"b\.parquet: its columns are not those of the other"):
+    with pytest.raises(
+        DataError, match=r"b\.parquet: its columns conflict with those of the other"
+    ):
         common_columns(files)
 
 

@@ -116,7 +116,7 @@ class TestMistakes:
             ("limits: {turns: 3, 'turns': 4}", "duplicate key 'turns' in line 1 and line 1"),
             (
                 "judge:\n  endpoints:\n  - url: x\n    url: y",
-                "duplicate key 'url' in line 3 and line",
+                "duplicate key 'url' in line 3",
             ),
             ("a: [", "cannot be read as YAML"),
             ("!!python/object:os.system {}", "cannot be read as YAML"),
