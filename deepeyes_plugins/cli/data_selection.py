@@ -177,9 +177,7 @@ def synthesize(
             "--output", "-o", metavar="PATH", help="Folder for the data set.", show_default=False
         ),
     ],
-    name: Annotated[
-        str, typer.Option(metavar="NAME", help="Name of the data set.")
-    ] = "synthesized",
+    name: DatasetName = "synthesized",
     samples: Annotated[
         int, typer.Option(min=1, metavar="N", help="Trajectories to play per question.")
     ] = 1,
@@ -263,9 +261,7 @@ def from_trajectories(
             "without one, as in an evaluation. Repeatable. [default: train]",
         ),
     ] = None,
-    name: Annotated[
-        str, typer.Option(metavar="NAME", help="Name of the data set.")
-    ] = "rejection_sampled",
+    name: DatasetName = "rejection_sampled",
     best: Best = 1,
     least_score: Annotated[float, typer.Option(metavar="X", help="Minimum score.")] = 0.0,
     least_accuracy: Annotated[float, typer.Option(metavar="X", help="Minimum part `acc`.")] = 1.0,

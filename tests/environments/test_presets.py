@@ -119,7 +119,7 @@ class TestDeepEyesV2:
             (call("[]"), 'A <tool_call> is a JSON object with a string "name"'),
             ("<code>print(1)</code>", "holds no fenced Python"),
             ("<code>\n```python\nprint(1)\n```\n", "not closed"),
-            (call('{"name": "search", "arguments": {"query": 7}}'), "'query' must be a string"),
+            (call('{"name": "search", "arguments": {"query": 7}}'), "'query' must be a text"),
             (code("1 / 0"), "ZeroDivisionError"),
         ],
     )

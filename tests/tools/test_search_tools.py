@@ -143,7 +143,7 @@ async def test_a_wrong_argument_is_the_models_mistake(
     encyclopedia: Encyclopedia, arguments: dict[str, Any]
 ) -> None:
     observation = await call(arguments)
-    assert "Error: the argument 'query' must be a string" in str(observation.parts)
+    assert "Error: the argument 'query' must be a text" in str(observation.parts)
     assert observation.error and not observation.infrastructure
     assert not encyclopedia.asked
 
