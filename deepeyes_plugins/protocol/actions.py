@@ -1,8 +1,8 @@
 """Parser of the action of an assistant turn.
 
 Formats and precedence are those of the DeepEyesV2 training code (Visual-Agent/DeepEyesV2): a
-complete answer; else the last ``<code>`` block; else the last ``<tool_call>``. A malformed action becomes a
-:class:`MalformedAction`, whose message tells the model what to write instead.
+complete answer; else the last ``<code>`` block; else the last ``<tool_call>``. A malformed action
+becomes a :class:`MalformedAction`, whose message tells the model what to write instead.
 """
 
 from __future__ import annotations

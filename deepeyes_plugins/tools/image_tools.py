@@ -1,7 +1,8 @@
 """Tools of DeepEyes V1: zoom and rotate.
 
 Boxes follow the rules of the V1 training code (Visual-Agent/DeepEyes): a box is clamped to the
-image and refused if it is empty, its shorter side has 30 pixels or less, or its aspect ratio is over 100.
+image and refused if it is empty, its shorter side has 30 pixels or less, or its aspect ratio is
+over 100.
 """
 
 from __future__ import annotations
