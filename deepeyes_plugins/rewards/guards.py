@@ -267,9 +267,9 @@ def speaks_to_judge(answer: str, known: str = "", ground_truth: str = "") -> boo
     patterns = [_INSTRUCTIONS]
     if not _TRUTH_VALUE.match(ground_truth):
         patterns.append(_VERDICTS)
-    told = set(_WORDS.findall(known.casefold())) | _FILLERS
+    known_words = set(_WORDS.findall(known.casefold())) | _FILLERS
     return any(
-        not told.issuperset(_WORDS.findall(match[0].casefold()))
+        not known_words.issuperset(_WORDS.findall(match[0].casefold()))
         for pattern in patterns
         for match in pattern.finditer(answer)
     )

@@ -115,9 +115,9 @@ def write_rows(
             found[str(record.labels.get("question") or name_in_log)].append((record, line.place))
     with (
         whole_file(folder / f"{name}.json") as rows,
-        whole_file(folder / f"{name}.report.jsonl") as told,
+        whole_file(folder / f"{name}.report.jsonl") as partial,
         rows.open("w", encoding="utf-8") as file,
-        told.open("w", encoding="utf-8") as report,
+        partial.open("w", encoding="utf-8") as report,
     ):
         file.write("[")
         for one in itertools.chain(questions, _left_in(found)):
