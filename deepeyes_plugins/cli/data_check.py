@@ -34,7 +34,7 @@ _BAR_WIDTH = 40
 
 Paths = Annotated[
     list[Path],
-    typer.Argument(metavar="PATH...", help="Data files or folders of them.", show_default=False),
+    typer.Argument(metavar="PATH", help="Data files or folders of them.", show_default=False),
 ]
 KindOption = Annotated[
     str | None,

@@ -18,7 +18,7 @@ from deepeyes_plugins.data.combine import Amounts, Combined
 Sources = Annotated[
     list[Path],
     typer.Argument(
-        metavar="PATH...",
+        metavar="PATH",
         help="Files and folders: all parquet (RL) or all JSON (SFT).",
         show_default=False,
     ),

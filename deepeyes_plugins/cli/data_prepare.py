@@ -35,7 +35,7 @@ from deepeyes_plugins.settings import load_settings
 Sources = Annotated[
     list[Path],
     typer.Argument(
-        metavar="PATH...",
+        metavar="PATH",
         help="Downloaded data files, folders of them, and zip files of images.",
         show_default=False,
     ),

@@ -57,7 +57,7 @@ _DEFAULTS = Thresholds()
 _NAMED = 5
 
 Data = Annotated[
-    list[Path], typer.Argument(metavar="PATH...", help="RL parquet files.", show_default=False)
+    list[Path], typer.Argument(metavar="PATH", help="RL parquet files.", show_default=False)
 ]
 Config = Annotated[
     Path | None,

@@ -112,13 +112,13 @@ _mount(data, "stats", "Count what data sets hold.", "data_check:stats")
 _mount(data, "prompt", "The system prompt of a data set, byte for byte.", "data_prompt:prompt")
 _mount(data, "merge", "One file of several, by source.", "data_combine:merge")
 _mount(data, "split", "Hold out rows for validation, by source.", "data_combine:split")
-_mount(data, "filter", "Keep questions where tools help.", "data_models:filter_questions")
-_mount(data, "synthesize", "Make SFT rows with a teacher model.", "data_models:synthesize")
+_mount(data, "filter", "Keep questions where tools help.", "data_selection:filter_questions")
+_mount(data, "synthesize", "Make SFT rows with a teacher model.", "data_selection:synthesize")
 _mount(
     data,
     "from-trajectories",
     "Make SFT rows of the best logged trajectories.",
-    "data_models:from_trajectories",
+    "data_selection:from_trajectories",
 )
 
 reward = _group(app, "reward", "Rewards of stored trajectories.")

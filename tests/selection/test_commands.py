@@ -297,7 +297,7 @@ def test_a_full_disk_ends_the_run_and_what_is_finished_is_kept(data: Path, tmp_p
         with full_disk(output, 32 << 10):
             answer = deepeyes(*command)
             assert answer.returncode == 1
-            assert "What is finished is kept" in answer.stderr
+            assert "The same command resumes" in answer.stderr
         played = len((output / "work" / FILE_NAME).read_text().splitlines())
         asked = len(server.requests)
         assert 0 < played < 4 * COUNT
