@@ -165,7 +165,10 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "an image that is nowhere": (with_image("gone.png"), r"gone\.png\): there is no such file"),
     "an image that is none": (with_image("text.png"), "not a readable image"),
     "a way out by ..": (with_image("../secret.png"), r"a path with \.\. in it"),
-    "a way out by a link": (with_image("link.png"), "a link leads to .*secret.png, .*outside"),
+    "a way out by a link": (
+        with_image("link.png"),
+        "link leads to .*secret.png, outside",
+    ),
     "an absolute path": (with_image("/etc/hostname"), "there is no such file"),
     "a way out of a zip file": (with_image("zip://a::/etc/x.zip"), "not among the media paths"),
     "no thinking": (
@@ -241,9 +244,9 @@ def test_no_row_is_so_odd_that_the_run_ends(
     source.write_text(json.dumps([PLAIN, *rows]))
 
     prepared = prepare_sft([source], tmp_path / "out", columns=["source"], decode=False)
-    (seen,) = scan([Source(source, "sft")], CheckRules(), tmp_path / "state")
+    (result,) = scan([Source(source, "sft")], CheckRules(), tmp_path / "state")
 
-    assert prepared.summary.rows == seen.seen.rows == len(rows) + 1
+    assert prepared.summary.rows == result.counts.rows == len(rows) + 1
     assert check_sft_file(prepared.files[0]).ok
     assert "\\ud800" not in prepared.files[0].read_text()
     assert not re.search(r"\b(NaN|Infinity)\b", prepared.report.read_text())
@@ -372,7 +375,7 @@ def test_no_space_left_is_told_and_what_was_finished_is_kept(tmp_path: Path) -> 
     out = tmp_path / "out"
 
     with full_disk(out, 64 << 10):
-        with pytest.raises(DataError, match=r"1\.\w+ cannot be written: .*make room"):
+        with pytest.raises(DataError, match=r"1\.\w+ cannot be written: .*free space"):
             prepare_sft([small, large], out)
         assert not [path for path in out.rglob("*") if "partial" in path.name]
         assert [path.name for path in out.rglob("0.*")]
@@ -385,7 +388,7 @@ def test_no_space_left_for_parquet(rl_rows: list[dict[str, Any]], tmp_path: Path
     source, out = write_parquet(tmp_path / "in" / "x.parquet", rl_rows * 30), tmp_path / "out"
 
     with full_disk(out, 16 << 10):
-        with pytest.raises(DataError, match=r"x\.parquet cannot be written: .*make room"):
+        with pytest.raises(DataError, match=r"x\.parquet cannot be written: .*free space"):
             prepare_rl([source], out)
         assert not list(out.glob("*.parquet"))
 
