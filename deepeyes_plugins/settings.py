@@ -39,11 +39,11 @@ _REASONS = {
     "model_type": "expected keys and values",
     "tuple_type": "expected a list",
 }
-"""Reasons in the words of YAML, by the type of a validation error."""
+"""Messages in terms of YAML, by type of validation error."""
 
 
 class LayeredSettings(BaseSettings):
-    """Settings from code or a file, over which environment variables win."""
+    """Settings from code or a file, overridden by environment variables."""
 
     @classmethod
     def settings_customise_sources(
@@ -54,12 +54,12 @@ class LayeredSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the environment win."""
+        """Give environment variables precedence."""
         return env_settings, init_settings
 
 
 class AgentSettings(LayeredSettings):
-    """Everything the agent core can be told."""
+    """Settings of the agent core."""
 
     model_config = SettingsConfigDict(
         extra="forbid",
@@ -69,22 +69,20 @@ class AgentSettings(LayeredSettings):
         env_nested_max_split=1,
     )
 
-    environment: str = Field(
-        "deepeyes_v2", description="Environment of tasks that do not name one themselves."
-    )
+    environment: str = Field("deepeyes_v2", description="Environment of tasks that name none.")
     tools: dict[str, list[str]] = Field(
         default_factory=dict,
-        description="Tools by environment, where they are not the environment's own choice.",
+        description="Tools by environment, instead of the environment's default.",
     )
     coordinates: Coordinates = Field(
         Coordinates.PIXELS,
-        description="What the model's boxes are: pixels of the original image (DeepEyes, "
+        description="Unit of the model's boxes: pixels of the original image (DeepEyes, "
         "Qwen2.5-VL), or thousandths of its sides (Qwen3-VL).",
     )
     limits: Limits = Field(default_factory=Limits, description="When a trajectory ends.")
     failures: FailureSettings = Field(
         default_factory=FailureSettings,
-        description="Training: what becomes of trajectories that our side has spoilt.",
+        description="Training: trajectories that end with an infrastructure error.",
     )
     sandbox: SandboxSettings = Field(
         default_factory=SandboxSettings, description="The code sandbox."
@@ -99,8 +97,8 @@ class AgentSettings(LayeredSettings):
     )
     evaluation: dict[str, Any] = Field(
         default_factory=dict,
-        description="What an evaluation does otherwise: keys of this file, of the model's server "
-        "and of the prompt, as in a recipe (docs/evaluation.md).",
+        description="Overrides for evaluations: keys of this file, of the model's server and of "
+        "the prompt, as in a recipe (docs/evaluation.md).",
     )
     plugins: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Settings of third-party plugins, by plugin name."
@@ -114,13 +112,13 @@ def load_settings(
     """Read the settings.
 
     Args:
-        path: An agent.yaml; by default the file that ``DEEPEYES_AGENT_CONFIG`` names; without
+        path: An agent.yaml; by default the file named by ``DEEPEYES_AGENT_CONFIG``; without
             either, the built-in defaults.
-        arrange: Makes other keys and values of the file's, before they are checked and before
-            the environment wins over them.
+        arrange: Transforms the file's keys and values before validation and before environment
+            variables override them.
 
     Raises:
-        SettingsError: The file cannot be read or a value is wrong; file and key are named.
+        SettingsError: The file cannot be read or a value is wrong; the message names file and key.
     """
     path = path or os.environ.get(SETTINGS_VARIABLE)
     where = path or "settings from the environment"
@@ -138,20 +136,20 @@ def load_settings(
 
 
 class DuplicateKeyError(yaml.YAMLError):
-    """A key stands twice in one mapping; the message names it and both lines."""
+    """A key occurs twice in one mapping; the message names it and both lines."""
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses duplicate keys, of which PyYAML keeps the last in silence.
+    """A safe loader that refuses duplicate keys, of which PyYAML silently keeps the last.
 
-    Keys that a merge (``<<``) brings may be set again: that is what merges are for.
+    Keys from a merge (``<<``) may be overridden.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Compose a mapping.
 
         Raises:
-            DuplicateKeyError: A key stands in it twice.
+            DuplicateKeyError: A key occurs twice.
         """
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         found: dict[tuple[str, str], yaml.ScalarNode] = {}
@@ -161,9 +159,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             first = found.setdefault((key.tag, key.value), key)
             if first is not key:
                 raise DuplicateKeyError(
-                    f"the key {key.value!r} stands in line {first.start_mark.line + 1} and again "
-                    f"in line {key.start_mark.line + 1}: put what belongs together under one, and "
-                    "remove the other"
+                    f"duplicate key {key.value!r} in line {first.start_mark.line + 1} and line "
+                    f"{key.start_mark.line + 1}: merge them under one key"
                 )
         return node
 
@@ -172,8 +169,8 @@ def load_yaml(text: str) -> Any:
     """Read a YAML document.
 
     Raises:
-        DuplicateKeyError: A key stands twice in one mapping.
-        yaml.YAMLError: It is no YAML.
+        DuplicateKeyError: A key occurs twice in one mapping.
+        yaml.YAMLError: The text is not valid YAML.
     """
     return yaml.load(text, _UniqueKeyLoader)
 
@@ -199,7 +196,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _reason(error: ErrorDetails) -> str:
-    """Say which setting is wrong and why, and which variable set it if one did."""
+    """Describe a validation error: the setting, its environment variable if set, the reason."""
     place = error["loc"]
     variable = "_".join(["DEEPEYES", *map(str, place[:2])]).upper()
     source = f" (set by {variable})" if variable in os.environ else ""
@@ -211,7 +208,7 @@ def _reason(error: ErrorDetails) -> str:
 
 
 def _instead(place: Sequence[str | int]) -> str:
-    """Say which keys there are where one was given that there is not."""
+    """Return a hint with the known keys in place of an unknown one."""
     known = list(_keys(AgentSettings, place[:-1]))
     near = difflib.get_close_matches(str(place[-1]), known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -219,7 +216,7 @@ def _instead(place: Sequence[str | int]) -> str:
 
 
 def _keys(annotation: object, place: Sequence[str | int]) -> Iterable[str]:
-    """The keys of the model that stands at a place below a type; none where none does."""
+    """Return the keys of the model at a path below a type; none if there is no model."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         fields = {field.alias or name: field for name, field in annotation.model_fields.items()}
         if not place:

@@ -41,6 +41,7 @@ ROOMS = (
     "plugins",
     "",  # The package itself, which offers `hookimpl` and `__version__`.
     "errors",
+    "renamed",
     "extras",
     "files",
     "sqlite_file",

@@ -1,4 +1,4 @@
-"""``deepeyes data check`` and ``deepeyes data stats``: what is wrong with data, what they hold."""
+"""``deepeyes data check`` and ``deepeyes data stats``: problems and statistics of data."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from deepeyes_plugins.data.check.checkpoints import Piece
+from deepeyes_plugins.data.check.checkpoints import Checkpoint
 from deepeyes_plugins.data.check.rl import RowRules
-from deepeyes_plugins.data.check.row import Kind, LookRules
-from deepeyes_plugins.data.check.scan import FileSurvey, Role, Source, survey, together
+from deepeyes_plugins.data.check.row import CheckRules, Kind
+from deepeyes_plugins.data.check.scan import FileCheck, Role, Source, merged, scan
 from deepeyes_plugins.data.dataset_info import DATASET_INFO, entries_at
 from deepeyes_plugins.data.files import row_count
 from deepeyes_plugins.data.findings import DataError
@@ -32,45 +32,63 @@ CANNOT_BE_CHECKED = 2
 INTERRUPTED = 130
 _BAR_WIDTH = 40
 
-Paths = Annotated[list[Path], typer.Argument(help="Files, or folders of such.", show_default=False)]
+Paths = Annotated[
+    list[Path],
+    typer.Argument(metavar="PATH", help="Data files or folders of them.", show_default=False),
+]
 KindOption = Annotated[
     str | None,
-    typer.Option("--kind", help="sft, rl or search-cache. [default: told by the content]"),
+    typer.Option(
+        "--kind", metavar="KIND", help="sft, rl or search-cache. [default: by the file's content]"
+    ),
 ]
 DatasetOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="Entry of the dataset_info.json at a path; repeatable. [default: those that name "
-        "the file, in a folder all]",
+        help="Entry of the dataset_info.json at a path; repeatable. [default: entries of the "
+        "file, or all of a folder]",
     ),
 ]
 MediaOption = Annotated[
     Path | None,
-    typer.Option(help="What image paths are relative to: a folder, for SFT also a zip file."),
+    typer.Option(
+        metavar="PATH", help="Folder that image paths are relative to; for SFT also a zip file."
+    ),
 ]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option(help="agent.yaml: environment, rewards. [default: $DEEPEYES_AGENT_CONFIG]"),
+    typer.Option(
+        metavar="PATH",
+        help="agent.yaml with environment and rewards. [default: $DEEPEYES_AGENT_CONFIG]",
+    ),
 ]
 TokenizerOption = Annotated[
-    str | None, typer.Option(help="Model, folder or name, whose tokens are counted.")
+    str | None,
+    typer.Option(metavar="MODEL", help="Count tokens with this model (folder or name)."),
 ]
 ProcessesOption = Annotated[
-    int | None, typer.Option(min=1, help="Processes. [default: one per processor]")
+    int | None,
+    typer.Option(min=1, metavar="N", help="Number of processes. [default: one per processor]"),
 ]
 StateOption = Annotated[
     Path | None,
-    typer.Option(help="Folder for unfinished work. [default: ~/.cache/deepeyes/data]"),
+    typer.Option(
+        metavar="PATH",
+        help="Folder for the checkpoints of a run. [default: ~/.cache/deepeyes/data]",
+    ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON without a progress bar.")]
 
 
 def check(
     paths: Paths,
     validation: Annotated[
         list[Path] | None,
-        typer.Option(help="Validation files, of which training must know nothing. Repeatable."),
+        typer.Option(
+            metavar="PATH",
+            help="Validation files; training data must not contain their rows. Repeatable.",
+        ),
     ] = None,
     dataset: DatasetOption = None,
     kind: KindOption = None,
@@ -78,30 +96,33 @@ def check(
     config: ConfigOption = None,
     tokenizer: TokenizerOption = None,
     max_prompt_length: Annotated[
-        int, typer.Option(min=1, help="Most tokens of an RL prompt, with --tokenizer.")
+        int, typer.Option(min=1, metavar="N", help="Maximum tokens of an RL prompt.")
     ] = 8192,
     cutoff_len: Annotated[
-        int, typer.Option(min=1, help="Most tokens of an SFT row, with --tokenizer.")
+        int, typer.Option(min=1, metavar="N", help="Maximum tokens of an SFT row.")
     ] = 20480,
     opening: Annotated[
-        str, typer.Option(help="What assistant turns of SFT data begin with; empty for anything.")
-    ] = LookRules().opening,
+        str,
+        typer.Option(
+            metavar="TEXT", help="Required beginning of assistant turns in SFT data; may be empty."
+        ),
+    ] = CheckRules().opening,
     problems: Annotated[
-        Path | None, typer.Option(help="File for every problem, one JSON line each.")
+        Path | None, typer.Option(metavar="PATH", help="Write every problem here, as JSON lines.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="File for the result as a page for browsers.")
+        Path | None, typer.Option("--html", metavar="PATH", help="Write an HTML report here.")
     ] = None,
     processes: ProcessesOption = None,
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check data for SFT and RL and caches of image searches, before a GPU is taken.
+    """Check data for SFT and RL and image-search caches before training.
 
-    Files that a dataset_info.json beside them names are read as its entry says.
+    Files named by a dataset_info.json in their folder are read as its entry says.
 
-    Ends with 0 if all is fine, 1 if there are errors, 2 if something cannot be checked. An
-    interrupted check goes on where it was when it is called again.
+    Exit code: 0 without errors, 1 with errors, 2 if something cannot be checked. The same command
+    resumes an interrupted check.
     """
     try:
         rules = _rules(config, media_root, tokenizer, max_prompt_length, cutoff_len, opening)
@@ -109,7 +130,7 @@ def check(
         sources += _sources(validation, kind, "validation") if validation else []
         refuse_inputs(filter(None, (problems, html)), (source.path for source in sources))
         with ExitStack() as stack:
-            # Both now, so that a folder where nothing can be written is told before the work.
+            # Opened first, so that a read-only folder is an error before any work.
             page = None if html is None else stack.enter_context(whole_file(html))
             write: Callable[[Source, dict[str, Any]], None] | None = None
             if problems is not None:
@@ -123,22 +144,22 @@ def check(
                     except OSError as error:
                         raise DataError(f"{problems} cannot be written: {error}") from error
 
-            surveys = _survey(sources, rules, state, processes, as_json, write)
+            checks = _scan(sources, rules, state, processes, as_json, write)
             if as_json:
-                facts = [_facts(one) for one in surveys]
+                facts = [_facts(one) for one in checks]
                 typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
             else:
                 console = Console()
-                for one in surveys:
+                for one in checks:
                     _show_problems(console, one)
-                _show_statistics(console, together(surveys))
+                _show_statistics(console, merged(checks))
             if page is not None:
                 from deepeyes_plugins.data.check.html_report import render
 
-                page.write_text(render(surveys), encoding="utf-8")
+                page.write_text(render(checks), encoding="utf-8")
     except (DataError, SettingsError, OSError) as error:
         _complain(str(error))
-    raise typer.Exit(0 if all(one.ok for one in surveys) else 1)
+    raise typer.Exit(0 if all(one.ok for one in checks) else 1)
 
 
 def stats(
@@ -152,17 +173,17 @@ def stats(
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Count what data hold: sources, environments, turns, images, lengths, answers.
+    """Print statistics of data: sources, environments, turns, images, lengths, answers.
 
-    Of images only the header is read. Rows that cannot be read are counted and left out.
+    Reads only the headers of images. Unreadable rows are counted and skipped.
     """
     try:
         rules = _rules(config, media_root, tokenizer, 8192, 20480, "", decode=False)
         sources = _sources(paths, kind, "train", dataset or ())
-        surveys = _survey(sources, rules, state, processes, as_json, None, compare=False)
+        checks = _scan(sources, rules, state, processes, as_json, None, compare=False)
     except (DataError, SettingsError, OSError) as error:
         _complain(str(error))
-    total = together(surveys)
+    total = merged(checks)
     if as_json:
         facts = {"rows": total.rows, "bad_rows": total.bad_rows, **total.statistics.summary()}
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
@@ -179,7 +200,7 @@ def _rules(
     opening: str,
     *,
     decode: bool = True,
-) -> LookRules:
+) -> CheckRules:
     settings = load_settings(config)
     tokens = None
     if tokenizer is not None:
@@ -188,7 +209,7 @@ def _rules(
         tokens = ModelTokenCounter(tokenizer)
         tokens.load()
     rows = RowRules(settings.environment, settings.rewards.sources, media_root)
-    return LookRules(
+    return CheckRules(
         rows, media_root, "deepeyes", opening, decode, tokens, prompt_tokens, conversation_tokens
     )
 
@@ -196,10 +217,10 @@ def _rules(
 def _sources(
     paths: Sequence[Path], kind: str | None, role: Role, datasets: Sequence[str] = ()
 ) -> list[Source]:
-    """Find files, those that entries of a dataset_info.json name with their entries.
+    """Find files and their entries of dataset_info.json.
 
     Raises:
-        DataError: There is nothing to check, or an entry cannot be honoured.
+        DataError: There is nothing to check, or an entry is not supported.
     """
     kinds: dict[str, Kind] = {"sft": "sft", "rl": "rl", "search-cache": "search-cache"}
     if kind is not None and kind not in kinds:
@@ -224,23 +245,23 @@ def _sources(
     if unknown := [name for name in datasets if name not in known]:
         raise DataError(
             f"--dataset {unknown[0]}: no {DATASET_INFO} at these paths has such an entry with a "
-            "formatting of ours"
+            "supported formatting"
         )
     if not sources:
-        raise DataError(f"no data set of ours in {', '.join(map(str, paths))}")
+        raise DataError(f"no supported data set in {', '.join(map(str, paths))}")
     return sources
 
 
-def _survey(
+def _scan(
     sources: list[Source],
-    rules: LookRules,
+    rules: CheckRules,
     state: Path | None,
     processes: int | None,
     quiet: bool,
     problem: Callable[[Source, dict[str, Any]], None] | None,
     *,
     compare: bool = True,
-) -> list[FileSurvey]:
+) -> list[FileCheck]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     state = state or cache / "deepeyes" / "data"
     columns = (
@@ -258,7 +279,7 @@ def _survey(
             for source in sources
         }
         try:
-            return survey(
+            return scan(
                 sources,
                 rules,
                 state,
@@ -272,31 +293,31 @@ def _survey(
         except KeyboardInterrupt:
             bar.stop()
             Console(stderr=True).print(
-                f"interrupted; the same command goes on with what is kept in {state}",
+                f"interrupted; the same command resumes from the checkpoints in {state}",
                 highlight=False,
                 soft_wrap=True,
             )
             raise typer.Exit(INTERRUPTED) from None
 
 
-def _facts(one: FileSurvey) -> dict[str, Any]:
-    seen = one.seen
+def _facts(one: FileCheck) -> dict[str, Any]:
+    counts = one.counts
     return {
         "file": str(one.source.path),
         "kind": one.source.kind,
         "role": one.source.role,
         "dataset": None if one.source.entry is None else one.source.entry.name,
         "ok": one.ok,
-        "rows": seen.rows,
-        "bad_rows": seen.bad_rows,
-        "long_rows": seen.long_rows,
-        "problems": [asdict(kind) for kind in seen.tally.kinds],
-        "statistics": seen.statistics.summary(),
+        "rows": counts.rows,
+        "bad_rows": counts.bad_rows,
+        "long_rows": counts.long_rows,
+        "problems": [asdict(kind) for kind in counts.problem_counts.kinds],
+        "statistics": counts.statistics.summary(),
     }
 
 
-def _show_problems(console: Console, one: FileSurvey) -> None:
-    seen = one.seen
+def _show_problems(console: Console, one: FileCheck) -> None:
+    counts = one.counts
     verdict = "[green]fine[/]" if one.ok else "[red]has errors[/]"
     read_as = ""
     if one.source.entry is not None:
@@ -304,14 +325,15 @@ def _show_problems(console: Console, one: FileSurvey) -> None:
     what = escape(f"{one.source.path} ({one.source.kind}, {one.source.role}{read_as})")
     console.print(
         f"{what}: {verdict}; "
-        f"{seen.rows:,} rows, {seen.bad_rows:,} cannot be used, {seen.long_rows:,} are too long",
+        f"{counts.rows:,} rows, {counts.bad_rows:,} cannot be used, "
+        f"{counts.long_rows:,} are too long",
         highlight=False,
         soft_wrap=True,
     )
-    if not seen.tally.kinds:
+    if not counts.problem_counts.kinds:
         return
     table = Table("", "count", "column", "first at row", "what")
-    for entry in sorted(seen.tally.kinds, key=lambda entry: (entry.level, -entry.count)):
+    for entry in sorted(counts.problem_counts.kinds, key=lambda entry: (entry.level, -entry.count)):
         first = entry.examples[0]
         colour = "red" if entry.level == "error" else "yellow"
         row = "" if first.row is None else str(first.row)
@@ -321,7 +343,7 @@ def _show_problems(console: Console, one: FileSurvey) -> None:
     console.print(table)
 
 
-def _show_statistics(console: Console, total: Piece) -> None:
+def _show_statistics(console: Console, total: Checkpoint) -> None:
     table = Table("what", "values", title=f"{total.rows:,} rows, {total.bad_rows:,} unusable")
     distributions = Table("distribution", "least", "median", "mean", "95 %", "99 %", "most")
     for name, values in total.statistics.summary().items():
@@ -348,6 +370,6 @@ def _show_statistics(console: Console, total: Piece) -> None:
 
 
 def _complain(message: str) -> NoReturn:
-    """Print what cannot be done and end with status 2."""
+    """Print an error and exit with status 2."""
     Console(stderr=True).print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     raise typer.Exit(CANNOT_BE_CHECKED)

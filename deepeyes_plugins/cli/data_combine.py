@@ -18,32 +18,41 @@ from deepeyes_plugins.data.combine import Amounts, Combined
 Sources = Annotated[
     list[Path],
     typer.Argument(
-        help="Files and folders: all parquet (RL) or all JSON (SFT).", show_default=False
+        metavar="PATH",
+        help="Files and folders: all parquet (RL) or all JSON (SFT).",
+        show_default=False,
     ),
 ]
 By = Annotated[
     str,
     typer.Option(
         metavar="COLUMN",
-        help="Column that names a row's source; by default data_source (RL) or source (SFT). Rows "
-        "without it have the name of their file.",
+        help="Column with a row's source; by default data_source (RL) or source (SFT). Rows "
+        "without it use the name of their file.",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Of the choice of rows.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Random seed of the choice of rows.")]
 _AMOUNT = "[SOURCE=]AMOUNT"
 
 
 def merge(
     sources: Sources,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A .parquet or .jsonl file.", show_default=False)
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="Output file, .parquet or .jsonl.",
+            show_default=False,
+        ),
     ],
     take: Annotated[
         list[str] | None,
         typer.Option(
             metavar=_AMOUNT,
-            help="How many rows to take, of one source or of each other: 100, or a share as 0.5; "
-            "repeatable. By default all.",
+            help="Rows to take of SOURCE, or of each other source: a number such as 100 or a share "
+            "such as 0.5; repeatable. By default all.",
             show_default=False,
         ),
     ] = None,
@@ -52,13 +61,14 @@ def merge(
     drop_duplicates: Annotated[
         bool,
         typer.Option(
-            "--drop-duplicates", help="Of rows that ask the same about the same images, the first."
+            "--drop-duplicates",
+            help="Keep only the first of rows with the same question and images.",
         ),
     ] = False,
     media: Media = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make one file of several; of prepared files, since bad rows stop it."""
+    """Merge files into one. Bad rows are an error: prepare the files first."""
     with complaints(), row_bars() as progress:
         combined = combine.merge(
             sources,
@@ -78,15 +88,19 @@ def split(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="Folder for `train` and `validation`.", show_default=False
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="Folder for the files train and validation.",
+            show_default=False,
         ),
     ],
     validation: Annotated[
         list[str],
         typer.Option(
             metavar=_AMOUNT,
-            help="How many rows to hold out, of one source or of each other: 100, or a share as "
-            "0.02; repeatable.",
+            help="Rows to hold out of SOURCE, or of each other source: a number such as 100 or a "
+            "share such as 0.02; repeatable.",
             show_default=False,
         ),
     ],
@@ -95,7 +109,7 @@ def split(
     media: Media = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hold out rows for validation; rows that ask the same stay on one side."""
+    """Hold out rows for validation. Rows with the same question and images stay together."""
     with complaints(), row_bars() as progress:
         combined = combine.split(
             sources,
@@ -128,9 +142,9 @@ def _show(combined: Combined, as_json: bool) -> None:
             console.print(f"  {count:>9,}  {escape(source)}", highlight=False)
     for source, (asked, found) in combined.short.items():
         console.print(
-            f"{asked:,} rows of {escape(source)} were asked for, but there are only {found:,}",
+            f"{asked:,} rows of {escape(source)} were requested, but only {found:,} exist",
             highlight=False,
             soft_wrap=True,
         )
     if combined.duplicates:
-        console.print(f"{combined.duplicates:,} rows ask what another one asks", highlight=False)
+        console.print(f"{combined.duplicates:,} duplicate rows", highlight=False)

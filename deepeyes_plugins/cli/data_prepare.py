@@ -1,4 +1,4 @@
-"""``deepeyes data prepare``: make of published data what the recipes read."""
+"""``deepeyes data prepare``: prepare published data for the recipes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.options import AsJson
-from deepeyes_plugins.data.check.images import see_image
+from deepeyes_plugins.data.check.images import inspect_image
 from deepeyes_plugins.data.check.rl import RowRules
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import DataError, Finding
@@ -35,59 +35,63 @@ from deepeyes_plugins.settings import load_settings
 Sources = Annotated[
     list[Path],
     typer.Argument(
-        help="What was downloaded: data files, folders of such, zip files of images.",
+        metavar="PATH",
+        help="Downloaded data files, folders of them, and zip files of images.",
         show_default=False,
     ),
 ]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder for the result.", show_default=False)
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="PATH", help="Folder for the result.", show_default=False
+    ),
 ]
 Media = Annotated[
     list[Path] | None,
     typer.Option(
-        help="Folder or zip file to look for images in; repeatable. By default where the data are, "
-        "with the zip files that lie there.",
+        metavar="PATH",
+        help="Folder or zip file with images; repeatable. By default the folders of the data and "
+        "zip files in them.",
         show_default=False,
     ),
 ]
 KeepBad = Annotated[
-    bool, typer.Option("--keep-bad", help="Write rows that cannot be repaired as they are.")
+    bool, typer.Option("--keep-bad", help="Also write rows that cannot be repaired.")
 ]
-Strict = Annotated[
-    bool, typer.Option("--strict", help="End with status 1 if a row cannot be repaired.")
-]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a row cannot be repaired.")]
 
 
 def sft(
     sources: Sources,
     output: Output,
     name: Annotated[
-        str, typer.Option(help="Of the data set, as recipes name it.")
+        str, typer.Option(metavar="NAME", help="Name of the data set in recipes.")
     ] = "deepeyes_v2_sft",
     media: Media = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(
             metavar="COLUMN",
-            help="Column to keep beside messages and images, as text; repeatable.",
+            help="Column to keep besides messages and images, as a string; repeatable.",
             show_default=False,
         ),
     ] = None,
     prefill: Annotated[
         str,
         typer.Option(
-            help="What every assistant turn has to begin with: '<think>' for the templates "
-            "deepeyes_*, '' for others."
+            metavar="TEXT",
+            help="Required beginning of assistant turns: '<think>' for the templates deepeyes_*, "
+            "'' for others.",
         ),
     ] = "<think>",
     no_decoding: Annotated[
-        bool, typer.Option("--no-decoding", help="Only see whether images are there.")
+        bool, typer.Option("--no-decoding", help="Check only that image files exist.")
     ] = False,
     keep_bad: KeepBad = False,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a data set for LLaMA-Factory; what was finished before is not done again."""
+    """Prepare an SFT data set for LLaMA-Factory. Resumes an interrupted run."""
     with complaints(resumes=True), row_bars() as progress:
         prepared = prepare_sft(
             sources,
@@ -110,19 +114,20 @@ def rl(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="agent.yaml of the training: environment of files without env_name, and which "
-            "reward a data_source has.",
+            metavar="PATH",
+            help="agent.yaml of the training, with the default environment and rewards.sources.",
             show_default=False,
         ),
     ] = None,
     source: Annotated[
-        str, typer.Option("--data-source", help="data_source of rows that have none.")
+        str,
+        typer.Option("--data-source", metavar="NAME", help="data_source of rows without one."),
     ] = "",
     keep_bad: KeepBad = False,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make parquet files for verl; what was finished before is not done again."""
+    """Prepare RL parquet files for verl. Resumes an interrupted run."""
     with complaints(resumes=True), row_bars() as progress:
         settings = load_settings(config)
         prepared = prepare_rl(
@@ -140,13 +145,17 @@ def rl(
 def search_cache(
     sources: Sources,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The cache, a file.", show_default=False)
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="File for the cache.", show_default=False
+        ),
     ],
     media: Media = None,
     questions: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Parquet file with the questions' images, so that answers are found by image too; "
+            metavar="PATH",
+            help="Parquet file with the questions' images, to find results by image too; "
             "repeatable.",
             show_default=False,
         ),
@@ -154,9 +163,9 @@ def search_cache(
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make the cache that the image provider `cache` reads, and a report of what is not in it.
+    """Prepare the cache of the image search provider `cache`, with a report of missing images.
 
-    As `deepeyes search image-cache convert`, but of folders and with images in zip files.
+    Like `deepeyes search image-cache convert`, and accepts folders and images in zip files.
     """
     report = output.with_name(f"{output.name}.{REPORT_NAME}")
     lines: list[str] = []
@@ -169,7 +178,7 @@ def search_cache(
             del root
             try:
                 data = read_media(places.locate(name))
-                seen = see_image(1, data)
+                seen = inspect_image(1, data)
                 reason = seen.reason if isinstance(seen, Finding) else ""
             except RowError as error:
                 reason = str(error)
@@ -204,10 +213,10 @@ def search_cache(
 
 @contextmanager
 def complaints(*, resumes: bool = False) -> Iterator[None]:
-    """Turn what a user can mend into a message and an exit status.
+    """Turn errors that a user can correct into a message and an exit code.
 
     Args:
-        resumes: Whether the command goes on after Ctrl-C; otherwise it begins anew.
+        resumes: Whether the command resumes after Ctrl-C instead of restarting.
     """
     try:
         yield
@@ -215,16 +224,16 @@ def complaints(*, resumes: bool = False) -> Iterator[None]:
         complain(str(error))
     except KeyboardInterrupt:
         Console(stderr=True).print(
-            "interrupted: what was finished is kept, the same command goes on from there"
+            "interrupted: the same command resumes after the finished files"
             if resumes
-            else "interrupted: nothing was written, the same command begins anew"
+            else "interrupted: nothing was written, the same command restarts"
         )
         raise typer.Exit(130) from None
 
 
 @contextmanager
 def row_bars() -> Iterator[Told]:
-    """Show on standard error how many rows of which file are done."""
+    """Show a progress bar per file on standard error."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -263,8 +272,8 @@ def _show(prepared: Prepared, as_json: bool, strict: bool, keep_bad: bool) -> No
         for change, count in sorted(summary.changes.items(), key=lambda entry: -entry[1]):
             console.print(f"  {count:>9,}  {escape(change)}", highlight=False)
         if summary.bad:
-            fate = "kept as they are" if keep_bad else "left out"
-            console.print(f"[yellow]{summary.bad:,} rows cannot be repaired, {fate}:[/]")
+            action = "written unchanged" if keep_bad else "dropped"
+            console.print(f"[yellow]{summary.bad:,} rows cannot be repaired, {action}:[/]")
             for fault in summary.faults:
                 console.print(f"  {escape(fault)}", highlight=False, soft_wrap=True)
         for file in (*prepared.files, prepared.report):

@@ -1,4 +1,4 @@
-"""``deepeyes data prompt``: the system prompt that a data set trains with."""
+"""``deepeyes data prompt``: system prompts of a data set."""
 
 from __future__ import annotations
 
@@ -22,25 +22,33 @@ def prompt(
     path: Annotated[
         Path,
         typer.Argument(
-            help="A data file, parquet for RL, JSON or JSON lines for SFT; or a folder of them.",
+            metavar="PATH",
+            help="A data file (parquet for RL, JSON or JSON lines for SFT) or a folder of them.",
             show_default=False,
         ),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="File for the prompt, byte for byte.", show_default=False
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="Write the prompt to this file, byte for byte.",
+            show_default=False,
         ),
     ] = None,
     which: Annotated[
         str,
-        typer.Option(help="Where there are several: the name, or its beginning, of the one meant."),
+        typer.Option(
+            metavar="NAME",
+            help="Name, or its beginning, of the prompt to write if there are several.",
+        ),
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """List the system prompts of a data set, or write the one to a file.
+    """List the system prompts of a data set, or write one to a file.
 
-    The file is for serving and evaluation (`system_prompt_file`).
+    Serving and evaluation read the file (`system_prompt_file`).
     """
     with complaints():
         with row_bars() as progress:
@@ -65,10 +73,10 @@ def _chosen(path: Path, found: list[SystemPrompt], which: str) -> SystemPrompt:
     if len(matching) == 1 and matching[0].text is not None:
         return matching[0]
     if len(matching) == 1:
-        raise DataError(f"{path}: such rows have no system prompt")
+        raise DataError(f"{path}: these rows have no system prompt")
     listed = "\n".join(f"  {_line(one)}" for one in found)
-    told = f"none called {which}" if which and not matching else "several system prompts"
-    raise DataError(f"{path}: {told}; choose one by --which NAME:\n{listed}")
+    reason = f"no prompt named {which}" if which and not matching else "several system prompts"
+    raise DataError(f"{path}: {reason}; choose one with --which NAME:\n{listed}")
 
 
 def _line(one: SystemPrompt) -> str:

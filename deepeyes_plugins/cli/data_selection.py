@@ -56,49 +56,74 @@ from deepeyes_plugins.settings import AgentSettings, load_settings
 _DEFAULTS = Thresholds()
 _NAMED = 5
 
-Data = Annotated[list[Path], typer.Argument(help="RL parquet files.", show_default=False)]
-Config = Annotated[Path | None, typer.Option(help="agent.yaml. [default: $DEEPEYES_AGENT_CONFIG]")]
+Data = Annotated[
+    list[Path], typer.Argument(metavar="PATH", help="RL parquet files.", show_default=False)
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help="agent.yaml. [default: $DEEPEYES_AGENT_CONFIG]"),
+]
 Url = Annotated[
     str | None,
-    typer.Option(help="The model's OpenAI-compatible server.", envvar=f"{ENVIRONMENT_PREFIX}URL"),
+    typer.Option(
+        metavar="URL",
+        help="The model's OpenAI-compatible server.",
+        envvar=f"{ENVIRONMENT_PREFIX}URL",
+    ),
 ]
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Model to ask for, if there are several.", envvar=f"{ENVIRONMENT_PREFIX}MODEL"
+        metavar="NAME",
+        help="Model, if the server has several.",
+        envvar=f"{ENVIRONMENT_PREFIX}MODEL",
     ),
 ]
-Best = Annotated[int, typer.Option(min=1, help="Trajectories to keep per question.")]
+DatasetName = Annotated[str, typer.Option(metavar="NAME", help="Name of the data set.")]
+Best = Annotated[int, typer.Option(min=1, metavar="N", help="Maximum rows per question.")]
 LeastFormat = Annotated[
-    float, typer.Option(help="Lowest part `format`: DeepEyesV2 1, DeepEyes V1 0.")
+    float, typer.Option(metavar="X", help="Minimum part `format`: DeepEyesV2 1, DeepEyes V1 0.")
 ]
 Temperature = Annotated[
     float,
     typer.Option(min=0, help="Sampling temperature.", envvar=f"{ENVIRONMENT_PREFIX}TEMPERATURE"),
 ]
-Seed = Annotated[int, typer.Option(help="Of the sampling; every sample has its own, made of it.")]
-Concurrency = Annotated[
-    int, typer.Option(min=1, help="Trajectories that are played at the same time.")
+Seed = Annotated[
+    int, typer.Option(metavar="N", help="Random seed, from which each sample's is derived.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and no progress.")]
+Concurrency = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Trajectories played concurrently.")
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the summary as JSON without a progress bar.")
+]
 
 
 def filter_questions(
     data: Data,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="RL parquet of what is kept.", show_default=False)
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="RL parquet file for the selected rows.",
+            show_default=False,
+        ),
     ],
     samples: Annotated[
-        int, typer.Option(min=1, help="Samples of a question, with tools and without each.")
+        int,
+        typer.Option(min=1, metavar="N", help="Samples per question, with and without tools."),
     ] = 8,
     most_plain: Annotated[
-        float, typer.Option(help="Accuracy without tools above which a question is trivial.")
+        float,
+        typer.Option(metavar="X", help="Accuracy without tools above which a question is trivial."),
     ] = _DEFAULTS.most_plain,
     least_tools: Annotated[
-        float, typer.Option(help="Accuracy with tools below which it is hopeless.")
+        float, typer.Option(metavar="X", help="Accuracy with tools below which it is hopeless.")
     ] = _DEFAULTS.least_tools,
     least_gain: Annotated[
-        float, typer.Option(help="Accuracy that tools have to add.")
+        float, typer.Option(metavar="X", help="Minimum gain in accuracy by tools.")
     ] = _DEFAULTS.least_gain,
     url: Url = None,
     model: Model = None,
@@ -108,10 +133,10 @@ def filter_questions(
     concurrency: Concurrency = 64,
     as_json: AsJson = False,
 ) -> None:
-    """Keep the questions that a model finds neither trivial nor hopeless, and where tools help.
+    """Select the questions that are neither trivial nor hopeless and where tools help.
 
-    Beside the output stand a report with the accuracies of each question (.report.jsonl) and the
-    trajectories (.work), from which an interrupted run goes on.
+    Next to the output are a report with the accuracies of each question (.report.jsonl) and the
+    trajectories (.work), from which an interrupted run resumes.
     """
     console = Console(stderr=True)
     with _complaints(console):
@@ -147,15 +172,22 @@ def filter_questions(
 def synthesize(
     data: Data,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the data set.", show_default=False)
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="Folder for the data set.", show_default=False
+        ),
     ],
-    name: Annotated[str, typer.Option(help="Name of the data set.")] = "synthesized",
-    samples: Annotated[int, typer.Option(min=1, help="Trajectories to play per question.")] = 1,
+    name: DatasetName = "synthesized",
+    samples: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Trajectories to play per question.")
+    ] = 1,
     best: Best = 1,
     least_format: LeastFormat = 1.0,
     teacher_prompt: Annotated[
         Path | None,
-        typer.Option(help="System prompt that the teacher sees; the rows keep that of the data."),
+        typer.Option(
+            metavar="PATH", help="System prompt of the teacher; rows have that of the data."
+        ),
     ] = None,
     url: Url = None,
     model: Model = None,
@@ -165,9 +197,9 @@ def synthesize(
     concurrency: Concurrency = 64,
     as_json: AsJson = False,
 ) -> None:
-    """Make SFT rows: a teacher plays the questions; what is right and well formed is kept.
+    """Make SFT rows from correct, well-formed trajectories of a teacher model.
 
-    All trajectories stay in the folder's `work`, from which an interrupted run goes on.
+    All trajectories are stored in the folder's `work`, from which an interrupted run resumes.
     """
     console = Console(stderr=True)
     with _complaints(console):
@@ -195,42 +227,50 @@ def synthesize(
 
 def from_trajectories(
     log: Annotated[
-        Path, typer.Argument(help="A trajectory log, or a folder: every trajectories.jsonl in it.")
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A trajectory log, or a folder with trajectories.jsonl files."
+        ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the data set.", show_default=False)
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="Folder for the data set.", show_default=False
+        ),
     ],
     data: Annotated[
         list[Path] | None,
         typer.Option(
-            help="RL parquet with the prompts, images and answers that a log of training does not "
-            "hold. Repeatable."
+            metavar="PATH",
+            help="RL parquet with the prompts, images and answers that a log of training lacks. "
+            "Repeatable.",
         ),
     ] = None,
     results: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Work folder of VLMEvalKit, whose verdicts then decide instead of the rewards. "
-            "Repeatable."
+            metavar="PATH",
+            help="Work folder of VLMEvalKit, whose verdicts replace the rewards. Repeatable.",
         ),
     ] = None,
     split: Annotated[
         list[str] | None,
         typer.Option(
-            help="Split (`extra_info.split` of the data) whose trajectories are used; so are those "
-            "that name none, as in an evaluation. Repeatable. [default: train]"
+            metavar="NAME",
+            help="Use trajectories of this split (`extra_info.split` of the data) and those "
+            "without one, as in an evaluation. Repeatable. [default: train]",
         ),
     ] = None,
-    name: Annotated[str, typer.Option(help="Name of the data set.")] = "rejection_sampled",
+    name: DatasetName = "rejection_sampled",
     best: Best = 1,
-    least_score: Annotated[float, typer.Option(help="Lowest score.")] = 0.0,
-    least_accuracy: Annotated[float, typer.Option(help="Lowest part `acc`.")] = 1.0,
+    least_score: Annotated[float, typer.Option(metavar="X", help="Minimum score.")] = 0.0,
+    least_accuracy: Annotated[float, typer.Option(metavar="X", help="Minimum part `acc`.")] = 1.0,
     least_format: LeastFormat = 1.0,
     config: Config = None,
     concurrency: Concurrency = 64,
     as_json: AsJson = False,
 ) -> None:
-    """Make SFT rows of the best trajectories that a training or an evaluation has logged."""
+    """Make SFT rows from the best trajectories of a training or evaluation log."""
     console = Console(stderr=True)
     with _complaints(console):
         agent = load_settings(config)
@@ -275,12 +315,12 @@ def from_trajectories(
 
 
 def _other_splits(logs: Iterable[Path], wanted: Container[str]) -> tuple[dict[str, str], list[str]]:
-    """Return the splits of trajectories that are not wanted, by their keys, and what is none."""
+    """Return other splits by trajectory key, and lines that are not trajectories."""
     other: dict[str, str] = {}
     torn: list[str] = []
     for line in lines_of(logs):
         if (labels := line.labels) is None:
-            torn.append(f"{line.place}: no trajectory, perhaps cut short")
+            torn.append(f"{line.place}: not a trajectory, perhaps truncated")
         elif (split := labels.get("split")) and split not in wanted:
             other[line.key] = str(split)
     return other, torn
@@ -290,7 +330,7 @@ def _judged_elsewhere(results: Sequence[Path], logs: Sequence[Path]) -> Iterator
     """Yield VLMEvalKit's verdicts as scores.
 
     Raises:
-        SettingsError: What reads them is not installed.
+        SettingsError: The package that reads them is not installed.
     """
     try:
         from eval_plugins.report.verdicts import judged_trajectories
@@ -352,7 +392,9 @@ def _finish(
         if len(found) > _NAMED:
             console.print(f"… and {len(found) - _NAMED} more")
     if failures:
-        console.print(f"{len(failures)} failed because of our side: run the command again.")
+        console.print(
+            f"{len(failures)} failed with an infrastructure error: run the command again."
+        )
         raise typer.Exit(1)
 
 
@@ -371,8 +413,8 @@ def _text_of(path: Path) -> str:
 
 @contextmanager
 def _complaints(console: Console) -> Iterator[None]:
-    """Say what is wrong in a line; finished work is on disk by then."""
-    kept = "What is finished is kept: the same command goes on from here."
+    """Turn errors into a message and an exit code; finished work is on disk by then."""
+    kept = "The same command resumes from the finished trajectories."
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""``deepeyes reward score``: stored trajectories, scored as in training."""
+"""``deepeyes reward score``: score trajectory logs as in training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from deepeyes_plugins.settings import AgentSettings, load_settings
 
 SHOWN_PARTS = ("acc", "format", "tool", "judged", "undecided", "answered")
 NAMED_LINES = 20
-"""Lines that could not be scored are named up to this many."""
+"""Maximum number of lines without a score that are listed."""
 
 
 async def score_logs(
@@ -51,7 +51,7 @@ async def score_logs(
     leave_out: Container[str] = frozenset(),
     advance: Advance | None = None,
 ) -> tuple[list[Outcome], list[ScoreRecord]]:
-    """Score logs as agent.yaml says; see :func:`~deepeyes_plugins.rewards.offline.score_log`."""
+    """Score logs with agent.yaml; see :func:`~deepeyes_plugins.rewards.offline.score_log`."""
     scorer = Scorer(settings.rewards, configured_judge(settings.judge), settings.plugins)
     async with aclosing(scorer):
         return await score_log(
@@ -69,41 +69,49 @@ async def score_logs(
 
 def score(
     log: Annotated[
-        Path, typer.Argument(help="A trajectory log, or a folder: every trajectories.jsonl in it.")
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A trajectory log, or a folder with trajectories.jsonl files."
+        ),
     ],
     config: Annotated[
         Path | None,
-        typer.Option(help="agent.yaml with rewards and judge. [default: $DEEPEYES_AGENT_CONFIG]"),
+        typer.Option(
+            metavar="PATH",
+            help="agent.yaml with rewards and judge. [default: $DEEPEYES_AGENT_CONFIG]",
+        ),
     ] = None,
     data: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Parquet with the reference answers, found by data source and task id; for logs "
-            "without them, or to correct them. May be repeated."
+            metavar="PATH",
+            help="Parquet with reference answers by data source and task id, to add or correct "
+            "those of the log. Repeatable.",
         ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Where scores go, one JSON line each. [default: <log>.scores.jsonl, or "
-            "scores.jsonl in the folder]"
+            metavar="PATH",
+            help="File for scores, as JSON lines. [default: <log>.scores.jsonl, or scores.jsonl in "
+            "the folder]",
         ),
     ] = None,
     concurrency: Annotated[
-        int, typer.Option(min=1, help="Trajectories that are scored at the same time.")
+        int, typer.Option(min=1, metavar="N", help="Trajectories scored concurrently.")
     ] = 64,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Score everything anew instead of what is missing.")
+        bool, typer.Option("--restart", help="Discard existing scores instead of resuming.")
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the summary as JSON, and no progress.")
+        bool, typer.Option("--json", help="Print the summary as JSON without a progress bar.")
     ] = False,
 ) -> None:
-    """Score stored trajectories with the rewards, the judge and the settings of training.
+    """Score trajectory logs with the rewards, judge and settings of training.
 
-    A run that was interrupted goes on where it was, as long as the settings are the same. Lines
-    that are no trajectory or lack a reference answer are named and counted. The exit code is 1 if
-    trajectories are left that could not be scored now, for instance because the judge is away.
+    The same command resumes an interrupted run. Lines that are not trajectories or lack a reference
+    answer are listed and counted. The exit code is 1 if scoring failed for some trajectories, for
+    instance because the judge is unavailable.
     """
     console = Console(stderr=True)
     try:
@@ -129,7 +137,7 @@ def score(
         console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        console.print("Interrupted. The same command goes on from here.")
+        console.print("Interrupted. The same command resumes the run.")
         raise typer.Exit(130) from None
 
     summary = summarize(records, outcomes)
@@ -158,7 +166,7 @@ def read_references(
 
     Args:
         files: The files.
-        skip_bad: Pass over rows that cannot be read.
+        skip_bad: Whether to skip rows that cannot be read.
 
     Raises:
         RowError: A row cannot be read, or two rows of one name differ in their reference.
@@ -219,10 +227,8 @@ def _table(summary: dict[str, Any]) -> Table:
     for source, row in summary["sources"].items():
         parts = (f"{row['parts'].get(name, 0.0):.3f}" for name in SHOWN_PARTS)
         table.add_row(source, str(row["trajectories"]), f"{row['score']:.3f}", *parts)
-    table.caption = (
-        "scored {scored}, bad lines {bad}, ended by us {unplayed}, failed {failed}".format(
-            **summary
-        )
+    table.caption = "scored {scored}, bad lines {bad}, unplayed {unplayed}, failed {failed}".format(
+        **summary
     )
     table.caption_justify = "left"
     return table

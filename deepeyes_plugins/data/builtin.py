@@ -1,4 +1,4 @@
-"""The dataset formatters of this package, registered like anybody else's."""
+"""Registration of the built-in dataset formatters."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Find rows of JSON whose types Hugging Face datasets does not bring together.
+"""Detection of JSON rows whose column types Hugging Face datasets cannot unify.
 
-A trainer that reads JSON with it wants one type per column, nested ones and those that it does
-not use included. Of JSON lines, types are inferred for 10 MiB at a time, and what comes later is
-cast to those of the first 10 MiB; a JSON array is read as a whole (datasets 4.0.0 with pyarrow and
-pandas). Where it would convert texts of digits and dates to numbers, and the other way round, this
-is stricter.
+Trainers that read JSON with it need one type per column, including nested and unused columns. For
+JSON lines, types are inferred per 10 MiB, and later blocks are cast to the types of the first; a
+JSON array is read as a whole (datasets 4.0.0 with pyarrow and pandas). This check is stricter: it
+does not convert between numbers and strings of digits or dates.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import pyarrow as pa
 from deepeyes_plugins.data.findings import Finding
 
 CHUNK_BYTES = 10 << 20
-"""Of JSON lines, that types are inferred for; the rest of the last line is part of it."""
+"""Block of JSON lines for which types are inferred; it ends with a whole line."""
 
 Kind = Literal["text", "whole", "number", "truth", "list", "object"]
 
@@ -32,7 +31,7 @@ _KINDS: Mapping[type, Kind] = {
     dict: "object",
 }
 _NAMES: Mapping[Kind, str] = {
-    "text": "a text",
+    "text": "a string",
     "whole": "a number",
     "number": "a number with a fraction",
     "truth": "true or false",
@@ -46,7 +45,7 @@ _REMEDY = "`deepeyes data prepare sft` writes a file that can be read"
 
 
 class _Node:
-    """What was seen at a place in the rows: at a column, in its lists, in its objects."""
+    """Types seen at a path in the rows: a column, its list items, its object fields."""
 
     __slots__ = ("dates", "fields", "first", "is_wrong", "items", "name", "settled")
 
@@ -59,30 +58,30 @@ class _Node:
         self.fields: dict[str, _Node] = {}
         self.items: _Node | None = None
         self.is_wrong = False
-        # Whether every text so far is a date; where that is of no account, False.
+        # Whether every string so far is a date; False where that is irrelevant.
         self.dates = dates if settled is None else settled.dates and "text" in settled.first
 
 
 class ColumnTypes:
-    """Follows the types of the columns of a file, row by row, and says where reading fails."""
+    """Tracks column types row by row and reports where reading fails."""
 
     def __init__(self, *, lines: bool) -> None:
-        """Start with the first row.
+        """Start before the first row.
 
         Args:
-            lines: Whether the file holds JSON lines; otherwise it holds an array.
+            lines: Whether the file holds JSON lines, not an array.
         """
         self._lines = lines
         self._start = 0
         self._root = _Node("", None, dates=lines)
 
     def findings(self, row: Mapping[str, Any], number: int, offset: int = 0) -> list[Finding]:
-        """Return what keeps a row from being read with those before it, once for each place.
+        """Return conflicts of a row with earlier rows, once for each path.
 
         Args:
             row: The row.
-            number: Of the row, counted from 1.
-            offset: Of JSON lines, where the line begins, in bytes.
+            number: Row number from 1.
+            offset: Byte offset of the line in JSON lines.
         """
         if self._lines and offset - self._start > CHUNK_BYTES:
             self._start = offset
@@ -106,10 +105,10 @@ class ColumnTypes:
             return
         kind = _KINDS[type(value)]
         if kind == "number" and not self._lines and math.isnan(value):
-            return  # pandas takes it for an absent value.
+            return  # pandas reads it as a missing value.
         if kind == "text":
             if self._lines and not value.isascii() and not _is_whole(value):
-                self._report(node, "half a character (a lone surrogate)", row, found)
+                self._report(node, "a lone surrogate", row, found)
             if node.dates and not _is_date(value):
                 self._no_date(node, row, found)
         elif kind in _SCALARS:
@@ -137,7 +136,7 @@ class ColumnTypes:
         return child
 
     def _number(self, node: _Node, kind: Kind, value: Any, row: int, found: list[Finding]) -> Kind:
-        """Return the kind of a number as it counts here."""
+        """Return the kind of a number for the reader."""
         if kind == "whole":
             if -(1 << 63) <= value < (1 << 63):
                 return "whole"
@@ -156,7 +155,7 @@ class ColumnTypes:
         return kind
 
     def _kind(self, node: _Node, kind: Kind, row: int, found: list[Finding]) -> None:
-        """Meet a kind for the first time."""
+        """Record the first occurrence of a kind."""
         for other, first in node.first.items():
             if _FAMILIES[other] != _FAMILIES[kind]:
                 here, there = _NAMES[kind], _NAMES[other]
@@ -179,8 +178,8 @@ class ColumnTypes:
         if node.settled is not None:
             self._report(
                 node,
-                "no date, but a date in every one of the first 10 MiB of rows, which decide that "
-                "the column holds dates",
+                "not a date, but all rows of the first 10 MiB, which define the column's type, "
+                "have dates",
                 row,
                 found,
             )
@@ -188,9 +187,8 @@ class ColumnTypes:
     def _late(self, node: _Node, row: int, found: list[Finding]) -> None:
         self._report(
             node,
-            "the first row with a value here, but Hugging Face datasets settles the columns of "
-            "JSON lines and their types by the first 10 MiB, which have none: move the row to the "
-            "top",
+            "the first row with a value here, but Hugging Face datasets takes the columns of JSON "
+            "lines and their types from the first 10 MiB, which have none: move the row to the top",
             row,
             found,
             advice=False,
@@ -211,8 +209,8 @@ class ColumnTypes:
         column = re.split(r"\.|\[", node.name, maxsplit=1)[0]
         place = "" if node.name == column else f"{node.name}: "
         more = (
-            " (the file cannot be read by Hugging Face datasets, as in training: a column has one "
-            f"type, used or not). Make it one type, or {_REMEDY}"
+            " (training reads the file with Hugging Face datasets, which need one type per column, "
+            f"used or not). Use one type, or {_REMEDY}"
             if advice
             else f", or {_REMEDY}"
         )
@@ -220,7 +218,7 @@ class ColumnTypes:
 
 
 def _is_whole(text: str) -> bool:
-    """Whether a text holds no half of a character (a lone surrogate)."""
+    """Return whether a string has no lone surrogate."""
     try:
         text.encode("utf-16-le")  # A third of the time of UTF-8.
     except UnicodeEncodeError:
@@ -229,7 +227,7 @@ def _is_whole(text: str) -> bool:
 
 
 def _is_date(text: str) -> bool:
-    """Whether pyarrow's reader of JSON takes a text for a date."""
+    """Return whether pyarrow's JSON reader parses a string as a date."""
     if not _DATE.match(text):
         return False
     for zone in (None, "UTC"):

@@ -1,9 +1,8 @@
-"""Merge and split data sets by source, the same way each time.
+"""Reproducible merging and splitting of data sets by source.
 
-Files are read twice: once for what each row asks, of which a few bytes a row are held, and once to
-write the rows that were chosen. Which rows that are depends on the seed and on what rows ask, not
-on their order. Rows with the same question about the same images are never on both sides of a
-split.
+Files are read twice: once to hash each row's question and images (a few bytes per row in memory),
+and once to write the chosen rows. The choice depends on the seed and these hashes, not on the order
+of rows. Rows with the same question and images are never on both sides of a split.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ class Amounts:
     """How many rows to take of which source.
 
     Attributes:
-        named: By source: a whole number of rows, or a share from 0.0 to 1.0.
-        other: The same for sources that are not named; ``None`` if nothing was said.
+        named: By source: a number of rows, or a share from 0.0 to 1.0.
+        other: The same for all other sources; ``None`` if not given.
     """
 
     named: Mapping[str, int | float] = field(default_factory=dict)
@@ -51,10 +50,10 @@ class Amounts:
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> Amounts:
-        """Read ``SOURCE=AMOUNT`` and ``AMOUNT``; with a point an amount is a share.
+        """Parse ``SOURCE=AMOUNT`` and ``AMOUNT``; an amount with a decimal point is a share.
 
         Raises:
-            DataError: It is neither.
+            DataError: A text is neither.
         """
         named: dict[str, int | float] = {}
         other = None
@@ -76,7 +75,7 @@ class Amounts:
         return cls(named, other)
 
     def of(self, source: str, rows: int, default: int) -> int:
-        """How many rows to take of a source that has ``rows``."""
+        """Return the number of rows to take of a source with ``rows`` rows."""
         amount = self.named.get(source, self.other)
         if amount is None:
             return default
@@ -85,13 +84,12 @@ class Amounts:
 
 @dataclass(slots=True)
 class Combined:
-    """What was written.
+    """Result of a merge or split.
 
     Attributes:
-        files: Rows of each source in each file.
-        duplicates: Rows that ask what an earlier one asks.
-        short: By source, how many rows were asked for and how many there were, where these were
-            fewer.
+        files: Number of rows by file and source.
+        duplicates: Number of rows with the question and images of an earlier one.
+        short: Requested and available rows, by source with too few.
     """
 
     files: dict[Path, dict[str, int]]
@@ -110,18 +108,18 @@ def merge(
     media: Sequence[Path] = (),
     progress: Progress = no_progress,
 ) -> Combined:
-    """Make one file of several.
+    """Merge several files into one.
 
     Args:
         sources: Files and folders, all parquet or all JSON.
-        output: ``.parquet`` or ``.jsonl``; beside the latter an entry in dataset_info.json.
-        take: How many rows of which source; by default all.
-        by: Column that names a row's source; by default ``data_source``, for JSON ``source``.
-            Rows without it have the name of their file.
-        seed: Of the choice.
-        drop_duplicates: Whether of rows that ask the same only the first is taken.
-        media: Where images are that rows name; by default where the sources are.
-        progress: Told how it goes on.
+        output: ``.parquet`` or ``.jsonl``; the latter gets an entry in dataset_info.json.
+        take: Number of rows by source; by default all.
+        by: Column with a row's source; by default ``data_source``, for JSON ``source``. Rows
+            without it use the name of their file.
+        seed: Random seed of the choice.
+        drop_duplicates: Whether to keep only the first of rows with the same question and images.
+        media: Folders and zip files with images; by default the folders of the sources.
+        progress: Called with file, number of rows done, and total rows if known.
 
     Raises:
         DataError: A source cannot be read or has rows that cannot be used, or the output cannot be
@@ -154,16 +152,16 @@ def split(
     media: Sequence[Path] = (),
     progress: Progress = no_progress,
 ) -> Combined:
-    """Make a file for training and one for validation.
+    """Split files into training and validation data.
 
     Args:
         sources: As for :func:`merge`.
         output: Folder for ``train`` and ``validation``.
-        validation: How many rows of which source go to the validation; of others none.
+        validation: Number of validation rows by source; none of other sources.
         by: As for :func:`merge`.
-        seed: Of the choice.
+        seed: Random seed of the choice.
         media: As for :func:`merge`.
-        progress: Told how it goes on.
+        progress: As for :func:`merge`.
 
     Raises:
         DataError: As for :func:`merge`.
@@ -179,7 +177,7 @@ def split(
 
 
 class _Rows:
-    """The rows of several files, in order, in one form."""
+    """The rows of several files, in order, with one schema."""
 
     def __init__(
         self, sources: Sequence[Path], media: Sequence[Path], by: str, progress: Progress
@@ -189,7 +187,7 @@ class _Rows:
         )
         kinds = {file.suffix == ".parquet" for file in self._sources.files}
         if len(kinds) > 1:
-            raise DataError("parquet and JSON files do not go together: RL and SFT have other rows")
+            raise DataError("parquet (RL) and JSON (SFT) files cannot be combined")
         self.is_rl = kinds == {True}
         self.suffix = ".parquet" if self.is_rl else ".jsonl"
         self._by_choice, self._is_named = bool(by), False
@@ -206,7 +204,7 @@ class _Rows:
 
     def require_suffix(self, output: Path) -> None:
         if output.suffix != self.suffix:
-            raise DataError(f"{output}: of such files the result is a {self.suffix} file")
+            raise DataError(f"{output}: the output of these files must be a {self.suffix} file")
 
     def refuse(self, outputs: Sequence[Path]) -> None:
         self._sources.refuse(*outputs)
@@ -217,7 +215,7 @@ class _Rows:
             raise DataError(f"there is no source {unknown[0]!r}; there are {known}")
 
     def scan(self) -> dict[bytes, list[int]]:
-        """Read all rows and return which of them ask the same, by what they ask."""
+        """Read all rows and return row numbers grouped by hash of question and images."""
         groups: dict[bytes, list[int]] = {}
         for number, (source, row) in enumerate(self._stream(checks=True)):
             digest = self._digest(row)
@@ -228,7 +226,7 @@ class _Rows:
         if not self.digests:
             raise DataError("the files have no rows")
         if self._by_choice and not self._is_named:
-            raise DataError(f"no row has a name or number in the column {self._by!r}")
+            raise DataError(f"no row has a string or number in the column {self._by!r}")
         return groups
 
     def pick(
@@ -240,7 +238,7 @@ class _Rows:
         among: bytearray | None = None,
         default_all: bool = False,
     ) -> bytearray:
-        """Choose rows of each source, groups as a whole; 1 for those that are chosen."""
+        """Choose rows of each source, whole groups at a time; 1 marks chosen rows."""
         among = among or bytearray(b"\1" * len(self.digests))
         rows = Counter(self._source_of[at] for at in range(len(among)) if among[at])
         left = {
@@ -265,12 +263,12 @@ class _Rows:
         return picked
 
     def write(self, targets: Mapping[int, Path], chosen: bytearray) -> dict[Path, dict[str, int]]:
-        """Write the rows to the target of their number; 0 is for those that are not written."""
+        """Write each row to the target of its number in ``chosen``; 0 means none."""
         for number, target in targets.items():
             if number not in chosen:
                 raise DataError(f"no row is left for {target}; change the amounts")
         first = {}
-        if not self.is_rl:  # See prepare: the first row of JSON lines settles their types.
+        if not self.is_rl:  # As in prepare: the first rows of JSON lines define the types.
             for number in targets:
                 with_images = (
                     at for at, to in enumerate(chosen) if to == number and self._has_images[at]
@@ -313,8 +311,8 @@ class _Rows:
                 if outcome.faults or outcome.row is None:
                     fault = outcome.faults[0]
                     raise DataError(
-                        f"{file}, row {row.number}: {fault}. `deepeyes data prepare` leaves such "
-                        "rows out"
+                        f"{file}, row {row.number}: {fault}. Run `deepeyes data prepare` first, "
+                        "which drops such rows"
                     )
                 named = row.value.get(self._by)
                 if named in (None, "") or not isinstance(named, str | int | float):
@@ -338,13 +336,13 @@ class _Rows:
         )
 
     def _locate(self, name: str) -> str:
-        """Take what `prepare` has written as it is: that names places outside of the sources."""
+        """Resolve a name; absolute paths, as ``prepare`` writes, may be outside of the sources."""
         if is_archived(name) or is_inline(name) or os.path.isabs(name):
             return MediaRoot(None).locate(name)
         return self._sources.places.locate(name)
 
     def _digest(self, row: Mapping[str, Any]) -> bytes:
-        """Name what a row asks: the question's words and images, whatever their order."""
+        """Hash the question's words and images, the latter in any order."""
         texts = []
         messages = row["prompt"] if self.is_rl else row["messages"]
         for message in messages if isinstance(messages, list) else []:

@@ -1,4 +1,4 @@
-"""What a dataset formatter makes of a row."""
+"""Contracts of data sets: conversations, formatters, token counters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Conversation:
 
     Attributes:
         turns: Role and text in order: at most one system turn, first; then user and assistant in
-            alternation, ending with the assistant. Images stand as ``<image>``.
+            alternation, ending with the assistant. ``<image>`` marks an image.
         images: One per ``<image>``, in order: paths, bytes or Pillow images.
     """
 
@@ -28,13 +28,13 @@ class Conversation:
 
 
 class TokenCounter(Protocol):
-    """Counts tokens as a model's tokenizer and image processor would make them."""
+    """Counts tokens with a model's tokenizer and image processor."""
 
     def prompt(self, turns: Sequence[tuple[str, str]], sizes: Sequence[tuple[int, int]]) -> int:
-        """Count a prompt with the beginning of the answer.
+        """Count a prompt, including the generation prompt.
 
         Args:
-            turns: Role and text; images stand as ``<image>``.
+            turns: Role and text; ``<image>`` marks an image.
             sizes: Width and height of each image, in pixels.
         """
 

@@ -1,8 +1,8 @@
-"""What entries of LLaMA-Factory's ``dataset_info.json`` say about the rows of their files.
+"""Entries of LLaMA-Factory's ``dataset_info.json``.
 
-``columns`` and ``tags`` mean what they mean to its converter ``sharegpt`` (0.9.5): only columns
-that are named are read, and a tag is the name of a key or role. Without ``columns`` rows are read
-in any of the forms that our formatter knows, as are roles and keys without ``tags``.
+``columns`` and ``tags`` have the meaning of its converter ``sharegpt`` (0.9.5): only named columns
+are read, and a tag is the name of a key or role. Without ``columns`` or ``tags``, every form that
+the built-in formatter knows is accepted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.hooks import formatters
 
 DATASET_INFO = "dataset_info.json"
-"""Where LLaMA-Factory looks up data sets."""
+"""File with LLaMA-Factory's list of data sets."""
 
 READ = ("messages", "images", "system")
 """Columns that are read."""
@@ -31,9 +31,9 @@ REFUSED: Mapping[str, str] = {
     "rejected": "rows for SFT have one answer",
     "kto_tag": "rows for SFT have one answer, which is right",
 }
-"""Columns without which a row would teach something else than it says, and why they are none."""
+"""Columns that cannot be ignored without changing the training, and why they are refused."""
 IGNORED = ("prompt", "query", "response", "history")
-"""Columns of the converter ``alpaca``, which ``sharegpt`` does not read either."""
+"""Columns of the converter ``alpaca``; ``sharegpt`` ignores them too."""
 
 ROLE_TAGS: Mapping[str, str] = {
     "user_tag": "user",
@@ -42,7 +42,7 @@ ROLE_TAGS: Mapping[str, str] = {
     "function_tag": "function_call",
     "system_tag": "system",
 }
-"""Tags that name roles, and what our formatter calls these."""
+"""Tags that name roles, and the built-in formatter's names of these roles."""
 KEY_TAGS = ("role_tag", "content_tag")
 
 _ELSEWHERE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
@@ -51,12 +51,12 @@ _TRAIN_SPLIT = re.compile(r"train(\[.*\])?")
 
 @dataclass(frozen=True, slots=True)
 class RowForm:
-    """Where in a row the conversation is.
+    """Names of columns, keys and roles in the rows.
 
     Attributes:
-        columns: Of :data:`READ`, the name of each in the rows; ``None`` if they were not named.
-        keys: Of a message: those of its role and its content; ``None`` for the usual ones.
-        roles: Name in the rows and what our formatter calls it.
+        columns: Column name of each of :data:`READ`; ``None`` if the entry names none.
+        keys: Keys of a message's role and content; ``None`` for the usual ones.
+        roles: Role names in the rows, each with the built-in formatter's name.
     """
 
     columns: tuple[tuple[str, str], ...] | None = None
@@ -68,23 +68,23 @@ class RowForm:
         """Read ``columns`` and ``tags`` of an entry.
 
         Raises:
-            DataError: They name what cannot be honoured, or no columns and tags.
+            DataError: A column is not supported, or the value is invalid.
         """
         named = _table("columns", columns, (*READ, *REFUSED, *IGNORED))
         given = _table("tags", tags, (*KEY_TAGS, *ROLE_TAGS))
         for name, reason in REFUSED.items():
             if name in named:
-                raise DataError(f"columns.{name} ({named[name]!r}) cannot be honoured: {reason}")
+                raise DataError(f"columns.{name} ({named[name]!r}) is not supported: {reason}")
         roles = tuple((given[tag], role) for tag, role in ROLE_TAGS.items() if tag in given)
         keys = given.get("role_tag", "role"), given.get("content_tag", "content")
         return cls(
             None if columns is None else tuple((n, named[n]) for n in READ if n in named),
-            None if keys == ("role", "content") else keys,  # Those that are looked for first.
+            None if keys == ("role", "content") else keys,  # The formatter's first choice.
             tuple((name, role) for name, role in roles if name != role),
         )
 
     def read(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return a row in the form of our formatter: ``messages``, ``images``, ``system``."""
+        """Return a row in the built-in formatter's form: ``messages``, ``images``, ``system``."""
         if self.columns is not None:
             row = self._named(row, dict(self.columns))
         if self.keys or self.roles:
@@ -115,7 +115,7 @@ class RowForm:
         return {"role": role, "content": message.get(keys[1])}
 
     def missing(self, seen: Mapping[str, Any]) -> str | None:
-        """Return what the entry says of a column that rows must have and these keys lack."""
+        """Return the problem if the entry names a column that no row has."""
         name = dict(self.columns or ()).get("system")
         if name is None or name in seen:
             return None
@@ -128,10 +128,10 @@ class Entry:
 
     Attributes:
         info: The ``dataset_info.json``.
-        name: Of the data set.
-        file: Its file or folder, relative to that of ``info``.
-        formatting: The converter that is to be applied.
-        form: Of the rows.
+        name: Name of the data set.
+        file: Its file or folder, relative to the folder of ``info``.
+        formatting: The converter.
+        form: Form of the rows.
     """
 
     info: Path
@@ -142,26 +142,26 @@ class Entry:
 
     @property
     def path(self) -> Path:
-        """Its file or folder."""
+        """Path of the file or folder."""
         return self.info.parent / self.file
 
     @classmethod
     def parse(cls, info: Path, name: str, entry: Any) -> Entry | None:
-        """Read an entry; ``None`` if its files are not local, or another converter reads them.
+        """Read an entry; return ``None`` if its files are remote or its converter is unknown.
 
-        Rows for ``sharegpt`` are taken for rows of ours: its columns and tags mean the same.
+        ``sharegpt`` is accepted because its columns and tags have the same meaning.
 
         Raises:
-            DataError: It says what cannot be honoured.
+            DataError: The entry is not supported.
         """
         where = f"{info}: {name}"
         if not isinstance(entry, Mapping):
-            raise DataError(f"{where}: is a {type(entry).__name__}, not a table")
+            raise DataError(f"{where}: is a {type(entry).__name__}, not an object")
         if any(key in entry for key in _ELSEWHERE):
             return None
         file, formatting = entry.get("file_name"), entry.get("formatting", "alpaca")
         if not isinstance(file, str) or not isinstance(formatting, str):
-            raise DataError(f"{where}: file_name and formatting have to be texts")
+            raise DataError(f"{where}: file_name and formatting must be strings")
         if formatting != "sharegpt" and formatting not in formatters():
             return None
         if entry.get("ranking"):
@@ -177,16 +177,16 @@ class Entry:
 
 
 def entries_at(path: Path, names: Sequence[str] = ()) -> list[Entry]:
-    """Return the entries that a path stands for.
+    """Return the entries at a path.
 
     Args:
-        path: A ``dataset_info.json`` or a folder with one: all of its entries that we read; or a
-            data file: the entry that names it.
-        names: Those to choose from; by default all.
+        path: A ``dataset_info.json`` or its folder, for all supported entries; or a data file,
+            for the entry that names it.
+        names: Entries to choose from; by default all.
 
     Raises:
-        DataError: Entries cannot be read or say what cannot be honoured, or several read the file
-            in different ways.
+        DataError: An entry cannot be read or is not supported, or several read the file in
+            different ways.
     """
     info = path / DATASET_INFO if path.is_dir() else path.with_name(DATASET_INFO)
     is_file = not path.is_dir() and path.name != DATASET_INFO
@@ -201,15 +201,15 @@ def entries_at(path: Path, names: Sequence[str] = ()) -> list[Entry]:
     ]
     if not is_file or len({entry.form for entry in found}) < 2:
         return found[:1] if is_file else found
-    told = ", ".join(entry.name for entry in found)
+    listed = ", ".join(entry.name for entry in found)
     raise DataError(
-        f"{path}: {info} has several entries for it with different columns or tags: {told}. Leave "
-        "the one that holds, or choose it by --dataset where there is that option"
+        f"{path}: {info} has several entries for it with different columns or tags: {listed}. "
+        "Remove the wrong ones, or choose one with --dataset (deepeyes data check)"
     )
 
 
 def form_of(path: Path) -> RowForm:
-    """Return the form of the rows of a file, as the ``dataset_info.json`` beside it has it.
+    """Return the form of a file's rows according to the ``dataset_info.json`` in its folder.
 
     Raises:
         DataError: As for :func:`entries_at`.
@@ -223,25 +223,25 @@ def _load(info: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{info}: cannot be read: {error}") from error
     if not isinstance(entries, dict):
-        raise DataError(f"{info}: no table of data sets")
+        raise DataError(f"{info}: not a JSON object of data sets")
     return entries
 
 
 def _table(what: str, value: Any, known: tuple[str, ...]) -> dict[str, str]:
-    """Return the names in ``columns`` or ``tags``; what is empty is not named.
+    """Return the names in ``columns`` or ``tags`` without empty ones.
 
     Raises:
-        DataError: There is another key, or a name that is no text.
+        DataError: A key is unknown, or a name is not a string.
     """
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise DataError(f"{what} is a {type(value).__name__}, not a table")
+        raise DataError(f"{what} is a {type(value).__name__}, not an object")
     for key, name in value.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
             hint = f"; did you mean {near[0]}" if near else ""
-            raise DataError(f"{what}.{key} means nothing to LLaMA-Factory{hint}")
+            raise DataError(f"{what}.{key} is unknown to LLaMA-Factory{hint}")
         if name is not None and not isinstance(name, str):
-            raise DataError(f"{what}.{key} is a {type(name).__name__}, not a text")
+            raise DataError(f"{what}.{key} is a {type(name).__name__}, not a string")
     return {key: name for key, name in value.items() if name}

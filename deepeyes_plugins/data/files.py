@@ -1,6 +1,6 @@
-"""Stream the rows of data files: JSON arrays, JSON lines, and parquet by row group.
+"""Streaming readers of data files: JSON arrays, JSON lines, and parquet by row group.
 
-A file of many gigabytes needs the memory of a few rows. Rows are counted from 1.
+Memory is bounded by a few rows, whatever the size of the file. Rows are numbered from 1.
 """
 
 from __future__ import annotations
@@ -21,26 +21,25 @@ from deepeyes_plugins.data.dataset_info import RowForm, form_of
 from deepeyes_plugins.data.findings import DataError, Finding
 
 ROWS_AT_A_TIME = 16
-"""Rows that are read, and checked, together."""
+"""Rows that are read and checked as a batch."""
 
 _BYTES_AT_A_TIME = 4 << 20
 _MOST_RUNS = 32
 _CHARACTERS_AT_A_TIME = 1 << 20
 _SHOWN_CHARACTERS = 30
 _LONGEST_WORD = len("-Infinity") + 1
-"""Of JSON, as Python reads it; a number or an escape is wrong where it ends."""
+"""Longest literal of JSON as Python reads it; errors in a number or escape are at its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row as read.
+    """A row of a file.
 
     Attributes:
-        number: Counted from 1; ``None`` where the whole file is concerned.
+        number: Row number from 1; ``None`` for a finding about the whole file.
         value: The row.
-        offset: Where its line starts, in bytes; ``None`` within a JSON array, which trainers read
-            as a whole.
-        finding: Instead of a value where the file cannot be read on.
+        offset: Byte offset of its line; ``None`` within a JSON array.
+        finding: Why the file cannot be read further, instead of a value.
     """
 
     number: int | None
@@ -50,12 +49,13 @@ class Row:
 
 
 def data_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file for reinforcement learning (parquet) or fine-tuning (JSON).
+    """Yield the rows of an RL (parquet) or SFT (JSON) file.
 
-    The latter in the form of our formatter, if a ``dataset_info.json`` says where that is.
+    SFT rows are converted to the built-in formatter's form if a ``dataset_info.json`` in the
+    folder describes them.
 
     Raises:
-        DataError: It says what cannot be honoured.
+        DataError: The entry of ``dataset_info.json`` is not supported.
     """
     if path.suffix == ".parquet":
         yield from parquet_rows(path, ("prompt",))
@@ -66,20 +66,20 @@ def data_rows(path: Path) -> Iterator[Row]:
 
 
 def conversation_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file for fine-tuning, parquet or JSON, as they stand there."""
+    """Yield the rows of an SFT file, parquet or JSON, unchanged."""
     return parquet_rows(path, ()) if path.suffix == ".parquet" else json_rows(path)
 
 
 def json_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a JSON array or of JSON lines, whichever the file holds."""
+    """Yield the rows of a JSON array or of JSON lines."""
     number: int | None = None
     try:
-        # Windows programs put a mark of the byte order in front of UTF-8.
+        # Windows programs write a byte order mark.
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.read(1)
             while first.isspace():
                 first = file.read(1)
-            # Not by going back to the start, which a pipe does not do.
+            # A pipe cannot seek to its start.
             lines = chain([first + file.readline()], file) if first != "[" else ()
             for row in _line_rows(lines) if lines else _array_rows(file):
                 number = row.number
@@ -87,14 +87,14 @@ def json_rows(path: Path) -> Iterator[Row]:
     except OSError as error:
         yield Row(None, finding=Finding(f"cannot be read: {error.strerror or error}"))
     except UnicodeDecodeError as error:
-        where = f"some way behind row {number}" if number else "near its start"
+        where = f"after row {number}" if number else "near the start"
         wrong = error.object[error.start]
-        yield Row(None, finding=Finding(f"is not UTF-8: there is a byte {wrong:#04x} {where}"))
+        yield Row(None, finding=Finding(f"is not UTF-8: byte {wrong:#04x} {where}"))
 
 
 def cache_rows(path: Path) -> Iterator[Row]:
-    """Yield the entries of a published cache of image searches, which is read as a whole."""
-    # Here, so that checking training data imports no search.
+    """Yield the entries of a published image-search cache, which is loaded into memory."""
+    # Imported here, so that checks of training data do not import search.
     from deepeyes_plugins.search.image_cache import ImageCacheError
     from deepeyes_plugins.search.image_conversion import read_entries
 
@@ -122,11 +122,11 @@ def _line_rows(lines: Iterable[str]) -> Iterator[Row]:
 
 
 def _array_rows(file: TextIO) -> Iterator[Row]:
-    """Decode the elements of an array one by one; its ``[`` has been read."""
+    """Decode the elements of an array one by one, after its ``[``."""
     decoder = json.JSONDecoder()
     text, number = "", 0
     while True:
-        # A row that is not complete yet looks like an error: read on, in growing pieces.
+        # An incomplete row looks like an error: read on, in growing blocks.
         more = file.read(max(_CHARACTERS_AT_A_TIME, len(text)))
         text += more
         position = 0
@@ -153,7 +153,7 @@ def _array_rows(file: TextIO) -> Iterator[Row]:
 
 
 def _not_json(error: Exception, text: str) -> str:
-    cut = ", perhaps cut short" if _ends_too_early(error, text) else ""
+    cut = ", perhaps truncated" if _ends_too_early(error, text) else ""
     if not isinstance(error, json.JSONDecodeError):
         return f"not valid JSON: {error}"
     near = text[max(0, error.pos - _SHOWN_CHARACTERS) : error.pos + _SHOWN_CHARACTERS]
@@ -161,7 +161,7 @@ def _not_json(error: Exception, text: str) -> str:
 
 
 def _ends_too_early(error: Exception, text: str) -> bool:
-    """Whether it is the end that is wrong; a mistake ahead of it is none to read on for."""
+    """Return whether the error is at the end of the text, where more input may resolve it."""
     return isinstance(error, json.JSONDecodeError) and (
         error.msg.startswith("Unterminated string") or error.pos > len(text) - _LONGEST_WORD
     )
@@ -174,13 +174,13 @@ def _skip_space(text: str, position: int) -> int:
 
 
 def training_rows(path: Path, form: RowForm | None = None) -> Iterator[Row]:
-    """Yield rows for fine-tuning, and say where Hugging Face datasets reads them otherwise.
+    """Yield SFT rows, with findings where Hugging Face datasets cannot read them.
 
-    Of JSON, it takes no mark of the byte order ahead of an array, and one type per column.
+    It accepts no byte order mark before a JSON array, and one type per column.
 
     Args:
         path: The file.
-        form: Of the rows, which names columns that some row has to have.
+        form: Form of the rows, with required columns.
     """
     types: ColumnTypes | None = None
     marked = _is_marked_array(path)
@@ -192,8 +192,8 @@ def training_rows(path: Path, form: RowForm | None = None) -> Iterator[Row]:
         if marked:
             marked = False
             reason = (
-                "a mark of the byte order stands at the start of the file, which Hugging Face "
-                "datasets takes for the beginning of JSON lines: save it without"
+                "the file starts with a byte order mark, and Hugging Face datasets would read it "
+                "as JSON lines: save it without"
             )
             yield Row(row.number, finding=Finding(reason))
         if isinstance(row.value, dict) and row.number is not None and path.suffix != ".parquet":
@@ -224,10 +224,10 @@ def parquet_rows(
 
     Args:
         path: The file.
-        columns: That it has to have.
-        row_groups: Those to read; all by default.
-        first_row: Number of the first row in them.
-        keep: Is handed every batch of rows as it was read.
+        columns: Required columns.
+        row_groups: Row groups to read; all by default.
+        first_row: Number of their first row.
+        keep: Called with every batch of rows as it was read.
     """
     number = first_row - 1
     try:
@@ -246,17 +246,17 @@ def parquet_rows(
                     number += 1
                     yield Row(number, value)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        where = f"behind row {number}" if number else "from its start"
+        where = f"after row {number}" if number else ""
         yield Row(None, finding=Finding(unreadable(error, where)))
 
 
 def unreadable(error: Exception, where: str = "", form: str = "parquet") -> str:
-    """Say why a file cannot be read: a file that is not there is not one that was cut short.
+    """Describe why a file cannot be read.
 
     Args:
-        error: What reading it raised.
+        error: The error of the reader.
         where: How far it could be read.
-        form: What it was read as.
+        form: Expected format.
     """
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
@@ -264,16 +264,16 @@ def unreadable(error: Exception, where: str = "", form: str = "parquet") -> str:
         return "is a folder"
     if isinstance(error, PermissionError):
         return f"cannot be read: {error.strerror}"
-    return f"cannot be read as {' '.join(filter(None, (form, where)))}, perhaps cut short: {error}"
+    return f"cannot be read as {' '.join(filter(None, (form, where)))}, perhaps truncated: {error}"
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a parquet file for reading it piece by piece."""
+    """Open a parquet file for streaming."""
     return pq.ParquetFile(path, buffer_size=_BYTES_AT_A_TIME, pre_buffer=False)
 
 
 def parquet_schema(path: Path) -> pa.Schema:
-    """Read the columns of a parquet file.
+    """Read the schema of a parquet file.
 
     Raises:
         DataError: It cannot be read.
@@ -286,7 +286,7 @@ def parquet_schema(path: Path) -> pa.Schema:
 
 
 def row_count(path: Path) -> int | None:
-    """Return how many rows a parquet file says that it has; ``None`` if it cannot be read."""
+    """Return the row count in a parquet file's metadata; ``None`` if it cannot be read."""
     try:
         with open_parquet(path) as file:
             return int(file.metadata.num_rows)
@@ -295,10 +295,10 @@ def row_count(path: Path) -> int | None:
 
 
 def runs_of_row_groups(path: Path) -> list[tuple[range, int]]:
-    """Cut a file into runs of row groups of about equal size, one if it cannot be read.
+    """Split a file into runs of row groups of about equal size; one if it cannot be read.
 
     Returns:
-        Row groups, and the number of their first row.
+        Row groups and the number of their first row, for each run.
     """
     try:
         with open_parquet(path) as file:
@@ -321,11 +321,11 @@ def runs_of_row_groups(path: Path) -> list[tuple[range, int]]:
 def row_batches(
     file: pq.ParquetFile, row_groups: range | None, columns: list[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of some row groups, a few at a time, with all columns or some.
+    """Yield batches of a few rows of some row groups, with all columns or some.
 
-    A row group of more than 2 GiB of nested binary cannot be read at once (Arrow's offsets have 32
-    bits), and threads or buffering ahead would hold all of it in memory. What is held is a page or
-    two, whose size the writer of the file chose (pyarrow: at most 1,024 rows).
+    Arrow's 32-bit offsets cannot hold more than 2 GiB of nested binary, and threads or read-ahead
+    would load whole row groups. This holds a page or two in memory, whose size the writer of the
+    file chose (pyarrow: at most 1,024 rows).
     """
     groups = range(file.num_row_groups) if row_groups is None else row_groups
     yield from file.iter_batches(

@@ -1,4 +1,4 @@
-"""What a check of data finds, and how it is told: findings of rows, reports of files."""
+"""Results of checks: findings about rows, reports about files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ class Finding:
     """One thing that is wrong or unusual about a row.
 
     Attributes:
-        reason: What it is. Half a character (a lone surrogate), which names in rows may hold and
-            no file takes, is replaced.
+        reason: What is wrong. Lone surrogates, which cannot be written to a file, are replaced.
         key: The column; empty if it concerns the whole row.
         level: An ``error`` makes the row unusable, a ``warning`` does not.
     """
@@ -44,8 +43,8 @@ class Problem:
 
     Attributes:
         file: The file.
-        row: Number of the row, counted from 1; ``None`` if the whole file is concerned.
-        key: The column; empty if the whole row or file is concerned.
+        row: Row number from 1; ``None`` for the whole file.
+        key: The column; empty for the whole row or file.
         reason: What is wrong.
         level: ``error`` or ``warning``.
     """
@@ -64,12 +63,12 @@ class Problem:
 
 @dataclass(slots=True)
 class Report:
-    """What a check found in a file.
+    """Result of the check of a file.
 
     Attributes:
         file: The file.
-        rows: Rows checked.
-        problems: In the order of the rows.
+        rows: Number of rows checked.
+        problems: Problems in row order.
     """
 
     file: Path
@@ -78,12 +77,12 @@ class Report:
 
     @property
     def errors(self) -> list[Problem]:
-        """The problems that make a row, or the file, unusable."""
+        """Problems that make a row or the file unusable."""
         return [problem for problem in self.problems if problem.level == "error"]
 
     @property
     def warnings(self) -> list[Problem]:
-        """The problems that do not."""
+        """Problems that do not."""
         return [problem for problem in self.problems if problem.level == "warning"]
 
     @property
@@ -93,16 +92,16 @@ class Report:
 
     @property
     def is_readable(self) -> bool:
-        """Whether only rows are bad, not the file as a whole."""
+        """Whether all errors concern rows, not the whole file."""
         return all(problem.row is not None for problem in self.errors)
 
     @property
     def bad_rows(self) -> int:
-        """How many rows cannot be used."""
+        """Number of unusable rows."""
         return len({problem.row for problem in self.errors} - {None})
 
     def describe(self, most: int = 10) -> str:
-        """Say what the errors are, at most ``most`` of them one by one."""
+        """Summarize the errors and list at most ``most`` of them."""
         errors = self.errors
         if self.bad_rows:
             head = f"{self.bad_rows} of {self.rows} rows cannot be used (counted from 1)"
@@ -117,7 +116,7 @@ class Report:
         """Raise unless :attr:`ok`.
 
         Args:
-            most: Problems that the message names one by one.
+            most: Maximum number of problems in the message.
 
         Raises:
             DataError: The file or some of its rows cannot be used.

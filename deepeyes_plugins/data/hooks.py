@@ -1,4 +1,4 @@
-"""The extension point of dataset formatters."""
+"""Extension point for dataset formatters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of rows, in whatever form a row holds them."""
+"""Images of rows: bytes, paths, data URIs or Pillow images."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from deepeyes_plugins.protocol.content import EncodedImage
 
 
 def image_from(entry: Any, media_root: Path | None = None) -> EncodedImage:
-    """Hold an image of a row, with its original bytes where they can be had.
+    """Read an image of a row, with its original bytes where available.
 
     Args:
         entry: Bytes, a path, a data URI, a Pillow image, or a mapping with one of them under
-            ``bytes``, ``image``, ``path``, ``url`` or ``image_url`` (the first that is set counts).
-        media_root: Folder that paths are relative to and must not leave; without it any path of
-            this machine is read.
+            ``bytes``, ``image``, ``path``, ``url`` or ``image_url`` (the first that is set).
+        media_root: Folder that paths are relative to and must not leave; without it any local
+            path is read.
 
     Raises:
-        RowError: There is no image in it, its path leaves ``media_root``, or its file cannot be
+        RowError: ``entry`` has no image, its path leaves ``media_root``, or its file cannot be
             read.
     """
     if isinstance(entry, Mapping):
@@ -50,7 +50,7 @@ def _read(path: str | Path, media_root: Path | None) -> bytes:
         return read_media(str(path))
     file = Path(local_path(str(path)))
     if media_root is not None:
-        # A link that the owner of the folder put there may lead out of it; a data file may not.
+        # A symbolic link in the folder may point outside; a path in a data file must not.
         inside = file.is_relative_to(media_root) or not file.is_absolute()
         if not inside or ".." in file.parts:
             raise RowError(
@@ -65,7 +65,7 @@ def _read(path: str | Path, media_root: Path | None) -> bytes:
 
 
 def _original(image: Image.Image) -> EncodedImage | None:
-    """The file that ``image`` was opened from, if it is still at hand and of the same size."""
+    """Return the file that ``image`` was opened from, if available and of the same size."""
     if not isinstance(image, ImageFile.ImageFile):
         return None
     try:

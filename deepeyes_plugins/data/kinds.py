@@ -1,4 +1,4 @@
-"""Tell by its content what a data file is."""
+"""Detection of a data file's kind by its content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PICKLE = b"\x80"
 
 
 def kind_of_file(path: Path) -> Kind:
-    """Recognise a file for RL (parquet), SFT (JSON array or lines) or a cache of image searches.
+    """Detect the kind: RL (parquet), SFT (JSON array or lines) or image-search cache.
 
     Raises:
         DataError: It is none of them, or cannot be read.
@@ -37,20 +37,18 @@ def kind_of_file(path: Path) -> Kind:
         return "search-cache"
     if text.startswith((b"[", b"{")) or (not text and path.suffix in _SUFFIXES[1:]):
         return "sft"
-    raise DataError(
-        f"{path}: neither parquet nor JSON, by its content. `--kind` says what to take it for"
-    )
+    raise DataError(f"{path}: its content is neither parquet nor JSON; set the kind with --kind")
 
 
 def files_in(paths: Iterable[Path], *, may_be_empty: bool = False) -> Iterator[Path]:
-    """Yield files, and of folders those that can be data, in the order of their names.
+    """Yield files and, sorted by name, the data files of folders.
 
     Args:
         paths: Files and folders.
-        may_be_empty: Whether a folder may have no such file.
+        may_be_empty: Whether a folder may contain no data file.
 
     Raises:
-        DataError: There is nothing of that name, or nothing in it.
+        DataError: A path does not exist, or a folder contains no data file.
     """
     for path in paths:
         if not path.is_dir():

@@ -1,8 +1,8 @@
-"""Where the image files of a data set are: in a folder, or in a zip file that nobody unpacks.
+"""Image files of a data set, in a folder or in a zip file, without unpacking it.
 
-A file in a zip is named by a chained address, ``zip://images/1.png::/data/images.zip``, as fsspec
-writes it, so that rows keep holding plain strings on their way through a trainer. Each process
-keeps one open handle per zip file; a member is read by random access.
+A zip member has a chained URL as in fsspec, ``zip://images/1.png::/data/images.zip``, so that rows
+hold plain strings throughout a trainer. Each process keeps one open handle per zip file and reads
+members by random access.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from deepeyes_plugins.data.files import unreadable
 from deepeyes_plugins.data.findings import DataError
 
 ARCHIVE_NAME = "images.zip"
-"""Looked for in a media folder; the published SFT data come with one."""
+"""Zip file in a media folder; the published SFT data include one."""
 
 MAXIMUM_MEMBER_BYTES = 256 << 20
-"""Unpacked size of a zip member above which it is refused, as a decompression bomb (ours)."""
+"""Maximum unpacked size of a zip member, against decompression bombs."""
 
 _SCHEME = "zip://"
 _FILE = "file://"
@@ -36,7 +36,7 @@ _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SEPARATOR = "::"
 _ENCRYPTED = 0x1
 _OPEN_ARCHIVES = 256
-"""That a process keeps; with one less than a data set has, each look would read one anew."""
+"""Open zip files per process; with fewer than a data set has, every access would reopen one."""
 
 
 class MediaError(DataError):
@@ -45,13 +45,12 @@ class MediaError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class MediaRoot:
-    """What relative image names are relative to.
+    """The folder or zip file that image names are relative to.
 
     Attributes:
         folder: A folder; ``None`` if there is only a zip file.
         archive: A zip file; ``None`` if there is only a folder.
-        reads_archives: Whether names may be addresses in zip files, or the images themselves (data
-            URIs).
+        reads_archives: Whether names may be URLs of zip members or data URIs.
     """
 
     folder: Path | None
@@ -60,7 +59,7 @@ class MediaRoot:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Find out what ``path`` is: a zip file, or a folder with or without ``images.zip``.
+        """Open a zip file, or a folder with or without ``images.zip``.
 
         Raises:
             MediaError: It is neither, or the zip file cannot be read.
@@ -72,17 +71,17 @@ class MediaRoot:
         elif path.is_file():
             root = cls(None, path)
         else:
-            raise MediaError(f"{path}, what images are relative to, is neither a folder nor a zip")
+            raise MediaError(f"{path}, the media root, is neither a folder nor a zip file")
         if root.archive is not None:
             _open(root.archive)
         return root
 
     def locate(self, name: str) -> str:
-        """Return the path or the address of an image.
+        """Return the path or URL of an image.
 
-        An address stays as it is. Otherwise the folder comes first, then the zip file, then
-        ``name`` as it is. In a zip file called ``images.zip`` the folder ``images/`` may be there
-        or not, whatever the row says: people pack with and without it.
+        A URL is returned unchanged. Other names are searched in the folder, then in the zip file,
+        then as a path. In ``images.zip`` the folder ``images/`` is optional, whether or not the
+        row names it.
 
         Raises:
             RowError: There is no such file.
@@ -92,13 +91,12 @@ class MediaRoot:
         if is_inline(name):
             if not self.reads_archives:
                 raise RowError(
-                    "it stands in the row itself (a data URI), from which only the templates "
-                    "deepeyes_qwen2_vl and deepeyes_qwen3_vl read; `deepeyes data prepare sft` "
-                    "writes it to a file"
+                    "it is a data URI, which only the templates deepeyes_qwen2_vl and "
+                    "deepeyes_qwen3_vl read; `deepeyes data prepare sft` writes it to a file"
                 )
             return name
         name = local_path(name)
-        # Not by pathlib, which takes several times longer: a data set names many thousands.
+        # Several times as fast as pathlib, for many thousands of names.
         if self.folder is not None and os.path.isfile(path := os.path.join(self.folder, name)):
             return path
         if packed := self.find_packed(name):
@@ -108,7 +106,7 @@ class MediaRoot:
         raise RowError(f"there is no such file in {self}")
 
     def find_packed(self, name: str) -> str | None:
-        """Return the address of an image in the zip file; ``None`` if it is not there."""
+        """Return the URL of an image in the zip file, or ``None``."""
         if self.archive is not None:
             members = _open(self.archive).NameToInfo
             for candidate in _member_names(name, self.archive.stem):
@@ -120,8 +118,8 @@ class MediaRoot:
         member, archive = _split(name)
         if not self.reads_archives:
             raise RowError(
-                f"it is in the zip file {archive}, from which only the templates "
-                "deepeyes_qwen2_vl and deepeyes_qwen3_vl read"
+                f"it is in the zip file {archive}, which only the templates deepeyes_qwen2_vl and "
+                "deepeyes_qwen3_vl read"
             )
         try:
             known = member in _open(archive).NameToInfo
@@ -137,20 +135,20 @@ class MediaRoot:
 
 @dataclass(frozen=True, slots=True)
 class MediaPlaces:
-    """Folders and zip files that the images of downloaded data are looked for in.
+    """Folders and zip files in which images of downloaded data are searched.
 
-    What rows name is not trusted: a name that leads out of all places is refused, whether by
-    ``..``, as an absolute path or through a link.
+    Names in rows are not trusted: a name that leads out of all places by ``..``, as an absolute
+    path or through a symbolic link is refused.
 
     Attributes:
-        places: In the order in which they are looked at.
+        places: Folders and zip files in search order.
     """
 
     places: tuple[MediaRoot, ...]
 
     @classmethod
     def open(cls, paths: Iterable[Path]) -> Self:
-        """Open folders, with the zip files that lie in them, and zip files.
+        """Open zip files, and folders with the zip files in them.
 
         Raises:
             MediaError: One of them is neither, or a zip file cannot be read.
@@ -166,10 +164,9 @@ class MediaPlaces:
         return cls(tuple(dict.fromkeys(places)))
 
     def locate(self, name: str) -> str:
-        """Return the absolute path or the address of an image.
+        """Return the absolute path or the URL of an image.
 
-        Of an absolute path that is not there, as rows have that were made on another machine, the
-        longest end that is found in a place counts.
+        An absolute path of another machine matches by its longest suffix that exists in a place.
 
         Raises:
             RowError: There is no such file, or it is outside of the places.
@@ -178,15 +175,14 @@ class MediaPlaces:
             archive = _split(name)[1].absolute()
             if all(place.archive != archive for place in self.places):
                 raise RowError(
-                    f"{archive} is none of the places to look in, {self}; name it as a place of "
-                    "images to allow that"
+                    f"{archive} is not among the media paths, {self}; add it with --media"
                 )
             return MediaRoot(None).locate(name)
         if is_inline(name):
             return name
         plain = local_path(name).replace("\\", "/")
         if ".." in plain.split("/"):
-            raise RowError("a path with .. in it may lead anywhere and is not followed")
+            raise RowError("a path with .. in it is not followed")
         candidates = [plain]
         if plain.startswith("/"):
             parts = [part for part in plain.split("/") if part]
@@ -201,8 +197,8 @@ class MediaPlaces:
                         return path
                     if not plain.startswith("/"):
                         raise RowError(
-                            f"a link leads to {os.path.realpath(path)}, which is outside of "
-                            f"{self}; name its folder as a place of images to allow that"
+                            f"a symbolic link leads to {os.path.realpath(path)}, outside of "
+                            f"{self}; add its folder with --media"
                         )
         raise RowError(f"there is no such file in {self}")
 
@@ -216,32 +212,32 @@ class MediaPlaces:
 
 
 def is_archived(name: str) -> bool:
-    """Whether ``name`` is the address of a file in a zip file."""
+    """Return whether ``name`` is the URL of a zip member."""
     return name.startswith(_SCHEME) and _SEPARATOR in name
 
 
 def is_inline(name: str) -> bool:
-    """Whether ``name`` is no name but an image itself: a data URI."""
+    """Return whether ``name`` is a data URI."""
     return name.startswith(_INLINE)
 
 
 def local_path(name: str) -> str:
-    """Return the path in ``name``, which may be a ``file://`` address.
+    """Return the path in ``name``, which may be a ``file://`` URL.
 
     Raises:
-        RowError: It is an address on the network.
+        RowError: It is a remote URL.
     """
     path = name.removeprefix(_FILE)
     if _REMOTE.match(path) and not is_archived(path):
         raise RowError(
-            f"{path:.200} is an address on the network, and nothing is downloaded: save the image "
-            "to a file and name that"
+            f"{path:.200} is a remote URL, and images are not downloaded: save the image to a "
+            "file and use its path"
         )
     return path
 
 
 def short_name(name: object) -> str:
-    """Return what a message calls an image; a data URI without its data."""
+    """Return an image's name for messages; a data URI without its data."""
     text = str(name)
     return f"{text.partition(',')[0][:80]},…" if is_inline(text) else f"{text:.300}"
 
@@ -264,7 +260,7 @@ def _split(address: str) -> tuple[str, Path]:
 
 
 def read_media(name: str) -> bytes:
-    """Read a file by what :meth:`MediaRoot.locate` returned.
+    """Read an image by the result of :meth:`MediaRoot.locate`.
 
     Raises:
         RowError: It cannot be read.
@@ -282,7 +278,7 @@ def read_media(name: str) -> bytes:
         info = opened.NameToInfo[member]
         _refuse_unreadable(info)
         return opened.read(info)
-    # zlib.error, BadZipFile, NotImplementedError for a method, EOFError where it is cut short, ...
+    # zlib.error, BadZipFile, NotImplementedError for a method, EOFError if truncated, …
     except Exception as error:
         raise RowError(f"{member} of {archive} cannot be read: {error}") from error
 
@@ -290,7 +286,7 @@ def read_media(name: str) -> bytes:
 def _refuse_unreadable(info: ZipInfo) -> None:
     if info.flag_bits & _ENCRYPTED:
         raise MediaError("it is encrypted")
-    # The size that the zip file states is also the most that is unpacked.
+    # The stated size also limits what is unpacked.
     if info.file_size > MAXIMUM_MEMBER_BYTES:
         raise MediaError(
             f"it would unpack to {info.file_size} bytes; {MAXIMUM_MEMBER_BYTES} are accepted"
@@ -305,7 +301,7 @@ def _member_names(name: str, stem: str) -> Iterator[str]:
 
 
 def _open(archive: Path) -> ZipFile:
-    """Open a zip file, once per process: a forked process must not share its parent's position.
+    """Open a zip file once per process: forked processes must not share a file position.
 
     Raises:
         MediaError: It cannot be read.

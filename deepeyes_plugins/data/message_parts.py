@@ -1,8 +1,8 @@
-"""Messages whose content is a list of parts, as chat servers and processors take it.
+"""Messages whose content is a list of parts, as in chat APIs.
 
-An image of such a message stands in its part, or where the part only says that there is one, in
-the column ``images``. All readers of rows go through :func:`plain_contents`, which makes of it text
-with an ``<image>`` where an image stands, and one list of images.
+The image is in its part or, if the part is only a marker, in the column ``images``. All readers of
+rows use :func:`plain_contents`, which converts both forms to text with ``<image>`` placeholders and
+one list of images.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from deepeyes_plugins.protocol.dialect import IMAGE_PLACEHOLDER
 from deepeyes_plugins.protocol.missing import is_missing
 
 SPELLED_PLACEHOLDER = IMAGE_PLACEHOLDER.replace("<", "< ")
-"""What text in a part that spells a placeholder becomes, so that it stays text."""
+"""Replacement for a placeholder that occurs in the text of a part, so that it stays text."""
 
 _TEXTS = ("text", "input_text", None)
 _IMAGES = ("image", "image_url", "input_image")
 _KEYS = ("bytes", "image", "path", "url", "image_url")
-"""Where an image is in a part or an entry of ``images``; the first that is set counts."""
+"""Keys of an image in a part or an entry of ``images``; the first that is set is used."""
 
 
 def plain_contents(contents: Sequence[Any], images: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """Write the contents of a row's messages as text, and put its images in their order.
+    """Convert the contents of messages to text, and put the images in order.
 
     Args:
-        contents: Of the messages: texts, or lists of parts: texts, ``{"type": "text", "text"}``,
-            ``{"type": "image"}`` with the image under ``bytes``, ``image``, ``path`` or ``url``,
-            and ``{"type": "image_url", "image_url": {"url"}}``. Anything else is left to whoever
-            reads the result.
-        images: The column ``images``: of placeholders in texts and of parts without an image.
+        contents: Contents of the messages: strings, or lists of parts: strings,
+            ``{"type": "text", "text"}``, ``{"type": "image"}`` with the image under ``bytes``,
+            ``image``, ``path`` or ``url``, and ``{"type": "image_url", "image_url": {"url"}}``.
+            Anything else is returned unchanged.
+        images: The column ``images``: images of placeholders and of parts without an image.
 
     Returns:
-        The contents, and one image for each ``<image>`` in them, unless ``images`` has more or
+        The contents, and one image for each ``<image>`` in them unless ``images`` has more or
         fewer.
 
     Raises:
-        RowError: A part is neither a text nor an image.
+        RowError: A part is neither text nor an image.
     """
     if not any(map(is_list, contents)):
         return list(contents), list(images)
@@ -56,11 +56,7 @@ def plain_contents(contents: Sequence[Any], images: Sequence[Any]) -> tuple[list
 
 
 def image_source(entry: Any) -> Any:
-    """Return the path, address, bytes or picture in a part or in an entry of ``images``.
-
-    Returns:
-        ``None`` where there is none.
-    """
+    """Return path, URL, bytes or Pillow image of a part or entry of ``images``, or ``None``."""
     while isinstance(entry, Mapping):
         entry = next((entry[key] for key in _KEYS if not _is_empty(entry.get(key))), None)
     return None if _is_empty(entry) else entry
@@ -84,10 +80,10 @@ def _written(parts: Any, message: int, column: Iterator[Any], found: list[Any]) 
             yield part["text"].replace(IMAGE_PLACEHOLDER, SPELLED_PLACEHOLDER)
         else:
             raise RowError(
-                f"part {number} of message {message} is neither a text nor an image: {part!r:.80}"
+                f"part {number} of message {message} is neither text nor an image: {part!r:.80}"
             )
 
 
 def is_list(content: Any) -> bool:
-    """Return whether it is a list, a tuple or an array, which is what frameworks make of a list."""
+    """Return whether ``content`` is a list, tuple or array."""
     return not isinstance(content, str | bytes | Mapping) and hasattr(content, "__iter__")

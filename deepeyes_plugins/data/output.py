@@ -1,4 +1,4 @@
-"""Write files that are whole or not there, and never where they were read from."""
+"""Atomic output files, locked and kept apart from the inputs."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from deepeyes_plugins.data.findings import DataError
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
-    """Hand out a temporary name beside ``target`` that takes its place if all goes well.
+    """Yield a temporary path that replaces ``target`` on success.
 
-    What is written under that name is on the disk before it is renamed; whatever goes wrong, or is
-    interrupted, leaves what was at ``target`` before.
+    The file is synced before the rename. An error or interruption leaves ``target`` unchanged.
 
     Raises:
-        DataError: It cannot be written, for instance for want of space.
+        DataError: It cannot be written, for instance because the disk is full.
     """
     try:
         with files.whole_file(target, sync=True) as partial:
             yield partial
     except OSError as error:
         raise DataError(
-            f"{target} cannot be written: {error.strerror or error}. What was finished before is "
-            "kept: make room or choose another folder, and run the same again"
+            f"{target} cannot be written: {error.strerror or error}. Finished files are complete: "
+            "free space or choose another folder, and run the command again"
         ) from error
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a small file as a whole, in UTF-8 and with the line ends that it has.
+    """Write a small UTF-8 file atomically, with its line endings unchanged.
 
     Raises:
         DataError: It cannot be written.
@@ -41,31 +40,31 @@ def write_text(target: Path, text: str) -> None:
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Make sure that nothing is written where something is read.
+    """Refuse to write into inputs.
 
     Args:
         outputs: Files and folders that will be written.
         inputs: Files and folders that are read.
 
     Raises:
-        DataError: An output is an input, or lies in an input that is a folder.
+        DataError: An output is an input, or inside an input folder.
     """
     read = [path.resolve() for path in inputs]
     for output in outputs:
         for source in read:
             if output.resolve().is_relative_to(source):
                 raise DataError(
-                    f"{output} is or lies in {source}, which is read and must stay as it is; "
-                    "choose another place for the output"
+                    f"{output} is, or is inside of, the input {source}, which must not change; "
+                    "choose another output path"
                 )
 
 
 @contextmanager
 def one_at_a_time(lock: Path) -> Iterator[None]:
-    """Keep a second run off the same output; a lock ends with the process that holds it.
+    """Hold an exclusive lock on an output; the lock ends with the process.
 
     Raises:
-        DataError: Another process is at work there, or the folder cannot be made.
+        DataError: Another process holds it, or the folder cannot be created.
     """
     with ExitStack() as stack:
         try:

@@ -1,8 +1,8 @@
-"""Read the rows of the published reinforcement-learning data sets as tasks.
+"""RL rows as tasks.
 
-The columns are verl's: ``prompt`` (role and content, ``<image>`` where an image stands),
-``images``, ``data_source``, ``reward_model`` and ``extra_info``, and ``env_name``, which chooses
-the environment.
+The columns are verl's: ``prompt`` (role and content with ``<image>`` placeholders), ``images``,
+``data_source``, ``reward_model`` and ``extra_info``, and ``env_name``, which chooses the
+environment.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from deepeyes_plugins.rollout.contracts import Task
 
 NO_ENVIRONMENT = "none"
 STALE_ENVIRONMENTS: Mapping[str, str] = {"code_toolbox_lingyi_v1": "deepeyes_v2"}
-"""Names in published files that no code knows any more, and what they mean."""
+"""Old names in published files, and their current names."""
 
 _ROLES: tuple[str, ...] = get_args(Role)
 
@@ -39,11 +39,11 @@ logger = logging.getLogger(__name__)
 
 
 def task_from_row(row: Mapping[str, Any]) -> Task:
-    """Make a task of one row.
+    """Convert a row to a task.
 
     Args:
-        row: A row of a parquet file, or what verl's data set makes of it (there ``raw_prompt``
-            holds the images within the messages and takes the place of ``prompt``).
+        row: A row of a parquet file, or of verl's data set, in which ``raw_prompt`` has the images
+            within the messages and replaces ``prompt``.
 
     Raises:
         RowError: A column is missing or wrong; the message names it.
@@ -61,7 +61,7 @@ def task_from_row(row: Mapping[str, Any]) -> Task:
 
 
 def prompt_messages(row: Mapping[str, Any], media_root: Path | None = None) -> tuple[Message, ...]:
-    """Return the prompt with its images in their places; all other control strings are text.
+    """Return the prompt with its images in place; other control strings stay text.
 
     Args:
         row: As in :func:`task_from_row`.
@@ -90,14 +90,14 @@ def prompt_messages(row: Mapping[str, Any], media_root: Path | None = None) -> t
 
 
 def plain_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a row whose prompt is text: images within its messages are moved to ``images``.
+    """Return the row with images within its messages moved to ``images``.
 
     Raises:
-        RowError: A message has a part that is neither a text nor an image.
+        RowError: A message has a part that is neither text nor an image.
     """
     prompt: Any = row.get("prompt")
     if not is_list(prompt):
-        return row  # Refused by whoever reads it.
+        return row  # Refused by the caller.
     contents = [one.get("content") if isinstance(one, Mapping) else None for one in prompt]
     if all(content is None or isinstance(content, str) for content in contents):
         return row
@@ -114,7 +114,7 @@ def data_source(row: Mapping[str, Any]) -> str:
     """Return the data set that the row comes from.
 
     Raises:
-        RowError: There is none.
+        RowError: The row has none.
     """
     source = row.get("data_source")
     if is_missing(source) or not isinstance(source, str):
@@ -126,7 +126,7 @@ def ground_truth(row: Mapping[str, Any]) -> str:
     """Return the reference answer.
 
     Raises:
-        RowError: There is none (a NaN of a data frame is none either), or it is no text or number.
+        RowError: The row has none (NaN counts as none), or it is neither a string nor a number.
     """
     reward_model = row.get("reward_model")
     truth = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
@@ -134,13 +134,13 @@ def ground_truth(row: Mapping[str, Any]) -> str:
         raise RowError("no ground truth in 'reward_model'")
     if not isinstance(truth, str | int | float):
         raise RowError(
-            f"the ground truth in 'reward_model' is a {type(truth).__name__}, not a text"
+            f"the ground truth in 'reward_model' is a {type(truth).__name__}, not a string"
         )
     return str(truth)
 
 
 def metadata(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``extra_info`` without the answer, which tools and logs have no need of.
+    """Return ``extra_info`` without the answer, which tools and logs do not need.
 
     Raises:
         RowError: It is not a mapping.
@@ -154,10 +154,10 @@ def metadata(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def messages_from_raw_prompt(raw_prompt: Iterable[Mapping[str, Any]]) -> tuple[Message, ...]:
-    """Translate the messages that verl's data set hands to an agent loop.
+    """Convert the messages that verl's data set passes to an agent loop.
 
-    The bytes of an image file are kept where they are at hand, so that tools see the image in its
-    original size and encoding.
+    Original image files are used where available, so that tools see the image in its original
+    size and encoding.
 
     Args:
         raw_prompt: Messages whose content is a string or a list of entries
@@ -170,11 +170,11 @@ def messages_from_raw_prompt(raw_prompt: Iterable[Mapping[str, Any]]) -> tuple[M
 
 
 def environment_name(row: Mapping[str, Any], default: str) -> str:
-    """Return the environment that a row asks for.
+    """Return the environment of a row.
 
     Args:
-        row: A row; its ``env_name`` decides, where it is empty the answer is ``none``.
-        default: The answer for data sets without that column.
+        row: A row; an empty ``env_name`` means ``none``.
+        default: Environment for rows without that column.
     """
     if "env_name" not in row:
         return default
@@ -219,11 +219,11 @@ def _part(entry: Any, where: str) -> Part:
             return image_from(entry)
         if isinstance(entry.get("text"), str):
             return cast(str, entry["text"])
-    raise RowError(f"{where} holds an entry that is neither a text nor an image: {entry!r:.80}")
+    raise RowError(f"{where} has an entry that is neither text nor an image: {entry!r:.80}")
 
 
 def _sequence(value: Any, name: str, *, or_none: bool = False) -> Iterable[Any]:
-    """Accept lists, tuples and NumPy arrays, which is what frameworks make of a list column."""
+    """Accept lists, tuples and NumPy arrays, the forms of a list column in frameworks."""
     if is_missing(value) and or_none:
         return ()
     if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
@@ -233,7 +233,7 @@ def _sequence(value: Any, name: str, *, or_none: bool = False) -> Iterable[Any]:
 
 
 def _fingerprint(messages: Iterable[Message]) -> str:
-    """Name a question that has no index by its content."""
+    """Return a content hash as the name of a question without an index."""
     digest = hashlib.sha256()
     for message in messages:
         for part in message.parts:
@@ -244,7 +244,7 @@ def _fingerprint(messages: Iterable[Message]) -> str:
 @cache
 def _warn_of_stale_name(name: str) -> None:
     logger.warning(
-        "env_name %r is the name of an old release: such rows run in %r (said once per process)",
+        "env_name %r is an old name: its rows run in %r (logged once per process)",
         name,
         STALE_ENVIRONMENTS[name],
     )

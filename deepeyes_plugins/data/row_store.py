@@ -1,9 +1,8 @@
-"""Checked rows of parquet files, any of which is at hand at once.
+"""Random access to checked rows of parquet files.
 
-A parquet file is made to be read from front to back, training reads it shuffled. So the pass that
-checks a file also writes its rows in Arrow's own format, a few to a batch: there a row is found
-without reading others, is mapped into memory rather than loaded, and a file or row group of any
-size takes no more memory than a few rows. Both results are kept: a restart finds them.
+Parquet is made for sequential reading, but training shuffles. So the check also writes the rows in
+Arrow's IPC format in small batches: any row is memory-mapped without reading others, and a file or
+row group of any size takes the memory of a few rows. Check and rows are cached for restarts.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from deepeyes_plugins.protocol.content import ImageError
 from deepeyes_plugins.rewards.hooks import rewards
 
 IMAGE_SIZES = "deepeyes_image_sizes"
-"""Column with the width and height of each image; ``None`` where one cannot be read."""
+"""Column with the width and height of each image; ``None`` if it cannot be read."""
 
 _LAYOUT = 2
 _CONTENTS = "contents.json"
@@ -54,8 +53,8 @@ class Shard:
     """A file of rows.
 
     Attributes:
-        name: Of the file, in the folder of its store.
-        batches: Rows in each of its batches.
+        name: File name in the folder of its store.
+        batches: Number of rows of each batch.
     """
 
     name: str
@@ -67,11 +66,11 @@ class StoredFile:
     """A parquet file that has been checked and stored.
 
     Attributes:
-        folder: Where its shards are.
+        folder: Folder of its shards.
         root: Folder that image paths are relative to.
-        columns: Of the parquet file.
-        shards: In the order of the rows.
-        report: What the check found.
+        columns: Columns of the parquet file.
+        shards: Shards in row order.
+        report: Result of the check.
     """
 
     folder: Path
@@ -92,21 +91,20 @@ def store_files(
     processes: int | None = None,
     keep_bad: bool = False,
 ) -> list[StoredFile]:
-    """Check and store parquet files, those that have not been yet.
+    """Check and store parquet files that are not in the cache.
 
     Args:
         paths: The files.
-        cache: Folder for the stores; takes as much space as the files. What is in it may be
-            deleted whenever no run uses it.
-        rules: What the rows are checked against.
-        processes: That share the work; by default as many as there are processors, for little
-            data one.
-        keep_bad: Whether a store with bad rows stays. Otherwise only its report is of use, and the
-            file is checked again next time: what was wrong may have been outside of it.
+        cache: Folder for the stores; takes as much space as the files. It may be deleted while no
+            run uses it.
+        rules: Settings that rows are checked against.
+        processes: Number of processes; by default one per processor, or one for little data.
+        keep_bad: Whether to cache a store with bad rows. Otherwise the file is checked again next
+            time, since the cause may be outside of it.
 
     Raises:
         DataError: A shard cannot be written, or a process of the check was killed.
-        OSError: A file is gone, or the cache cannot be made.
+        OSError: A file is gone, or the cache cannot be created.
     """
     with ExitStack() as stack:
         stores = {path: cache / f"{path.stem}-{_fingerprint(path, rules)}" for path in paths}
@@ -123,7 +121,7 @@ def store_files(
 
 
 def _fingerprint(path: Path, rules: RowRules) -> str:
-    """Name all that a result depends on; image files that rows name by path are not in it."""
+    """Return a fingerprint of all inputs of the result, except image files."""
     stat = path.stat()
     facts = {
         "file": [str(path.absolute()), stat.st_size, stat.st_mtime_ns],
@@ -152,7 +150,7 @@ def _store(stores: Mapping[Path, Path], rules: RowRules, processes: int) -> None
         folder.mkdir()
         spans[path] = _spans(path, folder)
         size = path.stat().st_size / 1e9
-        logger.info("checking %s (%.1f GB), kept in %s", path, size, stores[path])
+        logger.info("checking %s (%.1f GB), cached in %s", path, size, stores[path])
     processes = min(processes, sum(map(len, spans.values())))
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     with ExitStack() as stack:
@@ -209,18 +207,22 @@ def _store_span(span: _Span, rules: RowRules, threads: int) -> tuple[Shard, Repo
 
 @contextmanager
 def _writing(target: Path) -> Iterator[None]:
-    """Keep what goes wrong with a shard apart from what is wrong with the file that is read."""
+    """Turn a failed write of a shard into an error that says what to do.
+
+    Raises:
+        DataError: The shard cannot be written.
+    """
     try:
         yield
     except OSError as error:
         raise DataError(
-            f"{target.parent} cannot be written: {error.strerror or error}. It needs about the "
-            "space of the data files; data.cache_dir chooses another place"
+            f"{target.parent} cannot be written: {error.strerror or error}. It needs about as much "
+            "space as the data files; set data.cache_dir to another folder"
         ) from error
 
 
 def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Replace dictionary columns: a file holds one dictionary per column, row groups have each."""
+    """Decode dictionary columns: an Arrow file has one dictionary per column, parquet several."""
     for at, column in enumerate(batch.columns):
         if pa.types.is_dictionary(column.type):
             batch = batch.set_column(at, batch.schema.names[at], column.dictionary_decode())
@@ -228,7 +230,7 @@ def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _with_columns(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Move images that stand within messages to the column of images; see :func:`plain_row`."""
+    """Move images within messages to the column ``images``; see :func:`plain_row`."""
     if not _has_parts(batch.schema):
         return batch
     rows: list[Mapping[str, Any]] = []
@@ -257,7 +259,7 @@ def _entry(image: Any) -> dict[str, Any]:
 
 
 def _has_parts(schema: pa.Schema) -> bool:
-    """Whether messages are lists of parts."""
+    """Return whether messages are lists of parts."""
     if "prompt" not in schema.names or not pa.types.is_list(kind := schema.field("prompt").type):
         return False
     message = kind.value_type
@@ -285,7 +287,7 @@ def _sizes(images: Any, root: Path) -> list[tuple[int, int] | None]:
 
 
 def _joined(path: Path, reports: Sequence[Report]) -> Report:
-    """One report of the spans of a file; what concerns the whole file is said once."""
+    """Join the reports of a file's spans, without repeated findings about the file."""
     report = Report(path, sum(part.rows for part in reports))
     known = set()
     for part in reports:
@@ -306,7 +308,7 @@ def _columns(path: Path) -> tuple[str, ...]:
 
 
 def _placed(image: Any, root: Path) -> Any:
-    """Make the path of an image absolute; the check has seen to it that it stays in ``root``."""
+    """Make the path of an image absolute; the check has ensured that it is inside ``root``."""
     if isinstance(image, str):
         return image if is_inline(image) else str(root / image.removeprefix("file://"))
     if isinstance(image, dict) and not image.get("bytes") and image.get("path"):
@@ -317,8 +319,8 @@ def _placed(image: Any, root: Path) -> Any:
 class Rows(Sequence[dict[str, Any]]):
     """Rows of several stored files, as dictionaries with the same keys.
 
-    It holds names of files and numbers of rows only: it is small when pickled, and each process
-    maps the files anew.
+    It holds only file names and row counts: it is small when pickled, and each process maps the
+    files itself.
     """
 
     def __init__(
@@ -327,13 +329,12 @@ class Rows(Sequence[dict[str, Any]]):
         absent: Mapping[str, Any] | None = None,
         indices: Sequence[int] | None = None,
     ) -> None:
-        """Line up the rows of ``files``.
+        """Concatenate the rows of ``files``.
 
         Args:
-            files: In order.
-            absent: Value of a column in files that lack it, if another one has it; ``None`` for
-                columns that are not named here.
-            indices: Rows to take, in that order; all by default.
+            files: Files in order.
+            absent: Values of columns that some files lack; ``None`` for other columns.
+            indices: Rows to select, in order; all by default.
         """
         self._files = tuple(files)
         self._absent = dict(absent or {})
@@ -354,14 +355,14 @@ class Rows(Sequence[dict[str, Any]]):
         return len(self._indices)
 
     def __getitem__(self, index: Any) -> Any:
-        """Return a row, with exactly the keys :attr:`columns`; for a slice, the rows of it."""
+        """Return a row with exactly the keys :attr:`columns`, or the rows of a slice."""
         return self.select(self._indices[index]) if isinstance(index, slice) else self.read(index)
 
     def read(self, index: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return some columns of a row; :data:`IMAGE_SIZES` is one. Paths of images are absolute.
+        """Return some columns of a row, such as :data:`IMAGE_SIZES`; image paths are absolute.
 
         Raises:
-            IndexError: There is no such row.
+            IndexError: The index is out of range.
         """
         position = self._indices[index]
         at = bisect_right(self._ends, position)
@@ -378,7 +379,7 @@ class Rows(Sequence[dict[str, Any]]):
         return row
 
     def select(self, indices: Sequence[int]) -> Rows:
-        """Return the rows at ``indices`` of these, in that order."""
+        """Return the rows at ``indices``, in order."""
         chosen = [self._indices[index] for index in indices]
         return Rows(self._files, self._absent, chosen)
 

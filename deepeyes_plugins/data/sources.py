@@ -1,4 +1,4 @@
-"""What a command reads: data files, and the folders and zip files that their images are in."""
+"""Inputs of a command: data files and the folders and zip files of their images."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from deepeyes_plugins.data.media import MediaPlaces
 from deepeyes_plugins.data.output import refuse_inputs
 
 NO_ROWS_IN = ("dataset_info.json", "dataset_infos.json")
-"""Names of JSON files beside data: of LLaMA-Factory's and Hugging Face's list of data sets."""
+"""JSON files that hold no rows: LLaMA-Factory's and Hugging Face's data set lists."""
 
 Progress = Callable[[str, int, int | None], None]
-"""Told a file, how many of its rows are done, and of how many if that is known."""
+"""Called with file, number of rows done, and total rows if known."""
 
 
 def no_progress(file: str, done: int, total: int | None) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Data files and where their images are.
+    """Data files and the places of their images.
 
     Attributes:
-        files: In a fixed order.
-        places: Where images are looked for.
+        files: Data files in a fixed order.
+        places: Where images are searched.
         inputs: All files and folders that are read.
     """
 
@@ -43,15 +43,15 @@ class Sources:
         """Find the data files among files and in folders.
 
         Args:
-            paths: Data files, folders of such, zip files of images.
-            suffixes: Of data files.
-            kind: What they are, for people.
-            media: Folders and zip files to look for images in; by default where the data are, with
-                the zip files that lie there.
+            paths: Data files, folders of them, zip files of images.
+            suffixes: Suffixes of data files.
+            kind: Name of their kind, for messages.
+            media: Folders and zip files with images; by default the folders of the data and zip
+                files in them.
 
         Raises:
-            DataError: There is no data file, a path is of another kind, or a place of images is
-                missing or cannot be read.
+            DataError: There is no data file, a path is of another kind, or a media path is missing
+                or cannot be read.
         """
         files = tuple(_data_files(paths, suffixes, kind))
         folders = [path for path in paths if path.is_dir()]
@@ -61,10 +61,10 @@ class Sources:
         return cls(files, places, (*folders, *files, *archives, *media))
 
     def refuse(self, *outputs: Path) -> None:
-        """Make sure that nothing is written where something is read.
+        """Refuse to write into inputs.
 
         Raises:
-            DataError: It would be.
+            DataError: An output is an input, or inside an input folder.
         """
         refuse_inputs(outputs, self.inputs)
 

@@ -1,4 +1,4 @@
-"""The system prompts that a data set trains with, byte for byte."""
+"""System prompts of a data set, byte for byte."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class SystemPrompt:
     """A system prompt of a data set.
 
     Attributes:
-        text: Exactly as rows have it; ``None`` for rows without one.
-        rows: That have it.
+        text: The exact text; ``None`` for rows without a system prompt.
+        rows: Number of rows with it.
     """
 
     text: str | None
@@ -35,7 +35,7 @@ class SystemPrompt:
 
     @property
     def name(self) -> str:
-        """A short name made of the text, by which the prompt can be chosen."""
+        """Short hash of the text, by which the prompt can be chosen."""
         return "none" if self.text is None else hashlib.sha256(self.text.encode()).hexdigest()[:8]
 
 
@@ -45,12 +45,11 @@ def system_prompts(
     """Return the distinct system prompts of a data set, the most frequent first.
 
     Args:
-        path: Parquet for reinforcement learning, of which only the prompts are read, or JSON for
-            supervised fine-tuning; or a folder of such files.
-        progress: Told the file, how many rows are done, and of how many if that is known.
+        path: RL parquet, of which only prompts are read, SFT JSON, or a folder of such files.
+        progress: Called with file, number of rows done, and total rows if known.
 
     Raises:
-        DataError: A file cannot be read to its end, or a prompt is no text.
+        DataError: A file cannot be read to its end, or a system prompt is not text.
     """
     counts: Counter[str | None] = Counter()
     for file in files_in([path]):
@@ -66,13 +65,14 @@ def _counted(path: Path, progress: Callable[[str, int, int | None], None]) -> Co
         if text is not None:
             if not isinstance(text, str):
                 kind = type(text).__name__
-                raise DataError(f"{path}, row {number}: the system prompt is a {kind}, not a text")
+                raise DataError(
+                    f"{path}, row {number}: the system prompt is a {kind}, not a string"
+                )
             try:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise DataError(
-                    f"{path}, row {number}: the system prompt holds half a character "
-                    "(a lone surrogate)"
+                    f"{path}, row {number}: the system prompt contains a lone surrogate"
                 ) from error
         counts[text] += 1
         if number % _REPORT_EVERY == 0 or number == total:
@@ -110,7 +110,7 @@ def _json_prompts(path: Path) -> Iterator[tuple[Any, int | None]]:
 
 
 def _system_prompt(messages: Any) -> Any:
-    """What a row has, or ``None``; messages may be JSON, and content parts, as `prepare` knows."""
+    """Return a row's system prompt or ``None``; accept JSON messages and parts, as `prepare`."""
     if isinstance(messages, str):
         try:
             messages = json.loads(messages)

@@ -1,7 +1,7 @@
-"""Processes that share the work on data files.
+"""Process pool for work on data files.
 
-Neither forked, since this process may have threads of Ray or torch, nor by multiprocessing, which
-would run the main program once more.
+Processes are not forked, because this one may run threads of Ray or torch, nor started by
+multiprocessing, which would import the main program again.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ _SMALL_BYTES = 64 << 20
 T = TypeVar("T")
 
 Progress = Callable[[int], None]
-"""Told how much was done since it was told last."""
+"""Called with the amount of work done since the last call."""
 
 
 def processes_worth(paths: Iterable[Path]) -> int:
-    """Return how many processes the work is worth: one where starting others would take longer."""
+    """Return one process for little data, else one per processor."""
     size = sum(path.stat().st_size for path in paths)
     return 1 if size < _SMALL_BYTES else len(os.sched_getaffinity(0))
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time work on a store; a lock ends with the process that holds it."""
+    """Hold an exclusive lock on a folder; the lock ends with the process."""
     with exclusive(folder.with_name(f"{folder.name}.lock"), wait=True):
         yield
 
 
 class Workers:
-    """Plays functions in several processes; with one, in this process, at once.
+    """Runs functions in several processes; a count of one runs them in this process.
 
-    Each process takes one call after the other. On leaving the context what still runs is killed,
-    so that an interruption takes no longer than that.
+    Each process runs one call at a time. Leaving the context kills running calls, so that an
+    interruption takes effect immediately.
     """
 
     def __init__(self, count: int) -> None:
@@ -64,28 +64,28 @@ class Workers:
     def submit(
         self, function: Callable[..., T], *arguments: Any, progress: Progress | None = None
     ) -> Future[T]:
-        """Play ``function``, which is found by its name, with arguments that can be pickled.
+        """Run ``function`` with arguments that can be pickled.
 
         Args:
-            function: At the top of a module.
-            arguments: Of it.
-            progress: Is handed on to the function as ``progress``, if given; called from threads.
+            function: A function at the top level of a module.
+            arguments: Its arguments.
+            progress: Passed to the function as ``progress``, if given; called from threads.
 
         Returns:
-            A future. Beside what the function raises as :class:`DataError`, it raises that where
-            the process is killed or the function fails.
+            A future. It raises :class:`DataError` if the function raises that or fails, or if its
+            process is killed.
         """
         if self._count > 1:
-            return self._pool.submit(self._play, function, arguments, progress)
+            return self._pool.submit(self._run, function, arguments, progress)
         future: Future[T] = Future()
         try:
-            more = {} if progress is None else {"progress": progress}
-            future.set_result(function(*arguments, **more))
+            keywords = {} if progress is None else {"progress": progress}
+            future.set_result(function(*arguments, **keywords))
         except Exception as error:
             future.set_exception(error)
         return future
 
-    def _play(self, function: Callable[..., T], arguments: Any, progress: Progress | None) -> T:
+    def _run(self, function: Callable[..., T], arguments: Any, progress: Progress | None) -> T:
         process: _Process | None = getattr(self._own, "process", None)
         if process is None or process.ended:
             with self._lock:
@@ -93,7 +93,7 @@ class Workers:
                     raise DataError("the work was interrupted")
                 process = self._own.process = _Process()
                 self._processes.append(process)
-        result: T = process.play(function, arguments, progress)
+        result: T = process.run(function, arguments, progress)
         return result
 
     def __enter__(self) -> Self:
@@ -115,7 +115,7 @@ class Workers:
 
 
 class _Process:
-    """A process that answers calls, one after the other, by its standard input and output."""
+    """A process that runs calls received on its standard input."""
 
     def __init__(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
@@ -130,7 +130,7 @@ class _Process:
     def ended(self) -> bool:
         return self._popen.poll() is not None
 
-    def play(self, function: Callable[..., Any], arguments: Any, progress: Progress | None) -> Any:
+    def run(self, function: Callable[..., Any], arguments: Any, progress: Progress | None) -> Any:
         requests, answers = self._popen.stdin, self._popen.stdout
         assert requests is not None and answers is not None
         try:
@@ -148,8 +148,8 @@ class _Process:
             code = self._popen.wait()
             self._errors.seek(0)
             raise DataError(
-                f"a process that checked data ended with {code}, if it was killed perhaps for lack "
-                "of memory; fewer at once (data.check_processes, --processes) need less. "
+                f"a worker process ended with {code}. If it was killed for lack of memory, use "
+                "fewer processes (data.check_processes, --processes). "
                 + self._errors.read().decode(errors="replace")[-2000:]
             ) from error
 
@@ -162,12 +162,12 @@ class _Process:
             if file is not None:
                 try:
                     file.close()
-                except BrokenPipeError:  # A request that was on its way.
+                except BrokenPipeError:  # An unsent request.
                     continue
 
 
 def _serve() -> None:
-    """Answer calls until there are none; what plugins print goes to where errors go."""
+    """Run calls until the input ends; redirect the output of plugins to standard error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent decides.
     output, sys.stdout = sys.stdout.buffer, sys.stderr
 
@@ -177,11 +177,11 @@ def _serve() -> None:
 
     while True:
         try:
-            function, arguments, tells = pickle.load(sys.stdin.buffer)
+            function, arguments, reports = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         try:
-            more = {"progress": partial(send, "progress")} if tells else {}
-            send("result", function(*arguments, **more))
+            keywords = {"progress": partial(send, "progress")} if reports else {}
+            send("result", function(*arguments, **keywords))
         except DataError as error:
             send("error", error)

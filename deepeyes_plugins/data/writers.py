@@ -1,4 +1,4 @@
-"""Write data files: JSON lines for fine-tuning, parquet for reinforcement learning."""
+"""Writers of data files: JSON lines for SFT, parquet for RL."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from deepeyes_plugins.data.output import whole_file, write_text
 
 _ROW_GROUP_BYTES = 64 << 20
 _PAGE_ROWS = 16
-"""Rows between two looks at the size of a page; pyarrow's 1,024 make pages of a gigabyte."""
+"""Rows after which pyarrow checks the page size; its default 1,024 makes gigabyte pages."""
 
 
 def register_dataset(info: Path, name: str, file: str, *, formatting: str = "deepeyes") -> None:
-    """Enter a data set into a ``dataset_info.json``; its other entries stay.
+    """Add a data set to a ``dataset_info.json``, keeping its other entries.
 
     Args:
         info: The ``dataset_info.json``.
-        name: Of the data set.
+        name: Name of the data set.
         file: Its file, relative to the folder.
-        formatting: The converter that LLaMA-Factory applies.
+        formatting: LLaMA-Factory's converter for it.
 
     Raises:
-        DataError: What is there is no such file, or it cannot be written.
+        DataError: The existing file is invalid, or it cannot be written.
     """
     entries: Any = {}
     if info.exists():
@@ -39,7 +39,7 @@ def register_dataset(info: Path, name: str, file: str, *, formatting: str = "dee
         except (OSError, ValueError) as error:
             raise DataError(f"{info}: cannot be read: {error}; move it away") from error
         if not isinstance(entries, dict):
-            raise DataError(f"{info}: no table of data sets; move it away")
+            raise DataError(f"{info}: not a JSON object of data sets; move it away")
     entry = {
         "file_name": file,
         "formatting": formatting,
@@ -59,7 +59,7 @@ def register_dataset(info: Path, name: str, file: str, *, formatting: str = "dee
 
 @contextmanager
 def row_writer(target: Path, schema: pa.Schema | None) -> Iterator[LineWriter | RowGroupWriter]:
-    """Write rows to a file that appears when it is whole: parquet, or JSON lines without a schema.
+    """Write rows atomically: parquet with a schema, JSON lines without.
 
     Raises:
         DataError: It cannot be written.
@@ -74,7 +74,7 @@ def row_writer(target: Path, schema: pa.Schema | None) -> Iterator[LineWriter | 
 
 
 class LineWriter:
-    """Writes rows as JSON lines and remembers where the first one with images is."""
+    """Writes rows as JSON lines; records the position of the first one with images."""
 
     def __init__(self, file: BinaryIO) -> None:
         """Write to an open file."""
@@ -86,7 +86,7 @@ class LineWriter:
         """Write one row."""
         try:
             line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-        except UnicodeEncodeError:  # Half a character, in a row that is kept although it is bad.
+        except UnicodeEncodeError:  # A lone surrogate in a bad row.
             line = json.dumps(row).encode() + b"\n"
         if self.first_image is None and row.get("images"):
             self.first_image = self._offset, len(line)
@@ -95,7 +95,7 @@ class LineWriter:
 
 
 class RowGroupWriter:
-    """Writes rows as parquet in row groups and pages so small that reading them needs little."""
+    """Writes parquet in small row groups and pages, so that reading needs little memory."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         """Open the file."""
@@ -123,7 +123,7 @@ class RowGroupWriter:
             self._writer.close()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Take one row.
+        """Write one row.
 
         Raises:
             RowError: It does not fit the schema.

@@ -1,4 +1,4 @@
-"""The presets of this package, registered like anybody else's."""
+"""Registration of the built-in environments."""
 
 from __future__ import annotations
 

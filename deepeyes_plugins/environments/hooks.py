@@ -1,4 +1,4 @@
-"""The extension point of environments."""
+"""Extension point for environments."""
 
 from __future__ import annotations
 

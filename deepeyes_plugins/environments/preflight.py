@@ -1,4 +1,4 @@
-"""Have the tools what they need? Asked before a run takes its GPUs or asks its first question."""
+"""Preflight check of tools, before a run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from deepeyes_plugins.tools.resources import Resources
 
 
 def check_tools(settings: AgentSettings, played: Iterable[tuple[str, str]]) -> None:
-    """Look whether environments have what they need; nothing is sent and nothing started.
+    """Check the settings, keys and files of environments, without requests or new processes.
 
     Args:
         settings: Settings of the tools.
-        played: Names of environments, each with a data source whose tasks are played in it.
+        played: Names of environments, each with a data source of its tasks.
 
     Raises:
         SettingsError: A tool that is in use lacks something; key or variable are named.

@@ -1,4 +1,4 @@
-"""The presets of this package: dialect, tools and turn limit of each environment."""
+"""Environment presets: dialect, tools and turn limit."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def make_environment(
     Args:
         name: Name of the preset; ``settings.tools`` may give it other tools.
         dialect: How turns are opened and closed.
-        tools: Names of its own tools.
-        turns: Most turns by its own nature; the settings can only lower it.
+        tools: Names of its default tools.
+        turns: Maximum number of turns, which settings can only lower.
         resources: Settings and shared connections.
     """
     settings = resources.settings

@@ -1,4 +1,4 @@
-"""An environment made of tools: the one behind all presets."""
+"""Environment that dispatches actions to tools, used by all presets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CODE_TOOL = "python"
 
 
 class ToolEnvironment(Environment):
-    """Hands each action to its tool; whatever can be mended comes back as an observation."""
+    """Dispatches each action to its tool; recoverable errors are observations."""
 
     def __init__(self, dialect: Dialect, tools: Sequence[Tool], limits: Limits) -> None:
         """Make an environment for one trajectory.
@@ -47,16 +47,16 @@ class ToolEnvironment(Environment):
         self._tools: Mapping[str, Tool] = {tool.name: tool for tool in tools}
 
     def preflight(self, data_source: str) -> None:
-        """Ask every tool.
+        """Check every tool.
 
         Raises:
-            ValueError: One lacks something; the message names it.
+            ValueError: A setting, key or file is missing or wrong; the message names it.
         """
         for tool in self._tools.values():
             tool.preflight(data_source)
 
     async def open(self, task: Task) -> None:
-        """Open all tools at once; none is still opening when this returns or raises.
+        """Open all tools concurrently; wait for all before returning or raising.
 
         Raises:
             InfrastructureError: One of them cannot be opened.
@@ -84,12 +84,12 @@ class ToolEnvironment(Environment):
         except InfrastructureError as error:
             logger.warning("tool %s failed: %s", name, error)
             return Step(_unavailable(name, str(error)), tool=name)
-        except Exception as error:  # Whatever a tool raises is a fault of the tool.
+        except Exception as error:  # Any other exception is an error of the tool.
             logger.exception("tool %s failed", name)
             return Step(_unavailable(name, f"the tool {name} failed: {error!r}"), tool=name)
 
     async def close(self) -> None:
-        """Close all tools; a failure to do so is logged."""
+        """Close all tools; log failures."""
         for tool in self._tools.values():
             try:
                 await tool.close()
@@ -104,10 +104,10 @@ class ToolEnvironment(Environment):
 
 
 def _checked(observation: Observation) -> Observation:
-    """Return what a tool returned, which may be anybody's.
+    """Validate the result of a tool, which may be a plugin's.
 
     Raises:
-        TypeError: It is no observation of texts and images.
+        TypeError: It is not an observation of texts and images.
     """
     if not isinstance(observation, Observation):
         raise TypeError(f"it returned a {type(observation).__name__}, not an Observation")

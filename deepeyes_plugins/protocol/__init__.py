@@ -1,4 +1,4 @@
-"""The language the model speaks: what it may emit, what comes back, and the limits of both.
+"""The protocol: actions of the model, observations, and their limits.
 
-Text in, text out. This package imports nothing else of ours and no framework.
+Text in, text out. This package imports no other package of this project and no framework.
 """

@@ -1,9 +1,8 @@
-"""Read the one action of an assistant turn.
+"""Parser of the action of an assistant turn.
 
-The forms and their precedence are those of the DeepEyesV2 training code (Visual-Agent/DeepEyesV2):
-a complete answer ends the episode first; else the last ``<code>`` block; else the last
-``<tool_call>``. What is malformed is not guessed: it becomes a :class:`MalformedAction` whose
-message tells the model what to write instead.
+Formats and precedence are those of the DeepEyesV2 training code (Visual-Agent/DeepEyesV2): a
+complete answer; else the last ``<code>`` block; else the last ``<tool_call>``. A malformed action
+becomes a :class:`MalformedAction`, whose message tells the model what to write instead.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-# The opening fence ends its line; the closing one has a line of its own, so that backticks inside
-# the code do not end the block. Only where there is none may it stand behind the last statement.
+# The opening fence ends its line; the closing one has its own line, so that backticks inside the
+# code do not end the block. Without such a line it may follow the last statement.
 _OPENING_FENCE = re.compile(r"```(?:python|py)?[ \t]*\r?\n")
 _CLOSING_LINE = re.compile(r"(?:\A|\r?\n)[ \t]*```[ \t]*(?=\r?\n|\Z)")
 _CLOSING_FENCE = re.compile(r"```[ \t]*(?=\r?\n|\Z)")
 _THINK_END = "</think>"
 _ARGUMENTS = ("arguments", "parameters")
-"""Where a call has its arguments: the form of the protocol first, then that of other models."""
+"""Keys of a call's arguments: that of the protocol first, then that of other models."""
 _ENVELOPE = ("name", "id", "type")
 
 
@@ -49,7 +48,7 @@ class AnswerAction:
 
 @dataclass(frozen=True, slots=True)
 class MalformedAction:
-    """An action was begun but cannot be carried out; ``message`` is for the model."""
+    """An action that cannot be executed; ``message`` is for the model."""
 
     message: str
 
@@ -58,11 +57,11 @@ Action = CodeAction | ToolCallAction | AnswerAction | MalformedAction
 
 
 def parse_action(text: str) -> Action | None:
-    """Return the action of one assistant turn, or ``None`` if it holds none.
+    """Return the action of one assistant turn, or ``None`` without one.
 
     Args:
-        text: The whole assistant turn, prefilled ``<think>`` included. Tags inside the thinking
-            (before the last ``</think>``) are not actions: a model may mention them.
+        text: The whole assistant turn, including the prefilled ``<think>``. Tags inside the
+            thinking (before the last ``</think>``) are no actions.
 
     Returns:
         The action by precedence answer, code, tool call.
@@ -78,9 +77,9 @@ def parse_action(text: str) -> Action | None:
 
 
 def _blocks(text: str, tag: str) -> list[str]:
-    """Return what stands between each opening tag and the next closing one.
+    """Return the texts between each opening tag and the next closing one.
 
-    Takes linear time whatever the text; a lazy pattern is quadratic in unclosed tags.
+    Takes linear time; a lazy regular expression is quadratic in unclosed tags.
     """
     blocks = []
     for piece in text.split(f"</{tag}>")[:-1]:
@@ -140,7 +139,7 @@ def _parse_tool_call(body: str) -> Action:
         )
     arguments = given[0] if given else {}
     if isinstance(arguments, str):
-        # OpenAI's API has the arguments as JSON text, and models learn it there.
+        # JSON text, as in OpenAI's API.
         with contextlib.suppress(ValueError, RecursionError):  # Refused below.
             arguments = json.loads(arguments)
     if not isinstance(arguments, dict):
@@ -149,10 +148,10 @@ def _parse_tool_call(body: str) -> Action:
 
 
 def complete_at_tag(text: str, closing_tags: tuple[str, ...]) -> str:
-    """Cut ``text`` behind the first closing tag, as an engine with stop strings would.
+    """Truncate ``text`` after the first closing tag, as an engine with stop strings does.
 
     Args:
-        text: Generated text from an engine that may have run past the tag.
+        text: Generated text, which may continue after the tag.
         closing_tags: For instance ``("</code>", "</tool_call>")``.
 
     Returns:

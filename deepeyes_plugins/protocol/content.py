@@ -1,4 +1,4 @@
-"""Messages made of text and images, the one form that all hosts translate from."""
+"""Messages of text and images, the common form for all hosts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAXIMUM_ASPECT_RATIO = 200.0
 MAXIMUM_PIXELS = 178_956_970
 """Pillow's own threshold for a decompression bomb; above it an image is refused."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""File formats that are read. Pillow knows more, some of which start programs (EPS)."""
+"""Accepted file formats. Pillow knows more, some of which start programs (EPS)."""
 
 _PLAIN_FORMATS = ("PNG", "JPEG", "MPO", "WEBP")
 _ORIENTATION = 0x0112
@@ -31,18 +31,18 @@ _TIFF_SIZE = (256, 257)
 
 
 class ImageError(ValueError):
-    """Bytes that are no readable image, or one too large to open."""
+    """Bytes are not a readable image, or the image is too large."""
 
 
 class EncodedImage:
-    """An image file held as bytes, decoded when it is asked for.
+    """An image file as bytes, decoded lazily.
 
-    The bytes are what travels (sandbox, OpenAI-compatible servers, trajectory files); the hash of
-    the bytes names it everywhere.
+    The bytes are sent to sandbox and OpenAI-compatible servers and written to trajectory logs;
+    their hash is the image's name everywhere.
     """
 
     def __init__(self, data: bytes) -> None:
-        """Hold ``data``, the bytes of an image file (PNG, JPEG, WebP, ...); nothing is decoded."""
+        """Store ``data``, the bytes of an image file (PNG, JPEG, WebP, …)."""
         self.data = data
 
     @classmethod
@@ -69,22 +69,22 @@ class EncodedImage:
 
     @cached_property
     def media_type(self) -> str:
-        """For instance ``image/png``.
+        """Media type, for instance ``image/png``.
 
         Raises:
             ImageError: The bytes are no image.
         """
         image = self.open()
-        # Multi-picture files are JPEG files with more behind them; servers know only the latter.
+        # Multi-picture files are JPEG files with appended images; servers accept only JPEG.
         format = "JPEG" if image.format == "MPO" else image.format
         return Image.MIME.get(format or "", "application/octet-stream")
 
     def pil(self) -> Image.Image:
         """Decode to an RGB Pillow image, upright (EXIF rotation applied), in original size.
 
-        Transparent pixels come out white, values of more than 8 bits as
-        :func:`~deepeyes_plugins.protocol.pixels.to_8bit` scales them; of an animation the first
-        frame is taken.
+        Transparent pixels become white, more than 8 bits are scaled as by
+        :func:`~deepeyes_plugins.protocol.pixels.to_8bit`, and of an animation the first frame is
+        used.
 
         Raises:
             ImageError: The bytes are no image, are cut short, or hold too many pixels.
@@ -92,10 +92,10 @@ class EncodedImage:
         return self._decoded(lambda file: turn_upright(to_rgb(file)))
 
     def upright(self) -> EncodedImage:
-        """Return the image without EXIF rotation and transparent pixels, so that code sees it.
+        """Return the image without EXIF rotation and transparency, for code in the sandbox.
 
-        That is the image itself, or where it has one of these a file with the pixels of
-        :meth:`pil`: code that drops the alpha channel would find the colours stored under it.
+        That is the image itself or, if it has one of these, a file with the pixels of :meth:`pil`:
+        code that drops the alpha channel would see the colours under it.
 
         Raises:
             ImageError: The bytes are no readable image.
@@ -110,9 +110,9 @@ class EncodedImage:
     def plain(self) -> EncodedImage:
         """Return the image as a file that every program decodes to the same pixels.
 
-        That is a PNG, JPEG or WebP file of 8-bit RGB or grey, opaque and upright. Another one, of
-        which programs make different pictures (palette, transparency, more bits, EXIF rotation) or
-        none, is re-encoded with the pixels of :meth:`pil`.
+        That is an opaque, upright PNG, JPEG or WebP file of 8-bit RGB or grey. Others (palette,
+        transparency, more bits, EXIF rotation, other formats) are re-encoded with the pixels of
+        :meth:`pil`.
 
         Raises:
             ImageError: The bytes are no readable image.
@@ -124,15 +124,15 @@ class EncodedImage:
         return EncodedImage.from_pil(self.pil())
 
     def open(self) -> ImageFile.ImageFile:
-        """Read the header; Pillow decodes the pixels, as they are stored, when they are needed.
+        """Read the header; Pillow decodes the stored pixels lazily.
 
         Raises:
-            ImageError: The bytes are no image, or hold too many pixels.
+            ImageError: The bytes are no image, or it has too many pixels.
         """
         try:
             image = Image.open(io.BytesIO(self.data), formats=FORMATS)
         except Exception as error:
-            # Pillow names no more than the address of an object in memory where it knows no format.
+            # For an unknown format, Pillow's message has only the address of an object.
             reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
             raise ImageError(
                 f"not a readable image ({len(self.data)} bytes){reason}. "
@@ -146,7 +146,7 @@ class EncodedImage:
         file = self.open()
         try:
             return convert(file)
-        # Decoders raise whatever they stumble on: struct.error, KeyError, zlib.error, ...
+        # Decoders raise anything: struct.error, KeyError, zlib.error, …
         except Exception as error:
             raise ImageError(f"the image cannot be decoded: {error}") from error
 
@@ -161,7 +161,7 @@ class EncodedImage:
 
 
 def exif_orientation(image: Image.Image) -> int | None:
-    """Return the orientation 1 to 8; ``None`` where there is none or the EXIF data are broken."""
+    """Return the EXIF orientation, 1 to 8; ``None`` if missing or broken."""
     try:
         value = image.getexif().get(_ORIENTATION)
     except Exception:
@@ -170,16 +170,16 @@ def exif_orientation(image: Image.Image) -> int | None:
 
 
 def upright_size(image: Image.Image, orientation: int | None) -> tuple[int, int]:
-    """Return width and height in pixels once the EXIF orientation (1 to 8) is applied."""
-    # Of a TIFF file Pillow tells the upright size in some versions, or once it is decoded.
+    """Return width and height in pixels after applying the EXIF orientation (1 to 8)."""
+    # For TIFF files, some versions of Pillow return the upright size, or do so after decoding.
     tags = getattr(image, "tag_v2", {})
     width, height = (tags.get(tag, side) for tag, side in zip(_TIFF_SIZE, image.size, strict=True))
     return (height, width) if orientation in _ON_THEIR_SIDE else (width, height)
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; an image without one is returned as it is."""
-    image.load()  # Pillow turns TIFF files itself, and forgets their orientation.
+    """Apply the EXIF orientation; return an image without one unchanged."""
+    image.load()  # Pillow rotates TIFF files itself and drops their orientation.
     upright = exif_orientation(image) in (None, 1)
     return image if upright else ImageOps.exif_transpose(image)
 
@@ -201,7 +201,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The text parts joined; images left out."""
+        """The joined text parts, without images."""
         return "".join(part for part in self.parts if isinstance(part, str))
 
     @property
@@ -213,11 +213,12 @@ class Message:
 def fill_placeholders(
     text: str, images: Iterable[EncodedImage], placeholder: str
 ) -> tuple[Part, ...]:
-    """Split ``text`` at its placeholders and put one image at each.
+    """Replace each placeholder in ``text`` by an image.
+
+    Unused images stay in the iterator, for the next message.
 
     Raises:
-        ValueError: More placeholders than images. Images left over stay in the iterator, for the
-            next message.
+        ValueError: There are more placeholders than images.
     """
     source = iter(images)
     parts: list[Part] = []
@@ -233,12 +234,12 @@ def fill_placeholders(
 
 
 def fit_for_model(image: EncodedImage) -> EncodedImage:
-    """Bring an observation's image within what the vision tower accepts.
+    """Resize an observation's image to sizes that the vision encoder accepts.
 
-    A side under 32 pixels is upscaled to 32 (Lanczos) and an aspect ratio over 200 brought under
-    it, as in the DeepEyesV2 training code. Any other image is returned as it is, not re-encoded.
+    A side under 32 pixels is upscaled to 32 (Lanczos) and an aspect ratio over 200 is reduced, as
+    in the DeepEyesV2 training code. Other images are returned unchanged, without re-encoding.
 
-    Every image is decoded once, so that a broken one is found here and not by the policy.
+    Every image is decoded once, so that a broken one fails here and not in the policy.
 
     Raises:
         ImageError: The bytes are no readable image.

@@ -1,4 +1,4 @@
-"""What a model means by a position in an image."""
+"""Coordinate systems of positions in images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Coordinates(StrEnum):
-    """The space that a model's positions are in.
+    """Coordinate system of a model's positions.
 
     DeepEyes and Qwen2.5-VL count pixels; Qwen3-VL divides each side of the image into a thousand,
     whatever its size.
@@ -24,7 +24,7 @@ class Coordinates(StrEnum):
 
     @property
     def description(self) -> str:
-        """For people and models."""
+        """Description for messages and prompts."""
         if self is Coordinates.PIXELS:
             return "in pixels of the original image"
         return "in thousandths of the image's width (x) and height (y), from 0 to 1000"

@@ -1,11 +1,11 @@
-"""What a policy must know of the wire format, whatever engine it runs on."""
+"""Dialect: how turns of the wire format are opened and closed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 IMAGE_PLACEHOLDER = "<image>"
-"""Where an image stands in the text columns of the published datasets."""
+"""Placeholder of an image in the text columns of the published data sets."""
 
 VISION_TOKENS = (
     "<|image_pad|>",
@@ -23,7 +23,7 @@ class Dialect:
 
     Attributes:
         prefill: Text that every assistant turn starts with; context, never policy output.
-        stop: Strings that end a turn; they are kept in the output.
+        stop: Strings that end a turn; they are part of the output.
         forbidden: Tokens that must not be generated, nor spelled with ordinary ones. A policy that
             emits a vision placeholder breaks the count of image features and with it the training
             step.

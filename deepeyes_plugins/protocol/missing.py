@@ -1,15 +1,15 @@
-"""Values that data frames and files have where there is none."""
+"""Detection of missing values in data frames and files."""
 
 from __future__ import annotations
 
 from typing import Any
 
 _PACKAGES = {"builtins", "decimal", "numpy", "pandas"}
-"""Where the types with such values are from; other objects may take long to compare."""
+"""Packages with such types; other objects may be slow to compare."""
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether ``value`` stands for no value.
+    """Return whether ``value`` is a missing value.
 
     Those are ``None``, NaN (of Python, NumPy, pandas or ``decimal``), ``pandas.NA`` and ``NaT``,
     and text without anything but white space. The texts ``nan`` and ``None`` are values: somebody
@@ -23,11 +23,11 @@ def is_missing(value: Any) -> bool:
     if package not in _PACKAGES or hasattr(value, "__len__"):  # An array compares its elements.
         return False
     try:
-        return bool(value != value)  # Nothing but NaN and NaT differs from itself.
+        return bool(value != value)  # Only NaN and NaT differ from themselves.
     except TypeError:  # pandas.NA has no truth value.
         return True
 
 
 def text_of(value: Any) -> str:
-    """Return ``value`` as text, empty where it is missing."""
+    """Return ``value`` as a string, empty if it is missing."""
     return "" if is_missing(value) else str(value)

@@ -1,8 +1,8 @@
-"""Render what a tool returned as the text and images that the model reads.
+"""Rendering of tool results as observations.
 
-Byte for byte the forms of the DeepEyesV2 and DeepEyes training code; released checkpoints depend
-on them. Everything a tool returned is data: control strings in it are defused first, and so are
-those in what users and data sets say.
+The formats equal those of the DeepEyesV2 and DeepEyes training code byte for byte, since released
+checkpoints depend on them. Tool results and texts of users and data sets are data: control strings
+in them are defused.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from deepeyes_plugins.protocol.content import EncodedImage, Message, Part, encodable
 
 MAXIMUM_IMAGES = 10
-"""Images that one observation carries at most, as in the DeepEyesV2 training code."""
+"""Maximum number of images in an observation, as in the DeepEyesV2 training code."""
 
 _CONTROL = re.compile(r"<(?=\|[A-Za-z0-9_]+\|>|(?:image|video|audio)>)")
 
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """One web page, or one hit of an image search (``image`` may be missing)."""
+    """One web page, or one result of an image search (``image`` may be missing)."""
 
     title: str
     link: str = ""
@@ -31,24 +31,24 @@ class SearchResult:
 
 
 def defuse(text: str) -> str:
-    """Make control strings in ``text`` plain text, by one space behind the ``<``.
+    """Turn control strings in ``text`` into plain text by a space after the ``<``.
 
-    ``<|im_start|>`` becomes ``< |im_start|>`` and ``<image>`` becomes ``< image>``: no tokenizer,
-    chat template or dataset converter takes them for more than text, on any host alike. Lone
-    surrogates, on which tokenizers fail, become U+FFFD. All other text stays as it is.
+    ``<|im_start|>`` becomes ``< |im_start|>`` and ``<image>`` becomes ``< image>``, which no
+    tokenizer, chat template or dataset converter reads as control tokens. Lone surrogates, on which
+    tokenizers fail, become U+FFFD. All other text is unchanged.
     """
     return _CONTROL.sub("< ", encodable(text))
 
 
 def plain(message: Message) -> Message:
-    """Return ``message`` with its texts as :func:`defuse` has them, as every engine is to read it.
+    """Return ``message`` with defused texts; see :func:`defuse`.
 
-    What users, data sets and tools say is text; only the model's own turns are not to pass here.
+    For messages of users, data sets and tools, not for the model's own turns.
     """
     parts = tuple(defuse(part) if isinstance(part, str) else part for part in message.parts)
     joined = _join(*parts)
     if any(isinstance(part, str) and _CONTROL.search(part) for part in joined):
-        # Two texts make a token together: chat templates put them side by side.
+        # Neighbouring texts, which chat templates join, form a control token.
         parts = tuple(defuse(part) if isinstance(part, str) else part for part in joined)
     return message if parts == message.parts else Message(message.role, parts)
 
@@ -56,7 +56,7 @@ def plain(message: Message) -> Message:
 def code_observation(
     stdout: str, stderr: str, images: Sequence[EncodedImage] = ()
 ) -> tuple[Part, ...]:
-    """The result of a code action: streams first, then the figures."""
+    """Render the result of a code action: output streams, then images."""
     text = (
         f"Code execution result:\nstdout:\n```\n{defuse(stdout)}\n```\n\n"
         f"stderr:\n```\n{defuse(stderr)}\n```\n\n"
@@ -72,7 +72,7 @@ def tool_response(body: Sequence[Part]) -> tuple[Part, ...]:
 
 
 def text_search_observation(query: str, results: Sequence[SearchResult]) -> tuple[Part, ...]:
-    """The result of a text search, entries numbered from 1."""
+    """Render the results of a text search, numbered from 1."""
     entries = []
     for number, result in enumerate(results, 1):
         entry = f"{number}. [{defuse(result.title)}]({defuse(result.link)})"
@@ -87,7 +87,7 @@ def text_search_observation(query: str, results: Sequence[SearchResult]) -> tupl
 
 
 def image_search_observation(results: Sequence[SearchResult]) -> tuple[Part, ...]:
-    """The result of an image search; at most ten entries carry their image."""
+    """Render the results of an image search; at most ten have their image."""
     head = f"A Google image search for the image found {len(results)} results:\n\n"
     parts: list[Part] = [head + "## Web Results\n"]
     carried = 0

@@ -1,9 +1,8 @@
-"""Images in 8 bits per channel, as a person sees them, whatever mode Pillow opens them in.
+"""Conversion of images to 8 bits per channel, from every mode of Pillow.
 
-Pillow itself clips: of a 16-bit image it leaves the darkest 256 levels and turns all others white.
-It also scales palette and 1-bit images by nearest pixel, so both are converted here before
-anything scales them. Everything that decodes images for a model, for its tools or for display
-comes through this module.
+Pillow itself clips: of a 16-bit image it keeps the darkest 256 levels and turns all others white.
+It also resizes palette and 1-bit images by nearest pixel, so both are converted first. All images
+for a model, its tools or display are decoded by this module.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _BAND_ROWS = 64
 
 
 def to_8bit(image: Image.Image) -> Image.Image:
-    """Convert to mode L, LA, RGB or RGBA; an image that has one of these is returned as it is.
+    """Convert to mode L, LA, RGB or RGBA; return an image in one of these unchanged.
 
     Integers of more than 8 bits keep the range of their format: its least value becomes black, its
     greatest white. Where Pillow tells no format (mode ``I``), the range is the smallest that holds
@@ -62,20 +61,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def is_8bit(image: Image.Image) -> bool:
-    """Return whether :func:`to_8bit` leaves the image as it is."""
+    """Return whether :func:`to_8bit` returns the image unchanged."""
     return image.mode in _PLAIN_MODES and "transparency" not in image.info
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Return whether Pillow holds the pixels in more than 8 bits per channel."""
+    """Return whether Pillow stores the pixels in more than 8 bits per channel."""
     return image.mode.startswith(("I", "F"))
 
 
 def describe_depth(image: Image.Image) -> str:
-    """Say in how many bits per channel a file stores its pixels and what becomes of them.
+    """Describe the bits per channel of a file and their conversion.
 
     Args:
-        image: As it was opened, before its pixels are decoded.
+        image: An opened image before decoding.
 
     Returns:
         For instance ``16-bit channels, scaled to 8-bit``; empty for 8 bits and fewer.
@@ -90,7 +89,7 @@ def describe_depth(image: Image.Image) -> str:
 
 
 def _levels(image: Image.Image) -> Image.Image:
-    """The 8-bit grey levels of an image in a mode of more bits, with alpha where it has any."""
+    """Return the 8-bit grey levels of an image with more bits, with alpha if it has any."""
     values = np.asarray(image)
     tags = _tags(image)
     if image.mode == "F":
@@ -112,7 +111,7 @@ def _levels(image: Image.Image) -> Image.Image:
 
 
 def _integer_range(image: Image.Image, values: NDArray[Any]) -> tuple[int, int]:
-    """The value that is black, and in how many bits the values above it are held."""
+    """Return the value of black and the number of bits of the range above it."""
     tags = _tags(image)
     if image.mode != "I":
         return 0, tags.get(_BITS_PER_SAMPLE, (16,))[0]
@@ -170,14 +169,14 @@ def _with_8bit_transparency(image: Image.Image) -> Image.Image:
 
 
 def _stored(image: Image.Image) -> tuple[Any, ...]:
-    """How a file that is not decoded yet stores its pixels, as Pillow tells its decoders."""
+    """Return Pillow's decoder arguments, which describe the stored pixels before decoding."""
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ()
     return arguments if isinstance(arguments, tuple) else (arguments,)
 
 
 def _is_halved(image: Image.Image) -> bool:
-    """Whether Pillow keeps only the upper 8 bits of those that the file has per channel."""
+    """Return whether Pillow keeps only the upper 8 bits per channel of the file."""
     raw_mode, *rest = *_stored(image), ""
     maximum = rest[0] if image.format == "PPM" else 0
     halved = ";16" in str(raw_mode) or (isinstance(maximum, int) and maximum > 255)
@@ -185,11 +184,11 @@ def _is_halved(image: Image.Image) -> bool:
 
 
 def _is_16bit_file(image: Image.Image) -> bool:
-    """Whether the file's values in mode ``I`` are those of 16 bits."""
+    """Return whether values in mode ``I`` have 16 bits in the file."""
     return image.format in ("PNG", "PPM")
 
 
 def _tags(image: Image.Image) -> Mapping[int, Any]:
-    """The tags of a TIFF file; none for other images."""
+    """Return the tags of a TIFF file; empty for other images."""
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
     return tags

@@ -1,7 +1,7 @@
-"""System prompts, for models whose own is not known.
+"""Default system prompts for instruction-following models.
 
-A released checkpoint was trained with one exact prompt: take that from its training data and give
-it to the host instead. These are for models that follow instructions.
+A released checkpoint was trained with one exact prompt: extract that from its training data
+(``deepeyes data prompt``) instead.
 """
 
 from __future__ import annotations
@@ -73,9 +73,8 @@ def deepeyes_v2_prompt(
     """Describe the wire format of DeepEyesV2 to a model.
 
     Args:
-        tools: What the agent may use, of ``python``, ``search``, ``image_search`` and
-            ``read_page``.
-        coordinates: What the model itself takes positions in an image for.
+        tools: The agent's tools, of ``python``, ``search``, ``image_search`` and ``read_page``.
+        coordinates: Unit of the model's positions in an image.
 
     Raises:
         ValueError: A tool without a description here.

@@ -1,4 +1,4 @@
-"""The plain question in a prompt: what somebody who compares answers needs to know."""
+"""Extraction of the plain question from a prompt, for judges."""
 
 from __future__ import annotations
 

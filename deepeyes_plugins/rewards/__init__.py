@@ -1,1 +1,1 @@
-"""What a finished trajectory earns: format, accuracy, and the DeepEyes scores made of them."""
+"""Rewards of finished trajectories: accuracy, format, tool use, and the DeepEyes scores."""

@@ -1,7 +1,7 @@
-"""Computer algebra (math-verify) for an event loop: in processes of its own, in bounded time.
+"""Computer algebra (math-verify) in a separate process with a timeout.
 
-math-verify stops itself by signals, which work in a main thread only, and not while C code runs
-(``9**9**9`` takes hours). So it runs in a process that is killed when its time is over.
+math-verify limits its time by signals, which work only in a main thread and not during C code
+(``9**9**9`` takes hours). So it runs in a process that is killed after the timeout.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 WORKER = "deepeyes_plugins.rewards.algebra_worker"
 START_SECONDS = 60.0
-"""What starting the process and importing SymPy may take on a busy machine."""
+"""Timeout for starting the process and importing SymPy on a busy machine."""
 
 
 def available() -> bool:
@@ -28,27 +28,27 @@ def available() -> bool:
 
 
 class Algebra:
-    """Asks math-verify, one question at a time; the process starts with the first one."""
+    """Client of math-verify, serial; its process starts with the first comparison."""
 
     def __init__(self) -> None:
-        """Start nothing."""
+        """Prepare a client; the process starts later."""
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
 
     async def equal(self, answer: str, ground_truth: str, *, timeout: float) -> bool | None:
         """Return whether both are the same mathematical object.
 
-        math-verify is asked only about pairs of expressions that it reads as people do; what
-        stands around them, and all else, is compared by :mod:`deepeyes_plugins.rewards.values`.
+        math-verify compares only pairs of expressions that it reads correctly; all else is compared
+        by :mod:`deepeyes_plugins.rewards.values`.
 
         Args:
             answer: The model's answer.
             ground_truth: The reference.
-            timeout: Seconds for the comparison, waiting for its turn not counted.
+            timeout: Seconds for the comparison, without waiting for earlier ones.
 
         Returns:
-            ``None`` where it cannot tell: no expressions, some that it does not understand, no
-            time.
+            Whether they are equal; ``None`` without expressions that it can parse, or after the
+            timeout.
         """
         questions: list[tuple[str, str]] = []
         verdict = mathematics_verdict(answer, ground_truth, lambda *pair: questions.append(pair))
@@ -62,7 +62,7 @@ class Algebra:
                 await self._kill()
                 return None
             except asyncio.CancelledError:
-                await self._kill()  # Its reply would be taken for the next one's.
+                await self._kill()  # A late reply would be read as the next one's.
                 raise
 
     async def aclose(self) -> None:
@@ -89,7 +89,7 @@ class Algebra:
         process.stdin.write(json.dumps(pair).encode() + b"\n")
         async with asyncio.timeout(timeout):
             await process.stdin.drain()
-            reply = json.loads(await process.stdout.readline())  # A dead process says nothing.
+            reply = json.loads(await process.stdout.readline())  # Empty if the process died.
         return reply if isinstance(reply, bool) else None
 
     async def _kill(self) -> None:

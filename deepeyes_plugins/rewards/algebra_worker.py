@@ -1,4 +1,4 @@
-"""The program that runs math-verify, apart from everything that must not wait for it.
+"""Worker process that runs math-verify.
 
 ``python -m deepeyes_plugins.rewards.algebra_worker``: one JSON line ``[reference, answer]`` in, one
 JSON line ``true``, ``false`` or ``null`` (undecided) out. It ends when its input does.
@@ -15,21 +15,21 @@ from typing import Any
 from deepeyes_plugins.rewards.mathematics import mathematics_verdict
 
 SOFT_SECONDS = 2
-"""math-verify's own limit for each of its steps; it cannot interrupt C code, its parent can."""
+"""math-verify's limit per step; only the parent process can interrupt C code."""
 MEMORY_BYTES = 4 << 30
 
 
 EXACT_DIGITS = 12
-"""Decimals that must agree; with math-verify's own 6, 0.333333 is a third."""
+"""Decimals that must agree; with math-verify's default of 6, 0.333333 equals a third."""
 
 
 def compare(reference: str, answer: str) -> bool | None:
-    """Return whether both are equal, their expressions as math-verify finds them."""
+    """Return whether both are equal, comparing expressions with math-verify."""
     return mathematics_verdict(answer, reference, equal)
 
 
 def equal(a: str, b: str) -> bool | None:
-    """Return whether math-verify finds two expressions equal; ``None`` if it cannot read one."""
+    """Return whether math-verify finds two expressions equal; ``None`` if it cannot parse one."""
     from math_verify import parse, verify
 
     first, second = (_expressions(parse, text) for text in (a, b))
@@ -39,13 +39,13 @@ def equal(a: str, b: str) -> bool | None:
 
 
 def _expressions(parse: Any, text: str) -> list[Any]:
-    """What was understood as an expression; what stayed a text is left out."""
+    """Parse a text; return only results that are expressions, not strings."""
     found = parse(f"${text}$", parsing_timeout=SOFT_SECONDS)
     return [expression for expression in found if not isinstance(expression, str)]
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Compare pairs until the input ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     logging.disable()
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""The rewards of this package, registered like anybody else's."""
+"""Registration of the built-in rewards."""
 
 from __future__ import annotations
 

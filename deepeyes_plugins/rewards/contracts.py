@@ -1,4 +1,4 @@
-"""How rewards are made."""
+"""Contracts of rewards: resources and factories."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from deepeyes_plugins.rollout.contracts import Reward
 
 @dataclass(frozen=True, slots=True)
 class RewardResources:
-    """What a reward may use.
+    """Resources of a reward.
 
     Attributes:
         settings: The section ``rewards`` of the settings.
-        judge: The judge that the settings name; ``None`` where they name none.
+        judge: The configured judge, if any.
         plugins: Settings of third-party plugins, by plugin name.
         algebra: Compares mathematical expressions.
     """
@@ -30,5 +30,5 @@ class RewardResources:
 
 
 RewardFactory = Callable[[RewardResources], Reward]
-"""Makes a reward. The names of its parts stand in its attribute ``parts``, a sequence of strings:
-trainers need the same names for every row of a batch, whatever its data source."""
+"""Creates a reward. Its attribute ``parts`` lists the names of the reward's parts, because trainers
+need the same names for every row of a batch, whatever its data source."""

@@ -1,4 +1,4 @@
-"""Is the answer right? Rules first where they are sure, then computer algebra, then the judge."""
+"""Accuracy of an answer: rules first, then computer algebra, then the judge."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from deepeyes_plugins.rewards.rules import rule_verdict
 from deepeyes_plugins.rewards.settings import ScoreSettings
 
 Rules = Callable[[str, str], bool | None]
-"""``rules(answer, ground_truth)``: whether the answer is right; ``None`` if they are not sure."""
+"""``rules(answer, ground_truth)``: whether the answer is correct; ``None`` if undecided."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether an answer is right, and who said so.
+    """Whether an answer is correct, and who decided.
 
     Attributes:
-        correct: The answer is right.
-        guarded: It was refused for a trick, unseen by the judge.
-        undecided: Neither rules nor computer algebra were sure, and there is no judge.
-        judged: A judge decided.
-        cached: The judge's verdict was known already.
-        calls: Requests to the judge.
-        seconds: Time that the judge took.
+        correct: Whether the answer is correct.
+        guarded: Whether a guard refused it before the judge.
+        undecided: Whether neither rules nor computer algebra could decide, without a judge.
+        judged: Whether a judge decided.
+        cached: Whether the judge's verdict was cached.
+        calls: Number of requests to the judge.
+        seconds: Seconds that the judge took.
     """
 
     correct: bool
@@ -41,14 +41,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Decides answers of one kind of data.
+    """Decides the answers of one data source.
 
     Attributes:
-        settings: Who decides, and whether computer algebra may.
-        judge: Asked where rules are not sure; ``None`` leaves the decision to rules.
-        prompt: Which of the judge's prompts fits the data.
-        rules: The rules that fit the data.
-        algebra: Computer algebra, used if the settings say so.
+        settings: Who decides, and whether to use computer algebra.
+        judge: Decides what rules cannot; ``None`` for rules alone.
+        prompt: The judge's prompt.
+        rules: The rules.
+        algebra: Computer algebra, if enabled by the settings.
     """
 
     settings: ScoreSettings
@@ -63,15 +63,15 @@ class Accuracy:
         Args:
             question: The plain question.
             ground_truth: The reference answer, not empty.
-            answer: The model's; nobody is asked where there is none.
+            answer: The model's answer; without one the decision is wrong.
 
         Raises:
-            JudgeUnavailableError: The judge was needed and cannot be reached.
+            JudgeUnavailableError: The judge is needed and cannot be reached.
         """
         if not answer or not answer.strip():
             return Decision(False)
         known = f"{question}\n{ground_truth}"
-        # Rules read how an answer begins: what only a trick goes on with is no right answer.
+        # Guards first: rules may only read the beginning of an answer.
         if spells_protocol(answer, known) or lists_alternatives(answer, ground_truth, self.rules):
             return Decision(False, guarded=True)
         judge = None if self.settings.decide == "rules" else self.judge

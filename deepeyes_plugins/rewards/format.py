@@ -1,7 +1,7 @@
-"""Is a trajectory well formed, and what is its answer? On the assistant's turns only.
+"""Format checks and answer extraction, on the assistant's turns only.
 
-The reference implementations count tags over the whole trajectory, tool output included, so that a
-page which prints a tag changes the reward; here tool output cannot. Every check takes linear time.
+The reference implementations count tags over the whole trajectory, so that a tag in tool output
+changes the reward; here it cannot. Every check takes linear time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def final_answer(turns: Sequence[str]) -> str | None:
 def boxed_answer(turns: Sequence[str]) -> str | None:
     r"""Return the last ``\boxed{…}`` after the last ``</think>``, stripped; ``None`` without one.
 
-    A turn that calls a tool or runs code answers nothing, whatever it boxes.
+    A turn that calls a tool or runs code has no answer, whatever it boxes.
     """
     action = parse_action(turns[-1]) if turns else None
     if action is not None and not isinstance(action, AnswerAction):
@@ -50,9 +50,9 @@ def is_well_formed(turns: Sequence[str], *, tool_calls: bool = False) -> bool:
     """Return whether the tags are complete and there is an answer, as in DeepEyesV2.
 
     Args:
-        turns: The assistant's turns in order, the prefilled ``<think>`` included; a first
-            ``<think>`` that is missing is supplied, since the prompt prefills it.
-        tool_calls: Also ask for balanced ``<tool_call>`` tags, as for search data.
+        turns: The assistant's turns in order, including the prefilled ``<think>``; a missing first
+            ``<think>`` is inserted, since the prompt prefills it.
+        tool_calls: Whether ``<tool_call>`` tags must be balanced, as for search data.
     """
     if not turns:
         return False
@@ -69,8 +69,7 @@ def is_well_formed(turns: Sequence[str], *, tool_calls: bool = False) -> bool:
 def is_well_formed_toolbox(turns: Sequence[str]) -> bool:
     """Return whether the tags are complete and there is an answer, as in DeepEyes V1.
 
-    Its thinking is optional. That there must be an answer is ours: the published check has nothing
-    to say on a trajectory without one.
+    Thinking is optional. Unlike the published check, it requires an answer.
     """
     balanced = _balanced("".join(turns), "think") and _balanced(_ending(turns), "answer")
     return balanced and _sound(final_answer(turns))
@@ -86,5 +85,5 @@ def is_well_formed_boxed(turns: Sequence[str]) -> bool:
 
 
 def _sound(answer: str | None) -> bool:
-    """Is there an answer, without further tags inside?"""
+    """Return whether there is an answer without tags inside."""
     return bool(answer) and not _TAG.search(answer or "")

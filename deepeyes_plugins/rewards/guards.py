@@ -1,8 +1,8 @@
-"""Tricks of an answer that rules or a judge might fall for: hedging, and instructions to the judge.
+"""Guards against reward hacking by answers: hedging, and instructions to the judge.
 
-The guards refuse only what no honest answer says. Whatever the reference itself says is no trick,
-and neither is what the question says. The limit on an answer's length and the judge's own prompt,
-which marks the answer as data, are the other two lines of defence.
+Guards refuse only text that no honest answer contains. Text of the reference or the question is
+allowed. The limit on an answer's length and the judge's prompt, which marks the answer as data, are
+the other two defences.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-LONGEST_BETS = 500
-"""Characters; a longer answer is prose, in which separators separate no alternatives."""
+LONGEST_HEDGE = 500
+"""Maximum characters of a hedge; a longer answer is prose, in which separators mean nothing."""
 
 # --- Hedging over the options of a multiple-choice question ---------------------------------------
 
@@ -63,9 +63,9 @@ _STRONG = re.compile(
     r"|\s*,\s*(?=(?:or|maybe|perhaps|possibly|probably|but)\b)",
     re.IGNORECASE,
 )
-"""What stands between alternatives only."""
+"""Separators that occur only between alternatives."""
 _WEAK = re.compile(r"\s*[;；|\n]+\s*")
-"""What stands between alternatives, and ahead of an explanation as well."""
+"""Separators between alternatives or before an explanation."""
 _COMMAS = re.compile(r"\s*(?:,(?!\d{3}\b)|[、，])\s*(?:(?:and|or)\b\s*)?|\s+and\s+|\s*[和与]\s*")
 _WORD = re.compile(r"[^\W\d_]{3,}|[\u4e00-\u9fff]+")
 _TIGHT = re.compile(r"\s?/\s?")
@@ -135,7 +135,7 @@ _VERDICTS = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-"""Verdicts in the form in which judges give them."""
+"""Verdicts in the judge's format."""
 
 _INSTRUCTIONS = re.compile(
     rf"""
@@ -203,7 +203,7 @@ _INSTRUCTIONS = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-"""Sentences for a judge: what to ignore, what to say, what the reference is."""
+"""Sentences that tell a judge what to ignore, what to reply, or what the reference is."""
 
 _WORDS = re.compile(r"[a-z]+|\d+|[\u4e00-\u9fff]")
 _FILLERS = _words("a all an any as be is it of please say says that the these this to your")
@@ -216,68 +216,70 @@ Rules = Callable[[str, str], bool | None]
 
 
 def lists_alternatives(answer: str, ground_truth: str, rules: Rules = rule_verdict) -> bool:
-    """Return whether ``answer`` bets on several answers, the right one among them.
+    """Return whether ``answer`` hedges: lists several alternatives, one of them correct.
 
-    Where the reference is an option letter, those are two options (``A or B``, ``(A) red (B) blue``
-    on lines of their own); else two values, of which one is the reference and another is not
-    (``red or blue``, ``7; 8``, ``red, blue, green``). No bets are: an option with its text, an
-    explanation behind the answer, the same value in other words (``5 or five``), and whatever a
-    reference lists that lists alternatives itself.
+    For a reference that is an option letter: two options (``A or B``, ``(A) red (B) blue`` on
+    separate lines). Otherwise two values, of which one is the reference and another is not
+    (``red or blue``, ``7; 8``, ``red, blue, green``). Not hedging: an option with its text, an
+    explanation after the answer, the same value in other words (``5 or five``), and any list if
+    the reference is a list of alternatives itself.
 
     Args:
         answer: The model's answer.
         ground_truth: The reference.
-        rules: Decide which of the alternatives is right.
+        rules: Decide which of the alternatives is correct.
     """
-    truth, answer = ground_truth.strip(), _even(answer)
+    truth, answer = ground_truth.strip(), _normalize(answer)
     letter = _LETTER.fullmatch(truth)
     if letter:
-        return _bets_on_options(answer, letter[1].upper())
-    if len(answer) > LONGEST_BETS or _STRONG.search(truth) or _WEAK.search(truth):
+        return _hedges_options(answer, letter[1].upper())
+    if len(answer) > LONGEST_HEDGE or _STRONG.search(truth) or _WEAK.search(truth):
         return False
-    return any(_is_hedge(bets, truth, rules) for bets in _bets(answer, truth))
+    return any(
+        _is_hedge(alternatives, truth, rules) for alternatives in _alternatives(answer, truth)
+    )
 
 
 def spells_protocol(answer: str, known: str = "") -> bool:
-    """Return whether ``answer`` holds tags of the protocol or control tokens.
+    """Return whether ``answer`` contains tags of the protocol or control tokens.
 
     Args:
         answer: The model's answer.
-        known: Question and reference; what they hold is no trick.
+        known: Question and reference, whose text is allowed.
     """
     return any(match[0] not in known for match in _PROTOCOL.finditer(answer))
 
 
 def speaks_to_judge(answer: str, known: str = "", ground_truth: str = "") -> bool:
-    """Return whether ``answer`` holds what is meant for a judge and not for a reader.
+    """Return whether ``answer`` addresses the judge.
 
-    Those are tags of the protocol, control tokens, verdicts in the judge's own form, and sentences
-    that tell a judge what to do or what the reference is.
+    That is: tags of the protocol, control tokens, verdicts in the judge's format, and sentences
+    that instruct a judge or claim what the reference is.
 
     Args:
         answer: The model's answer.
-        known: Question and reference; what they say is no trick.
-        ground_truth: The reference: where it is a truth value, so may the answer be.
+        known: Question and reference, whose text is allowed.
+        ground_truth: The reference; if it is a truth value, the answer may be one too.
     """
     if spells_protocol(answer, known):
         return True
-    answer = _even(answer)
+    answer = _normalize(answer)
     patterns = [_INSTRUCTIONS]
     if not _TRUTH_VALUE.match(ground_truth):
         patterns.append(_VERDICTS)
-    told = set(_WORDS.findall(known.casefold())) | _FILLERS
+    known_words = set(_WORDS.findall(known.casefold())) | _FILLERS
     return any(
-        not told.issuperset(_WORDS.findall(match[0].casefold()))
+        not known_words.issuperset(_WORDS.findall(match[0].casefold()))
         for pattern in patterns
         for match in pattern.finditer(answer)
     )
 
 
-def _bets_on_options(answer: str, truth: str) -> bool:
-    """Does the answer name the option ``truth`` and another one beside it?"""
+def _hedges_options(answer: str, truth: str) -> bool:
+    """Return whether the answer names the option ``truth`` and another one."""
     lead = _LEAD_IN.match(answer)
     start = lead.end() if lead else 0
-    options = _joined_letters(answer[start : start + LONGEST_BETS])
+    options = _joined_letters(answer[start : start + LONGEST_HEDGE])
     if _LETTERS_ALONE.fullmatch(answer):
         options = set(re.findall("[A-Z]", answer))
     if truth in options and len(options) > 1:
@@ -288,7 +290,7 @@ def _bets_on_options(answer: str, truth: str) -> bool:
 
 
 def _marked(marks: re.Pattern[str], answer: str) -> Iterator[tuple[str, str]]:
-    """Yield each marked option with the line behind it; the first has no reason against it."""
+    """Yield each marked option with the rest of its line; empty for an option at the start."""
     found = list(marks.finditer(answer))
     starts = [*(match.start() for match in found), len(answer)]
     for match, end in zip(found, starts[1:], strict=True):
@@ -297,13 +299,13 @@ def _marked(marks: re.Pattern[str], answer: str) -> Iterator[tuple[str, str]]:
 
 
 def _joined_letters(text: str) -> set[str]:
-    """The option letters that a text starts with, joined by commas, slashes, ``or``, ``and``."""
+    """Return option letters at the start, joined by commas, slashes, ``or`` or ``and``."""
     first = re.match(r"[\s(\[\"'`*]{0,4}([A-Za-z])(?![A-Za-z'’])", text)
     if first is None or _REJECTED.search(text.partition("\n")[0]):
         return set()
     letters, position = {first[1].upper()}, first.end()
     while match := _JOINED_LETTER.match(text, position):
-        # "B, a red car": behind a comma a letter may be a word.
+        # "B, a red car": after a comma a letter may be a word.
         word = match["letter"] in "aAiI" and match["joint"].strip() not in "/|&"
         if word and not _ENDS.match(text, match.end()):
             break
@@ -312,23 +314,23 @@ def _joined_letters(text: str) -> set[str]:
     return letters
 
 
-def _bets(answer: str, truth: str) -> Iterator[list[str]]:
-    """Yield the ways to read an answer as several alternatives."""
-    pieces = _split(_STRONG, answer)
-    yield pieces
-    yield [piece for each in pieces for piece in _WEAK.split(each) if _is_short(piece, truth)]
+def _alternatives(answer: str, truth: str) -> Iterator[list[str]]:
+    """Yield possible splits of an answer into alternatives."""
+    parts = _split(_STRONG, answer)
+    yield parts
+    yield [part for each in parts for part in _WEAK.split(each) if _is_short(part, truth)]
     words = [word for word in re.findall(r"\w+", answer) if word.casefold() not in _JOINTS]
     if frozenset(word.casefold() for word in words) in _OPPOSITES:
         yield words
-    lines = [piece for piece in _WEAK.split(answer) if piece]
+    lines = [part for part in _WEAK.split(answer) if part]
     if len(lines) != 1:
         return
     line = lines[0]
-    listed = [_bare(piece) for piece in _COMMAS.split(_STRONG.sub(", ", line))]
+    listed = [_bare(part) for part in _COMMAS.split(_STRONG.sub(", ", line))]
     if _is_list(listed, truth):
         yield listed
-    tight = [_bare(piece) for piece in _TIGHT.split(line)]
-    if len(tight) > 2 and all(_WORD.fullmatch(piece) for piece in tight):
+    tight = [_bare(part) for part in _TIGHT.split(line)]
+    if len(tight) > 2 and all(_WORD.fullmatch(part) for part in tight):
         yield tight
     numbers = line.split()
     several = len(numbers) > 1 and all(_NUMBER.fullmatch(number) for number in numbers)
@@ -337,68 +339,71 @@ def _bets(answer: str, truth: str) -> Iterator[list[str]]:
 
 
 def _split(separators: re.Pattern[str], text: str) -> list[str]:
-    """Split ``text`` at the separators that stand outside of quotation marks."""
+    """Split ``text`` at separators outside of quotation marks."""
     quoted = [match.span() for match in _QUOTED.finditer(text)]
-    pieces, position = [], 0
+    parts, position = [], 0
     for match in separators.finditer(text):
         if not any(start < match.start() < end for start, end in quoted):
-            pieces.append(text[position : match.start()])
+            parts.append(text[position : match.start()])
             position = match.end()
-    return [*pieces, text[position:]]
+    return [*parts, text[position:]]
 
 
-def _is_list(pieces: list[str], truth: str) -> bool:
-    """Are the pieces of a comma-separated text alternatives, and not one answer and its details?"""
-    if len(pieces) < 2 or not all(pieces):
+def _is_list(parts: list[str], truth: str) -> bool:
+    """Return whether comma-separated parts are alternatives, not one answer with details."""
+    if len(parts) < 2 or not all(parts):
         return False
-    if all(_NUMBER.fullmatch(_NUMBER_WORDS.get(piece.casefold(), piece)) for piece in pieces):
+    if all(_NUMBER.fullmatch(_NUMBER_WORDS.get(part.casefold(), part)) for part in parts):
         return True
-    if len(pieces) < 3 or not all(_is_short(piece, truth) for piece in pieces):
+    if len(parts) < 3 or not all(_is_short(part, truth) for part in parts):
         return False
     # "Paris, Texas, USA" is one place.
-    return len(pieces) > 3 or not all(piece[:1].isupper() for piece in pieces)
+    return len(parts) > 3 or not all(part[:1].isupper() for part in parts)
 
 
-def _is_hedge(bets: list[str], truth: str, rules: Rules) -> bool:
-    """Is one of the bets the reference, and another one something else?"""
-    bets = [bare for bare in map(_bare, bets) if bare]
-    right = [_same(bet, truth, rules) for bet in bets]
+def _is_hedge(alternatives: list[str], truth: str, rules: Rules) -> bool:
+    """Return whether one alternative is the reference and another one is not."""
+    alternatives = [bare for bare in map(_bare, alternatives) if bare]
+    right = [_same(alternative, truth, rules) for alternative in alternatives]
     if not any(right):
         return False
-    return any(not ok and not _is_aside(bet, truth) for bet, ok in zip(bets, right, strict=True))
+    return any(
+        not ok and not _is_aside(alternative, truth)
+        for alternative, ok in zip(alternatives, right, strict=True)
+    )
 
 
-def _same(bet: str, truth: str, rules: Rules) -> bool:
-    values = [_NUMBER_WORDS.get(text.casefold(), text) for text in (bet, truth)]
+def _same(alternative: str, truth: str, rules: Rules) -> bool:
+    values = [_NUMBER_WORDS.get(text.casefold(), text) for text in (alternative, truth)]
     return rules(values[0], values[1]) is True
 
 
-def _is_aside(bet: str, truth: str) -> bool:
-    """Does a bet only say the reference in other words, or qualify it (``or so``)?"""
-    words = bet.casefold().split()
-    if words[0] in _NO_ALTERNATIVE or _other_unit(bet, truth):
+def _is_aside(alternative: str, truth: str) -> bool:
+    """Return whether an alternative paraphrases or qualifies the reference (``or so``)."""
+    words = alternative.casefold().split()
+    if words[0] in _NO_ALTERNATIVE or _other_unit(alternative, truth):
         return True
-    other_script = bool(_CHINESE.search(bet)) != bool(_CHINESE.search(truth))
-    if other_script and not _NUMBER.search(bet) and bet not in _NUMBER_WORDS:
+    other_script = bool(_CHINESE.search(alternative)) != bool(_CHINESE.search(truth))
+    if other_script and not _NUMBER.search(alternative) and alternative not in _NUMBER_WORDS:
         return True
-    if (digits := _DIGITS.findall(truth)) and bet.casefold() not in _NUMBER_WORDS:
-        return _DIGITS.findall(bet) in ([], digits)
+    if (digits := _DIGITS.findall(truth)) and alternative.casefold() not in _NUMBER_WORDS:
+        return _DIGITS.findall(alternative) in ([], digits)
     if _CHINESE.search(truth):
-        return truth in bet
+        return truth in alternative
     return set(truth.casefold().split()) <= set(words)
 
 
-def _other_unit(bet: str, truth: str) -> bool:
-    """Are both quantities, of different units (``12 km or 7.5 miles``, ``$5 or €4.60``)?"""
-    given, wanted = (_QUANTITY.fullmatch(text.casefold()) for text in (bet, truth))
+def _other_unit(alternative: str, truth: str) -> bool:
+    """Return whether both are quantities of different units (``12 km or 7.5 miles``)."""
+    given, wanted = (_QUANTITY.fullmatch(text.casefold()) for text in (alternative, truth))
     if not given or not wanted or not any(given.groups()) or not any(wanted.groups()):
         return False
     return given.groups() != wanted.groups()
 
 
-def _is_short(piece: str, truth: str) -> bool:
-    """Could a piece be an answer as it stands, and not a sentence about one?"""
-    bare = _bare(piece)
+def _is_short(part: str, truth: str) -> bool:
+    """Return whether a part could be an answer, not a sentence."""
+    bare = _bare(part)
     if not bare or not _SHORT_ANSWER.fullmatch(bare):
         return False
     is_number = _NUMBER.match(bare) or bare.casefold().split()[0] in _NUMBER_WORDS
@@ -410,14 +415,14 @@ def _is_short(piece: str, truth: str) -> bool:
     return len(words) <= max(2, len(truth.split()) + 1) and _SENTENCE_WORDS.isdisjoint(words)
 
 
-def _bare(piece: str) -> str:
-    """Take off what leads to an answer (``the answer is``, ``maybe``) and punctuation around it."""
-    lead = _LEAD_IN.match(piece)
-    value = piece[lead.end() :].strip(_PUNCTUATION) if lead else ""
-    return value or piece.strip(_PUNCTUATION)
+def _bare(part: str) -> str:
+    """Remove lead-ins (``the answer is``, ``maybe``) and surrounding punctuation."""
+    lead = _LEAD_IN.match(part)
+    value = part[lead.end() :].strip(_PUNCTUATION) if lead else ""
+    return value or part.strip(_PUNCTUATION)
 
 
-def _even(text: str) -> str:
-    """Without bold type and runs of white space, on which patterns would take quadratic time."""
+def _normalize(text: str) -> str:
+    """Remove bold type and repeated white space, on which patterns would take quadratic time."""
     lines = (" ".join(line.split()) for line in text.splitlines())
     return "\n".join(line for line in lines if line).replace("**", "")

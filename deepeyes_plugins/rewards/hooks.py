@@ -1,4 +1,4 @@
-"""The extension point of rewards."""
+"""Extension point for rewards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""One spelling for what LaTeX and plain text write in many: ``\dfrac12`` is ``\frac{1}{2}``.
+r"""Canonical spelling of LaTeX and plain text: ``\dfrac12`` becomes ``\frac{1}{2}``.
 
 Only the typesetting changes, never the meaning: digits stay apart where blanks part them, an
 overline stays, and a unit stays.
@@ -10,9 +10,9 @@ import re
 from itertools import accumulate, pairwise
 
 LONGEST = 1_000
-"""Characters of an answer that is read; a longer one is no value. Ours."""
+"""Maximum characters of an answer that is parsed."""
 DEEPEST = 30
-"""Nested brackets of an answer that is read. Ours."""
+"""Maximum nesting of brackets in an answer that is parsed."""
 _DEPTHS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 
 _CHARACTERS: dict[int, str] = {
@@ -103,9 +103,9 @@ _RENAMED = {
     "inf": r"\infty",
 }
 _FUNCTIONS = re.compile("sqrt|sin|cos|tan|cot|sec|csc|ln|log|exp|pi|theta")
-"""What plain text writes without a backslash."""
+"""Commands that plain text writes without a backslash."""
 _SPACES = {r"\,", r"\;", r"\:", r"\ ", r"\>", r"\quad", r"\qquad", r"\thinspace", "~", "{,}"}
-"""``{,}`` groups digits as a blank does."""
+"""``{,}`` groups digits like a space."""
 _DROPPED = {
     *(r"\left", r"\right", r"\displaystyle", r"\textstyle", r"\limits", r"\!"),
     *(f"\\{size}{side}" for size in ("big", "Big", "bigg", "Bigg") for side in ("", "l", "r")),
@@ -119,11 +119,11 @@ _ARGUMENTS = {r"\frac": 2, r"\binom": 2, "^": 1, "_": 1} | dict.fromkeys(
 
 
 class _Unreadable(Exception):
-    """Braces that do not match, arguments that are missing."""
+    """Unbalanced braces or missing arguments."""
 
 
 def canonical(text: str) -> str | None:
-    r"""Return ``text`` in one spelling.
+    r"""Return ``text`` in canonical spelling.
 
     Every argument has its braces, numbers and words keep one blank between each other, commands are
     written out (``sqrt(2)`` and ``√2`` as ``\sqrt{2}``), signs are ASCII.
@@ -217,7 +217,7 @@ class _Reader:
     def _argument(self, *, whole: bool = False) -> list[str]:
         r"""A group, or one token: a digit or a letter, as in ``\frac12``.
 
-        Of an exponent the ``whole`` number, as people mean it: ``2^10``.
+        Of an exponent the ``whole`` number, as in ``2^10``.
         """
         token = self._next()
         if token is None:
@@ -237,7 +237,7 @@ class _Reader:
 
 
 def _joined(pieces: list[str]) -> str:
-    """Join, with a blank only where one parts numbers, words or the items of a list."""
+    """Join, with spaces only between numbers, words or items of a list."""
     marked: list[str] = []
     spaced = False
     for piece in pieces:
@@ -258,7 +258,7 @@ def _is_parted(before: str, after: str, spaced: bool) -> bool:
 
 
 def parts(text: str, separators: re.Pattern[str]) -> list[str]:
-    """Split a canonical text where ``separators`` match outside of every bracket."""
+    """Split a canonical text at ``separators`` outside of brackets."""
     cuts = [0]
     depth = 0
     at = 0
@@ -274,7 +274,7 @@ def parts(text: str, separators: re.Pattern[str]) -> list[str]:
 
 
 def enclosed(text: str) -> tuple[str, str, str] | None:
-    r"""Return opening bracket, inside and closing bracket if one pair holds the whole ``text``."""
+    r"""Return opening bracket, inside and closing bracket if one pair encloses ``text``."""
     opening = text[:2] if text.startswith(r"\{") else text[:1]
     if opening not in ("(", "[", r"\{", "{"):
         return None

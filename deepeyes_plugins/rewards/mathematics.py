@@ -1,4 +1,4 @@
-"""Mathematical answers: the same value, however it is typeset."""
+"""Comparison of mathematical answers by value, independent of notation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PROSE = re.compile(r"[^\W\d_]{3}")
 
 
 def boxed(text: str) -> list[str]:
-    r"""Return what stands in each complete ``\boxed{…}``, braces inside counted; linear in time."""
+    r"""Return the content of each complete ``\boxed{…}``, with nested braces, in linear time."""
     found = []
     position = 0
     while (start := text.find(_BOXED[0], position)) >= 0:
@@ -32,7 +32,7 @@ def boxed(text: str) -> list[str]:
 
 
 def bare_mathematics(answer: str) -> str:
-    r"""Take off what only wraps an answer: ``\boxed{}``, ``$`` and a final full stop."""
+    r"""Remove wrappers of an answer: ``\boxed{}``, ``$`` and a final full stop."""
     text = answer.strip()
     while True:
         before = text
@@ -50,15 +50,15 @@ def _undecided(_a: str, _b: str) -> None:
 
 
 def mathematics_verdict(answer: str, ground_truth: str, oracle: Oracle = _undecided) -> bool | None:
-    """Decide where a mathematician would be sure, by the values of answer and reference.
+    """Compare the values of answer and reference.
 
     Args:
         answer: The model's answer; an empty one is wrong.
         ground_truth: The reference, not empty.
-        oracle: Computer algebra, for expressions; by default it is not asked.
+        oracle: Computer algebra for expressions; none by default.
 
     Returns:
-        ``None`` where it takes understanding or computer algebra.
+        Whether they are equal; ``None`` if that needs a judge or computer algebra.
     """
     given, truth = bare_mathematics(answer), bare_mathematics(ground_truth)
     if not given:

@@ -1,4 +1,4 @@
-"""Score trajectories that were stored before, with the code, judge and settings of training."""
+"""Scoring of trajectory logs with the rewards, judge and settings of training."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from deepeyes_plugins.rollout.log import FILE_NAME
 from deepeyes_plugins.rollout.trajectory import EndReason, Trajectory
 
 Labels = dict[str, int | float | str]
-"""Where a trajectory was played; see :class:`Trajectory`."""
+"""Labels of a trajectory; see :class:`Trajectory`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a line of a trajectory log stands: all that has to be held of it.
+    """Position of a line in a trajectory log.
 
     Attributes:
         path: The log.
-        number: Of the line, counted from 1; 0 where it is not known.
-        offset: Where the line starts, in bytes.
+        number: Line number from 1; 0 if unknown.
+        offset: Byte offset of the line.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class Place:
     offset: int = 0
 
     def read(self) -> Line:
-        """Read the line, again.
+        """Read the line.
 
         Raises:
             OSError: The log cannot be read.
@@ -58,19 +58,19 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a trajectory log, and where it stands."""
+    """One line of a trajectory log."""
 
     place: Place
     text: str
 
     @property
     def key(self) -> str:
-        """Names the line by its content, wherever it stands."""
+        """Content hash of the line."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
     @property
     def labels(self) -> Labels | None:
-        """The labels of the trajectory; ``None`` if the line is none, for instance cut short."""
+        """Labels of the trajectory; ``None`` if the line is not one, for instance truncated."""
         try:
             return _Labelled.model_validate_json(self.text).labels
         except ValidationError:
@@ -78,14 +78,14 @@ class Line:
 
 
 class _Labelled(BaseModel):
-    """A trajectory, of which nothing but its labels is looked at."""
+    """A trajectory, reduced to its labels."""
 
     labels: Labels = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a data set knows of a question."""
+    """Reference answer and question from a data set."""
 
     ground_truth: str
     question: str = ""
@@ -94,7 +94,8 @@ class Reference:
 class ScoreRecord(BaseModel):
     """One line of the output.
 
-    ``trajectory`` names the scored line by its content and ``settings`` what it was scored by.
+    ``trajectory`` is the content hash of the scored line, ``settings`` the fingerprint of the
+    scoring settings.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -111,16 +112,16 @@ class ScoreRecord(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one line.
+    """Result of one line.
 
     Attributes:
-        place: Of the line.
-        kind: ``scored``; ``bad`` (no trajectory, or without what scoring needs); ``unplayed`` (a
-            failure of ours ended the trajectory: there is nothing to score); ``failed`` (it could
-            not be scored now, for instance without the judge: try again).
-        record: The score, if it was.
-        reason: Why not, else.
-        data_source: As far as it is known.
+        place: Position of the line.
+        kind: ``scored``; ``bad`` (not a trajectory, or incomplete); ``unplayed`` (an
+            infrastructure error ended the trajectory); ``failed`` (scoring failed, for instance
+            without the judge, and can be retried).
+        record: The score, if any.
+        reason: Why there is no score.
+        data_source: The data source, if known.
     """
 
     place: Place
@@ -131,10 +132,10 @@ class Outcome:
 
 
 def log_files(path: Path) -> list[Path]:
-    """Return the logs behind ``path``: a file, or every ``trajectories.jsonl`` below a folder.
+    """Return the log at ``path``, or every ``trajectories.jsonl`` in a folder.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: There is no log.
     """
     found = sorted(path.rglob(FILE_NAME)) if path.is_dir() else [path]
     if not found or not found[0].is_file():
@@ -143,7 +144,7 @@ def log_files(path: Path) -> list[Path]:
 
 
 def lines_of(paths: Iterable[Path]) -> Iterator[Line]:
-    """Yield the lines that are not empty; undecodable bytes make a bad line, not an error."""
+    """Yield lines that are not empty; undecodable bytes make a bad line, not an error."""
     for path in paths:
         offset = 0
         with path.open("rb") as file:
@@ -160,7 +161,7 @@ def _text(line: bytes) -> str:
 def fingerprint(
     rewards: RewardSettings, judge: JudgeSettings, plugins: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """Name what scores depend on: the settings of rewards, judge and plugins."""
+    """Return a fingerprint of the settings of rewards, judge and plugins."""
     parts = [rewards.model_dump(mode="json"), judge.model_dump(mode="json"), plugins]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -177,25 +178,25 @@ async def score_log(
     leave_out: Container[str] = frozenset(),
     advance: Advance | None = None,
 ) -> tuple[list[Outcome], list[ScoreRecord]]:
-    """Score the lines of some logs that an earlier run under the same settings has not scored.
+    """Score the lines of logs that no earlier run with the same settings has scored.
 
     Args:
         paths: The logs.
-        output: JSON lines of scores; what is there is kept as far as it belongs to the lines.
-        scorer: With the judge.
-        settings: The fingerprint of the scorer's settings, which tells old scores from these.
-        references: Reference answers by data source and task id; they win over recorded ones.
-        concurrency: Lines in work at a time.
-        restart: Score everything anew.
-        leave_out: Keys of lines that are passed over.
-        advance: Is told of progress.
+        output: JSON lines of scores; existing scores of the same lines are reused.
+        scorer: The scorer.
+        settings: Fingerprint of the scorer's settings, which identifies reusable scores.
+        references: Reference answers by data source and task id; they override recorded ones.
+        concurrency: Lines scored concurrently.
+        restart: Whether to discard existing scores.
+        leave_out: Keys of lines to skip.
+        advance: Called with the number of lines done and in total.
 
     Returns:
-        What has no score, and all scores.
+        Lines without a score, and all scores.
 
     Raises:
-        SettingsError: The settings lack what a reward needs, such as a judge.
-        OSError: A file cannot be read or written; what was scored before is kept.
+        SettingsError: A required setting is missing, such as a judge.
+        OSError: A file cannot be read or written; finished scores are stored.
     """
     wanted = {key for line in lines_of(paths) if (key := line.key) not in leave_out}
     ledger = Ledger(output, ScoreRecord)
@@ -233,12 +234,12 @@ async def score_line(
 
     Args:
         line: The line.
-        scorer: With the judge.
-        settings: The fingerprint for the record.
-        references: Reference answers by data source and task id; they win over recorded ones.
+        scorer: The scorer.
+        settings: Fingerprint for the record.
+        references: Reference answers by data source and task id; they override recorded ones.
 
     Raises:
-        SettingsError: The settings lack what a reward needs, such as a judge.
+        SettingsError: A required setting is missing, such as a judge.
     """
     try:
         trajectory = Trajectory.model_validate_json(line.text)
@@ -246,7 +247,7 @@ async def score_line(
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         return Outcome(
-            line.place, "bad", reason=f"no trajectory: {where or 'line'}: {first['msg']}"
+            line.place, "bad", reason=f"not a trajectory: {where or 'line'}: {first['msg']}"
         )
     source = trajectory.data_source
     known = references.get((source, trajectory.task_id))
@@ -255,7 +256,7 @@ async def score_line(
         reason = f"no reference answer for task {trajectory.task_id!r}: give its data set (--data)"
         return Outcome(line.place, "bad", reason=reason, data_source=source)
     if trajectory.end_reason is EndReason.INFRASTRUCTURE:
-        reason = f"a failure of ours ended it: {trajectory.error}"
+        reason = f"it ended with an infrastructure error: {trajectory.error}"
         return Outcome(line.place, "unplayed", reason=reason, data_source=source)
     task = Task(
         trajectory.task_id,

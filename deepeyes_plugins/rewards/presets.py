@@ -1,4 +1,4 @@
-"""The scores of DeepEyesV2 and of DeepEyes V1, one for each of their data sources."""
+"""Rewards of DeepEyesV2 and DeepEyes V1 by data source."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deepeyes_plugins.rewards.scores import PARTS, DeepEyesScore, Grammar
 
 
 def prefix_verdict(answer: str, ground_truth: str) -> bool | None:
-    """As for ``vstar-test``: an answer that begins with the reference is right as well."""
+    """Decide as for ``vstar-test``: an answer that begins with the reference is correct."""
     return starts_with_truth(answer, ground_truth) or rule_verdict(answer, ground_truth)
 
 
@@ -39,7 +39,7 @@ DEEPEYES_V1_BOXED = Grammar(
 
 @dataclass(frozen=True, slots=True)
 class _Factory:
-    """Makes the score of one data source."""
+    """Creates the reward of one data source."""
 
     source: str
     grammar: Grammar
@@ -48,10 +48,10 @@ class _Factory:
     parts = PARTS
 
     def __call__(self, resources: RewardResources) -> DeepEyesScore:
-        """Make it.
+        """Create the reward.
 
         Raises:
-            SettingsError: The settings ask for a judge or for math-verify, and there is none.
+            SettingsError: The settings require a judge or math-verify that is missing.
         """
         settings = getattr(resources.settings, self.source.replace("-", "_"))
         if settings.decide == "judge" and resources.judge is None:

@@ -1,4 +1,4 @@
-"""Rule-based accuracy: what can be decided without a judge."""
+"""Rule-based accuracy."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 from deepeyes_plugins.rewards.values import Number, Percentage, Quantity, read, same
 
 LONGEST_RULE_TRUTH = 60
-"""Characters; a longer reference is a sentence that rules cannot compare. Our own bound."""
+"""Maximum characters of a reference that rules can compare; longer ones are sentences."""
 
 _OPTION = re.compile(r"\(?([A-Za-z])(?:\)|[.:](?=\s|\Z)|\s*\Z)")
 _WHOLE = re.compile(r"[\d/\s]+")
 _BOLD = re.compile(r"\*\*(.+?)\*\*")
 _ARTICLES = {"a", "an", "the"}
-# Only what never changes the meaning: "-5", "C#" and ".5" are other words than "5" and "C".
+# Only what never changes the meaning: "-5", "C#" and ".5" differ from "5" and "C".
 _BEFORE_WORD = "\"'`“‘«"
 _AFTER_WORD = "\"'`”’».,;:!?。"
 _QUOTED = re.compile(r"[\"'`“](.*)[\"'`”]\.?", re.DOTALL)
@@ -25,10 +25,10 @@ _BRACKETED_WORD = re.compile(r"[([{]*([^\W\d_][^()\[\]{}]*)[)\]}]*")
 
 
 def normalize(text: str) -> str:
-    """Lower-case, without articles, the punctuation of sentences and runs of white space.
+    """Lower-case; remove articles, sentence punctuation and repeated white space.
 
-    What belongs to a number or a name stays: the brackets of ``[1,2)``, the ``!`` of ``5!``, the
-    comma of ``1, 2`` and the ``A`` of ``Terminal A``.
+    Characters of a number or name stay: the brackets of ``[1,2)``, the ``!`` of ``5!``, the comma
+    of ``1, 2`` and the ``A`` of ``Terminal A``.
     """
     is_pair = _PAIR.fullmatch(text.strip()) is not None
     bare = [bare for word in text.split() if (bare := _bare_word(word, is_pair))]
@@ -39,7 +39,7 @@ def normalize(text: str) -> str:
 
 
 def _is_article(word: str, at: int, words: int) -> bool:
-    """A capital A inside a text, or any at its end, is a name: ``Terminal A``."""
+    """Return whether a word is an article; ``A`` inside or at the end of a text is a name."""
     return word.casefold() in _ARTICLES and at + 1 < words and (at == 0 or word != "A")
 
 
@@ -57,14 +57,14 @@ def _plain(text: str) -> str:
 
 
 def _amount(text: str) -> Number | Percentage | Quantity | None:
-    """Read a number, percentage or quantity; its words may end a sentence."""
+    """Parse a number, percentage or quantity, which may end with a full stop."""
     quoted = _QUOTED.fullmatch(text)
     value = read((quoted[1] if quoted else text).removesuffix("."))
     return value if isinstance(value, Number | Percentage | Quantity) else None
 
 
 def _letter(truth: str) -> str | None:
-    """Return the option letter that a reference consists of, as a capital."""
+    """Return the capital letter of a reference that is an option letter."""
     letter = truth.strip("().: ")
     return letter.upper() if len(letter) == 1 and letter.isascii() and letter.isalpha() else None
 
@@ -75,22 +75,22 @@ def _option(text: str) -> str | None:
 
 
 def rule_verdict(answer: str | None, ground_truth: str) -> bool | None:
-    """Decide by rules where they are sure.
+    """Decide by rules whether an answer is correct.
 
-    Equal are, in bold type or not: the same text up to case, articles and punctuation; the same
-    number however it is written (``1,000`` and ``1000.0``, ``50%`` and ``0.5``, ``1/2`` and
-    ``0.5``); where the reference is an option letter, an answer that starts with it (``B``,
-    ``(b)``, ``B. red``). Surely different are another option letter, another whole number, and
-    the same number of another unit.
+    Equal, in bold type or not: the same text up to case, articles and punctuation; the same number
+    in any notation (``1,000`` and ``1000.0``, ``50%`` and ``0.5``, ``1/2`` and ``0.5``); for a
+    reference that is an option letter, an answer that starts with it (``B``, ``(b)``, ``B. red``).
+    Different: another option letter, another whole number, the same number with another unit.
 
-    Undecided is what may be more than a number: ``5/6`` and ``10/12`` may be dates or scores.
+    Undecided: text with several readings, such as ``5/6`` and ``10/12``, which may be dates or
+    scores.
 
     Args:
         answer: The model's answer; ``None`` or empty is wrong.
         ground_truth: The reference answer, not empty.
 
     Returns:
-        ``None`` where it takes understanding.
+        Whether the answer is correct; ``None`` if rules cannot decide.
     """
     given, truth = _plain(answer or ""), _plain(ground_truth)
     if not given:
@@ -113,7 +113,7 @@ def rule_verdict(answer: str | None, ground_truth: str) -> bool | None:
 
 
 def _same_slashed(given: str, truth: str) -> bool | None:
-    """A fraction, a date or a score: 5/6 is no 10/12, but may be what 5 is meant for."""
+    """Compare texts with slashes, which may be fractions, dates or scores."""
     if [part.split() for part in given.split("/")] == [part.split() for part in truth.split("/")]:
         return True
     amount, other = _amount(truth), _amount(given)
@@ -124,16 +124,16 @@ def rule_accuracy(answer: str | None, ground_truth: str) -> float:
     """Compare an answer with the reference by the rules of :func:`rule_verdict` alone.
 
     Returns:
-        1.0 where they find it equal, else 0.0.
+        1.0 if they are equal, else 0.0.
     """
     return float(rule_verdict(answer, ground_truth) is True)
 
 
 def rules_can_decide(ground_truth: str) -> bool:
-    """Return whether a right answer to ``ground_truth`` is likely to be found right by rules.
+    """Return whether rules are likely to recognize a correct answer to ``ground_truth``.
 
-    So it is for an option letter, a number and a short text; a sentence can be said in other
-    words, which only a judge sees.
+    They do for an option letter, a number and a short text; a sentence can be paraphrased and
+    needs a judge.
     """
     truth = _plain(ground_truth)
     if _letter(truth) is not None or _amount(truth) is not None:
@@ -153,9 +153,9 @@ _MORE_OF_LETTER = r"(?<=[AaIi])\s+\w|\s+(?:is|was|are|isn|cannot|can|would|and|o
 def starts_with_truth(answer: str | None, ground_truth: str) -> bool:
     """Return whether ``answer`` begins with the words of ``ground_truth``, whatever their case.
 
-    A number does not begin with another one: ``5.5``, ``5 000``, ``5/6`` and ``5%`` not with ``5``,
-    nor a name with a part of it: ``C++`` not with ``C``. ``A red car`` and ``A is wrong`` do not
-    begin with the option ``A``.
+    Numbers must match in full: ``5.5``, ``5 000``, ``5/6`` and ``5%`` do not begin with ``5``, and
+    names too: ``C++`` does not begin with ``C``. ``A red car`` and ``A is wrong`` do not begin with
+    the option ``A``.
     """
     truth, given = _plain(ground_truth), _plain(answer or "")
     more = _MORE

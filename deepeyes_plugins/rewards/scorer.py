@@ -1,4 +1,4 @@
-"""Choose the reward of a task and apply it."""
+"""Scorer: selects and applies the reward of a task's data source."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from deepeyes_plugins.rollout.trajectory import EndReason, Trajectory
 logger = logging.getLogger(__name__)
 
 INFRASTRUCTURE_FAILED = "infrastructure_failed"
-"""The part that is 1 where a failure of ours left no score."""
+"""Part that is 1 if an infrastructure error left no score."""
 
 UNDECIDABLE_SHARE = 0.05
-"""Share of references beyond rules from which a data source needs a judge. Our own bound."""
+"""Share of references that rules cannot compare from which a data source needs a judge."""
 
 
 def configured_judge(settings: JudgeSettings) -> Judge | None:
-    """Return the judge that the settings name, ``None`` where they name none.
+    """Return the configured judge, if any.
 
     Raises:
-        SettingsError: It cannot be made of what they say.
+        SettingsError: The settings are invalid.
     """
     try:
         return open_judge(settings)
@@ -42,7 +42,7 @@ def configured_judge(settings: JudgeSettings) -> Judge | None:
 
 
 class Scorer:
-    """Keeps one reward per data source, and the judge that they share; for one event loop."""
+    """Rewards by data source and their shared judge, for one event loop."""
 
     def __init__(
         self,
@@ -54,17 +54,17 @@ class Scorer:
 
         Args:
             settings: The section ``rewards`` of the settings.
-            judge: Decides where rules are not sure; closed together with the scorer.
+            judge: Decides what rules cannot; closed together with the scorer.
             plugins: Settings of third-party plugins, by plugin name.
         """
         self._settings = settings
         self._resources = RewardResources(settings, judge, plugins or {})
         self._rewards: dict[str, Reward] = {}
-        self._complained: set[str] = set()
+        self._warned: set[str] = set()
 
     @property
     def part_names(self) -> tuple[str, ...]:
-        """The parts that all registered rewards declare; see :meth:`aligned`."""
+        """Parts of all registered rewards; see :meth:`aligned`."""
         names = {name: None for factory in rewards().values() for name in _parts(factory)}
         return (*names, INFRASTRUCTURE_FAILED)
 
@@ -72,8 +72,8 @@ class Scorer:
         """Return the reward of ``data_source``.
 
         Raises:
-            UnknownNameError: None is registered; the message lists what is.
-            SettingsError: It needs what the settings do not name, such as a judge.
+            UnknownNameError: None is registered; the message lists the registered ones.
+            SettingsError: A required setting is missing, such as a judge.
         """
         if data_source not in self._rewards:
             name = self._settings.sources.get(data_source, data_source)
@@ -93,15 +93,15 @@ class Scorer:
         return self._rewards[data_source]
 
     def check(self, references: Iterable[tuple[str, str]]) -> None:
-        """See whether a data set can be scored, before anything is generated.
+        """Check before a run whether a data set can be scored.
 
         Args:
             references: Data source and reference answer of each row.
 
         Raises:
             UnknownNameError: A data source has no reward.
-            SettingsError: A reward lacks what it needs; or rules decide because there is no
-                judge, and more than 5 % of the references of a data source are beyond them.
+            SettingsError: A reward lacks a required setting; or rules decide because there is no
+                judge, and cannot compare more than 5 % of the references of a data source.
         """
         rows: Counter[str] = Counter()
         beyond: Counter[str] = Counter()
@@ -125,25 +125,26 @@ class Scorer:
         """Score ``trajectory`` by the reward of the task's data source.
 
         Returns:
-            The score with the reward's own parts; where there is none, the part
+            The score with the reward's own parts, or score 0 with the part
             ``infrastructure_failed`` alone.
 
         Raises:
             UnknownNameError: The data source has no reward.
-            JudgeOutageError: The judge has been away for as long as the settings are patient.
-            InfrastructureError: A failure of ours ended the trajectory, or no judge could be
-                reached, and ``rewards.infrastructure_failure`` is ``raise``.
-            ValueError: The reward returned what is no finite number.
+            JudgeOutageError: The judge has been unavailable for ``judge.patience``.
+            InfrastructureError: An infrastructure error ended the trajectory, or no judge could
+                be reached, and ``rewards.infrastructure_failure`` is ``raise``.
+            ValueError: The reward returned a number that is not finite.
         """
         reward = self.reward_for(task.data_source)
         try:
             if trajectory.end_reason is EndReason.INFRASTRUCTURE:
                 raise InfrastructureError(
-                    f"task {task.id} has no score, a failure of ours ended it: {trajectory.error}"
+                    f"task {task.id} has no score: its trajectory ended with an infrastructure "
+                    f"error: {trajectory.error}"
                 )
             result = await reward.score(task, trajectory)
         except JudgeOutageError:
-            raise  # Whoever waited for so long is to stop, not to mark everything from here on.
+            raise  # After the maximum wait the run stops instead of marking all that follows.
         except InfrastructureError as error:
             if self._settings.infrastructure_failure == "raise":
                 raise
@@ -153,33 +154,33 @@ class Scorer:
         odd = [name for name, value in values.items() if not math.isfinite(value)]
         if odd:
             raise ValueError(
-                f"the reward of {task.data_source!r} gave task {task.id} what is no finite number: "
-                f"{', '.join(odd)}"
+                f"the reward of {task.data_source!r} returned numbers that are not finite for task "
+                f"{task.id}: {', '.join(odd)}"
             )
         return result
 
     def aligned(self, data_source: str, result: RewardResult) -> dict[str, float]:
         """Return the parts of ``result`` under the same names for every data source.
 
-        Trainers collate rows of all sources in one batch. What a reward does not have is 0; what
-        it has but did not declare is left out, with one warning.
+        Trainers collate rows of all sources in one batch. Missing parts are 0; undeclared parts
+        are dropped, with one warning.
         """
         aligned = dict.fromkeys(self.part_names, 0.0)
         for name, value in result.parts.items():
             if name in aligned:
                 aligned[name] = float(value)
-            elif name not in self._complained:
-                self._complained.add(name)
+            elif name not in self._warned:
+                self._warned.add(name)
                 logger.warning(
-                    "the reward of %r returns a part %r that it does not declare: it is left out. "
-                    "List it in the attribute 'parts' of what is registered",
+                    "the reward of %r returns an undeclared part %r, which is dropped. List it in "
+                    "the attribute 'parts' of the registered reward",
                     data_source,
                     name,
                 )
         return aligned
 
     async def aclose(self) -> None:
-        """Close the judge's connections and end the processes."""
+        """Close the judge's connections and end worker processes."""
         await self._resources.algebra.aclose()
         if self._resources.judge is not None:
             await self._resources.judge.aclose()

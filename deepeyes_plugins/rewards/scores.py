@@ -1,4 +1,4 @@
-"""The DeepEyes scores, made of named parts."""
+"""The DeepEyes score: accuracy, format and tool use as named parts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from deepeyes_plugins.rewards.correctness import Accuracy
 from deepeyes_plugins.rewards.format import final_answer, is_well_formed
 from deepeyes_plugins.rewards.tool_use import (
-    brought_image,
     effective_calls,
+    has_image,
     is_idle_code,
     searched,
 )
@@ -32,7 +32,7 @@ PARTS = (
     "judge_calls",
     "judge_seconds",
 )
-"""What every DeepEyes score reports; see :meth:`DeepEyesScore.score`."""
+"""Parts of every DeepEyes score; see :meth:`DeepEyesScore.score`."""
 
 RIGHT = 0.5
 """Accuracy from which tools are rewarded (DeepEyes: above it; accuracy is 0 or 1 here)."""
@@ -40,14 +40,14 @@ RIGHT = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """How the trajectories of a data set are written.
+    """Format of the trajectories of a data source.
 
     Attributes:
-        answer: Finds the answer in the assistant's turns.
+        answer: Extracts the answer from the assistant's turns.
         well_formed: The format check.
-        malformed: Format part of what fails it: 0, or −1 in DeepEyes V1.
-        formed: Format part of what passes it: 1, or 0 in DeepEyes V1.
-        needs_image: Only a call that brought an image earns the tool bonus, as in DeepEyes V1.
+        malformed: Format part of a failed check: 0, or −1 in DeepEyes V1.
+        formed: Format part of a passed check: 1, or 0 in DeepEyes V1.
+        needs_image: Whether only calls that return an image earn the tool bonus, as in V1.
     """
 
     answer: Callable[[Sequence[str]], str | None] = final_answer
@@ -66,8 +66,8 @@ class DeepEyesScore:
         """Score by ``accuracy.settings``.
 
         Args:
-            accuracy: Decides whether an answer is right.
-            grammar: How the trajectories are written; DeepEyesV2 by default.
+            accuracy: Decides whether an answer is correct.
+            grammar: Format of the trajectories; DeepEyesV2 by default.
         """
         self._accuracy = accuracy
         self._grammar = grammar or Grammar()
@@ -84,7 +84,7 @@ class DeepEyesScore:
 
     @property
     def by_rules(self) -> bool:
-        """Rules decide accuracy because no judge is configured, not because it was chosen."""
+        """Whether rules decide accuracy only because no judge is configured."""
         return self._accuracy.settings.decide == "auto" and self._accuracy.judge is None
 
     async def score(self, task: Task, trajectory: Trajectory) -> RewardResult:
@@ -93,14 +93,13 @@ class DeepEyesScore:
         Returns:
             The score within :attr:`bounds` and its parts: ``acc`` (0 or 1), ``format`` (0 or 1;
             −1 or 0 in DeepEyes V1), ``tool`` (0 or 1), ``cumulative_tool`` (0 to 1),
-            ``search_penalty`` (the share it took), ``answered``, ``answer_too_long`` and
-            ``answer_refused`` (a guard saw a trick), ``undecided`` (rules were not sure and there
-            is no judge: not paid; 0 or 1 each), ``idle_code`` (turns whose code computes
-            nothing), ``judged`` and ``judge_cached`` (0 or 1), ``judge_calls`` and
-            ``judge_seconds``.
+            ``search_penalty`` (the deducted share), ``answered``, ``answer_too_long``,
+            ``answer_refused`` (by a guard) and ``undecided`` (by rules, without a judge; counts as
+            wrong; 0 or 1 each), ``idle_code`` (turns whose code computes nothing), ``judged`` and
+            ``judge_cached`` (0 or 1), ``judge_calls`` and ``judge_seconds``.
 
         Raises:
-            JudgeUnavailableError: The judge was needed and cannot be reached.
+            JudgeUnavailableError: The judge is needed and cannot be reached.
         """
         settings, grammar = self._accuracy.settings, self._grammar
         turns = trajectory.assistant_turns
@@ -115,7 +114,7 @@ class DeepEyesScore:
         form = grammar.formed if well_formed else grammar.malformed
 
         calls = effective_calls(trajectory)
-        counted = [call for call in calls if brought_image(call)] if grammar.needs_image else calls
+        counted = [call for call in calls if has_image(call)] if grammar.needs_image else calls
         right = accuracy > RIGHT
         tool = float(right and bool(counted))
         cumulative = right * min(len(calls) / settings.cumulative_calls, 1.0)

@@ -1,4 +1,4 @@
-"""Settings of the rewards. This module imports nothing of ours: the settings file is above it."""
+"""Settings of the rewards."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Format = Annotated[
 Tool = Annotated[
     Weight,
     Field(
-        description="Bonus for a right answer after a tool was used to some effect (vstar, chart: "
-        "after an image came back). Published: 1.2 for vstar and chart; none in DeepEyesV2, where "
-        "its variable is dead code. A public port of DeepEyesV2 uses 0.2."
+        description="Bonus for a correct answer after an effective tool call (vstar, chart: one "
+        "that returned an image). Published: 1.2 for vstar and chart; none in DeepEyesV2. A public "
+        "port of DeepEyesV2 uses 0.2."
     ),
 ]
 SearchPenalty = Annotated[
@@ -31,23 +31,23 @@ SearchPenalty = Annotated[
     Field(
         ge=0,
         le=1,
-        description="Share of the accuracy that searching costs, however many calls there are. "
-        "Published: 0.1 for search, else 0.",
+        description="Share of the accuracy that is deducted if the trajectory searched, however "
+        "often. Published: 0.1 for search, else 0.",
     ),
 ]
 LongestAnswer = Annotated[
     int | None,
     Field(
         ge=1,
-        description="An answer of this many characters or more earns neither accuracy nor format. "
+        description="An answer of this many characters or more gets neither accuracy nor format. "
         "Published: 300 for perception and search; 1,000 for vstar and chart; else none.",
     ),
 ]
 MathVerify = Annotated[
     bool,
     Field(
-        description="Let math-verify find an answer equal before a judge is asked. Published: on "
-        "for thinklite_eureka, else off."
+        description="Compare answers with math-verify before asking a judge. Published: on for "
+        "thinklite_eureka, else off."
     ),
 ]
 
@@ -68,24 +68,23 @@ class ScoreSettings(BaseModel):
     tool: Tool = 0.0
     cumulative_tool: Weight = Field(
         0.0,
-        description="Bonus that grows with the effective tool calls before a right answer: this "
-        "weight times min(calls, cumulative_calls) / cumulative_calls. Our own formula; off in "
-        "every published score.",
+        description="Bonus that grows with the effective tool calls before a correct answer: this "
+        "weight times min(calls, cumulative_calls) / cumulative_calls. Not in any published score.",
     )
     cumulative_calls: int = Field(
-        4, ge=1, description="Effective calls from which cumulative_tool pays in full. Ours."
+        4, ge=1, description="Effective calls for the full cumulative_tool. Not published."
     )
     search_penalty: SearchPenalty = 0.0
     longest_answer: LongestAnswer = None
     decide: Literal["auto", "rules", "judge"] = Field(
         "auto",
-        description="Who decides accuracy. auto: rules where they are sure, else the judge; "
-        "without a judge, rules alone. rules: rules alone. judge: the judge for every answer, as "
-        "published; one must be configured then.",
+        description="Who decides accuracy. auto: rules if they can, else the judge; without a "
+        "judge, rules alone. rules: rules alone. judge: the judge for every answer, as published; "
+        "it must be configured.",
     )
     math_verify: MathVerify = False
     math_timeout: float = Field(
-        5.0, gt=0, le=60, description="Seconds that math-verify may take for one answer. Ours."
+        5.0, gt=0, le=60, description="Timeout of math-verify for one answer, in seconds."
     )
 
 
@@ -135,9 +134,9 @@ class RewardSettings(BaseModel):
     )
     infrastructure_failure: Literal["raise", "mark"] = Field(
         "raise",
-        description="What scoring does with a trajectory that a failure of ours ended, and with "
-        "one for which no judge could be reached. raise: no score, so that verl leaves the session "
-        "out of its group. mark: score 0, all parts 0 but infrastructure_failed, which is 1.",
+        description="What scoring does after an infrastructure error, which ended the trajectory "
+        "or made the judge unavailable. raise: no score; verl leaves the rollout out of its group. "
+        "mark: score 0 with the part infrastructure_failed 1 and all others 0.",
     )
     perception: PerceptionSettings = Field(
         default_factory=PerceptionSettings, description="The score of perception."

@@ -1,4 +1,4 @@
-"""Which tool calls of a trajectory were worth something."""
+"""Effective tool calls of a trajectory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ SEARCH_TOOLS = ("search", "image_search")
 _INERT_CALLS = ("print",)
 
 
-@lru_cache(maxsize=256)  # A score asks twice, and the trajectories of a group often run the same.
+@lru_cache(maxsize=256)  # Called twice per score, and rollouts of a group often run the same code.
 def computes(code: str) -> bool:
-    """Return whether Python ``code`` does more than to state constants.
+    """Return whether Python ``code`` does more than state constants.
 
-    Comments, ``pass``, imports, constants, definitions that nothing calls, branches under a
-    constant that is false, and prints or assignments of constants (texts pieced together of them
-    included) do nothing. Whatever reads a name that the code did not itself set to a constant,
-    calls another function than ``print`` or calculates with numbers does something. Code that
-    does not compile does nothing.
+    Code that only consists of comments, ``pass``, imports, constants, definitions, branches under
+    a false constant, and prints or assignments of constants or strings built from them does not
+    compute. Code that reads a name not set to a constant, calls a function other than ``print`` or
+    calculates with numbers does. Code that does not compile does not.
     """
     try:
         tree = ast.parse(code)
@@ -37,7 +36,7 @@ def computes(code: str) -> bool:
 
 
 def _live(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements that can run, those inside other statements behind their owner."""
+    """Yield the statements that can run, nested ones after their owner."""
     for statement in body:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             continue
@@ -52,7 +51,7 @@ def _live(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _acts(statement: ast.stmt, constants: set[str]) -> bool:
-    """Does one statement do something, what it contains not counted?"""
+    """Return whether a statement computes, without the statements inside."""
     if isinstance(statement, ast.Assign | ast.AnnAssign):
         value = statement.value
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
@@ -83,7 +82,7 @@ def _inert(value: ast.expr, constants: set[str]) -> bool:
 
 
 def _constant(value: ast.expr, constants: set[str]) -> bool:
-    """Is it a literal, a text made of literals, or a name that stands for one?"""
+    """Return whether an expression is a literal, a string of literals, or a name of one."""
     if isinstance(value, ast.Constant):
         return True
     if isinstance(value, ast.Name):
@@ -125,7 +124,7 @@ def is_idle_code(turn: TurnRecord) -> bool:
 def effective_calls(trajectory: Trajectory) -> list[TurnRecord]:
     """Return the turns whose tool call counts for a bonus.
 
-    A tool was really called, it did not fail, and code computes something.
+    A tool was called without an error, and code computes something.
     """
     return [
         turn
@@ -137,11 +136,11 @@ def effective_calls(trajectory: Trajectory) -> list[TurnRecord]:
     ]
 
 
-def brought_image(turn: TurnRecord) -> bool:
-    """Return whether the observation of a turn holds an image."""
+def has_image(turn: TurnRecord) -> bool:
+    """Return whether the observation of a turn has an image."""
     return any(part.image is not None for part in turn.observation or ())
 
 
 def searched(trajectory: Trajectory) -> bool:
-    """Return whether any search was called, whatever it found."""
+    """Return whether the trajectory called a search tool."""
     return any(name in SEARCH_TOOLS for name in trajectory.tool_calls)

@@ -1,4 +1,4 @@
-r"""Answers as values: what is written is read once, and values of one kind are compared.
+r"""Answers parsed to values, and comparison of values of one kind.
 
 A text is read to a number, percentage, quantity, list, bracketed pair or interval, set, matrix,
 union, named value (``x = 5``), system of them, expression, or else stays a text. Equal or different
@@ -21,15 +21,15 @@ Oracle = Callable[[str, str], bool | None]
 """Whether two LaTeX expressions are equal; ``None`` if it cannot tell."""
 
 LARGEST_EXPONENT = 300
-"""Of a power of ten that is calculated; others are left to computer algebra's time limit. Ours."""
+"""Maximum exponent of a power of ten; larger ones are left to computer algebra with its timeout."""
 LONGEST_EXPRESSION = 200
-"""Characters that are worth computer algebra. Ours."""
+"""Maximum characters of an expression for computer algebra."""
 LONGEST_UNIT = 40
-"""Characters of a unit. Ours."""
+"""Maximum characters of a unit."""
 MOST_ITEMS = 12
-"""Of a set or list whose order does not matter. Ours."""
+"""Maximum items of a set or unordered list."""
 APART = Fraction(1, 10)
-"""Quantities that differ by less may be one, rounded in another unit. Ours."""
+"""Relative difference below which quantities may be equal after rounding in another unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """What computer algebra can read."""
+    """An expression for computer algebra."""
 
     latex: str
 
@@ -69,7 +69,7 @@ class Percentage:
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A number and what it counts."""
+    """A number with a unit."""
 
     size: Number | Expression
     unit: Unit
@@ -77,7 +77,7 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
-    """Items in order, in brackets of any kind or in none."""
+    """Ordered items, with any brackets or none."""
 
     opening: str
     items: tuple[Value, ...]
@@ -86,14 +86,14 @@ class Ordered:
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """Items whose order and number do not matter; alternatives and solutions, too."""
+    """Unordered items without repetition: sets, alternatives, solutions."""
 
     items: tuple[Value, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Union:
-    """What lies in any of several intervals or sets."""
+    """A union of intervals or sets."""
 
     items: tuple[Value, ...]
 
@@ -108,7 +108,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A value with the name that it was given."""
+    """A named value."""
 
     name: str
     value: Value
@@ -116,7 +116,7 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """Values of several names."""
+    """Values of several names, a system."""
 
     members: tuple[Named, ...]
 
@@ -290,7 +290,7 @@ def _quantity(text: str) -> Quantity | None:
 
 
 def _sum(terms: Sequence[tuple[Fraction, Unit | None]]) -> Quantity | None:
-    """Add up ``1 hour 30 minutes``: units of one dimension, the larger first."""
+    """Sum ``1 hour 30 minutes``: units of one dimension, the larger first."""
     total = Fraction(0)
     first = terms[0][1]
     factors = []
@@ -313,7 +313,7 @@ def _either_sign(text: str) -> Set | None:
 
 
 def _unwrapped(text: str) -> str:
-    """Take off round brackets or braces that hold everything."""
+    """Remove parentheses or braces around the whole text."""
     while (bracketed := enclosed(text)) and bracketed[0] in ("(", "{") and bracketed[1]:
         text = bracketed[1]
     return text
@@ -336,7 +336,7 @@ def _bracketed(text: str, opening: str, inside: str, closing: str) -> Value:
 
 
 def _items(text: str) -> list[str]:
-    """Split a list; where blanks follow its commas, the others group digits."""
+    """Split a list; if spaces follow its commas, other commas group digits."""
     for separators in (_SEMICOLONS, _SPACED_COMMAS, _COMMAS):
         items = parts(text, separators)
         if len(items) > 1:
@@ -345,7 +345,7 @@ def _items(text: str) -> list[str]:
 
 
 def _together(text: str, items: Sequence[str], *, ordered: bool) -> Value:
-    """Make a list, the solutions for one name, or a system of several names.
+    """Return a list, the solutions for one name, or a system of several names.
 
     Of words and inequalities, "and" and "or" are not the same.
     """
@@ -379,7 +379,7 @@ def _named(text: str, left: str, right: str) -> Value:
 
 
 def _bounded(text: str) -> Named | None:
-    """Read an inequality for one name, ``x>5`` or ``1<x<2``, as the interval that it lies in."""
+    """Read an inequality for one name, ``x>5`` or ``1<x<2``, as an interval."""
     sides = parts(text, _ORDER)
     signs = [
         sign if sign in "<>" else {r"\le": "<=", r"\ge": ">="}[sign]
@@ -416,7 +416,7 @@ _GREEK = re.compile(r"\\(?:alpha|beta|gamma|delta|theta|phi|lambda|mu|omega)(?![
 _EXPRESSION_TOKEN = re.compile(r"\\[A-Za-z]+|[A-Za-z]+|\d+(?:\.\d+)?|\.\d+|[-+/^_{}()|!=<> \[\]]")
 _PRODUCTS_OF_LETTERS = {"abc", "xyz"}
 _WORDS = {"or", "and", "to", "of", "is", "in", "at", "if", "no", "by", "as", "am", "pm", "vs"}
-# What computer algebra reads otherwise than people, or each person in a way of their own.
+# What computer algebra reads differently, or what has several readings.
 _MISREAD = re.compile(
     r"""
       [-\d\s./]+ \Z                                         # a range, a date, a score
@@ -442,7 +442,7 @@ _UNITLESS = re.compile(rf"{_RELATION.pattern}|{_ANGLE_FUNCTION}")
 
 
 def _expression(text: str) -> Expression | None:
-    """Return ``text`` if computer algebra can be relied on to read it as people do."""
+    """Return ``text`` if computer algebra reads it unambiguously."""
     if len(text) > LONGEST_EXPRESSION or _MISREAD.match(text):
         return None
     at = 0
@@ -478,7 +478,7 @@ def _letters(text: str) -> set[str]:
 
 
 def same(a: Value, b: Value, oracle: Oracle) -> bool | None:
-    """Return whether two values are equal; ``None`` where a mathematician would not be sure."""
+    """Return whether two values are equal; ``None`` if undecided."""
     if a == b:
         return True
     match a, b:
@@ -541,7 +541,7 @@ def _exact(latex: str) -> str:
 
 
 def _same_share(a: Percentage, b: Number) -> bool | None:
-    """7 % is 0.07; whether it is also meant by 7, only the question says."""
+    """Compare with a percentage: 7 % equals 0.07; 7 is undecided without the question."""
     return a.number.value / 100 == b.value or None
 
 
@@ -559,7 +559,7 @@ def _same_quantity(a: Quantity, b: Quantity, oracle: Oracle) -> bool | None:
 
 
 def _same_without_unit(a: Quantity, b: Number | Expression, oracle: Oracle) -> bool | None:
-    """The question names the unit, so that a number may go without; another number may be in it."""
+    """Compare a number with a quantity, whose unit the question may name."""
     return None if a.unit.is_letter else same(a.size, b, oracle) or None
 
 
@@ -571,7 +571,7 @@ def _same_system(a: System, b: System, oracle: Oracle) -> bool | None:
 
 
 def _same_order(a: Ordered, b: Ordered, oracle: Oracle) -> bool | None:
-    """Compare item by item; a list without brackets may be one of solutions in any order."""
+    """Compare item by item; a list without brackets may be solutions in any order."""
     if (a.opening, a.closing) != (b.opening, b.closing):
         return None
     if len(a.items) != len(b.items):
@@ -583,7 +583,7 @@ def _same_order(a: Ordered, b: Ordered, oracle: Oracle) -> bool | None:
 
 
 def _same_set(a: Sequence[Value], b: Sequence[Value], oracle: Oracle) -> bool | None:
-    """Every item of each has an equal one in the other."""
+    """Return whether every item of each has an equal one in the other."""
     if max(len(a), len(b)) > MOST_ITEMS:
         return None
     table = [[same(x, y, oracle) for y in b] for x in a]

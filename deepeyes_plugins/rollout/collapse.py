@@ -1,7 +1,7 @@
-"""Notice interaction collapse: a policy that gives up its tools while it is trained.
+"""Detection of tool-use collapse: a policy that stops using tools during training.
 
-Fewer calls are no sign of it by themselves: the authors' published run of DeepEyesV2 went from 1.45
-calls per sample to 1.13 over 60 steps while it became better. Calls that fall toward 0 are.
+Fewer calls alone are no collapse: the authors' published run of DeepEyesV2 went from 1.45 calls per
+sample to 1.13 over 60 steps while it improved. Calls that fall toward 0 are.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field
 
 ALL_TOOLS = "all tools"
-"""Name under which calls of whatever tool are watched."""
+"""Name for the sum of all tools' calls."""
 
 
 class CollapseSettings(BaseModel):
-    """When the alarm goes off."""
+    """When the alarm triggers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    enabled: bool = Field(False, description="Watch at all.")
+    enabled: bool = Field(False, description="Enable the alarm.")
     stop: bool = Field(
-        False, description="End the run when the alarm goes off, with a checkpoint; else only log."
+        False, description="Stop the run with a checkpoint when the alarm triggers; else only log."
     )
     share: float = Field(
         0.5,
         gt=0,
         lt=1,
-        description="Go off below this share of the best earlier level. The published healthy run "
-        "went down to 0.78 of it.",
+        description="Trigger below this share of the best earlier mean. The published run went "
+        "down to 0.78 of it.",
     )
-    window: int = Field(5, ge=1, description="Steps whose mean is a level.")
+    window: int = Field(5, ge=1, description="Steps per mean.")
     least_calls: float = Field(
         0.2,
         ge=0,
-        description="Calls per sample that a level must once have had: a tool that was hardly "
-        "ever used cannot collapse.",
+        description="Minimum calls per sample of the best earlier mean: a tool that was hardly "
+        "used cannot collapse.",
     )
     tools: list[str] = Field(
         default_factory=list,
@@ -66,22 +66,22 @@ class Collapse:
 
 
 class CallHistory:
-    """Calls per sample by training step, and what has collapsed by them."""
+    """Calls per sample by training step, and detection of collapse."""
 
     def __init__(
         self, settings: CollapseSettings, calls: Mapping[int, Mapping[str, float]] | None = None
     ) -> None:
-        """Start with what an earlier part of the run had; see :attr:`calls`."""
+        """Start with the calls of an earlier part of the run; see :attr:`calls`."""
         self._settings = settings
         self.calls: dict[int, dict[str, float]] = {
             step: dict(by_tool) for step, by_tool in sorted((calls or {}).items())
         }
 
     def add(self, step: int, calls: Mapping[str, float]) -> list[Collapse]:
-        """Take in one step and return what has collapsed; while that lasts, each step returns it.
+        """Add a step and return the tools that are collapsed at it.
 
         Args:
-            step: Training step; steps from there on, of a run that was resumed, are forgotten.
+            step: Training step; later steps, from before a resume, are removed.
             calls: Calls per sample by tool; a tool that is missing was not called.
         """
         self.calls = {earlier: own for earlier, own in self.calls.items() if earlier < step}

@@ -1,4 +1,4 @@
-"""The contracts between a host, the agent core and what the agent can do."""
+"""Contracts of the agent core: task, policy, environment, tool and reward."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from deepeyes_plugins.protocol.actions import Action, parse_action
 from deepeyes_plugins.protocol.content import EncodedImage, Message, Part
 from deepeyes_plugins.protocol.dialect import Dialect
 from deepeyes_plugins.protocol.questions import plain_question
+from deepeyes_plugins.renamed import renamed_keys
 
 if TYPE_CHECKING:
     from deepeyes_plugins.rollout.trajectory import Trajectory
 
 
 class InfrastructureError(Exception):
-    """Something of ours failed (server down, time-out of a service), not the model.
+    """A service failed (server down, timeout), not the model.
 
-    It is counted apart from the model's own mistakes and never scores as a wrong answer.
+    It is counted apart from model errors and never scores as a wrong answer.
     """
 
 
@@ -50,9 +51,9 @@ class Task:
 
     @property
     def question(self) -> str:
-        """The plain question: that of the data set, else the last user message without its frame.
+        """The plain question, for judges; the model sees :attr:`messages`.
 
-        Judges compare answers by it; the model sees :attr:`messages`.
+        It is that of the data set, else the last user message without its prompt template.
         """
         known = self.metadata.get("question")
         if isinstance(known, str) and known.strip():
@@ -62,7 +63,7 @@ class Task:
 
 
 class Limits(BaseModel):
-    """When a trajectory ends, whatever the model wants."""
+    """Limits that end a trajectory."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -82,11 +83,11 @@ class Limits(BaseModel):
         description="Seconds for the whole trajectory. Generation counts only where the engine is "
         "never stopped for training.",
     )
-    engine_patience: float = Field(
+    turn_timeout: float = Field(
         7200.0,
         gt=0,
-        description="Seconds for one turn, pauses of the engine for training included. An engine "
-        "that takes longer hangs: the trajectory counts as failed and has no score.",
+        description="Seconds for one turn, including pauses of the engine for training. A longer "
+        "turn is an infrastructure error: the trajectory counts as failed and has no score.",
     )
     images: int = Field(
         32, ge=0, description="Images that observations may add; the next one ends the episode."
@@ -94,9 +95,11 @@ class Limits(BaseModel):
     infrastructure_errors: int = Field(
         1,
         ge=0,
-        description="Tool calls that may fail because of our side (sandbox or search down), not "
-        "the model's; one more ends the trajectory, which then counts as failed and has no score.",
+        description="Tool calls that may fail with an infrastructure error (sandbox or search "
+        "down); one more ends the trajectory, which then counts as failed and has no score.",
     )
+
+    _renamed = renamed_keys("limits", engine_patience="turn_timeout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +107,10 @@ class AssistantTurn:
     """What the policy produced in one turn.
 
     Attributes:
-        text: The whole turn, prefilled ``<think>`` included, closing tag kept.
-        finish_reason: ``stop`` (ended by itself or at a stop string) or ``length`` (cut).
-        tokens: Generated tokens, prefill not counted.
-        prompt_tokens: Tokens that the engine read for it; 0 where it does not tell.
+        text: The whole turn, including the prefilled ``<think>`` and the closing tag.
+        finish_reason: ``stop`` (end of turn or stop string) or ``length`` (truncated).
+        tokens: Generated tokens, without the prefill.
+        prompt_tokens: Prompt tokens of the request; 0 if the engine does not report them.
     """
 
     text: str
@@ -122,9 +125,9 @@ class Observation:
 
     Attributes:
         parts: Rendered text and images in order.
-        error: Why the action did not succeed; ``None`` if it did.
-        infrastructure: The error is ours, not the model's.
-        figures: Numbers about the call by name, for metrics; the model does not see them.
+        error: Why the action failed; ``None`` if it succeeded.
+        infrastructure: Whether the error is an infrastructure error, not a model error.
+        figures: Metrics of the call by name; the model does not see them.
     """
 
     parts: tuple[Part, ...]
@@ -134,7 +137,7 @@ class Observation:
 
     @property
     def message(self) -> Message:
-        """As a message."""
+        """The observation as a message."""
         return Message("user", self.parts)
 
 
@@ -156,21 +159,21 @@ class Policy(Protocol):
     """The model, on whatever engine."""
 
     async def begin(self, task: Task) -> None:
-        """Take the prompt. Called once."""
+        """Start with the prompt of ``task``. Called once."""
 
     async def act(self) -> AssistantTurn | None:
         """Generate the next turn; ``None`` if the token budget has no room for one.
 
         Raises:
-            InfrastructureError: The engine cannot be reached or refused for good.
+            InfrastructureError: The engine cannot be reached or rejects the request.
         """
 
     async def observe(self, observation: Observation) -> bool:
-        """Append an observation; ``False`` if it does not fit (nothing was added then)."""
+        """Append an observation; return ``False``, appending nothing, if it does not fit."""
 
 
 class Environment(ABC):
-    """What one trajectory acts on: it owns its tools' state, which lives as long as the trajectory.
+    """What one trajectory acts on; owns the state of its tools.
 
     Attributes:
         dialect: How the policy opens and closes its turns.
@@ -181,13 +184,13 @@ class Environment(ABC):
     limits: Limits
 
     def parse(self, turn: AssistantTurn) -> Action | None:
-        """Return the action of ``turn``; override it for another grammar."""
+        """Return the action of ``turn``. Override this for another grammar."""
         return parse_action(turn.text)
 
-    def preflight(self, data_source: str) -> None:  # noqa: B027 - not every one needs something
-        """Look whether it has what tasks of ``data_source`` need, before a run begins.
+    def preflight(self, data_source: str) -> None:  # noqa: B027 - optional
+        """Check before a run that settings, keys and files for ``data_source`` are present.
 
-        Nothing is sent; it may block for as long as it takes to open a file.
+        Sends no request; may block to open a file.
 
         Raises:
             ValueError: A setting, key or file is missing or wrong; the message names it.
@@ -195,15 +198,15 @@ class Environment(ABC):
 
     @abstractmethod
     async def open(self, task: Task) -> None:
-        """Prepare for ``task``. Runs while the policy takes in the prompt."""
+        """Prepare for ``task``. Runs concurrently with the first turn."""
 
     @abstractmethod
     async def step(self, action: Action) -> Step:
-        """Carry out a code, tool or malformed action. A recoverable error is an observation."""
+        """Execute a code, tool or malformed action. A recoverable error is an observation."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Release everything; idempotent, and quiet about what is gone already."""
+        """Release everything; idempotent, and silent about what is already released."""
 
 
 class Tool(ABC):
@@ -217,31 +220,31 @@ class Tool(ABC):
     name: str
     schema: Mapping[str, Any] = {"type": "object", "properties": {}}
 
-    def preflight(self, data_source: str) -> None:  # noqa: B027 - most tools need nothing
-        """Look whether it has what it needs, as :meth:`Environment.preflight`.
+    def preflight(self, data_source: str) -> None:  # noqa: B027 - optional
+        """Check settings, keys and files, as :meth:`Environment.preflight`.
 
         Raises:
             ValueError: A setting, key or file is missing or wrong; the message names it.
         """
 
-    async def open(self, task: Task) -> None:  # noqa: B027 - most tools need no preparation
-        """Prepare for ``task``; may run while the first turn is generated."""
+    async def open(self, task: Task) -> None:  # noqa: B027 - optional
+        """Prepare for ``task``. May run concurrently with the first turn."""
 
     @abstractmethod
     async def call(self, arguments: Mapping[str, Any]) -> Observation:
-        """Do it. Mistakes in ``arguments`` come back as an observation with ``error``.
+        """Call the tool. Wrong ``arguments`` are an observation with ``error``.
 
         Raises:
             InfrastructureError: The tool's service failed.
         """
 
-    async def close(self) -> None:  # noqa: B027 - most tools hold nothing
-        """Release what :meth:`open` took; idempotent."""
+    async def close(self) -> None:  # noqa: B027 - optional
+        """Release what :meth:`open` acquired; idempotent."""
 
 
 @dataclass(frozen=True, slots=True)
 class RewardResult:
-    """A score and the named parts that it is made of (all finite numbers)."""
+    """A score and its named parts (all finite numbers)."""
 
     score: float
     parts: Mapping[str, float]
@@ -251,4 +254,4 @@ class Reward(Protocol):
     """Scores a finished trajectory."""
 
     async def score(self, task: Task, trajectory: Trajectory) -> RewardResult:
-        """Return the reward of ``trajectory``; only its assistant turns are looked at."""
+        """Return the reward of ``trajectory``, of which only assistant turns are read."""

@@ -1,27 +1,31 @@
-"""What becomes of trajectories that our side, not the model, has spoilt."""
+"""Settings for trajectories that end with an infrastructure error in training."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deepeyes_plugins.renamed import renamed_keys
+
 
 class FailureSettings(BaseModel):
-    """Training: what happens when a trajectory ends because our side failed for good."""
+    """Training: what happens when a trajectory ends with an infrastructure error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     retries: int = Field(
         1,
         ge=0,
-        description="Times that such a trajectory is played again from its start. What still fails "
-        "has no score and no part in its group's advantage; 0: that happens at once.",
+        description="Retries of such a trajectory, each from its start. A trajectory that still "
+        "fails has no score and is left out of its group's advantage.",
     )
     retry_wait: float = Field(
-        10.0, ge=0, description="Seconds before a trajectory is played again; doubles each time."
+        10.0, ge=0, description="Seconds before the first retry; doubles with each further one."
     )
-    smallest_group: int = Field(
+    min_group_size: int = Field(
         2,
         ge=1,
-        description="Trajectories of a prompt that must be left; a group with fewer is given up as "
-        "a whole, since one alone has nothing to be compared with. Never more than were asked for.",
+        description="Minimum number of successful rollouts per prompt; smaller groups are "
+        "discarded.",
     )
+
+    _renamed = renamed_keys("failures", smallest_group="min_group_size")

@@ -1,8 +1,8 @@
-"""The trajectory log: one JSON line per trajectory, and its images in a folder beside it.
+"""The trajectory log: one JSON line per trajectory, and a folder of images.
 
 ```
 folder/trajectories.jsonl     append-only
-folder/images/<sha256>.png    one file per image, whichever trajectories show it
+folder/images/<sha256>.png    one file per distinct image
 ```
 """
 
@@ -31,11 +31,11 @@ _EXIT_SECONDS = 10.0
 
 
 class BackgroundWriter:
-    """Writes files in one thread of its own, in order, so that nobody waits for a disk.
+    """Writes files in order in a background thread, so that callers do not wait for the disk.
 
-    What is waiting is bounded: if the disk cannot keep up, new writes are dropped, counted and
-    warned about once until one is taken again. A write that raises is counted and warned about
-    in the same way. The thread starts with the first write.
+    The queue is bounded: if the disk is too slow, new writes are dropped and counted, with one
+    warning until a write is accepted again. Failed writes are counted and reported in the same
+    way. The thread starts with the first write.
 
     Example:
         writer = BackgroundWriter("trajectories")
@@ -45,13 +45,13 @@ class BackgroundWriter:
     def __init__(
         self, name: str, *, largest_count: int = 4096, largest_bytes: int = 256 << 20
     ) -> None:
-        """Prepare a writer; nothing is started.
+        """Prepare a writer.
 
         Args:
             name: What is written, for warnings and the thread.
-            largest_count: Writes that may wait.
-            largest_bytes: Bytes that the writes under way may hold, by their own account; a larger
-                single one is taken when there is no other.
+            largest_count: Maximum number of queued writes.
+            largest_bytes: Maximum bytes of queued writes; a larger single one is accepted if the
+                queue is empty.
         """
         self.name = name
         self._largest_count = largest_count
@@ -71,11 +71,11 @@ class BackgroundWriter:
         """Have ``write`` called soon; never waits and never raises.
 
         Args:
-            write: Does the writing; what it raises is counted in :attr:`failed`.
-            size: Bytes that it holds in memory until then.
+            write: Writes; its exceptions are counted in :attr:`failed`.
+            size: Bytes that it holds in memory.
 
         Returns:
-            False if it was dropped, which :attr:`dropped` counts.
+            ``False`` if it was dropped and counted in :attr:`dropped`.
         """
         with self._changed:
             too_large = self._bytes and self._bytes + size > self._largest_bytes
@@ -101,10 +101,10 @@ class BackgroundWriter:
         """Wait until everything submitted so far is written or has failed.
 
         Args:
-            timeout: Seconds to wait at most.
+            timeout: Maximum seconds to wait.
 
         Returns:
-            False if the time was not enough.
+            ``False`` after the timeout.
         """
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting and not self._busy, timeout)
@@ -130,7 +130,7 @@ class BackgroundWriter:
             else:
                 self.written += 1
                 self._failing = False
-            del write  # What it holds is free before the next one comes.
+            del write  # Free its memory before the next one.
             with self._changed:
                 self._busy = False
                 self._bytes -= size
@@ -149,7 +149,7 @@ class TrajectoryLog:
     def append(self, trajectory: Trajectory, images: Iterable[EncodedImage] = ()) -> None:
         """Write one trajectory and its images.
 
-        A log that cannot be written costs a warning, never the trajectory.
+        A failed write is only logged as a warning.
         """
         try:
             self.write(trajectory, images)
@@ -161,11 +161,11 @@ class TrajectoryLog:
             self._failing = False
 
     def write(self, trajectory: Trajectory, images: Iterable[EncodedImage] = ()) -> None:
-        """Write one trajectory and its images, whole or not at all.
+        """Write one trajectory and its images atomically.
 
         Raises:
             OSError: The folder cannot be written, for instance because the disk is full.
-            ValueError: The trajectory cannot be put into JSON.
+            ValueError: The trajectory cannot be serialized to JSON.
         """
         self._images.mkdir(parents=True, exist_ok=True)
         for image in images:
@@ -177,10 +177,10 @@ class TrajectoryLog:
 
 
 def read_log(folder: str | Path) -> Iterator[Trajectory]:
-    """Yield the trajectories of a log in the order of their writing.
+    """Yield the trajectories of a log in order.
 
     Raises:
-        ValueError: A line is no trajectory; file and line are named.
+        ValueError: A line is not a trajectory; the message names file and line.
     """
     path = Path(folder) / FILE_NAME
     with path.open(encoding="utf-8") as file:
@@ -188,11 +188,11 @@ def read_log(folder: str | Path) -> Iterator[Trajectory]:
             try:
                 yield Trajectory.model_validate_json(line)
             except ValueError as error:
-                raise ValueError(f"{path}:{number} is no trajectory: {error}") from error
+                raise ValueError(f"{path}:{number} is not a trajectory: {error}") from error
 
 
 class RecordingEnvironment(Environment):
-    """Another environment, whose images it keeps: a trajectory itself holds only their hashes."""
+    """Wrapper of an environment that collects images, of which a trajectory has only hashes."""
 
     def __init__(self, environment: Environment) -> None:
         """Wrap a fresh ``environment``."""
@@ -210,7 +210,7 @@ class RecordingEnvironment(Environment):
         await self._environment.open(task)
 
     async def step(self, action: Action) -> Step:
-        """Carry out ``action`` and keep the images of its observation."""
+        """Execute ``action`` and collect the images of its observation."""
         step = await self._environment.step(action)
         if step.observation is not None:
             self.images.extend(step.observation.message.images)

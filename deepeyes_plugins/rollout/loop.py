@@ -1,4 +1,4 @@
-"""The only loop that joins a policy and an environment."""
+"""The rollout loop: one episode of a policy in an environment."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from deepeyes_plugins.protocol.actions import (
     MalformedAction,
     ToolCallAction,
 )
+from deepeyes_plugins.renamed import renamed_arguments
 from deepeyes_plugins.rollout.contracts import (
     AssistantTurn,
     Environment,
@@ -32,7 +33,7 @@ from deepeyes_plugins.rollout.trajectory import (
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 60.0
-"""Seconds that an environment may take to close, beyond the wall time of the trajectory."""
+"""Seconds for closing an environment, in addition to the trajectory's wall time."""
 
 _KINDS: dict[type[Action], ActionKind] = {
     CodeAction: "code",
@@ -43,33 +44,34 @@ _KINDS: dict[type[Action], ActionKind] = {
 
 
 _closings: set[asyncio.Task[None]] = set()
-"""Keeps what is closing from being collected when nobody waits for it any more."""
+"""References to running close tasks: asyncio itself holds only weak ones."""
 
 
+@renamed_arguments(generation_counts="wall_time_includes_generation")
 async def rollout(
     policy: Policy,
     environment: Environment,
     task: Task,
     *,
     name: str = "",
-    generation_counts: bool = True,
+    wall_time_includes_generation: bool = True,
 ) -> Trajectory:
     """Play one episode.
 
-    The environment opens while the policy takes in the prompt and generates its first turn. On
-    the last turn that the limits allow, a tool is no longer called: its result could not be read.
+    The environment opens while the policy generates its first turn. On the last turn that the
+    limits allow, no tool is called: the model could not read the result.
 
     Args:
         policy: Fresh policy, for this trajectory only.
         environment: Fresh environment; opened and closed here.
         task: The question.
         name: Name of the environment, for the record.
-        generation_counts: Whether the wall time goes on while the policy generates; ``False``
-            where the engine is stopped now and then to train.
+        wall_time_includes_generation: Whether generation counts toward ``limits.wall_time``;
+            ``False`` where training pauses the engine.
 
     Returns:
-        The record, whatever happened: a failure of ours ends with
-        :attr:`EndReason.INFRASTRUCTURE` and its reason, it does not raise.
+        The trajectory. An infrastructure error is not raised: it ends the trajectory with
+        :attr:`EndReason.INFRASTRUCTURE` and its reason.
     """
     trajectory = Trajectory(
         task_id=task.id,
@@ -85,8 +87,8 @@ async def rollout(
     try:
         async with deadline:
             await policy.begin(task)
-            playing = policy if generation_counts else _Untimed(policy, deadline)
-            trajectory.end_reason = await _play(playing, environment, opening, trajectory)
+            timed = policy if wall_time_includes_generation else _Untimed(policy, deadline)
+            trajectory.end_reason = await _play(timed, environment, opening, trajectory)
     except Exception as error:
         if not (isinstance(error, TimeoutError) and deadline.expired()):
             known = isinstance(error, InfrastructureError)
@@ -94,7 +96,7 @@ async def rollout(
             trajectory.end_reason = EndReason.INFRASTRUCTURE
             trajectory.error = str(error) if known else repr(error)
     finally:
-        # A second cancellation ends the waiting, not the closing.
+        # A second cancellation stops this wait; closing continues.
         closing = asyncio.create_task(_close(environment, opening))
         _closings.add(closing)
         closing.add_done_callback(_closings.discard)
@@ -104,7 +106,7 @@ async def rollout(
 
 
 class _Untimed:
-    """A policy whose turns do not count for a deadline."""
+    """A policy whose generation time does not count toward a deadline."""
 
     def __init__(self, policy: Policy, deadline: asyncio.Timeout) -> None:
         self._policy = policy
@@ -124,14 +126,14 @@ class _Untimed:
 
 
 async def _close(environment: Environment, opening: asyncio.Future[None]) -> None:
-    """Stop the opening and close; a failure to do so is logged, since the episode is over."""
+    """Cancel opening and close the environment; log a failure, since the episode is over."""
     opening.cancel()
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT):
             await asyncio.gather(opening, return_exceptions=True)
             await environment.close()
     except Exception:
-        logger.warning("an environment cannot be closed", exc_info=True)
+        logger.warning("closing the environment failed", exc_info=True)
 
 
 async def _play(
@@ -144,7 +146,7 @@ async def _play(
     failures = 0
     while True:
         started = time.monotonic()
-        turn = await _act(policy, limits.engine_patience)
+        turn = await _act(policy, limits.turn_timeout)
         if turn is None:
             return EndReason.TOKENS
         action = environment.parse(turn)
@@ -180,7 +182,7 @@ async def _play(
         failures += observation.infrastructure
         if failures > limits.infrastructure_errors:
             raise InfrastructureError(
-                f"{failures} tool calls failed because of our side, the last one of "
+                f"{failures} tool calls failed with an infrastructure error, the last one of "
                 f"{step.tool}: {observation.error}"
             )
         if trajectory.images_returned > limits.images:
@@ -190,23 +192,23 @@ async def _play(
 
 
 async def _act(policy: Policy, seconds: float) -> AssistantTurn | None:
-    """Have a turn generated.
+    """Generate a turn.
 
     Raises:
-        InfrastructureError: The engine takes longer: it hangs.
+        InfrastructureError: The engine takes longer than ``seconds``.
     """
-    patience = asyncio.timeout(seconds)
+    timeout = asyncio.timeout(seconds)
     try:
-        async with patience:
+        async with timeout:
             return await policy.act()
     except TimeoutError as error:
-        if not patience.expired():
+        if not timeout.expired():
             raise
         raise InfrastructureError(
-            f"the engine has given no turn for {seconds:g} s (limits.engine_patience)"
+            f"the engine generated no turn within {seconds:g} s (limits.turn_timeout)"
         ) from error
 
 
 def _records(observation: Observation) -> list[PartRecord]:
-    """Hashing large images takes its time: not for the event loop."""
+    """Record an observation's parts. Slow for large images: call it in a thread."""
     return [PartRecord.of(part) for part in observation.parts]

@@ -1,7 +1,7 @@
-"""What people watch, from many trajectories: rates, shares, lengths and latencies by data source.
+"""Metrics of trajectories by data source: rates, shares, lengths and latencies.
 
-A :class:`SampleRecord` is the little of a trajectory that the figures need; it is made where the
-trajectory was played and travels to where figures are logged. :class:`Figures` makes them.
+A :class:`SampleRecord` is a small summary of a trajectory that is sent to the logging process,
+where :class:`MetricsAggregator` computes metrics.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Outcome = Literal["success", "error", "infrastructure_error"]
 OUTCOMES: tuple[Outcome, ...] = ("success", "error", "infrastructure_error")
 PERCENTILES = (50, 95, 99)
 ALL_SOURCES = "all"
-"""Stands for every data source together, where there are several."""
+"""Name for all data sources together, if there are several."""
 
 JUDGED = "judged"
 JUDGE_CACHED = "judge_cached"
 JUDGE_CALLS = "judge_calls"
 JUDGE_SECONDS = "judge_seconds"
-"""Reward parts that tell of the judge, of one sample: whether it decided (0 or 1), whether from
-its cache (0 or 1), requests that it took, and how long it took."""
+"""Reward parts about the judge of one sample: whether it decided (0 or 1), whether from its cache
+(0 or 1), number of requests, and seconds."""
 
 
 class ToolCall(BaseModel):
@@ -37,15 +37,15 @@ class ToolCall(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tool: str
-    seconds: float = Field(description="How long the model waited for it.")
+    seconds: float = Field(description="Latency, including waiting.")
     outcome: Outcome
     figures: dict[str, float] = Field(
-        default_factory=dict, description="What the tool itself tells of the call."
+        default_factory=dict, description="Metrics that the tool reports for the call."
     )
 
 
 class SampleRecord(BaseModel):
-    """What the figures need of one trajectory. ``model_dump_json()`` takes some hundred bytes."""
+    """Summary of one trajectory. ``model_dump_json()`` has some hundred bytes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,11 +53,11 @@ class SampleRecord(BaseModel):
     end_reason: EndReason
     turns: int
     seconds: float
-    images: int = Field(description="Images that observations brought.")
+    images: int = Field(description="Images in observations.")
     generated_tokens: int
-    response_tokens: int = Field(description="Generated tokens and those of observations.")
-    refused_actions: int = Field(description="Actions that no tool took: malformed, unknown tool.")
-    generate_seconds: list[float] = Field(description="By turn.")
+    response_tokens: int = Field(description="Generated tokens and tokens of observations.")
+    refused_actions: int = Field(description="Malformed actions and unknown tools.")
+    generate_seconds: list[float] = Field(description="Seconds of generation by turn.")
     tool_calls: list[ToolCall]
     rewards: dict[str, float] = Field(
         default_factory=dict, description="The score and its named parts."
@@ -67,7 +67,7 @@ class SampleRecord(BaseModel):
     def of(
         cls, trajectory: Trajectory, response_tokens: int, rewards: Mapping[str, float]
     ) -> SampleRecord:
-        """Take from a scored trajectory what is needed."""
+        """Summarize a scored trajectory."""
         turns = trajectory.turns
         return cls(
             data_source=trajectory.data_source,
@@ -97,25 +97,23 @@ class SampleRecord(BaseModel):
         )
 
 
-class Figures:
-    """Makes figures of samples, by data source and, where there are several, of all together.
+class MetricsAggregator:
+    """Computes metrics by data source and, if there are several, for all together.
 
-    A tool that was called once in a run has a count ever after, so that a curve falls to 0 instead
-    of ending.
+    A tool that was called once in a run keeps its count, so that its curve falls to 0 instead of
+    ending.
     """
 
     def __init__(self) -> None:
-        """Start without knowing any tool."""
         self._tools: defaultdict[str, set[str]] = defaultdict(set)
 
     def of(self, samples: Sequence[SampleRecord]) -> dict[str, float]:
-        """Return figures named ``<data source>/<figure>``.
+        """Return metrics named ``<data source>/<metric>``, as listed in ``docs/metrics.md``.
 
-        ``docs/metrics.md`` lists them. Rates and percentiles of what did not happen are left out;
-        counts and shares are then 0.
+        Without events, rates and percentiles are omitted; counts and shares are 0.
 
         Args:
-            samples: Those of one step; none give no figures.
+            samples: The samples of one step; without samples there are no metrics.
         """
         by_source: defaultdict[str, list[SampleRecord]] = defaultdict(list)
         for sample in samples:
@@ -172,11 +170,11 @@ class Figures:
                         call.outcome == outcome for call in own
                     )
                 figures |= percentiles(f"tool_seconds/{tool}", (call.seconds for call in own))
-            told: defaultdict[str, list[float]] = defaultdict(list)
+            reported: defaultdict[str, list[float]] = defaultdict(list)
             for call in own:
                 for name, value in call.figures.items():
-                    told[name].append(value)
-            figures |= {f"tool_{name}/{tool}": mean(values) for name, values in told.items()}
+                    reported[name].append(value)
+            figures |= {f"tool_{name}/{tool}": mean(values) for name, values in reported.items()}
         return figures
 
 
@@ -200,12 +198,12 @@ def _of_rewards(samples: Sequence[SampleRecord]) -> dict[str, float]:
 
 
 def mean(values: Iterable[float]) -> float:
-    """Mean of at least one value."""
+    """Return the mean of at least one value."""
     return fmean(values)
 
 
 def percentiles(name: str, values: Iterable[float]) -> dict[str, float]:
-    """``<name>/p50``, ``p95`` and ``p99`` of ``values``; nothing where there are none."""
+    """Return ``<name>/p50``, ``p95`` and ``p99`` of ``values``; empty without values."""
     given = list(values)
     if not given:
         return {}

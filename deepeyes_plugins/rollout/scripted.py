@@ -1,4 +1,4 @@
-"""A policy that plays a script: for tests, demonstrations and made-up training data."""
+"""Scripted policy, for tests, demonstrations and synthetic training data."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ Cue = Callable[[tuple[Message, ...]], Line]
 
 
 class ScriptedPolicy:
-    """Says one line per turn, whatever it is shown, and keeps the conversation.
+    """Returns one scripted line per turn and records the conversation.
 
     Example:
         >>> policy = ScriptedPolicy(["<think>Seen.</think><answer>red</answer>"])
         >>> trajectory = await rollout(policy, environment, task)
 
     Attributes:
-        messages: The conversation so far: the prompt, then turns and observations as they came.
+        messages: The conversation so far: prompt, turns and observations.
     """
 
     def __init__(self, lines: Iterable[Line | Cue], *, observations: int | None = None) -> None:
-        """Learn the script.
+        """Create the policy.
 
         Args:
             lines: One per turn, in order: a text, a whole turn, or a function of the conversation
-                so far, for a line that depends on what came back. After the last one the token
-                budget counts as used up.
-            observations: How many observations fit in the budget; all of them by default.
+                so far, for lines that depend on observations. After the last one the token
+                budget is exhausted.
+            observations: Number of observations that fit in the budget; unlimited by default.
         """
         self._lines = iter(lines)
         self._room = observations
         self.messages: tuple[Message, ...] = ()
 
     async def begin(self, task: Task) -> None:
-        """Take the prompt."""
+        """Start with the prompt of ``task``."""
         self.messages = task.messages
 
     async def act(self) -> AssistantTurn | None:
@@ -51,7 +51,7 @@ class ScriptedPolicy:
         return turn
 
     async def observe(self, observation: Observation) -> bool:
-        """Keep an observation; ``False`` once no more of them fit."""
+        """Record an observation; return ``False`` if it does not fit."""
         if self._room is not None:
             if not self._room:
                 return False

@@ -1,4 +1,4 @@
-"""The record of a trajectory: what rewards, evaluation and logs read."""
+"""Trajectory records, for rewards, evaluation and logs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from deepeyes_plugins.protocol.content import EncodedImage, Message, Part, Role, encodable
 
 Text = Annotated[str, PlainSerializer(encodable, when_used="json")]
-"""Text of a model or a tool: what UTF-8 cannot hold is replaced when it is written."""
+"""Text of a model or a tool; lone surrogates are replaced in JSON."""
 
 
 class EndReason(StrEnum):
@@ -38,7 +38,7 @@ class PartRecord(BaseModel):
 
     @classmethod
     def of(cls, part: Part) -> PartRecord:
-        """Record a part; an image leaves only its hash here."""
+        """Record a part; of an image only its hash."""
         return cls(image=part.sha256) if isinstance(part, EncodedImage) else cls(text=part)
 
 
@@ -52,12 +52,12 @@ class MessageRecord(BaseModel):
 
     @classmethod
     def of(cls, message: Message) -> MessageRecord:
-        """Record a message; its images leave only their hashes here."""
+        """Record a message; of images only their hashes."""
         return cls(role=message.role, parts=[PartRecord.of(part) for part in message.parts])
 
 
 class TurnRecord(BaseModel):
-    """One assistant turn and what came back."""
+    """One assistant turn and its observation."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -65,7 +65,7 @@ class TurnRecord(BaseModel):
     finish_reason: Literal["stop", "length"] = "stop"
     tokens: int = Field(0, description="Generated tokens.")
     prompt_tokens: int = Field(
-        0, description="Tokens that the engine read for this turn; 0 where it does not tell."
+        0, description="Prompt tokens of the request; 0 if the engine does not report them."
     )
     action: ActionKind | None = None
     tool: Text | None = Field(None, description="Tool that was called.")
@@ -75,7 +75,7 @@ class TurnRecord(BaseModel):
     generate_seconds: float = 0.0
     tool_seconds: float = 0.0
     tool_figures: dict[str, float] = Field(
-        default_factory=dict, description="What the tool tells of the call, for metrics."
+        default_factory=dict, description="Metrics that the tool reports for the call."
     )
 
 
@@ -90,21 +90,21 @@ class Trajectory(BaseModel):
     question: Text = Field("", description="The plain question, without prompt and images.")
     prompt: list[MessageRecord] = Field(
         default_factory=list,
-        description="What the model was given, system prompt and images included. Evaluations "
-        "record it; in training the data set holds it, under the task's id.",
+        description="Prompt with system prompt and images. Recorded by evaluations; in training "
+        "the data set has it under the task's id.",
     )
     ground_truth: Text = Field(
-        "", description="The reference answer, for scoring; the model never sees it."
+        "", description="Reference answer for scoring; never shown to the model."
     )
     turns: list[TurnRecord] = []
     answer: Text | None = None
     end_reason: EndReason
-    error: Text | None = Field(None, description="What failed, for end reason infrastructure.")
+    error: Text | None = Field(None, description="The error of end reason infrastructure.")
     seconds: float = 0.0
     labels: dict[str, int | float | str] = Field(
         default_factory=dict,
-        description="Where it was played: in training the step, split and the like; in an "
-        "evaluation `benchmark`, `model` and, where the harness tells it, the sample's `index`.",
+        description="Origin: in training step, split and others; in an evaluation `benchmark`, "
+        "`model` and, if known, the sample's `index`.",
     )
 
     @property
@@ -114,7 +114,7 @@ class Trajectory(BaseModel):
 
     @property
     def question_images(self) -> list[str]:
-        """The hashes of the prompt's images in order, where the prompt is recorded."""
+        """Hashes of the prompt's images in order, if the prompt is recorded."""
         parts = (part for message in self.prompt for part in message.parts)
         return [part.image for part in parts if part.image is not None]
 
@@ -129,12 +129,12 @@ class Trajectory(BaseModel):
 
     @property
     def images_returned(self) -> int:
-        """Images that observations brought."""
+        """Number of images in observations."""
         return sum(part.image is not None for turn in self.turns for part in turn.observation or ())
 
     @property
     def infrastructure_errors(self) -> int:
-        """Failures that were ours."""
+        """Number of infrastructure errors."""
         return sum(turn.infrastructure_error for turn in self.turns) + (
             self.end_reason is EndReason.INFRASTRUCTURE
         )

@@ -1,8 +1,8 @@
-"""Keep the questions that teach something: neither trivial nor hopeless, and better with tools.
+"""Selection of RL questions: neither trivial nor hopeless, and better with tools.
 
 The rules are those of the project page of arXiv 2511.05271: what the base model solves easily is
-left out; what it solves with tools is for reinforcement learning; what it does not solve even with
-tools is for the cold start. The page names no numbers: samples and thresholds are ours.
+dropped; what it solves with tools is for RL; what it does not solve even with tools is for the cold
+start. Numbers of samples and thresholds are not published.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Verdict = Literal["kept", "trivial", "hopeless", "no gain", "incomplete"]
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What is kept; accuracies are shares of the samples, 0 to 1. All defaults are ours.
+    """Thresholds of accuracies, which are shares of the samples from 0 to 1.
 
     Attributes:
         most_plain: Accuracy without tools above which a question is trivial.
         least_tools: Accuracy with tools below which it is hopeless.
-        least_gain: Accuracy that tools have to add.
+        least_gain: Minimum gain in accuracy by tools.
     """
 
     most_plain: float = 0.75
@@ -48,7 +48,7 @@ class Thresholds:
     least_gain: float = 0.125
 
     def verdict(self, tools: float, plain: float) -> Verdict:
-        """Judge a question by its accuracies with and without tools."""
+        """Return the verdict on a question by its accuracies with and without tools."""
         if plain > self.most_plain:
             return "trivial"
         if tools < self.least_tools:
@@ -76,10 +76,10 @@ def judge_questions(
 
 
 def common_columns(files: Iterable[Path]) -> pa.Schema:
-    """Return the columns of a file that takes the rows of all of some files.
+    """Return a common schema for the rows of all files.
 
     Raises:
-        DataError: A file cannot be read, or its columns do not go with those of the others.
+        DataError: A file cannot be read, or its columns conflict with those of the others.
     """
     schema: pa.Schema | None = None
     for path in files:
@@ -88,8 +88,8 @@ def common_columns(files: Iterable[Path]) -> pa.Schema:
             schema = pa.unify_schemas([schema or columns, columns], promote_options="permissive")
         except pa.ArrowException as error:
             raise DataError(
-                f"{path}: its columns are not those of the other files: {error}. "
-                "deepeyes data merge makes one file of several"
+                f"{path}: its columns conflict with those of the other files: {error}. Join the "
+                "files with deepeyes data merge"
             ) from error
     return schema if schema is not None else pa.schema([])
 
@@ -102,19 +102,19 @@ def write_kept(
     schema: pa.Schema,
     verdict: Verdict = "kept",
 ) -> Iterator[dict[str, Any]]:
-    """Write the rows of a verdict as they are, and yield what became of each row.
+    """Write the rows with a verdict unchanged, and yield a report of each row.
 
     Args:
         files: RL parquet.
-        environment: Of rows that name none.
+        environment: Environment of rows that name none.
         judged: From :func:`judge_questions`.
-        output: The parquet file; it appears when all rows have been yielded.
+        output: The parquet file, written atomically when all rows have been yielded.
         schema: Its columns, from :func:`common_columns`.
-        verdict: Which rows.
+        verdict: Verdict of the rows to write.
 
     Raises:
-        DataError: A file cannot be read, or the output cannot be written; an earlier one of that
-            name stays.
+        DataError: A file cannot be read, or the output cannot be written; an existing file is
+            unchanged.
     """
     with row_writer(output, schema) as writer:
         for path, number, row in read_rows(files):

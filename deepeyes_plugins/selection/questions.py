@@ -1,4 +1,4 @@
-"""The questions of RL parquet files, streamed, each under a name made of its content."""
+"""Questions of RL parquet files, streamed, each with a content hash."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Question:
     """One row.
 
     Attributes:
-        key: Made of prompt, images and reference answer: wherever the row stands, it is the same.
+        key: Hash of prompt, images and reference answer.
         task: The row as a task.
-        environment: Where it is played.
+        environment: Name of its environment.
     """
 
     key: str
@@ -40,7 +40,7 @@ class Question:
 
     @property
     def name(self) -> str:
-        """Data source and task id, as logs of training have them."""
+        """Data source and task id, as in logs of training."""
         return f"{self.task.data_source}/{self.task.id}"
 
 
@@ -49,9 +49,9 @@ class BadRow:
     """A row that cannot be used.
 
     Attributes:
-        file: Where it stands.
-        row: Its number, counted from 1.
-        reason: What is wrong with it.
+        file: The file.
+        row: Row number from 1.
+        reason: What is wrong.
     """
 
     file: Path
@@ -63,7 +63,7 @@ class BadRow:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For a report."""
+        """The row in a report."""
         where = {"file": str(self.file), "row": self.row}
         return {**where, "verdict": "bad", "reason": self.reason}
 
@@ -71,14 +71,14 @@ class BadRow:
 def read_rows(
     files: Iterable[Path], columns: Iterable[str] | None = None
 ) -> Iterator[tuple[Path, int, dict[str, Any]]]:
-    """Yield file, number and content of each row, a few of which are held at a time.
+    """Yield file, number and content of each row, with a few rows in memory.
 
     Args:
         files: RL parquet.
-        columns: Those that are read where a file has them; all by default.
+        columns: Columns to read, if a file has them; all by default.
 
     Raises:
-        DataError: A file cannot be read; it is named.
+        DataError: A file cannot be read; the message names it.
     """
     for path in files:
         number = 0
@@ -91,16 +91,16 @@ def read_rows(
                         number += 1
                         yield path, number, row
         except (pa.ArrowException, OSError) as error:
-            where = f"behind row {number}" if number else ""
+            where = f"after row {number}" if number else ""
             raise DataError(f"{path}: {unreadable(error, where)}") from error
 
 
 def read_questions(files: Iterable[Path], environment: str) -> Iterator[Question | BadRow]:
-    """Yield the questions of some files, and what is wrong with the rows that are none.
+    """Yield the questions and the bad rows of some files.
 
     Args:
         files: RL parquet.
-        environment: Of rows that name none.
+        environment: Environment of rows that name none.
 
     Raises:
         DataError: A file cannot be read.
@@ -113,37 +113,37 @@ def read_questions(files: Iterable[Path], environment: str) -> Iterator[Question
 
 
 def references_of(files: Iterable[Path]) -> Iterator[tuple[str, str]]:
-    """Yield data source and reference answer of the rows that have both; images stay unread.
+    """Yield data source and reference answer of rows with both; images are not read.
 
     Raises:
         DataError: A file cannot be read.
     """
     for _, _, row in read_rows(files, ["data_source", "reward_model"]):
-        with contextlib.suppress(RowError):  # Such a row is not played either.
+        with contextlib.suppress(RowError):  # Bad rows are not played.
             yield data_source(row), ground_truth(row)
 
 
 def places(files: Iterable[Path], environment: str) -> Iterator[tuple[str, str]]:
-    """Yield environment and data source of every row that names one; no image is read.
+    """Yield environment and data source of every valid row; images are not read.
 
     Args:
         files: RL parquet.
-        environment: Of rows that name none.
+        environment: Environment of rows that name none.
 
     Raises:
         DataError: A file cannot be read.
     """
     for _, _, row in read_rows(files, ["env_name", "data_source"]):
-        with contextlib.suppress(RowError):  # Such a row is left out.
+        with contextlib.suppress(RowError):  # Bad rows are not played.
             yield environment_name(row, environment), data_source(row)
 
 
 def question_of(row: dict[str, Any], environment: str) -> Question:
-    """Make a question of a row.
+    """Convert a row to a question.
 
     Raises:
         RowError: The row cannot be used.
-        ImageError: An image of it cannot.
+        ImageError: One of its images cannot be used.
     """
     task = task_from_row(row)
     for image in task.images:
@@ -152,7 +152,7 @@ def question_of(row: dict[str, Any], environment: str) -> Question:
 
 
 def with_system_prompt(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
-    """Return ``messages`` under another system prompt; an empty one is none at all."""
+    """Return ``messages`` with another system prompt; an empty one removes it."""
     rest = tuple(message for message in messages if message.role != "system")
     return (Message("system", (text,)), *rest) if text else rest
 

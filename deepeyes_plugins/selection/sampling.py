@@ -1,4 +1,4 @@
-"""Play questions many times with a model behind an OpenAI-compatible server, judge, and resume."""
+"""Resumable sampling: plays questions with a served model and scores the trajectories."""
 
 from __future__ import annotations
 
@@ -46,44 +46,44 @@ _OPERATION_OF_SEARCH = {"url", "token_env", "cache", "budgets", "run"}
 
 
 class Model(Protocol):
-    """A model that plays, on whatever server: an asynchronous context manager."""
+    """A served model; an asynchronous context manager."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Settings that change what the model says, as JSON values."""
+        """Settings that affect generation, as JSON values."""
 
     async def __aenter__(self) -> Self:
-        """Return the model itself; nothing is connected yet."""
+        """Return the model itself; connections are opened later."""
 
     async def __aexit__(self, *error: object) -> None:
         """Close the connections."""
 
     async def check(self) -> None:
-        """Ask the server whether it can be asked.
+        """Check that the server is available.
 
         Raises:
-            InfrastructureError: It does not answer, or has no such model.
+            InfrastructureError: It does not respond, or has no such model.
         """
 
     async def name(self) -> str:
-        """Return the name of the model, as the server has it.
+        """Return the server's name of the model.
 
         Raises:
-            InfrastructureError: The server does not answer.
+            InfrastructureError: The server does not respond.
         """
 
     def policy(self, dialect: Dialect, *, seed: int) -> Policy:
-        """Make the policy of one trajectory."""
+        """Create the policy of one trajectory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A way in which questions are played.
+    """Settings for playing questions.
 
     Attributes:
-        name: For records.
-        environment: Instead of the question's own.
-        system_prompt: Instead of the question's own; empty: none.
+        name: Name in records.
+        environment: Environment instead of the question's own.
+        system_prompt: System prompt instead of the question's own; empty for none.
     """
 
     name: str
@@ -102,12 +102,12 @@ class _Play:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What came of it.
+    """Result of sampling.
 
     Attributes:
-        records: All scores, those of earlier runs included.
-        failures: What failed because of our side: the next run plays that.
-        torn: Lines of the log that are no trajectory, as a killed run leaves them.
+        records: All scores, including those of earlier runs.
+        failures: Infrastructure errors, which the next run retries.
+        torn: Truncated lines of the log, left by a killed run.
     """
 
     records: list[ScoreRecord]
@@ -117,17 +117,17 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """What is played and how.
+    """Configuration of sampling.
 
     Attributes:
         agent: Settings of environment, tools, rewards and judge.
-        model: Plays.
-        folder: Receives the log of trajectories and their scores, which the next run continues.
-        variants: Ways in which each question is played.
-        samples: Times that each is played in each way.
-        seed: Of the sampling; each play has one of its own, made of it.
-        keep_images: Write the images of observations, too.
-        concurrency: Plays in work at a time.
+        model: The model.
+        folder: Folder for trajectories and scores, from which the next run resumes.
+        variants: Variants in which each question is played.
+        samples: Samples per question and variant.
+        seed: Random seed, from which the seed of each sample is derived.
+        keep_images: Whether to write the images of observations.
+        concurrency: Trajectories played concurrently.
     """
 
     agent: AgentSettings
@@ -145,18 +145,19 @@ class Sampling:
         total: int,
         advance: Advance | None = None,
     ) -> Sampled:
-        """Play what no earlier run with the same settings has.
+        """Play what no earlier run with the same settings has played.
 
         Args:
-            questions: Reads the questions, anew at each call.
-            total: How many rows there are.
-            advance: Is told of progress; the total shrinks by rows that are bad or repeated.
+            questions: Returns a new iterator over the questions at each call.
+            total: Number of rows.
+            advance: Called with trajectories done and in total, which excludes bad and duplicate
+                rows.
 
         Raises:
-            DataError: Another process is at work in the folder.
-            InfrastructureError: The model's server does not answer at the start.
-            ServiceLostError: It has gone; what was played is kept.
-            OSError: The folder cannot be written; what was played is kept.
+            DataError: Another process uses the folder.
+            InfrastructureError: The model's server does not respond at the start.
+            ServiceLostError: The server became unavailable; finished trajectories are stored.
+            OSError: The folder cannot be written; finished trajectories are stored.
         """
         with one_at_a_time(self.folder / "lock"):
             async with self.model as model:
@@ -195,7 +196,7 @@ class Sampling:
         for line in lines_of([log] if log.exists() else []):
             labels = line.labels
             if labels is None:
-                found.torn.append(f"{line.place}: no trajectory, perhaps cut short")
+                found.torn.append(f"{line.place}: not a trajectory, perhaps truncated")
             elif player.is_own(labels) and line.key not in scored:
                 played[_name(labels)] = line.place
         limit = FailureLimit(self.concurrency)
@@ -232,7 +233,7 @@ class Sampling:
 
 
 class _Player:
-    """Plays and scores; shared by all plays."""
+    """Plays and scores trajectories."""
 
     def __init__(
         self,
@@ -253,7 +254,7 @@ class _Player:
         return labels.get("settings") == self._settings
 
     async def play(self, play: _Play) -> ScoreRecord | str:
-        """Return the score, or why our side failed."""
+        """Return the score, or the infrastructure error."""
         if play.played is not None:
             line: Line | str = await asyncio.to_thread(play.played.read)
         else:
@@ -287,10 +288,10 @@ class _Player:
 
 
 def _sandbox_that_starts() -> Callable[[SandboxSettings], str]:
-    """Return what finds the sandbox, or starts it: one that cannot be started is not waited for.
+    """Return a function that finds or starts the sandbox and fails fast after a failed start.
 
-    Tools are patient with a sandbox that is down, since it may be on its way up elsewhere. What
-    fails to start here fails again, once for each trajectory, for minutes.
+    Tools wait for a remote sandbox that is down. A local one that cannot start would fail again for
+    each trajectory, for minutes.
     """
     failure = ""
 
@@ -319,7 +320,7 @@ def _seed(*parts: object) -> int:
 
 
 def _fingerprint(sampling: Sampling, model: str) -> str:
-    """Name what a play depends on; not where servers stand, and not how long we wait for them."""
+    """Return a fingerprint of a trajectory's settings, without URLs and timeouts of servers."""
     agent = sampling.agent.model_dump(
         include={
             *("environment", "tools", "coordinates", "limits", "sandbox", "search", "plugins")

@@ -1,4 +1,4 @@
-"""Write the best trajectories of a log as rows for supervised fine-tuning, with provenance."""
+"""Rejection sampling: the best trajectories of a log as SFT rows with provenance."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from deepeyes_plugins.selection.questions import BadRow, Question
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which trajectories are kept. The bounds are ours.
+    """Which trajectories become rows.
 
     Attributes:
-        best: Trajectories of a question at most, distinct ones, by their score.
-        least_score: Lowest score.
-        least_accuracy: Lowest part ``acc``.
-        least_format: Lowest part ``format``; 1 is well formed in DeepEyesV2, 0 in DeepEyes V1.
+        best: Maximum number of distinct trajectories per question, by score.
+        least_score: Minimum score.
+        least_accuracy: Minimum part ``acc``.
+        least_format: Minimum part ``format``; well formed is 1 in DeepEyesV2, 0 in DeepEyes V1.
     """
 
     best: int = 1
@@ -56,12 +56,12 @@ class Choice:
 
 @dataclass(slots=True)
 class Made:
-    """What became of the trajectories.
+    """Result of writing rows.
 
     Attributes:
-        rows: Rows that were written.
-        left: Reasons why trajectories were left out, with their number.
-        bad: Rows of the questions' files that cannot be used.
+        rows: Number of rows written.
+        left: Number of dropped trajectories by reason.
+        bad: Unusable rows of the questions' files.
     """
 
     rows: int = 0
@@ -82,23 +82,23 @@ def write_rows(
 ) -> Made:
     """Write ``folder/name.json``, its images, a report and its entry in ``dataset_info.json``.
 
-    ``folder/name.report.jsonl`` tells of each question how many rows it gave, and of each bad row
-    what is wrong with it.
+    ``folder/name.report.jsonl`` lists the number of rows of each question and the reason of each
+    bad row.
 
     Args:
-        logs: Trajectory logs; images are beside each.
+        logs: Trajectory logs, with images in the same folder.
         records: Their scores.
-        questions: With the prompts and images that the logs do not hold.
-        folder: Receives the data set.
-        name: Of the data set.
-        choice: What is kept.
-        left: Trajectories that were left out before, by reason.
-        allow_empty: Write a data set without rows, too.
+        questions: Questions with prompts and images that the logs lack.
+        folder: Folder for the data set.
+        name: Name of the data set.
+        choice: Which trajectories become rows.
+        left: Number of already dropped trajectories by reason.
+        allow_empty: Whether to write a data set without rows.
 
     Raises:
         OSError: A log cannot be read.
-        DataError: There are no rows and ``allow_empty`` is off, something cannot be read or
-            written, or ``dataset_info.json`` is none; an earlier file of that name stays.
+        DataError: There are no rows and ``allow_empty`` is off, a file cannot be read or written,
+            or ``dataset_info.json`` is invalid; existing files are unchanged.
     """
     made = Made(left=Counter(left or {}))
     good: dict[str, ScoreRecord] = {}
@@ -115,9 +115,9 @@ def write_rows(
             found[str(record.labels.get("question") or name_in_log)].append((record, line.place))
     with (
         whole_file(folder / f"{name}.json") as rows,
-        whole_file(folder / f"{name}.report.jsonl") as told,
+        whole_file(folder / f"{name}.report.jsonl") as partial,
         rows.open("w", encoding="utf-8") as file,
-        told.open("w", encoding="utf-8") as report,
+        partial.open("w", encoding="utf-8") as report,
     ):
         file.write("[")
         for one in itertools.chain(questions, _left_in(found)):
@@ -130,13 +130,13 @@ def write_rows(
         file.write("\n]\n")
         if not made.rows and not allow_empty:
             why = "; ".join(f"{count:,} {reason}" for reason, count in made.left.most_common(5))
-            raise DataError(f"no trajectory could be made a row: {why or 'the logs hold none'}")
+            raise DataError(f"no trajectory can be used: {why or 'the logs are empty'}")
     register_dataset(folder / DATASET_INFO, name, f"{name}.json")
     return made
 
 
 def _left_in(found: dict[str, Any]) -> Iterator[str]:
-    """Yield the names of those that no question of the data has taken: to be asked for last."""
+    """Yield, when iterated last, the names that matched no question of the data."""
     yield from list(found)
 
 
@@ -148,7 +148,7 @@ def _write_question(
     best: int,
     made: Made,
 ) -> dict[str, Any]:
-    """Write the rows of a question, one of the data or a name in the log; return its facts."""
+    """Write the rows of a question of the data or a name in the log; return its report."""
     task: Task | None = None
     if isinstance(question, str):
         name, candidates = question, found.pop(question)
@@ -192,10 +192,10 @@ def _best(
 def _row(
     task: Task | None, trajectory: Trajectory, record: ScoreRecord, log: Path, folder: Path
 ) -> dict[str, Any]:
-    """Make a row that the formatter accepts.
+    """Convert a trajectory to a row and format it.
 
     Raises:
-        RowError: It does not, or an image is missing.
+        RowError: The formatter refuses it, or an image is missing.
     """
     if trajectory.end_reason is not EndReason.ANSWER:
         raise RowError(f"it ended without an answer ({trajectory.end_reason})")
@@ -208,11 +208,11 @@ def _row(
         texts = (part.text or "" if part.image is None else IMAGE_PLACEHOLDER for part in parts)
         messages.append({"role": role, "content": "".join(texts)})
 
-    if trajectory.prompt:  # What the model was really given.
+    if trajectory.prompt:  # The recorded prompt.
         for message in trajectory.prompt:
             add(message.role, message.parts)
     elif task is None:
-        raise RowError("the log does not hold its prompt, and the data not its question")
+        raise RowError("the log has no prompt, and the data (--data) not its question")
     elif not _same_words(trajectory.question, task.question):
         raise RowError("the data has another question under its data source and id")
     else:
@@ -236,7 +236,7 @@ def _row(
             "data_source": trajectory.data_source,
             "trajectory": record.trajectory,
             "score": record.score,
-            # As text: parts differ between rewards, and columns have one type.
+            # A string, since parts differ between rewards and columns have one type.
             "parts": json.dumps(record.parts, sort_keys=True),
         },
     }
@@ -247,19 +247,19 @@ def _row(
 
 
 def _same_words(logged: str, asked: str) -> bool:
-    """Whether a log speaks of the question; what stands about its words differs by the reader."""
+    """Return whether the questions are equal, up to white space."""
     return not logged or logged.split() == asked.split()
 
 
 def _logged(log: Path, sha256: str) -> Path:
     folder = log / IMAGE_FOLDER
-    for kind in ("png", "jpeg", "webp"):  # A look at the whole folder for each image takes hours.
+    for kind in ("png", "jpeg", "webp"):  # Listing the folder for each image takes hours.
         if (path := folder / f"{sha256}.{kind}").exists():
             return path
     for path in folder.glob(f"{sha256}.*"):
         if path.suffix != PARTIAL:  # Left by a process that was killed.
             return path
-    raise RowError("an image is missing beside the log")
+    raise RowError("an image is missing in the folder of the log")
 
 
 def _file_name(image: EncodedImage | Path) -> str:

@@ -1,1 +1,1 @@
-"""What the agent can do: one module per tool."""
+"""Tools of the agent, one module each."""

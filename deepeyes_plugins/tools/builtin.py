@@ -1,4 +1,4 @@
-"""The tools of this package, registered like anybody else's."""
+"""Registration of the built-in tools."""
 
 from __future__ import annotations
 

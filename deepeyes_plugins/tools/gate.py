@@ -1,4 +1,4 @@
-"""The way to a service that may be down: callers wait until it is back, and do not hammer it."""
+"""Circuit breaker with retries for a service that may be down."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ T = TypeVar("T")
 
 
 class Gate:
-    """Shared by all trajectories of an event loop, in front of one service.
+    """Circuit breaker of one service, shared by all trajectories of an event loop.
 
-    While the service works, calls pass. After some failures in a row all wait; now and then one
-    of them tries, and when it succeeds the others follow.
+    After consecutive failures the circuit opens and calls wait. Periodically one call is a probe,
+    whose success closes the circuit.
 
     Attributes:
-        circuit: Whether the service is worth asking at the moment.
+        circuit: State of the circuit breaker.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class Gate:
         seconds: float,
         patience: float,
     ) -> None:
-        """Make an open gate.
+        """Start with a closed circuit.
 
         Args:
-            service: What it is called in messages.
-            unavailable: The error that says that the service is down.
-            failures: Failures in a row that close the gate.
-            seconds: How long it is closed until the next one tries.
-            patience: Seconds that a caller waits altogether.
+            service: Name of the service in messages.
+            unavailable: Error type that means that the service is down.
+            failures: Consecutive failures that open the circuit.
+            seconds: Seconds until the next probe.
+            patience: Maximum total seconds that a caller waits.
         """
         self.circuit = Circuit(failures, seconds)
         self._service = service
@@ -51,30 +51,29 @@ class Gate:
         self._seconds = seconds
         self._patience = patience
 
-    async def call(self, ask: Callable[[], Awaitable[T]], *, repeatable: bool) -> T:
-        """Wait until the service is worth asking, and ask it.
+    async def call(self, send: Callable[[], Awaitable[T]], *, repeatable: bool) -> T:
+        """Send a request once the circuit is closed, with retries.
 
         Args:
-            ask: Makes the request.
-            repeatable: Asking again after a failure does no harm: it is done while there is
-                patience left.
+            send: Sends the request.
+            repeatable: Whether the request can be retried safely.
 
         Raises:
-            InfrastructureError: The service is down for longer than the patience, or for now if
-                the request is not repeatable.
+            InfrastructureError: The service is down for longer than ``patience``, or the request
+                failed and is not repeatable.
         """
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._patience
         while True:
             try:
-                return await self._attempt(ask)
+                return await self._attempt(send)
             except RemoteUnavailableError as error:
                 failure = error
-            held_back = isinstance(failure, CircuitOpenError)
-            if not held_back and not repeatable:
+            circuit_open = isinstance(failure, CircuitOpenError)
+            if not circuit_open and not repeatable:
                 raise InfrastructureError(f"the {self._service} failed: {failure}") from failure
-            wait = failure.retry_after if held_back else self._seconds
-            # Those that wait do not all come back at once.
+            wait = failure.retry_after if circuit_open else self._seconds
+            # Jitter, so that waiting calls do not retry at the same time.
             wait *= random.uniform(1.0, 1.5)
             if clock() + wait > deadline:
                 raise InfrastructureError(
@@ -82,13 +81,13 @@ class Gate:
                 ) from failure
             await asyncio.sleep(wait)
 
-    async def _attempt(self, ask: Callable[[], Awaitable[T]]) -> T:
+    async def _attempt(self, send: Callable[[], Awaitable[T]]) -> T:
         was_open = self.circuit.is_open
         with self.circuit.attempt():
             try:
-                answer = await ask()
+                answer = await send()
             except self._unavailable as error:
                 raise RemoteUnavailableError(str(error)) from error
         if was_open:
-            logger.warning("the %s works again", self._service)
+            logger.warning("the %s is available again", self._service)
         return answer

@@ -1,4 +1,4 @@
-"""The extension point of tools."""
+"""Extension point for tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Search by the question's image."""
+"""Image search tool."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 class ImageSearchTool(BaseSearchTool[ImageQuery, ImageResults]):
-    """Searches for the original image of the question, whatever was shown since.
+    """Searches by the original image of the question.
 
-    It works ``search.image_searches`` times per trajectory. A search that did not come about (no
-    provider, a wrong region) is not counted.
+    It works ``search.image_searches`` times per trajectory; failed searches (no provider, an
+    invalid region) are not counted.
     """
 
     name = "image_search"
@@ -38,7 +38,6 @@ class ImageSearchTool(BaseSearchTool[ImageQuery, ImageResults]):
     refused = "the image cannot be searched for"
 
     def __init__(self, resources: Resources) -> None:
-        """Search with what ``resources`` has."""
         super().__init__(resources)
         self._coordinates = resources.settings.coordinates
         self._image: EncodedImage | None = None
@@ -56,14 +55,14 @@ class ImageSearchTool(BaseSearchTool[ImageQuery, ImageResults]):
             self.schema = {"type": "object", "properties": {"region": region}}
 
     async def open(self, task: Task) -> None:
-        """Keep the question's first image, and look whether search is on for the task."""
+        """Store the question's first image, and look up whether search is on for the task."""
         await super().open(task)
         self._image = task.images[0] if task.images else None
         self._data_id = task.id
         self._made = 0
 
     async def query(self, arguments: Mapping[str, Any]) -> ImageQuery:
-        """Take the image; ``arguments["region"]`` counts only if the settings allow it."""
+        """Return the query; ``arguments["region"]`` is used only if the settings allow it."""
         if self._image is None:
             raise ArgumentError("the question has no image to search for")
         limit = self._settings.image_searches
@@ -77,7 +76,7 @@ class ImageSearchTool(BaseSearchTool[ImageQuery, ImageResults]):
             raise ArgumentError(str(error)) from error
 
     async def find(self, query: ImageQuery) -> ImageResults:
-        """Ask the image providers."""
+        """Search with the image providers."""
         return await self._search.images.search(query)
 
     async def observation(self, arguments: Mapping[str, Any], found: ImageResults) -> Observation:
@@ -97,7 +96,7 @@ class ImageSearchTool(BaseSearchTool[ImageQuery, ImageResults]):
         return ImageQuery(EncodedImage.from_pil(crop), count=self._settings.count)
 
     def _shown(self, found: ImageResults) -> list[SearchResult]:
-        """The results within their limits; the first is always there."""
+        """Return the results that fit the limits; the first is always included."""
         kept: list[SearchResult] = []
         room = self._settings.total_characters
         for result in found.results:
@@ -110,9 +109,9 @@ class ImageSearchTool(BaseSearchTool[ImageQuery, ImageResults]):
 
 
 def _fitted(image: EncodedImage | None) -> EncodedImage | None:
-    """The image, if the policy can take it: a provider may be anybody's."""
+    """Return the image if the policy accepts it; thumbnails of providers are not trusted."""
     try:
         return None if image is None else fit_for_model(image)
     except ImageError as error:
-        logger.info("a thumbnail is left out: %s", error)
+        logger.info("a thumbnail is dropped: %s", error)
         return None

@@ -1,9 +1,8 @@
-"""The tools of DeepEyes V1: zoom into a box and rotate.
+"""Tools of DeepEyes V1: zoom and rotate.
 
-The rules for boxes are those of the V1 training code (Visual-Agent/DeepEyes): a box is clamped to
-the image; refused when empty, when its shorter side is 30 pixels or less, or its aspect ratio is
-over 100. (That code also grows a shorter side under 28 about its centre, but refuses such a box
-first, so it never happens.)
+Boxes follow the rules of the V1 training code (Visual-Agent/DeepEyes): a box is clamped to the
+image and refused if it is empty, its shorter side has 30 pixels or less, or its aspect ratio is
+over 100.
 """
 
 from __future__ import annotations
@@ -48,11 +47,11 @@ def clamp_box(
         box: ``[x1, y1, x2, y2]``, numbers or strings of numbers.
         width: Width of the original image in pixels.
         height: Height of the original image in pixels.
-        coordinates: What the numbers of the box are.
-        name: What the model calls the box.
+        coordinates: Unit of the box.
+        name: Name of the argument.
 
     Returns:
-        The box within the image, grown to whole pixels. The rules are applied before that.
+        The box within the image, checked and then rounded outward to whole pixels.
 
     Raises:
         BoxError: Not four finite numbers, empty, too small or too elongated.
@@ -88,7 +87,7 @@ def _coordinate(value: Any, name: str) -> float:
 
 
 class _ImageTool(Tool):
-    """A tool that turns the first image of the question into another."""
+    """Base of tools that transform the first image of the question."""
 
     def __init__(self, resources: Resources) -> None:
         """Image tools need no shared resources."""
@@ -96,7 +95,7 @@ class _ImageTool(Tool):
         self._image: EncodedImage | None = None
 
     async def open(self, task: Task) -> None:
-        """Keep the question's first image."""
+        """Store the question's first image."""
         self._image = task.images[0] if task.images else None
 
     async def call(self, arguments: Mapping[str, Any]) -> Observation:
@@ -122,12 +121,12 @@ class _ImageTool(Tool):
 
 
 def tool_response_v1(image: EncodedImage) -> tuple[str | EncodedImage, ...]:
-    """The observation of DeepEyes V1: the image, then what to do next."""
+    """Return the observation of DeepEyes V1: the image, then what to do next."""
     return ("<tool_response>", image, f"{_NEXT_STEP}</tool_response>")
 
 
 def _error(reason: str) -> Observation:
-    """The observation of a failed call; DeepEyes V1 has no tags around it."""
+    """Return the observation of a failed call, in DeepEyes V1 without tags."""
     return Observation((f"Error: {defuse(reason)}",), error=reason)
 
 
@@ -137,7 +136,7 @@ class ZoomTool(_ImageTool):
     name = "image_zoom_in_tool"
 
     def __init__(self, resources: Resources) -> None:
-        """Take what the model's boxes are from the settings."""
+        """Use the unit of boxes in the settings."""
         super().__init__(resources)
         self._coordinates = resources.settings.coordinates
         self.schema = {

@@ -18,10 +18,10 @@ _NEW_SESSION = "The next code block runs in a new session, in which only the ima
 
 
 class PythonTool(Tool):
-    """Runs Python in a live session that lasts as long as the trajectory.
+    """Runs Python in a session for the length of the trajectory.
 
-    A session that is lost (the code killed it, or its server was restarted) is replaced by a new
-    one: at once if nothing had run in it yet, so that nobody notices, else at the next call.
+    A lost session (killed by the code, or by a restart of its server) is replaced by a new one:
+    immediately and silently if nothing has run in it, else at the next call.
     """
 
     name = "python"
@@ -32,7 +32,7 @@ class PythonTool(Tool):
     }
 
     def __init__(self, resources: Resources) -> None:
-        """Use the sandbox of ``resources``."""
+
         self._resources = resources
         self._images: list[bytes] = []
         self._session: asyncio.Future[SandboxSession] | None = None
@@ -42,7 +42,7 @@ class PythonTool(Tool):
         """Start the session; the task's images are ``image_1``, ``image_2`` and so on in it.
 
         Raises:
-            InfrastructureError: The sandbox is not there or refuses an image.
+            InfrastructureError: The sandbox is unavailable or refuses an image.
         """
         try:
             upright = await asyncio.to_thread(lambda: [image.upright() for image in task.images])
@@ -52,10 +52,10 @@ class PythonTool(Tool):
         await self._current_session()
 
     async def call(self, arguments: Mapping[str, Any]) -> Observation:
-        """Run ``arguments["code"]``; the code's own failure is an observation with its stderr.
+        """Run ``arguments["code"]``; an exception in the code is an observation with its stderr.
 
         Raises:
-            InfrastructureError: The sandbox does not answer; the session is given up if so.
+            InfrastructureError: The sandbox does not respond; the session is closed.
         """
         code = arguments.get("code")
         if not isinstance(code, str):
@@ -84,19 +84,19 @@ class PythonTool(Tool):
         )
 
     async def close(self) -> None:
-        """End the session, also one that is just being opened; quiet if it is gone already."""
+        """Close the session, even while it is being opened; silent if it is already gone."""
         session, self._session = self._session, None
         if session is None:
             return
         if self._resources.sandbox_gate.circuit.is_open:
-            # Nobody is there to be told; the server, if it comes back, ends what is idle.
+            # The server is down; if it restarts, it closes idle sessions itself.
             session.cancel()
             return
         with contextlib.suppress(SandboxError, InfrastructureError):
             await (await session).close()
 
     async def _run(self, code: str) -> ExecutionResult:
-        """Run a cell; once more in another session if the first thing in a session was lost."""
+        """Run a cell; retry it in a new session if the first cell of a session was lost."""
         for is_last in (False, True):
             session = await self._current_session()
             fresh, self._used = not self._used, True
@@ -122,8 +122,7 @@ class PythonTool(Tool):
             raise InfrastructureError(f"the sandbox failed: {error}") from error
 
     async def _current_session(self) -> SandboxSession:
-        # Its creation outlives a cancelled caller, since only then can `close` end what the server
-        # has begun.
+        # Shielded from cancellation of the caller, so that `close` can close the new session.
         if self._session is None or (self._session.done() and self._session.exception()):
             self._session = asyncio.ensure_future(self._new_session())
             self._used = False
@@ -132,7 +131,7 @@ class PythonTool(Tool):
     async def _new_session(self) -> SandboxSession:
         async def create() -> SandboxSession:
             if self._session is None:
-                raise InfrastructureError("the tool was closed before its session was there")
+                raise InfrastructureError("the tool was closed before its session was open")
             client = await self._resources.sandbox()
             return await client.create_session(self._images)
 

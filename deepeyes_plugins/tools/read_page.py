@@ -1,4 +1,4 @@
-"""Reading a web page; no environment has this tool unless agent.yaml gives it one."""
+"""Tool for reading web pages; enabled by ``tools`` in agent.yaml."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from deepeyes_plugins.tools.search import SearchPolicy, not_configured, refusal,
 
 
 class ReadPageTool(Tool):
-    """Gives the main text of a page, for instance of one that a search has found.
+    """Returns the main text of a page, for instance of a search result.
 
-    A page that is not there is an observation and no failure of ours: the net is like that.
+    A missing page is an observation, not an infrastructure error.
     """
 
     name = "read_page"
@@ -29,12 +29,12 @@ class ReadPageTool(Tool):
     }
 
     def __init__(self, resources: Resources) -> None:
-        """Read with what ``resources`` has."""
+
         self._search = resources.search
         self._policy = SearchPolicy(resources.settings.search)
 
     async def open(self, task: Task) -> None:
-        """Look whether search is on for the task."""
+        """Look up whether search is on for the task."""
         self._policy.open(task)
 
     async def call(self, arguments: Mapping[str, Any]) -> Observation:

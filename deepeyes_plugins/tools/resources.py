@@ -1,4 +1,4 @@
-"""What tools share within one event loop: settings and connections, made on first use."""
+"""Resources shared by the tools of one event loop: settings and lazily opened connections."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Resources:
 
     Attributes:
         settings: Settings of the tools.
-        sandbox_gate: The way to the sandbox.
+        sandbox_gate: Circuit breaker and retries for the sandbox.
     """
 
     def __init__(
@@ -29,12 +29,12 @@ class Resources:
         settings: AgentSettings,
         find_sandbox: Callable[[SandboxSettings], str] = ensure_server,
     ) -> None:
-        """Hold the settings; nothing is connected yet.
+        """Prepare the resources; connections are opened on first use.
 
         Args:
             settings: Settings of the tools.
-            find_sandbox: Returns the URL of the sandbox, or several with commas between them; may
-                start one, and may set the token's environment variable. Called in a thread.
+            find_sandbox: Returns the URL of the sandbox, or several separated by commas; may start
+                one and set the token's environment variable. Called in a thread.
         """
         self.settings = settings
         self.search = Search(settings.search)
@@ -51,12 +51,13 @@ class Resources:
         self._lock = asyncio.Lock()
 
     async def sandbox(self) -> SandboxClient:
-        """The sandbox client; without a server in the settings one is found or started.
+        """Return the sandbox client; find or start a server if the settings name none.
 
-        One that keeps failing is looked for again: it may have been started anew elsewhere.
+        While the circuit is open, the server is looked up again: it may have been restarted
+        elsewhere.
 
         Raises:
-            SandboxUnavailable: No server could be started.
+            SandboxUnavailable: No server can be started.
         """
         async with self._lock:
             if self._sandbox is None or self.sandbox_gate.circuit.is_open:
@@ -65,7 +66,7 @@ class Resources:
                 if url not in self._sandboxes:
                     token = os.environ.get(settings.token_env)
                     self._sandboxes[url] = SandboxClient(url, token=token)
-                # Former ones stay open: sessions on servers that still work go on.
+                # Earlier clients stay open for sessions on servers that still work.
                 self._sandbox = self._sandboxes[url]
             return self._sandbox
 

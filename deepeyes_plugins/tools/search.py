@@ -1,4 +1,4 @@
-"""Text search as the model calls it, and what all search tools have in common."""
+"""Text search tool and the base of all search tools."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ _CUT = "…"
 
 
 class SearchPolicy:
-    """Whether the search tools work for the task of a trajectory.
+    """Whether the search tools are enabled for the task of a trajectory.
 
     Attributes:
         is_on: Set by :meth:`open`.
     """
 
     def __init__(self, settings: SearchSettings) -> None:
-        """Follow the rules of ``settings``."""
+        """Use the rules ``search.policy``."""
         self._rules = settings.policy
         self.is_on = True
 
@@ -59,18 +59,18 @@ class SearchPolicy:
 
 
 def preflight(tool: str, search: Search, kind: Kind, data_source: str) -> None:
-    """Look whether a search tool has what it needs.
+    """Check whether a search tool is configured.
 
-    Who answers where the settings choose nobody may lack it: then the model is told so.
+    Default providers are not checked: if they are not configured, the model is told so.
 
     Args:
-        tool: Its name.
-        search: What it searches with.
-        kind: What it searches for.
-        data_source: Whose tasks are to be played; where search is off, nothing is needed.
+        tool: Name of the tool.
+        search: The search.
+        kind: Kind of search.
+        data_source: Data source of the tasks; without search, nothing is checked.
 
     Raises:
-        SettingsError: A provider lacks something; the message names it.
+        SettingsError: A setting, key or file of a provider is missing; the message names it.
     """
     settings = search.settings
     if not settings.chooses(kind) or not search_is_on(data_source, settings.policy):
@@ -82,53 +82,52 @@ def preflight(tool: str, search: Search, kind: Kind, data_source: str) -> None:
 
 
 def refusal(reason: str) -> Observation:
-    """The observation of a call that cannot be carried out as it is; the model may mend it."""
+    """Return the observation of an invalid call, which the model can correct."""
     return Observation(tool_response([f"Error: {defuse(reason)}"]), error=reason)
 
 
 def switched_off(tool: str) -> Observation:
-    """The observation of a search tool that the policy switches off."""
+    """Return the observation of a search tool that is switched off."""
     return refusal(f"the tool {tool} is switched off for this task; answer without it")
 
 
 def not_configured(tool: str, error: SearchNotConfiguredError) -> Observation:
-    """The observation where settings or a key are missing: trying again is of no use."""
+    """Return the observation of a search tool without settings or key."""
     logger.warning("tool %s is not configured: %s", tool, error)
     parts = refusal(f"the tool {tool} is not configured; answer without it").parts
     return Observation(parts, error=str(error), infrastructure=True)
 
 
 class ArgumentError(ValueError):
-    """A call that cannot be carried out as it is; the message is for the model."""
+    """An invalid call; the message is for the model."""
 
 
 class BaseSearchTool(Tool, Generic[Query, Found]):
-    """What every search does around its query: policy, limits in time, and what goes wrong."""
+    """Base of search tools: search policy, timeout and error handling."""
 
     kind: ClassVar[Kind]
     refused: ClassVar[str]
-    """What the model reads where a provider refuses the query."""
+    """Text for the model if a provider refuses the query."""
 
     def __init__(self, resources: Resources) -> None:
-        """Search with what ``resources`` has."""
         self._search = resources.search
         self._settings = resources.settings.search
         self._policy = SearchPolicy(self._settings)
 
     def preflight(self, data_source: str) -> None:
-        """Look for key, index or file of the providers, where search is on."""
+        """Check key, index or file of the providers, if search is on."""
         preflight(self.name, self._search, self.kind, data_source)
 
     async def open(self, task: Task) -> None:
-        """Look whether search is on for the task."""
+        """Look up whether search is on for the task."""
         self._policy.open(task)
 
     @abstractmethod
     async def query(self, arguments: Mapping[str, Any]) -> Query:
-        """Return what is searched for.
+        """Return the query of a call.
 
         Raises:
-            ArgumentError: The call does not say it, or there is no search left.
+            ArgumentError: An argument is invalid, or no searches are left.
             ImageError: The image to search for cannot be read.
         """
 
@@ -137,18 +136,18 @@ class BaseSearchTool(Tool, Generic[Query, Found]):
         """Search.
 
         Raises:
-            SearchError: No provider answers.
+            SearchError: No provider responds.
         """
 
     @abstractmethod
     async def observation(self, arguments: Mapping[str, Any], found: Found) -> Observation:
-        """Return what the model reads of the results."""
+        """Return the observation of the results."""
 
     async def call(self, arguments: Mapping[str, Any]) -> Observation:
-        """Search for what ``arguments`` say.
+        """Search.
 
         Raises:
-            InfrastructureError: No provider answers.
+            InfrastructureError: No provider responds.
         """
         if not self._policy.is_on:
             return switched_off(self.name)
@@ -188,14 +187,14 @@ class SearchTool(BaseSearchTool[SearchQuery, SearchResults]):
     }
 
     async def query(self, arguments: Mapping[str, Any]) -> SearchQuery:
-        """Take ``arguments["query"]``."""
+        """Return the query in ``arguments["query"]``."""
         text = arguments.get("query")
         if not isinstance(text, str) or not text.strip():
             raise ArgumentError("the argument 'query' must be a text that is not empty")
         return self._search.query(text)
 
     async def find(self, query: SearchQuery) -> SearchResults:
-        """Ask the text providers."""
+        """Search with the text providers."""
         return await self._search.text.search(query)
 
     async def observation(self, arguments: Mapping[str, Any], found: SearchResults) -> Observation:
@@ -205,7 +204,7 @@ class SearchTool(BaseSearchTool[SearchQuery, SearchResults]):
 
 
 def answer_figures(found: SearchResults | ImageResults) -> dict[str, float]:
-    """What metrics tell of an answer: whether it cost a search, and what it brought."""
+    """Return the metrics of a response: whether it was cached, and its results."""
     return {
         "cache_hits": float(found.kept),
         "found": float(bool(found.results)),
@@ -214,9 +213,9 @@ def answer_figures(found: SearchResults | ImageResults) -> dict[str, float]:
 
 
 def shortened(found: SearchResults, settings: SearchSettings) -> Sequence[SearchResult]:
-    """What the model reads of the results: as many as fit, each within its limits.
+    """Return the results that fit the limits, with shortened texts.
 
-    The first result is always there, cut to what fits.
+    The first result is always included, shortened to fit.
     """
     kept: list[SearchResult] = []
     room = settings.total_characters
@@ -236,7 +235,7 @@ def shortened(found: SearchResults, settings: SearchSettings) -> Sequence[Search
 
 
 def cut(text: str, characters: int) -> str:
-    """The text, or its beginning with an ellipsis, in at most so many characters."""
+    """Shorten a text to at most ``characters``, with an ellipsis."""
     if len(text) <= characters:
         return text
     return text[: max(0, characters - len(_CUT))].rstrip() + _CUT if characters else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from deepeyes_plugins import __version__
-from deepeyes_plugins.rollout.metrics import Figures
+from deepeyes_plugins.rollout.metrics import MetricsAggregator
 from eval_plugins.report.contents import (
     ROUNDING,
     AgentMetrics,
@@ -237,7 +237,9 @@ def _agent(own: Sequence[LoggedTrajectory], prices: Prices) -> AgentMetrics | No
     if not own:
         return None
     records = [one.record.model_copy(update={"data_source": "it"}) for one in own]
-    metrics = {name.removeprefix("it/"): value for name, value in Figures().of(records).items()}
+    metrics = {
+        name.removeprefix("it/"): value for name, value in MetricsAggregator().of(records).items()
+    }
     tools = sorted({call.tool for record in records for call in record.tool_calls})
     calls = [call for record in records for call in record.tool_calls]
     read = [one.prompt_tokens for one in own if one.prompt_tokens is not None]

@@ -122,11 +122,11 @@ def test_a_log_with_bad_lines_is_scored_by_rules_and_summed_up(tmp_path: Path) -
     assert summary["sources"]["perception"]["score"] == pytest.approx(0.6)
     assert summary["sources"]["perception"]["parts"]["acc"] == pytest.approx(0.5)
     reasons = {entry["where"][-1]: entry["reason"] for entry in summary["lines_without_score"]}
-    assert "no trajectory" in reasons["4"]
+    assert "not a trajectory" in reasons["4"]
     assert "'4': give its data set (--data)" in reasons["5"]
     assert "unheard-of" in reasons["6"]
     assert "no sandbox" in reasons["7"]
-    assert "no trajectory" in reasons["8"]
+    assert "not a trajectory" in reasons["8"]
     assert scores(tmp_path / "scores.jsonl") == pytest.approx({"1": 1.0, "2": 0.2, "3": 1.0})
     assert "decided by rules: no judge is configured" in answer.stderr
 
@@ -137,7 +137,7 @@ def test_a_table_for_people(tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     assert "perception" in answer.stdout
     assert "scored 1, bad lines 1" in answer.stdout
-    assert f"bad: {log}:2: no trajectory" in answer.stderr
+    assert f"bad: {log}:2: not a trajectory" in answer.stderr
     assert (tmp_path / "log.scores.jsonl").exists()
 
 

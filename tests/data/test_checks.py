@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deepeyes_plugins.data import files
-from deepeyes_plugins.data.check.images import SeenImage, see_image
+from deepeyes_plugins.data.check.images import ImageInfo, inspect_image
 from deepeyes_plugins.data.check.rl import RowRules, check_rl_parquet
 from deepeyes_plugins.data.check.sft import check_sft_file
 from deepeyes_plugins.data.findings import DataError, Finding, Report
@@ -110,10 +110,10 @@ def test_files_that_cannot_be_read_on(tmp_path: Path) -> None:
     contents = {
         "": (None, "the file has no rows"),
         "[]": (None, "the file has no rows"),
-        whole[:-50]: (3, "not valid JSON, perhaps cut short"),
-        whole[:-1]: (4, "not valid JSON, perhaps cut short"),
+        whole[:-50]: (3, "not valid JSON, perhaps truncated"),
+        whole[:-1]: (4, "not valid JSON, perhaps truncated"),
         whole.replace("}, {\"messages", "} {\"messages"): (None, "after row 1 a comma or ] is"),
-        json.dumps(PLAIN) + "\n{": (2, "not valid JSON, perhaps cut short"),
+        json.dumps(PLAIN) + "\n{": (2, "not valid JSON, perhaps truncated"),
     }  # fmt: skip
     for number, (text, (row, reason)) in enumerate(contents.items()):
         file = tmp_path / f"{number}.json"
@@ -135,7 +135,7 @@ def test_a_mark_of_the_byte_order_is_no_part_of_the_data(tmp_path: Path) -> None
         file.write_bytes(BOM_UTF8 + file.read_bytes())
         report = check_sft_file(file)
         assert (report.rows, report.ok) == (2, lines)
-        assert "mark of the byte order" in report.describe() or lines
+        assert "byte order mark" in report.describe() or lines
         assert prepare_sft([file], tmp_path / "out").summary.written == 2
 
 
@@ -146,7 +146,7 @@ def test_what_is_not_utf8_is_said_with_the_row_ahead_of_it(tmp_path: Path) -> No
 
     *_, problem = check_sft_file(tmp_path / "x.jsonl").problems
 
-    told = re.search(r"not UTF-8: there is a byte 0xed some way behind row (\d+)", problem.reason)
+    told = re.search(r"not UTF-8: byte 0xed after row (\d+)", problem.reason)
     assert told and 200 < int(told[1]) <= 300
 
 
@@ -165,7 +165,7 @@ def test_a_mistake_in_an_array_does_not_have_all_of_it_read(tmp_path: Path) -> N
     assert "Expecting ',' delimiter in " in problem.reason and '"assistant" "content"' in str(
         problem
     )
-    assert "cut short" not in problem.reason
+    assert "truncated" not in problem.reason
     assert peak < len(text) / 3
 
 
@@ -184,9 +184,9 @@ def test_an_animation_that_ends_anywhere_is_no_more_than_a_bad_row() -> None:
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
     data = buffer.getvalue()
 
-    seen = [see_image(1, data[:end]) for end in range(len(data) + 1)]
+    seen = [inspect_image(1, data[:end]) for end in range(len(data) + 1)]
 
-    assert isinstance(seen[0], Finding) and isinstance(seen[-1], SeenImage)
+    assert isinstance(seen[0], Finding) and isinstance(seen[-1], ImageInfo)
     assert seen[-1].animated
 
 
@@ -378,7 +378,7 @@ def test_parquet_that_cannot_be_used_at_all(tmp_path: Path) -> None:
     (gone,) = check_rl_parquet(tmp_path / "gone.parquet").problems
     other = check_rl_parquet(tmp_path / "other.parquet").problems
 
-    assert "cannot be read as parquet from its start, perhaps cut short" in str(cut)
+    assert "cannot be read as parquet, perhaps truncated" in str(cut)
     assert str(gone).endswith("gone.parquet: there is no such file")
     assert other[0].reason == "the column 'prompt' is missing; the file's columns: question"
     assert [(problem.row, problem.key) for problem in other] == [

@@ -149,7 +149,7 @@ def test_sources_can_be_numbers_and_have_to_be_there(tmp_path: Path) -> None:
     combined = merge([source], out, by="level", take=Amounts.parse(["1=1"]))
 
     assert combined.files == {out: {"0": 2, "1": 1}}
-    with pytest.raises(DataError, match="no row has a name or number in the column 'levle'"):
+    with pytest.raises(DataError, match="no row has a string or number in the column 'levle'"):
         merge([source], out, by="levle")
 
 
@@ -197,10 +197,10 @@ def test_amounts_that_make_no_sense(
 def test_what_cannot_be_merged_is_said(rl_files: Path, tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.json", [PLAIN, with_image("gone.png")])
     for sources, output, reason in (
-        ([rl_files, bad], "x.parquet", "do not go together"),
-        ([rl_files], "x.jsonl", "the result is a .parquet file"),
-        ([bad], "x.jsonl", r"bad\.json, row 2: images: .*`deepeyes data prepare` leaves such"),
-        ([rl_files], "in/x.parquet", "must stay as it is"),
+        ([rl_files, bad], "x.parquet", "cannot be combined"),
+        ([rl_files], "x.jsonl", "must be a .parquet file"),
+        ([bad], "x.jsonl", r"bad\.json, row 2: images: .*Run `deepeyes data prepare` first"),
+        ([rl_files], "in/x.parquet", "must not change"),
     ):
         with pytest.raises(DataError, match=reason):
             merge(sources, tmp_path / output)
@@ -220,7 +220,7 @@ def test_an_interruption_is_said_to_leave_nothing(tmp_path: Path) -> None:
         _, said = process.communicate(timeout=60)
 
     assert process.returncode == 130
-    assert "nothing was written, the same command begins anew" in said
+    assert "nothing was written, the same command restarts" in said
     assert not out.exists()
 
 
@@ -250,5 +250,5 @@ def test_more_rows_than_there_are_is_told(rl_files: Path, tmp_path: Path) -> Non
         text=True,
         check=True,
     )
-    assert "99 rows of perception were asked for, but there are only 80" in said.stdout
-    assert "reason were asked for" not in said.stdout
+    assert "99 rows of perception were requested, but only 80 exist" in said.stdout
+    assert "reason were requested" not in said.stdout

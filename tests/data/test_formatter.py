@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepeyes_plugins.data.contracts import Conversation, RowError
-from deepeyes_plugins.data.formatter import doubts, format_row, format_sharegpt
+from deepeyes_plugins.data.formatter import format_row, format_sharegpt, row_warnings
 from deepeyes_plugins.data.hooks import formatters
 
 CODE = "<think>Zoom.</think>\n<code>\n```python\nimage_1.crop((0, 0, 9, 9))\n```\n</code>"
@@ -93,21 +93,21 @@ def test_plain_chain_of_thought_may_answer_in_any_form(text: str) -> None:
         (tool_row("a.png", "b.png", ""), "image 3 of 'images' is empty"),
         (tool_row(*"abc", first="<think>Hm.</think>"), r"turn 3 .* has no action"),
         (tool_row(*"abc", first="<code>\n1\n</code>"), r"turn 3 .* no fenced Python"),
-        (tool_row(*"abc", first=ANSWER), r"turn 3 .* answers, yet the conversation goes on"),
+        (tool_row(*"abc", first=ANSWER), r"turn 3 .* has an answer, but is not the last turn"),
         (tool_row(*"abc", last=CODE), r"turn 5 .* has no <answer>"),
         (tool_row(*"abc", last="It is red."), r"turn 5 .* has no <answer>"),
         (tool_row(*"ab", first="<image>" + CODE), r"turn 3 .* only user turns show images"),
-        (tool_row(*"abc", first=CODE + "<|im_end|>"), r"literal <\|im_end\|>.*'< \|im_end\|>'"),
+        (tool_row(*"abc", first=CODE + "<|im_end|>"), r"contains <\|im_end\|>.*'< \|im_end\|>'"),
         (tool_row(*"abc", first=CODE + "\ud83d"), r"turn 3 .* lone surrogate"),
         ({"messages": [message("user", "hi")]}, "the last turn is a user turn"),
         ({"messages": [message("system", "hi")]}, "no user and no assistant turn"),
         (
             {"messages": [message("assistant", ANSWER)]},
-            "turn 1 has the role assistant where user belongs",
+            "turn 1 has the role assistant; expected user",
         ),
         (
             {"messages": [message("user", "a"), message("user", "b")]},
-            "turn 2 has the role user where",
+            "turn 2 has the role user; expected assistant",
         ),
         ({"messages": [message("user", 5)]}, r"turn 1 \(user\) is a int, not a string"),
         ({"messages": [message("critic", "no")]}, "turn 1 has the unknown role 'critic'"),
@@ -120,7 +120,7 @@ def test_plain_chain_of_thought_may_answer_in_any_form(text: str) -> None:
         ({"messages": None, "images": None}, "the row has nothing"),
         (
             {"messages": [message("user", "<image>a"), message("assistant", ANSWER)], "image": "a"},
-            "the row has 'image', as LLaVA's rows have",
+            "the row has 'image', as in LLaVA's data",
         ),
         ({"messages": [], "images": "a.png"}, "'images' is a str, not a list"),
     ],
@@ -133,7 +133,7 @@ def test_unusable_row_says_why(row: dict[str, Any], reason: str) -> None:
 def test_open_thinking_and_empty_answers_are_only_doubtful() -> None:
     row = tool_row(*"abc", first=CODE.replace("</think>", ""), last="<answer> </answer>")
 
-    assert list(doubts(format_sharegpt(row))) == [
+    assert list(row_warnings(format_sharegpt(row))) == [
         "turn 3 (assistant) has 1 <think> and 0 </think>",
         "turn 5 (assistant) has an empty answer",
     ]

@@ -66,11 +66,9 @@ def test_what_is_no_media_root_says_so(tmp_path: Path) -> None:
     cut = tmp_path / "cut.zip"
     cut.write_bytes(whole.read_bytes()[:-100])
 
-    with pytest.raises(MediaError, match=r"cut\.zip cannot be read as a zip file, perhaps cut"):
+    with pytest.raises(MediaError, match=r"cut\.zip cannot be read .*, perhaps truncated"):
         MediaRoot.open(cut)
-    with pytest.raises(
-        MediaError, match="gone, what images are relative to, is neither a folder nor a zip"
-    ):
+    with pytest.raises(MediaError, match="gone, the media root, is neither a folder nor a zip"):
         MediaRoot.open(tmp_path / "gone")
 
 

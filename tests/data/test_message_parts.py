@@ -190,9 +190,9 @@ def test_a_part_does_not_lead_out_of_the_folder(
     # A link that is there is followed where its owner trains, as in the column `images`.
     assert check_rl_parquet(file).ok == (place == "link")
     if place == "network":
-        assert "nothing is downloaded" in sft.summary.faults[0]
-        assert "nothing is downloaded" in check_rl_parquet(file).errors[0].reason
-        assert "nothing is downloaded" in check_sft_file(folder / "x.json").errors[0].reason
+        assert "images are not downloaded" in sft.summary.faults[0]
+        assert "images are not downloaded" in check_rl_parquet(file).errors[0].reason
+        assert "images are not downloaded" in check_sft_file(folder / "x.json").errors[0].reason
 
 
 def test_parts_of_other_kinds_are_named(folder: Path, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_parts_of_other_kinds_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RowError, match=r"part 2 of message 1 is neither .* 'a\.mp4'"):
         format_sharegpt(sft_row(TEXT, video))
     (problem,) = check_rl_parquet(parquet(folder, rl_row(TEXT, video))).errors
-    assert "part 2 of message 1 is neither a text nor an image" in problem.reason
+    assert "part 2 of message 1 is neither text nor an image" in problem.reason
     broken = f"{URI[:-9]}!"
     (problem,) = check_sft_file(array(folder, sft_row(NAMED["url"](broken)))).errors
     assert problem.reason.startswith("image 1 (data:image/png;base64,…): the data URI cannot be")

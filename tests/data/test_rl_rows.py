@@ -172,7 +172,7 @@ def test_raw_prompt_of_verl_keeps_original_files(tmp_path: Path) -> None:
         ({"prompt": "What?"}, "'prompt' is a str, not a list"),
         ({"prompt": [], "images": []}, "'prompt' does not end with a user message"),
         ({"prompt": [{"content": "What?"}]}, "message 1 of 'prompt' has no role"),
-        ({"prompt": [{"role": "user", "content": [5]}]}, "neither a text nor an image: 5"),
+        ({"prompt": [{"role": "user", "content": [5]}]}, "neither text nor an image: 5"),
         ({"images": None}, "more <image> placeholders .* message 2 lacks one"),
         ({"images": [jpeg()] * 3}, "3 images in 'images' but only 2 <image>"),
         ({"images": [{"bytes": None, "path": None}]}, "an image without bytes or path"),
@@ -181,7 +181,7 @@ def test_raw_prompt_of_verl_keeps_original_files(tmp_path: Path) -> None:
         ({"data_source": None}, "no 'data_source'"),
         ({"reward_model": None}, "no ground truth in 'reward_model'"),
         ({"reward_model": {"ground_truth": ""}}, "no ground truth in 'reward_model'"),
-        ({"reward_model": {"ground_truth": ["A"]}}, "'reward_model' is a list, not a text"),
+        ({"reward_model": {"ground_truth": ["A"]}}, "'reward_model' is a list, not a string"),
         ({"extra_info": "7"}, "'extra_info' is a str, not a mapping"),
     ],
 )

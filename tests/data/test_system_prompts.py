@@ -56,7 +56,7 @@ def test_of_several_one_has_to_be_chosen(tmp_path: Path) -> None:
     refused = prompt(source, "-o", target)
 
     assert (refused.returncode, target.exists()) == (1, False)
-    assert "choose one by --which" in refused.stderr and f"{b.name}  2 rows" in refused.stderr
+    assert "choose one with --which" in refused.stderr and f"{b.name}  2 rows" in refused.stderr
     listed = json.loads(prompt(source, "-o", target, "--which", a.name, "--json").stdout)
     assert target.read_text() == "a"
     assert [one["name"] for one in listed] == [b.name, a.name, "none"]
@@ -86,11 +86,15 @@ def test_prompts_that_stand_as_json_and_in_parts(tmp_path: Path) -> None:
         ("x.json", b'[{"messages": [', "row 1: not valid JSON"),
         ("x.json", b"[]", "no rows"),
         ("x.json", b'["\xff"]', "is not UTF-8"),
-        ("x.json", b'[{"system": "\\ud800"}]', "row 1: the system prompt holds half a character"),
+        (
+            "x.json",
+            b'[{"system": "\\ud800"}]',
+            "the system prompt contains a lone surrogate",
+        ),
         (
             "x.json",
             b'[{"messages": [{"role": "system", "content": {"text": "a"}}]}]',
-            "row 1: the system prompt is a dict, not a text",
+            "row 1: the system prompt is a dict, not a string",
         ),
         ("x.parquet", b"PAR1", "cannot be read as parquet"),
     ],

@@ -114,8 +114,8 @@ def test_a_file_without_problems_is_read(rows: list[dict[str, Any]], form: str) 
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        ([{"a": {"b": [1]}}, {"a": {"b": [1, "x"]}}], "a: a.b[]: a text, but a number in row 1"),
-        ([{"m": "t"}, {"m": "\ud83d"}], "m: half a character (a lone surrogate)"),
+        ([{"a": {"b": [1]}}, {"a": {"b": [1, "x"]}}], "a: a.b[]: a string, but a number in row 1"),
+        ([{"m": "t"}, {"m": "\ud83d"}], "m: a lone surrogate"),
     ],
 )
 def test_the_place_is_named(rows: list[Any], told: str, tmp_path: Path) -> None:

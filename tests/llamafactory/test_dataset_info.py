@@ -159,7 +159,7 @@ def test_the_check_says_what_training_cannot(data: Data, rows: Rows) -> None:
     for entry, told in (
         ({"split": "test"}, "split: 'test'"),
         ({"ranking": True}, "ranking: true is for reward models"),
-        ({"columns": {"image": "images"}}, "columns.image means nothing to LLaMA-Factory; did"),
+        ({"columns": {"image": "images"}}, "columns.image is unknown to LLaMA-Factory; did"),
         ({"file_name": "gone.json"}, "gone.json: there is no such file"),
         ({"columns": ["messages"]}, "columns is a list"),
     ):
@@ -185,7 +185,7 @@ def test_prepare_reads_rows_as_the_entry_says(data: Data, rows: Rows, tmp_path: 
 def test_types_that_differ_stop_training_with_file_and_row(data: Data, rows: Rows) -> None:
     data.write([{**row, "id": at if at % 2 else str(at)} for at, row in enumerate(rows)], {})
 
-    with pytest.raises(DataError, match=r"rows\.json, row 2: id: a number, but a text in row 1"):
+    with pytest.raises(DataError, match=r"rows\.json, row 2: id: a number, but a string in row 1"):
         data.tokens()
     data.write([], {})
     with pytest.raises(DataError, match=r"rows\.json: the file has no rows"):

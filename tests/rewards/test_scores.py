@@ -353,7 +353,7 @@ class TestParts:
         assert (polite["please"], other["please"]) == (1.0, 0.0)
         assert (polite["acc"], other["acc"]) == (0.0, 1.0)
         assert "thanks" not in polite
-        assert "part 'thanks' that it does not declare" in caplog.text
+        assert "undeclared part 'thanks'" in caplog.text
 
 
 class TestSettings:

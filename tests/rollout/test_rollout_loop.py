@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -271,7 +272,8 @@ class TestFailures:
         assert trajectory.end_reason is EndReason.INFRASTRUCTURE
         assert len(trajectory.turns) == tolerated + 1
         assert trajectory.error == (
-            f"{tolerated + 1} tool calls failed because of our side, the last one of search: down"
+            f"{tolerated + 1} tool calls failed with an infrastructure error, the last one of "
+            "search: down"
         )
 
     async def test_mistakes_of_the_model_are_always_tolerated(self) -> None:
@@ -291,7 +293,7 @@ class TestWallTimeAndGeneration:
             await asyncio.sleep(0.1)
             return await super().act()
 
-    async def test_generation_counts_by_default(self) -> None:
+    async def test_generation_is_included_by_default(self) -> None:
         environment = ScriptedEnvironment(limits=Limits(wall_time=0.05))
         trajectory = await rollout(self.Paused([CODE, ANSWER]), environment, TASK)
         assert trajectory.end_reason is EndReason.WALL_TIME
@@ -299,20 +301,34 @@ class TestWallTimeAndGeneration:
     async def test_not_where_the_engine_is_stopped_for_training(self) -> None:
         environment = ScriptedEnvironment(limits=Limits(wall_time=0.05))
         policy = self.Paused([CODE, ANSWER])
-        trajectory = await rollout(policy, environment, TASK, generation_counts=False)
+        trajectory = await rollout(policy, environment, TASK, wall_time_includes_generation=False)
         assert trajectory.end_reason is EndReason.ANSWER
 
-    async def test_an_engine_that_hangs_is_our_failure(self) -> None:
+    async def test_the_old_name_of_the_argument_warns(self) -> None:
+        environment = ScriptedEnvironment(limits=Limits(wall_time=0.05))
+        old: dict[str, Any] = {"generation_counts": False}
+        with pytest.warns(FutureWarning, match=r"use rollout\.wall_time_includes_generation"):
+            episode = rollout(self.Paused([CODE, ANSWER]), environment, TASK, **old)
+        assert (await episode).end_reason is EndReason.ANSWER
+
+        with pytest.raises(ValueError, match="both are given"):
+            await rollout(
+                ScriptedPolicy([]), environment, TASK, wall_time_includes_generation=True, **old
+            )
+
+    async def test_an_engine_that_hangs_is_an_infrastructure_error(self) -> None:
         class Hanging(ScriptedPolicy):
             async def act(self) -> AssistantTurn | None:
                 await hang()
                 raise AssertionError
 
-        environment = ScriptedEnvironment(limits=Limits(engine_patience=0.05))
-        trajectory = await rollout(Hanging([]), environment, TASK, generation_counts=False)
+        environment = ScriptedEnvironment(limits=Limits(turn_timeout=0.05))
+        trajectory = await rollout(
+            Hanging([]), environment, TASK, wall_time_includes_generation=False
+        )
         assert trajectory.end_reason is EndReason.INFRASTRUCTURE
         assert trajectory.error == (
-            "the engine has given no turn for 0.05 s (limits.engine_patience)"
+            "the engine generated no turn within 0.05 s (limits.turn_timeout)"
         )
 
     async def test_tools_count_in_any_case(self) -> None:
@@ -323,7 +339,7 @@ class TestWallTimeAndGeneration:
 
         environment = Slow(limits=Limits(wall_time=0.05))
         policy = ScriptedPolicy([CODE, ANSWER])
-        trajectory = await rollout(policy, environment, TASK, generation_counts=False)
+        trajectory = await rollout(policy, environment, TASK, wall_time_includes_generation=False)
         assert trajectory.end_reason is EndReason.WALL_TIME
 
 

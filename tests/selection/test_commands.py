@@ -163,7 +163,7 @@ def test_an_interrupted_run_keeps_what_is_finished(
             _, complaint = process.communicate(timeout=60)
         release.set()
     assert process.returncode == 130
-    assert b"goes on from here" in complaint
+    assert b"same command resumes" in complaint
     with ChatServer(teacher(data)) as server:
         answer = deepeyes(*options, "--url", server.url, "--json")
         assert json.loads(answer.stdout)["rows"] == COUNT
@@ -187,7 +187,7 @@ def test_the_input_is_never_written_over_and_named_as_it_is(data: Path, tmp_path
         *("data", "filter", str(file), "-o", str(file), "--url", "http://127.0.0.1:9/v1")
     )
     assert answer.returncode == 1
-    assert f"{file} is or lies in {file}" in answer.stderr
+    assert f"{file} is, or is inside of, the input {file}" in answer.stderr
     assert file.read_bytes() == data.read_bytes()
 
 
@@ -213,14 +213,14 @@ def test_trajectories_of_a_validation_make_no_rows(data: Path, tmp_path: Path) -
     assert answer.returncode == 0, answer.stderr
     summary = json.loads(answer.stdout)
     assert (summary["rows"], summary["left_out"]) == (2, {"of split 'test'": 1, "bad": 1})
-    assert f"bad: {tmp_path / FILE_NAME}:4: no trajectory" in answer.stderr
+    assert f"bad: {tmp_path / FILE_NAME}:4: not a trajectory" in answer.stderr
     answer = deepeyes(*command, "-o", str(tmp_path / "other"), "--split", "test")
     assert json.loads(answer.stdout)["rows"] == 2
     assert json.loads(answer.stdout)["left_out"]["of split 'train'"] == 1
 
     answer = deepeyes(*command, "-o", str(tmp_path / "none"), "--least-accuracy", "2")
     assert answer.returncode == 1
-    assert "no trajectory could be made a row: 2 not right or not well formed" in answer.stderr
+    assert "no trajectory can be used: 2 not right or not well formed" in answer.stderr
     assert not (tmp_path / "none/rejection_sampled.json").exists()
 
 
@@ -254,7 +254,7 @@ def test_a_server_that_goes_away_ends_the_run_and_what_was_played_is_kept(
         )
     assert answer.returncode == 1
     assert "8 consecutive failures" in answer.stderr
-    assert "goes on from here" in answer.stderr
+    assert "same command resumes" in answer.stderr
     assert len((output / "work" / FILE_NAME).read_text().splitlines()) == 1
 
 
@@ -297,7 +297,7 @@ def test_a_full_disk_ends_the_run_and_what_is_finished_is_kept(data: Path, tmp_p
         with full_disk(output, 32 << 10):
             answer = deepeyes(*command)
             assert answer.returncode == 1
-            assert "What is finished is kept" in answer.stderr
+            assert "The same command resumes" in answer.stderr
         played = len((output / "work" / FILE_NAME).read_text().splitlines())
         asked = len(server.requests)
         assert 0 < played < 4 * COUNT

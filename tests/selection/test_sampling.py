@@ -139,7 +139,7 @@ async def test_a_line_that_a_killed_run_left_is_named_and_its_question_played_ag
         log.write_text(f"{first}\n{second[: len(second) // 2]}")
         sampled, _ = await lab.play()
         assert len(server.requests) == 3
-    assert sampled.torn == [f"{log}:2: no trajectory, perhaps cut short"]
+    assert sampled.torn == [f"{log}:2: not a trajectory, perhaps truncated"]
     # The number of a line that was just written is not known.
     assert [record.where for record in sampled.records] == [f"{log}:1", str(log)]
 
@@ -238,7 +238,7 @@ def test_what_is_in_dataset_info_stays_and_what_is_no_table_is_refused(
         assert list(entries) == ["mine", "made"]
         assert entries["made"]["formatting"] == "deepeyes"
         info.write_text("[]")
-        with pytest.raises(ValueError, match="no table of data sets"):
+        with pytest.raises(ValueError, match="not a JSON object of data sets"):
             lab.write([], Choice())
 
 

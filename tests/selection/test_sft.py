@@ -72,7 +72,7 @@ def test_half_an_image_of_a_killed_process_is_none(tmp_path: Path) -> None:
     log.write(played(1, PartRecord.of(image), PartRecord(text="What colour?")), [])
     half = tmp_path / "images" / f"{image.sha256}.7-7.partial"
     half.write_bytes(image.data[:20])
-    assert make(tmp_path).left == {"an image is missing beside the log": 1}
+    assert make(tmp_path).left == {"an image is missing in the folder of the log": 1}
     (tmp_path / "images" / f"{image.sha256}.bmp").write_bytes(image.data)
     assert make(tmp_path).rows == 1
     (row,) = json.loads((tmp_path / "sft" / "made.json").read_text())

@@ -111,10 +111,13 @@ class TestMistakes:
             ("limits: {turns: 0, images: -1}", "; limits.images: "),
             ("- a", "expected keys and values, found list"),
             ("just text", "expected keys and values, found str"),
-            ("limits: {}\nsearch: {}\nlimits: {}", "'limits' stands in line 1 and again in line"),
-            ("limits:\n  turns: 3\n  turns: 4", "'turns' stands in line 2 and again in line 3"),
-            ("limits: {turns: 3, 'turns': 4}", "'turns' stands in line 1 and again in line 1"),
-            ("judge:\n  endpoints:\n  - url: x\n    url: y", "'url' stands in line 3 and again"),
+            ("limits: {}\nsearch: {}\nlimits: {}", "duplicate key 'limits' in line 1 and line"),
+            ("limits:\n  turns: 3\n  turns: 4", "duplicate key 'turns' in line 2 and line 3"),
+            ("limits: {turns: 3, 'turns': 4}", "duplicate key 'turns' in line 1 and line 1"),
+            (
+                "judge:\n  endpoints:\n  - url: x\n    url: y",
+                "duplicate key 'url' in line 3",
+            ),
             ("a: [", "cannot be read as YAML"),
             ("!!python/object:os.system {}", "cannot be read as YAML"),
         ],
@@ -160,6 +163,45 @@ class TestMistakes:
         monkeypatch.setenv(f"DEEPEYES_{field.upper()}", "http://sandbox:8000")
         with pytest.raises(SettingsError, match=f'"{field}".* to JSON, or one key'):
             load_settings()
+
+
+@pytest.mark.parametrize(
+    ("section", "old", "new"),
+    [
+        ("failures", "smallest_group", "min_group_size"),
+        ("limits", "engine_patience", "turn_timeout"),
+    ],
+)
+class TestRenamedKeys:
+    """The old key works for one version and names the new one."""
+
+    def test_in_the_file(self, write: WriteYaml, section: str, old: str, new: str) -> None:
+        path = write(f"{section}: {{{old}: 7}}")
+        with pytest.warns(FutureWarning, match=rf"{section}\.{old} .*: use {section}\.{new}$"):
+            settings = load_settings(path)
+        assert getattr(getattr(settings, section), new) == 7
+
+    def test_in_a_variable(
+        self, monkeypatch: pytest.MonkeyPatch, section: str, old: str, new: str
+    ) -> None:
+        monkeypatch.setenv(f"DEEPEYES_{section}_{old}".upper(), "7")
+        with pytest.warns(FutureWarning, match=f"use {section}.{new}"):
+            settings = load_settings()
+        assert getattr(getattr(settings, section), new) == 7
+
+    def test_not_beside_the_new_one(
+        self, write: WriteYaml, section: str, old: str, new: str
+    ) -> None:
+        path = write(f"{section}: {{{old}: 7, {new}: 8}}")
+        with pytest.raises(SettingsError, match=f"{section}.{new} and both are given: remove"):
+            load_settings(path)
+
+    def test_a_wrong_value_is_told_under_the_new_name(
+        self, write: WriteYaml, section: str, old: str, new: str
+    ) -> None:
+        path = write(f"{section}: {{{old}: many}}")
+        with pytest.warns(FutureWarning), pytest.raises(SettingsError, match=f"{section}.{new}: "):
+            load_settings(path)
 
 
 class TestVariables:

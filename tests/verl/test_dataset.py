@@ -279,7 +279,7 @@ def test_a_whole_file_that_cannot_be_read_is_never_dropped(
 ) -> None:
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "good.parquet").read_bytes()[:-100])
     config = OmegaConf.create({"bad_rows": "drop", "cache_dir": str(tmp_path)})
-    for name, reason in (("cut.parquet", "perhaps cut short"), ("x.json", "not a parquet file")):
+    for name, reason in (("cut.parquet", "perhaps truncated"), ("x.json", "not a parquet file")):
         with pytest.raises(DataError, match=reason):
             DeepEyesDataset([str(tmp_path / name)], processor.tokenizer, config, processor)
 

@@ -48,3 +48,15 @@ def test_what_is_nearer_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert load_evaluation(str(config), limits={"turns": 5}).agent.limits.turns == 5
     monkeypatch.setenv("DEEPEYES_LIMITS_TURNS", "3")
     assert load_evaluation(str(config), limits={"turns": 5}).agent.limits.turns == 3
+
+
+def test_a_renamed_key_works_in_an_evaluation_too(tmp_path: Path) -> None:
+    config = tmp_path / "agent.yaml"
+    config.write_text("evaluation: {url: 'http://a', limits: {engine_patience: 5}}")
+    with pytest.warns(FutureWarning, match=r"use limits\.turn_timeout"):
+        assert load_evaluation(str(config)).agent.limits.turn_timeout == 5
+    with pytest.warns(FutureWarning, match=r"use limits\.turn_timeout"):
+        assert (
+            load_evaluation(url="http://a", limits={"engine_patience": 6}).agent.limits.turn_timeout
+            == 6
+        )

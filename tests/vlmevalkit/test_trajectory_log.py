@@ -79,5 +79,5 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 
     entries = read_log(tmp_path)
     assert next(entries).task_id == "a"
-    with pytest.raises(ValueError, match=r"trajectories\.jsonl:2 is no trajectory"):
+    with pytest.raises(ValueError, match=r"trajectories\.jsonl:2 is not a trajectory"):
         next(entries)

@@ -1,8 +1,8 @@
-"""Find rows that occur twice, and those that training and validation share, by 64-bit hashes.
+"""Duplicates within files, and leakage between training and validation, by 64-bit hashes.
 
-What is held is 14 bytes per row and 8 per image (number, hash of question and images, number of
-images, hash of each image), and as much again for sorting. Hashes of a hundred million rows agree
-by chance in one case of ten thousand.
+Memory: 14 bytes per row and 8 per image (row number, hash of question and images, number of images,
+hash of each image), twice that while sorting. A collision among a hundred million rows has a
+probability of one in ten thousand.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from deepeyes_plugins.data.findings import Finding
 
 @dataclass(frozen=True, slots=True)
 class Hashes:
-    """Of the rows of several files.
+    """Hashes of the rows of several files, as columns.
 
     Attributes:
-        files: Names of the files.
-        ends: Where the rows of each file end.
-        rows: Numbers of the rows in their files.
-        pairs: Hashes of question and images.
-        counts: Images of each row.
-        images: Hashes of the images of all rows, one after the other.
+        files: The files.
+        ends: End position of each file's rows.
+        rows: Row numbers within the files.
+        pairs: Hashes of question and images together.
+        counts: Number of images of each row.
+        images: Image hashes of all rows, concatenated.
     """
 
     files: Sequence[Path]
@@ -40,15 +40,15 @@ class Hashes:
     images: npt.NDArray[Any]
 
     @classmethod
-    def read(cls, pieces: Iterable[tuple[Path, Sequence[Path]]]) -> Hashes:
-        """Read those of files, given with their pieces."""
+    def read(cls, checkpoints: Iterable[tuple[Path, Sequence[Path]]]) -> Hashes:
+        """Read the hashes of files, each given with its checkpoints."""
         files, ends = [], []
         columns: dict[str, list[npt.NDArray[Any]]] = {
             name: [np.zeros(0, kind)]
             for name, kind in (("rows", "u4"), ("pairs", "u8"), ("counts", "u2"), ("images", "u8"))
         }
         end = 0
-        for file, paths in pieces:
+        for file, paths in checkpoints:
             for path in paths:
                 for name, values in hashes_of(path).items():
                     columns[name].append(values)
@@ -59,18 +59,18 @@ class Hashes:
         return cls(files, ends, **joined)
 
     def place(self, at: int) -> tuple[int, int]:
-        """Return the number of the file, and of the row in it, at a position."""
+        """Return file index and row number at a position."""
         file = int(np.searchsorted(self.ends, at, side="right"))
         return file, int(self.rows[at])
 
     def name(self, at: int, seen_from: int | None = None) -> str:
-        """Name the row at a position, without its file where that is the one it is seen from."""
+        """Describe the row at a position; the file is omitted if it is ``seen_from``."""
         file, row = self.place(at)
         return f"row {row}" if file == seen_from else f"row {row} of {self.files[file]}"
 
 
 def duplicates(hashes: Hashes) -> Iterator[tuple[int, int, Finding]]:
-    """Yield file, row and finding of rows with the question and images of an earlier one."""
+    """Yield file, row and finding of each row that repeats the question and images of another."""
     order = np.argsort(hashes.pairs, kind="stable")
     ordered = hashes.pairs[order]
     same = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
@@ -78,11 +78,11 @@ def duplicates(hashes: Hashes) -> Iterator[tuple[int, int, Finding]]:
     for at, first in sorted(zip(order[same].tolist(), order[starts].tolist(), strict=True)):
         file, row = hashes.place(at)
         where = hashes.name(first, file)
-        yield file, row, Finding(f"the question and images of {where} once more", "", "warning")
+        yield file, row, Finding(f"duplicate: same question and images as {where}", "", "warning")
 
 
 def leaks(train: Hashes, validation: Hashes) -> Iterator[tuple[int, int, Finding]]:
-    """Yield file, row and finding of training rows that validation has, in whole or an image."""
+    """Yield file, row and finding of training rows that share data with validation."""
     order = np.argsort(validation.pairs, kind="stable")
     ordered = validation.pairs[order]
     shared = np.isin(train.pairs, ordered)
@@ -97,11 +97,11 @@ def leaks(train: Hashes, validation: Hashes) -> Iterator[tuple[int, int, Finding
         file, row = train.place(at)
         if shared[at]:
             other = order[np.searchsorted(ordered, train.pairs[at])]
-            reason = f"question and images are in the validation data too, {validation.name(other)}"
+            reason = f"the validation data have question and images too, {validation.name(other)}"
             yield file, row, Finding(reason, "leakage")
             continue
         number = int(known[starts[at] :].argmax())
         image = train.images[starts[at] + number]
         other = theirs[image_order[np.searchsorted(image_ordered, image)]]
-        reason = f"image {number + 1} is in the validation data too, {validation.name(other)}"
+        reason = f"the validation data have image {number + 1} too, {validation.name(other)}"
         yield file, row, Finding(f"{reason}; the questions differ", "leakage", "warning")

@@ -1,4 +1,4 @@
-"""Distributions of whole numbers that take the same memory however many numbers there are."""
+"""Histograms of integers in bounded memory."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 _DIGITS = 3
-"""Digits of a number that are kept: quantiles are right to half a percent or better."""
+"""Significant digits of stored numbers: the error of a quantile is at most half a percent."""
 _LONG_TAIL = 20
-"""A largest number over so many times the median is shown in bins that grow."""
+"""Ratio of maximum to median from which bins grow geometrically."""
 
 
 @dataclass(slots=True)
 class Distribution:
-    """Of numbers from 0 on.
+    """A distribution of non-negative integers.
 
     Attributes:
-        counts: Number, cut to three digits, to how often it occurred.
+        counts: Occurrences by number, truncated to three significant digits.
         total: Sum of all numbers.
         minimum: The smallest number; 0 if there are none.
         maximum: The largest number; 0 if there are none.
@@ -38,7 +38,7 @@ class Distribution:
         self.counts[number // step * step] += 1
 
     def merge(self, other: Distribution) -> None:
-        """Count all numbers of another one."""
+        """Add the numbers of another distribution."""
         if other.counts:
             self.minimum = min(self.minimum, other.minimum) if self.counts else other.minimum
             self.maximum = max(self.maximum, other.maximum)
@@ -47,7 +47,7 @@ class Distribution:
 
     @property
     def count(self) -> int:
-        """How many numbers were counted."""
+        """Count of numbers."""
         return self.counts.total()
 
     @property
@@ -56,7 +56,7 @@ class Distribution:
         return self.total / self.count if self.counts else 0.0
 
     def quantile(self, share: float) -> int:
-        """Return the number that a share (0 to 1) of all are not above, to three digits."""
+        """Return the quantile at ``share`` (0 to 1), to three significant digits."""
         wanted, seen = share * self.count, 0
         for number in sorted(self.counts):
             seen += self.counts[number]
@@ -65,7 +65,7 @@ class Distribution:
         return self.maximum
 
     def bins(self, most: int = 30) -> list[tuple[int, int, int]]:
-        """Return lower end, upper end (not within), and count of bins, for a histogram."""
+        """Return lower end, exclusive upper end and count of each bin of a histogram."""
         if not self.counts:
             return []
         low, high = min(self.counts), max(self.counts) + 1
@@ -86,7 +86,7 @@ class Distribution:
         return [(*ends, count) for ends, count in zip(pairwise(edges), found, strict=True)]
 
     def summary(self) -> dict[str, float]:
-        """Return count, mean, extremes and quantiles, for machines."""
+        """Return count, mean, extremes and quantiles for JSON."""
         return {
             "count": self.count,
             "mean": round(self.mean, 1),

@@ -1,4 +1,4 @@
-"""Look at the images of rows: whether they are there, can be decoded, and suit a processor."""
+"""Image checks: the file exists, can be decoded, and has a size that processors accept."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _COMMON_MODES = ("RGB", "RGBA", "L", "LA", "P", "PA", "1", "I", "F")
 
 
 @dataclass(frozen=True, slots=True)
-class SeenImage:
-    """An image of a row that was looked at.
+class ImageInfo:
+    """A readable image of a row.
 
     Attributes:
-        image: Its file.
-        size: Width and height in pixels, upright.
-        format: Of the file, for instance ``JPEG``.
-        mode: Of its pixels, as Pillow names it, for instance ``RGB``.
-        orientation: In its EXIF data, 1 to 8.
+        image: The encoded image.
+        size: Upright width and height in pixels.
+        format: File format, for instance ``JPEG``.
+        mode: Pillow's pixel mode, for instance ``RGB``.
+        orientation: EXIF orientation, 1 to 8.
         animated: Whether it has several frames.
-        depth: What becomes of more than 8 bits per channel; empty where there are no more.
+        depth: How more than 8 bits per channel are converted; empty for 8 bits.
     """
 
     image: EncodedImage
@@ -47,18 +47,18 @@ class SeenImage:
     depth: str
 
 
-def see_image(
+def inspect_image(
     number: int, image: Any, media_root: MediaRoot | Path | None = None, *, decode: bool = True
-) -> SeenImage | Finding:
-    """Look at an image, or say why it cannot be found or decoded.
+) -> ImageInfo | Finding:
+    """Read an image; return a finding if it cannot be found or decoded.
 
-    All of its pixels are decoded: what is cut short or broken shows nowhere else.
+    Only decoding all pixels detects truncated and broken files.
 
     Args:
-        number: Of the image in its row, counted from 1.
+        number: Number of the image in its row, from 1.
         image: As in :func:`~deepeyes_plugins.data.images.image_from`.
-        media_root: What paths are relative to.
-        decode: Whether the pixels are decoded; otherwise only the header is read.
+        media_root: Folder or zip file that paths are relative to.
+        decode: Whether to decode the pixels, not only the header.
     """
     name = f"image {number}"
     if isinstance(image, str | Path):
@@ -73,46 +73,46 @@ def see_image(
             depth = describe_depth(opened)
             orientation = exif_orientation(opened)
             try:
-                # Looks for a second frame, and falls over a broken one.
+                # Seeks a second frame, and raises if it is broken.
                 animated = bool(getattr(opened, "is_animated", False)) and opened.format != "MPO"
                 if decode:
                     opened.load()
-            # Decoders raise whatever they stumble on: struct.error, KeyError, zlib.error, ...
+            # Decoders raise anything: struct.error, KeyError, zlib.error, …
             except Exception as error:
                 raise ImageError(f"cannot be decoded: {error}") from error
             size = upright_size(opened, orientation)
             kind, mode = str(opened.format), opened.mode
-            return SeenImage(file, size, kind, mode, orientation, animated, depth)
+            return ImageInfo(file, size, kind, mode, orientation, animated, depth)
     except (RowError, ImageError) as error:
         return Finding(f"{name}: {error}", "images")
 
 
-def stretch_findings(number: int, size: tuple[int, int]) -> Iterator[Finding]:
-    """Yield whether a Qwen-VL processor refuses an image for its shape."""
+def aspect_ratio_findings(number: int, size: tuple[int, int]) -> Iterator[Finding]:
+    """Yield a finding if Qwen-VL processors reject the image's aspect ratio."""
     width, height = size
     if max(width, height) > MAXIMUM_ASPECT_RATIO * min(width, height):
         reason = f"image {number}: {width} x {height} pixels, an aspect ratio over 200"
         yield Finding(reason, "images")
 
 
-def image_doubts(number: int, seen: SeenImage) -> Iterator[Finding]:
-    """Yield what training makes of an image that other programs may take otherwise."""
+def image_warnings(number: int, seen: ImageInfo) -> Iterator[Finding]:
+    """Yield warnings where training reads an image differently from other programs."""
     if seen.orientation not in _UPRIGHT:
-        yield _doubt(
-            f"image {number}: turned by its EXIF data (orientation {seen.orientation}); training "
-            "and tools see it upright, programs that ignore EXIF do not"
+        yield _warning(
+            f"image {number}: rotated by EXIF orientation {seen.orientation}; training and tools "
+            "see it upright, programs that ignore EXIF do not"
         )
     if seen.animated:
-        yield _doubt(f"image {number}: an animation; training sees its first frame only")
+        yield _warning(f"image {number}: animated; training sees only its first frame")
     if seen.depth:
-        yield _doubt(f"image {number}: {seen.depth}, in training as in tools")
+        yield _warning(f"image {number}: {seen.depth}, in training as in tools")
     if seen.mode == "CMYK":
-        yield _doubt(
-            f"image {number}: CMYK; training sees it converted to RGB without its colour profile"
+        yield _warning(
+            f"image {number}: CMYK; training converts it to RGB without its colour profile"
         )
     elif seen.mode not in _COMMON_MODES and not seen.mode.startswith("I;16"):
-        yield _doubt(f"image {number}: mode {seen.mode}; training sees it converted to RGB")
+        yield _warning(f"image {number}: mode {seen.mode}; training converts it to RGB")
 
 
-def _doubt(reason: str) -> Finding:
+def _warning(reason: str) -> Finding:
     return Finding(reason, "images", "warning")

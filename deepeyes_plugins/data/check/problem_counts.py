@@ -1,4 +1,4 @@
-"""Problems of many rows, counted by kind: the memory of a few, however many rows are bad."""
+"""Problem counts by kind, with a few examples each, in bounded memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from deepeyes_plugins.data.findings import Finding, Level
 
 EXAMPLES = 5
-"""Problems that are kept of a kind."""
+"""Examples stored per kind."""
 _MOST_KINDS = 500
 _OTHER = "other problems"
 _VARIABLE = (
@@ -20,7 +20,7 @@ _VARIABLE = (
 
 
 def kind_of(reason: str) -> str:
-    """Return what reasons of one kind have in common: names and numbers are left out."""
+    """Return ``reason`` with names and numbers replaced by placeholders."""
     for pattern, stand_in in _VARIABLE:
         reason = pattern.sub(stand_in, reason)
     return reason
@@ -28,22 +28,22 @@ def kind_of(reason: str) -> str:
 
 @dataclass(slots=True)
 class Example:
-    """A problem of a kind; ``row`` is ``None`` if it concerns the file."""
+    """An example of a problem; ``row`` is ``None`` if it concerns the file."""
 
     row: int | None
     reason: str
 
 
 @dataclass(slots=True)
-class KindOfProblem:
-    """How often something is wrong.
+class ProblemKind:
+    """Count and examples of one kind of problem.
 
     Attributes:
-        key: The column; empty if whole rows are concerned.
+        key: The column; empty for the whole row.
         level: ``error`` or ``warning``.
-        kind: What is wrong.
-        count: How often.
-        examples: The first ones.
+        kind: The reason without names and numbers.
+        count: Number of occurrences.
+        examples: The first occurrences.
     """
 
     key: str
@@ -54,10 +54,10 @@ class KindOfProblem:
 
 
 @dataclass(slots=True)
-class Tally:
-    """Counts of problems by kind, in the order in which kinds came up."""
+class ProblemCounts:
+    """Counts of problems by kind, in order of first occurrence."""
 
-    kinds: list[KindOfProblem] = field(default_factory=list)
+    kinds: list[ProblemKind] = field(default_factory=list)
 
     def add(self, row: int | None, finding: Finding) -> None:
         """Count a finding about a row, or about the file."""
@@ -66,22 +66,22 @@ class Tally:
         if len(entry.examples) < EXAMPLES:
             entry.examples.append(Example(row, finding.reason[:1000]))
 
-    def merge(self, other: Tally) -> None:
-        """Count all that another one has counted."""
+    def merge(self, other: ProblemCounts) -> None:
+        """Add the counts of ``other``."""
         for theirs in other.kinds:
             ours = self._entry(theirs.key, theirs.level, theirs.kind)
             ours.count += theirs.count
             ours.examples += theirs.examples[: EXAMPLES - len(ours.examples)]
 
     def count(self, level: Level) -> int:
-        """Return how many problems of a level there are."""
+        """Return the number of problems of a level."""
         return sum(entry.count for entry in self.kinds if entry.level == level)
 
-    def _entry(self, key: str, level: Level, kind: str) -> KindOfProblem:
+    def _entry(self, key: str, level: Level, kind: str) -> ProblemKind:
         if len(self.kinds) >= _MOST_KINDS:
             kind = kind if any(entry.kind == kind for entry in self.kinds) else _OTHER
         for entry in self.kinds:
             if (entry.key, entry.level, entry.kind) == (key, level, kind):
                 return entry
-        self.kinds.append(KindOfProblem(key, level, kind))
+        self.kinds.append(ProblemKind(key, level, kind))
         return self.kinds[-1]

@@ -1,4 +1,4 @@
-"""Check files for reinforcement learning before any GPU is taken: every row, every image."""
+"""Checks of RL rows and their images, before training starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from deepeyes_plugins.data import rl_rows
-from deepeyes_plugins.data.check.images import SeenImage, see_image, stretch_findings
+from deepeyes_plugins.data.check.images import ImageInfo, aspect_ratio_findings, inspect_image
 from deepeyes_plugins.data.check.rows import check_rows
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.files import parquet_rows
@@ -22,17 +22,17 @@ from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.rewards.hooks import rewards
 
 COLUMNS = ("prompt", "data_source", "reward_model")
-"""Columns that a file has to have."""
+"""Required columns."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowRules:
-    """What rows for reinforcement learning are checked against.
+    """Settings that RL rows are checked against.
 
     Attributes:
-        environment: Environment of rows in a file without ``env_name``.
-        sources: Reward to use for a ``data_source`` that has none of its own name.
-        media_root: Folder that image paths are relative to; ``None`` for that of the file.
+        environment: Environment of files without ``env_name``.
+        sources: Reward for a ``data_source`` that has none of its own name.
+        media_root: Folder that image paths are relative to; ``None`` for the file's folder.
     """
 
     environment: str = "deepeyes_v2"
@@ -40,7 +40,7 @@ class RowRules:
     media_root: Path | None = None
 
     def root_of(self, path: Path) -> Path:
-        """Folder that the image paths of a file are relative to."""
+        """Return the folder that image paths of a file are relative to."""
         return (path.parent if self.media_root is None else self.media_root).absolute()
 
 
@@ -54,16 +54,16 @@ def check_rl_parquet(
     threads: int | None = None,
     keep: Callable[[pa.RecordBatch], None] | None = None,
 ) -> Report:
-    """Check a parquet file for reinforcement learning.
+    """Check a parquet file of RL data.
 
     Args:
         path: The file.
-        rules: What its rows have to keep to.
-        limit: Rows to check at most.
-        row_groups: Those to check; all by default.
-        first_row: Number of the first row in them.
-        threads: That decode images; by default one per processor, eight at most.
-        keep: Is handed every batch of rows as it was read.
+        rules: Settings that rows are checked against.
+        limit: Maximum number of rows.
+        row_groups: Row groups to check; all by default.
+        first_row: Number of their first row.
+        threads: Threads for decoding images; by default one per processor, at most eight.
+        keep: Called with every batch of rows as it was read.
     """
     path = Path(path)
     rules = rules or RowRules()
@@ -75,47 +75,47 @@ def check_rl_parquet(
 def rl_findings(
     row: Mapping[str, Any], *, rules: RowRules, media_root: Path | None = None
 ) -> Iterator[Finding]:
-    """Yield what is wrong with a row for reinforcement learning; its images are decoded."""
+    """Yield the problems of an RL row; its images are decoded."""
     try:
         row = rl_rows.plain_row(row)
     except RowError as error:
         yield Finding(str(error), "prompt")
         return
-    seen = see_images(row, media_root)
+    seen = inspect_images(row, media_root)
     yield from shape_findings(seen)
     images = None if any(isinstance(one, Finding) for one in seen) else seen
     yield from column_findings(row, images, rules)
 
 
-def see_images(
+def inspect_images(
     row: Mapping[str, Any], media_root: Path | None = None, *, decode: bool = True
-) -> list[SeenImage | Finding]:
-    """Look at the images of a row."""
+) -> list[ImageInfo | Finding]:
+    """Read the images of a row."""
     images = row.get("images")
     return [
-        see_image(number, image, media_root, decode=decode)
+        inspect_image(number, image, media_root, decode=decode)
         for number, image in enumerate(images if isinstance(images, list) else [], 1)
     ]
 
 
-def shape_findings(seen: Sequence[SeenImage | Finding]) -> Iterator[Finding]:
-    """Yield which images cannot be used, and, where all can be, which a processor refuses."""
+def shape_findings(seen: Sequence[ImageInfo | Finding]) -> Iterator[Finding]:
+    """Yield unreadable images or, if all are readable, those that processors reject."""
     broken = [one for one in seen if isinstance(one, Finding)]
     yield from broken
     for number, one in enumerate([] if broken else seen, 1):
-        if isinstance(one, SeenImage):
-            yield from stretch_findings(number, one.size)
+        if isinstance(one, ImageInfo):
+            yield from aspect_ratio_findings(number, one.size)
 
 
 def column_findings(
-    row: Mapping[str, Any], seen: Sequence[SeenImage | Finding] | None, rules: RowRules
+    row: Mapping[str, Any], seen: Sequence[ImageInfo | Finding] | None, rules: RowRules
 ) -> Iterator[Finding]:
-    """Yield what is wrong with the columns of a row.
+    """Yield the problems of a row's columns.
 
     Args:
         row: The row.
-        seen: Its images; ``None`` where one is broken: then the prompt is not read.
-        rules: What it has to keep to.
+        seen: Its images; ``None`` if one is unreadable, and the prompt is not checked.
+        rules: Settings that it is checked against.
     """
     readers: dict[str, Callable[[Mapping[str, Any]], object]] = {
         "data_source": rl_rows.data_source,
@@ -132,7 +132,7 @@ def column_findings(
             yield Finding(str(error), key)
     stale = row.get("env_name")
     if current := rl_rows.STALE_ENVIRONMENTS.get(str(stale)):
-        yield Finding(f"{stale!r} is a stale name and read as {current!r}", "env_name", "warning")
+        yield Finding(f"{stale!r} is an old name, read as {current!r}", "env_name", "warning")
     name = rl_rows.environment_name(row, rules.environment)
     try:
         environments().require(name)
@@ -147,8 +147,8 @@ def column_findings(
             yield Finding(f"{error} {hint}", "data_source")
 
 
-def with_images(row: Mapping[str, Any], seen: Sequence[SeenImage | Finding]) -> Mapping[str, Any]:
-    """Put the images that were looked at in their places, so that no file is read twice."""
+def with_images(row: Mapping[str, Any], seen: Sequence[ImageInfo | Finding]) -> Mapping[str, Any]:
+    """Return the row with images already read, so that no file is read twice."""
     if not isinstance(row.get("images"), list):
         return row
-    return {**row, "images": [one.image for one in seen if isinstance(one, SeenImage)]}
+    return {**row, "images": [one.image for one in seen if isinstance(one, ImageInfo)]}

@@ -1,4 +1,4 @@
-"""Look at one row: what is wrong with it, and what it holds."""
+"""Row check: problems of one row and its facts for statistics."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from deepeyes_plugins.data import rl_rows
-from deepeyes_plugins.data.check.images import SeenImage, image_doubts, see_image
+from deepeyes_plugins.data.check.images import ImageInfo, image_warnings, inspect_image
 from deepeyes_plugins.data.check.rl import (
     RowRules,
     column_findings,
-    see_images,
+    inspect_images,
     shape_findings,
     with_images,
 )
@@ -20,7 +20,7 @@ from deepeyes_plugins.data.check.statistics import RowFacts
 from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError, TokenCounter
 from deepeyes_plugins.data.dataset_info import Entry, RowForm
 from deepeyes_plugins.data.findings import DataError, Finding
-from deepeyes_plugins.data.formatter import check_opening, doubts, format_row
+from deepeyes_plugins.data.formatter import check_opening, format_row, row_warnings
 from deepeyes_plugins.data.hooks import formatters
 from deepeyes_plugins.data.media import MediaError, MediaRoot
 from deepeyes_plugins.plugins import UnknownNameError
@@ -31,23 +31,23 @@ from deepeyes_plugins.protocol.missing import text_of
 Kind = Literal["sft", "rl", "search-cache"]
 
 TOO_LONG = "length"
-"""Key of findings on rows with more tokens than training takes."""
+"""Key of findings on rows over the token limit of training."""
 
 
 @dataclass(frozen=True, slots=True)
-class LookRules:
-    """How rows are looked at.
+class CheckRules:
+    """How rows are checked.
 
     Attributes:
-        rows: Of RL files: environments, rewards, media.
+        rows: Settings for RL rows: environments, rewards, media.
         media: Folder or zip file that image paths of SFT files are relative to; ``None`` for the
             folder of the file.
-        formatter: Name of what reads SFT rows.
-        opening: What every assistant turn of SFT data has to begin with.
-        decode: Whether the pixels of images are decoded; otherwise only headers are read.
-        tokens: Counts tokens; ``None``: nobody does.
-        prompt_tokens: Most tokens of an RL prompt (verl's ``data.max_prompt_length``).
-        conversation_tokens: Most tokens of an SFT row (LLaMA-Factory's ``cutoff_len``).
+        formatter: Name of the formatter of SFT rows.
+        opening: Required beginning of assistant turns in SFT data.
+        decode: Whether to decode the pixels of images, not only headers.
+        tokens: Token counter; ``None`` to count no tokens.
+        prompt_tokens: Maximum tokens of an RL prompt (verl's ``data.max_prompt_length``).
+        conversation_tokens: Maximum tokens of an SFT row (LLaMA-Factory's ``cutoff_len``).
     """
 
     rows: RowRules = field(default_factory=RowRules)
@@ -61,32 +61,33 @@ class LookRules:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What was seen of a row; ``facts`` is ``None`` where it cannot be read."""
+class RowCheck:
+    """Findings and facts of a row; ``facts`` is ``None`` if it cannot be read."""
 
     findings: tuple[Finding, ...]
     facts: RowFacts | None = None
 
 
-def look_for(
-    kind: Kind, path: Path, rules: LookRules, entry: Entry | None = None
-) -> Callable[[Mapping[str, Any]], Look]:
-    """Return what looks at the rows of a file.
+def row_checker(
+    kind: Kind, path: Path, rules: CheckRules, entry: Entry | None = None
+) -> Callable[[Mapping[str, Any]], RowCheck]:
+    """Return the function that checks rows of a file.
 
     Args:
-        kind: Of the file.
+        kind: Kind of the file.
         path: The file.
-        rules: How rows are looked at.
-        entry: Of a dataset_info.json that names the file; image paths are relative to its folder.
+        rules: How rows are checked.
+        entry: Entry of a dataset_info.json that names the file; image paths are relative to its
+            folder.
 
     Raises:
-        DataError: What its images are relative to, or the formatter, is not there.
+        DataError: The media folder or the formatter does not exist.
     """
     if kind == "rl":
-        return lambda row: _look_at_rl(row, rules, rules.rows.root_of(path))
+        return lambda row: _check_rl(row, rules, rules.rows.root_of(path))
     if kind == "search-cache":
         root = (rules.media or path.parent).absolute()
-        return lambda row: _look_at_cache(row, rules, root)
+        return lambda row: _check_cache(row, rules, root)
     folder = path.parent if entry is None else entry.info.parent
     form = RowForm() if entry is None else entry.form
     name = entry.formatting if entry and entry.formatting in formatters() else rules.formatter
@@ -95,25 +96,25 @@ def look_for(
         formatter = formatters()[name]
     except (MediaError, UnknownNameError) as error:
         raise DataError(f"{path}: {error}") from error
-    return lambda row: _look_at_sft(form.read(row), formatter, rules, media)
+    return lambda row: _check_sft(form.read(row), formatter, rules, media)
 
 
-def _look_at_rl(row: Mapping[str, Any], rules: LookRules, root: Path) -> Look:
+def _check_rl(row: Mapping[str, Any], rules: CheckRules, root: Path) -> RowCheck:
     try:
         row = rl_rows.plain_row(row)
     except RowError as error:
-        return Look((Finding(str(error), "prompt"),))
-    seen = see_images(row, root, decode=rules.decode)
+        return RowCheck((Finding(str(error), "prompt"),))
+    seen = inspect_images(row, root, decode=rules.decode)
     findings = list(shape_findings(seen))
-    good = _good(seen)
+    good = _readable(seen)
     findings += column_findings(row, seen if len(good) == len(seen) else None, rules.rows)
-    findings += _doubts(seen)
+    findings += _image_warnings(seen)
     if len(good) < len(seen):
-        return Look(tuple(findings))
+        return RowCheck(tuple(findings))
     try:
         messages = rl_rows.prompt_messages(with_images(row, seen))
     except RowError:
-        return Look(tuple(findings))
+        return RowCheck(tuple(findings))
     turns = [
         (
             message.role,
@@ -146,30 +147,30 @@ def _look_at_rl(row: Mapping[str, Any], rules: LookRules, root: Path) -> Look:
         answer=text_of(truth) or None,
         tokens=tokens,
     )
-    return Look(tuple(findings), facts)
+    return RowCheck(tuple(findings), facts)
 
 
-def _look_at_sft(
-    row: Mapping[str, Any], formatter: Formatter, rules: LookRules, media: MediaRoot
-) -> Look:
+def _check_sft(
+    row: Mapping[str, Any], formatter: Formatter, rules: CheckRules, media: MediaRoot
+) -> RowCheck:
     findings: list[Finding] = []
     try:
         conversation = format_row(formatter, row)
     except RowError as error:
-        return Look((Finding(str(error)),))
+        return RowCheck((Finding(str(error)),))
     try:
         check_opening(conversation, rules.opening)
     except RowError as error:
         findings.append(Finding(str(error)))
     seen = [
-        see_image(number, image, media, decode=rules.decode)
+        inspect_image(number, image, media, decode=rules.decode)
         for number, image in enumerate(conversation.images, 1)
     ]
     findings += [one for one in seen if isinstance(one, Finding)]
-    findings += [Finding(doubt, level="warning") for doubt in doubts(conversation)]
-    findings += _doubts(seen)
-    findings += _wandering(conversation.images)
-    good = _good(seen)
+    findings += [Finding(warning, level="warning") for warning in row_warnings(conversation)]
+    findings += _image_warnings(seen)
+    findings += _outside_media(conversation.images)
+    good = _readable(seen)
     tokens = None
     if rules.tokens is not None and len(good) == len(seen):
         tokens = rules.tokens.conversation(conversation.turns, [one.size for one in good])
@@ -177,16 +178,16 @@ def _look_at_sft(
             findings.append(
                 Finding(
                     f"about {tokens} tokens, more than cutoff_len={rules.conversation_tokens}; "
-                    "training leaves out what comes last",
+                    "training truncates the row",
                     TOO_LONG,
                     "warning",
                 )
             )
-    return Look(tuple(findings), _sft_facts(row, conversation, good, tokens))
+    return RowCheck(tuple(findings), _sft_facts(row, conversation, good, tokens))
 
 
 def _sft_facts(
-    row: Mapping[str, Any], conversation: Conversation, images: list[SeenImage], tokens: int | None
+    row: Mapping[str, Any], conversation: Conversation, images: list[ImageInfo], tokens: int | None
 ) -> RowFacts:
     actions = [
         (parse_action(text), text) for role, text in conversation.turns if role == "assistant"
@@ -209,7 +210,7 @@ def _action_name(action: object) -> str:
     return "none" if action is None else type(action).__name__.removesuffix("Action").lower()
 
 
-def _look_at_cache(row: Mapping[str, Any], rules: LookRules, root: Path) -> Look:
+def _check_cache(row: Mapping[str, Any], rules: CheckRules, root: Path) -> RowCheck:
     titles, places = row["titles"], row["images"]
     findings: list[Finding] = []
     if len(titles) != len(places):
@@ -220,37 +221,37 @@ def _look_at_cache(row: Mapping[str, Any], rules: LookRules, root: Path) -> Look
         findings.append(Finding(f"{row['name']}: no image at all", "images", "warning"))
     files = [place for place in places if place and not place.startswith(("http://", "https://"))]
     seen = [
-        see_image(number, {"path": place}, root, decode=rules.decode)
+        inspect_image(number, {"path": place}, root, decode=rules.decode)
         for number, place in enumerate(files, 1)
     ]
     findings += [
         Finding(f"{row['name']}: {one.reason}", one.key) for one in seen if isinstance(one, Finding)
     ]
-    findings += _doubts(seen)
+    findings += _image_warnings(seen)
     facts = RowFacts(
         question=row["name"],
-        images=tuple(_good(seen)),
+        images=tuple(_readable(seen)),
         characters=sum(len(title or "") for title in titles),
     )
-    return Look(tuple(findings), facts)
+    return RowCheck(tuple(findings), facts)
 
 
-def _good(seen: Sequence[SeenImage | Finding]) -> list[SeenImage]:
-    return [one for one in seen if isinstance(one, SeenImage)]
+def _readable(seen: Sequence[ImageInfo | Finding]) -> list[ImageInfo]:
+    return [one for one in seen if isinstance(one, ImageInfo)]
 
 
-def _doubts(seen: Sequence[SeenImage | Finding]) -> Iterator[Finding]:
+def _image_warnings(seen: Sequence[ImageInfo | Finding]) -> Iterator[Finding]:
     for number, one in enumerate(seen, 1):
-        if isinstance(one, SeenImage):
-            yield from image_doubts(number, one)
+        if isinstance(one, ImageInfo):
+            yield from image_warnings(number, one)
 
 
-def _wandering(images: Sequence[Any]) -> Iterator[Finding]:
+def _outside_media(images: Sequence[Any]) -> Iterator[Finding]:
     for number, image in enumerate(images, 1):
         if isinstance(image, str) and ".." in PurePosixPath(image.replace("\\", "/")).parts:
             yield Finding(
-                f"image {number} ({image}): the .. in its path may lead out of the media "
-                "folder; training reads what is there",
+                f"image {number} ({image}): the .. in its path may point outside of the media "
+                "folder; training reads that file",
                 "images",
                 "warning",
             )

@@ -1,4 +1,4 @@
-"""Look at the rows of a file, several at a time."""
+"""Row checks in threads, and their report."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ T = TypeVar("T")
 
 
 def in_threads(
-    rows: Iterator[Row], look: Callable[[Row], T], threads: int | None = None
+    rows: Iterator[Row], check: Callable[[Row], T], threads: int | None = None
 ) -> Iterator[tuple[Row, T]]:
-    """Yield rows with what ``look`` says of them: decoding images holds no lock.
+    """Yield each row with the result of ``check``; decoding images releases the GIL.
 
     Args:
-        rows: Of a file.
-        look: Played in threads.
-        threads: By default one per processor, eight at most; a single one is the caller's.
+        rows: Rows of a file.
+        check: Called in threads.
+        threads: By default one per processor, at most eight; one means the caller's thread.
     """
     if threads == 1:
-        yield from ((row, look(row)) for row in rows)
+        yield from ((row, check(row)) for row in rows)
         return
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         while chunk := list(islice(rows, ROWS_AT_A_TIME)):
-            yield from zip(chunk, pool.map(look, chunk), strict=True)
+            yield from zip(chunk, pool.map(check, chunk), strict=True)
 
 
 def form_findings(row: Row) -> list[Finding]:
-    """Return what is wrong with a row before any key of it is looked at."""
+    """Return a finding if the row could not be read or is no object."""
     if row.finding is not None:
         return [row.finding]
     if not isinstance(row.value, Mapping):
@@ -51,9 +51,9 @@ def check_rows(
     """Check ``rows``.
 
     Args:
-        path: The file that they are of.
+        path: The file.
         rows: Its rows.
-        find: Yields what is wrong with the value of a row.
+        find: Yields the problems of a row's value.
         threads: As in :func:`in_threads`.
     """
 

@@ -1,7 +1,7 @@
-"""Look at all rows of data files: what is wrong with them, what they hold, what they share.
+"""Parallel, resumable scan of data files: problems, statistics, duplicates and leakage.
 
-Several processes share the files; what each has finished is kept in a folder until the survey is
-done, so that the same survey goes on after an interruption.
+Processes write checkpoints to a folder until the scan is complete; an interrupted scan resumes
+from them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import Any, Literal
 
 from deepeyes_plugins import __version__
 from deepeyes_plugins.data.check.checkpoints import (
-    PIECE_ROWS,
-    Piece,
-    PieceWriter,
-    pieces_in,
+    CHECKPOINT_ROWS,
+    Checkpoint,
+    CheckpointWriter,
+    checkpoints_in,
     problems_of,
-    read_piece,
+    read_checkpoint,
     writing,
 )
 from deepeyes_plugins.data.check.deduplication import Hashes, duplicates, leaks
 from deepeyes_plugins.data.check.rl import COLUMNS
-from deepeyes_plugins.data.check.row import Kind, Look, LookRules, look_for
+from deepeyes_plugins.data.check.row import CheckRules, Kind, RowCheck, row_checker
 from deepeyes_plugins.data.check.rows import form_findings, in_threads
 from deepeyes_plugins.data.dataset_info import Entry
 from deepeyes_plugins.data.files import (
@@ -49,7 +49,8 @@ from deepeyes_plugins.rewards.hooks import rewards
 
 Role = Literal["train", "validation"]
 
-_LAYOUT = 2
+_LAYOUT = 3
+"""Version of the checkpoint format."""
 _ALL_DONE = "done"
 
 logger = logging.getLogger(__name__)
@@ -57,13 +58,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file to look at, what it is and what it is for.
+    """A file to check.
 
     Attributes:
         path: The file.
-        kind: What it is.
-        role: What it is for.
-        entry: Of a dataset_info.json that says how rows for SFT are read.
+        kind: Kind of its data.
+        role: Training or validation.
+        entry: Entry of dataset_info.json that describes SFT rows.
     """
 
     path: Path
@@ -73,21 +74,21 @@ class Source:
 
 
 @dataclass(slots=True)
-class FileSurvey:
-    """What was seen of a file; problems that it shares with other files are in its tally."""
+class FileCheck:
+    """Result of a file; its counts include problems found by comparison with other files."""
 
     source: Source
-    seen: Piece = field(default_factory=Piece)
+    counts: Checkpoint = field(default_factory=Checkpoint)
 
     @property
     def ok(self) -> bool:
-        """Whether all of it can be used."""
-        return not self.seen.tally.count("error")
+        """Whether the file has no errors."""
+        return not self.counts.problem_counts.count("error")
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Rows of a file that one process looks at; ``folder`` is where their pieces are."""
+    """Rows of a file that one process checks; ``folder`` holds their checkpoints."""
 
     source: Source
     folder: Path
@@ -95,35 +96,34 @@ class _Part:
     first_row: int = 1
 
 
-def survey(
+def scan(
     sources: Sequence[Source],
-    rules: LookRules,
+    rules: CheckRules,
     state: Path,
     *,
     processes: int | None = None,
     compare: bool = True,
     progress: Callable[[Source, int], None] = lambda source, rows: None,
     problem: Callable[[Source, dict[str, Any]], None] | None = None,
-) -> list[FileSurvey]:
-    """Look at files.
+) -> list[FileCheck]:
+    """Check files.
 
     Args:
         sources: The files.
-        rules: How their rows are looked at.
-        state: Folder that keeps what is done until all is.
-        processes: That share the work; by default as many as there are processors, for little
-            data one.
-        compare: Whether duplicates and rows that validation files share are looked for.
-        progress: Told of rows that are done, of those from an earlier run too; called from threads.
-        problem: Is handed every problem, as a dictionary with row, level, key and reason.
+        rules: How rows are checked.
+        state: Folder for checkpoints, which are removed when the scan is complete.
+        processes: Number of processes; by default one per processor, or one for little data.
+        compare: Whether to find duplicates and rows shared with validation files.
+        progress: Called from threads with the number of rows done, including restored ones.
+        problem: Called with every problem: a dictionary with row, level, key and reason.
 
     Raises:
-        DataError: Something that images are relative to is missing; the state cannot be written;
-            or a process was killed.
+        DataError: A media folder is missing, the state cannot be written, or a process was
+            killed.
     """
     for source in sources:
-        # What is missing is said before any work.
-        look_for(source.kind, source.path, rules, source.entry)
+        # Fail before any work if a folder is missing.
+        row_checker(source.kind, source.path, rules, source.entry)
     with ExitStack() as stack:
         folders = [state / _fingerprint(source, rules) for source in sources]
         for folder in sorted(set(folders)):
@@ -139,82 +139,82 @@ def survey(
         with Workers(count) as workers:
             futures = [
                 workers.submit(
-                    survey_part, part, rules, threads, progress=partial(progress, part.source)
+                    scan_part, part, rules, threads, progress=partial(progress, part.source)
                 )
                 for some in parts.values()
                 for part in some
             ]
             for future in futures:
                 future.result()
-        pieces = [
-            [path for part in parts[folder] for path in pieces_in(part.folder)]
+        checkpoints = [
+            [path for part in parts[folder] for path in checkpoints_in(part.folder)]
             for folder in folders
         ]
-        surveys = [FileSurvey(source) for source in sources]
-        for one, paths in zip(surveys, pieces, strict=True):
+        checks = [FileCheck(source) for source in sources]
+        for one, paths in zip(checks, checkpoints, strict=True):
             for path in paths:
-                one.seen.merge(read_piece(path))
+                one.counts.merge(read_checkpoint(path))
                 for each in problems_of(path) if problem is not None else ():
                     assert problem is not None
                     problem(one.source, each)
-            if not one.seen.rows and one.ok:
+            if not one.counts.rows and one.ok:
                 _add(one, None, Finding("the file has no rows"), problem)
         if compare:
-            _compare(surveys, pieces, problem)
+            _compare(checks, checkpoints, problem)
         for folder in set(folders):
             shutil.rmtree(folder, ignore_errors=True)
             folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
-    return surveys
+    return checks
 
 
-def survey_part(
-    part: _Part, rules: LookRules, threads: int, progress: Progress = lambda rows: None
+def scan_part(
+    part: _Part, rules: CheckRules, threads: int, progress: Progress = lambda rows: None
 ) -> None:
-    """Look at a part of a file and write its pieces, those that are not there yet.
+    """Check a part of a file and write its missing checkpoints.
 
     Raises:
-        DataError: A piece cannot be written, or what is looked at is gone.
+        DataError: A checkpoint cannot be written, or the file is gone.
     """
     with writing(part.folder):
         part.folder.mkdir(parents=True, exist_ok=True)
-    whole = pieces_in(part.folder)
-    done = [read_piece(path) for path in whole]
+    whole = checkpoints_in(part.folder)
+    done = [read_checkpoint(path) for path in whole]
     progress(sum(piece.rows for piece in done))
     if (part.folder / _ALL_DONE).exists():
         return
     last = max((piece.last_row for piece in done), default=0)
-    look = look_for(part.source.kind, part.source.path, rules, part.source.entry)
+    check = row_checker(part.source.kind, part.source.path, rules, part.source.entry)
 
-    def play(row: Row) -> Look:
+    def check_row(row: Row) -> RowCheck:
         findings = form_findings(row)
-        return Look(tuple(findings)) if findings else look(row.value)
+        return RowCheck(tuple(findings)) if findings else check(row.value)
 
     rows = (row for row in _rows(part) if row.number is None or row.number > last)
     number = len(whole)
-    writer = PieceWriter(part.folder, number)
-    untold = 0
-    for row, seen in in_threads(rows, play, threads):
-        # A second finding about a row stays with it.
-        if writer.piece.rows >= PIECE_ROWS and row.number != writer.piece.last_row:
+    writer = CheckpointWriter(part.folder, number)
+    unreported = 0
+    for row, result in in_threads(rows, check_row, threads):
+        # All findings about a row go into one checkpoint.
+        if writer.checkpoint.rows >= CHECKPOINT_ROWS and row.number != writer.checkpoint.last_row:
             writer.write()
             number += 1
-            writer = PieceWriter(part.folder, number)
-        writer.add(row.number, seen, counts=row.finding is None)
-        untold += row.finding is None
-        if untold == ROWS_AT_A_TIME:  # To tell of each row costs as much as to look at its columns.
-            progress(untold)
-            untold = 0
-    progress(untold)
+            writer = CheckpointWriter(part.folder, number)
+        writer.add(row.number, result, counts=row.finding is None)
+        unreported += row.finding is None
+        if unreported == ROWS_AT_A_TIME:  # Reporting single rows is as slow as checking them.
+            progress(unreported)
+            unreported = 0
+    progress(unreported)
     writer.write()
     with writing(part.folder):
         (part.folder / _ALL_DONE).touch()
 
 
-def together(surveys: Sequence[FileSurvey]) -> Piece:
+def merged(checks: Sequence[FileCheck]) -> Checkpoint:
     """Return the counts over all files."""
-    total = Piece()
-    for one in surveys:
-        total.merge(one.seen)
+    total = Checkpoint()
+    for one in checks:
+        total.merge(one.counts)
     return total
 
 
@@ -235,8 +235,8 @@ def _parts(source: Source, folder: Path) -> Iterator[_Part]:
         yield _Part(source, folder / str(first_row), groups, first_row)
 
 
-def _fingerprint(source: Source, rules: LookRules) -> str:
-    """Name all that a result depends on; image files that rows name by path are not in it."""
+def _fingerprint(source: Source, rules: CheckRules) -> str:
+    """Return a name that changes with every input of the result, except image files."""
     stat = source.path.stat()
     facts = {
         "file": [str(source.path.absolute()), stat.st_size, stat.st_mtime_ns, source.kind],
@@ -250,13 +250,13 @@ def _fingerprint(source: Source, rules: LookRules) -> str:
 
 
 def _compare(
-    surveys: Sequence[FileSurvey],
-    pieces: Sequence[Sequence[Path]],
+    checks: Sequence[FileCheck],
+    checkpoints: Sequence[Sequence[Path]],
     problem: Callable[[Source, dict[str, Any]], None] | None,
 ) -> None:
-    roles: dict[Role, list[FileSurvey]] = {"train": [], "validation": []}
+    roles: dict[Role, list[FileCheck]] = {"train": [], "validation": []}
     paths: dict[Role, list[tuple[Path, Sequence[Path]]]] = {"train": [], "validation": []}
-    for one, some in zip(surveys, pieces, strict=True):
+    for one, some in zip(checks, checkpoints, strict=True):
         if one.source.kind != "search-cache":
             roles[one.source.role].append(one)
             paths[one.source.role].append((one.source.path, some))
@@ -269,11 +269,11 @@ def _compare(
 
 
 def _add(
-    one: FileSurvey,
+    one: FileCheck,
     row: int | None,
     finding: Finding,
     problem: Callable[[Source, dict[str, Any]], None] | None,
 ) -> None:
-    one.seen.tally.add(row, finding)
+    one.counts.problem_counts.add(row, finding)
     if problem is not None:
         problem(one.source, {"row": row, **asdict(finding)})

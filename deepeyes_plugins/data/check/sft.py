@@ -1,4 +1,4 @@
-"""Check files for supervised fine-tuning before any GPU is taken: every row, every image."""
+"""Checks of SFT rows and their images, before training starts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from deepeyes_plugins.data.check.images import see_image
+from deepeyes_plugins.data.check.images import inspect_image
 from deepeyes_plugins.data.check.rows import check_rows
 from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError
 from deepeyes_plugins.data.files import conversation_rows, training_rows
 from deepeyes_plugins.data.findings import Finding, Problem, Report
-from deepeyes_plugins.data.formatter import check_opening, doubts, format_row, format_sharegpt
+from deepeyes_plugins.data.formatter import check_opening, format_row, format_sharegpt, row_warnings
 from deepeyes_plugins.data.media import MediaError, MediaRoot
 
 
@@ -25,16 +25,16 @@ def check_sft_file(
     limit: int | None = None,
     is_loaded: bool = False,
 ) -> Report:
-    """Check a file for supervised fine-tuning: a JSON array of rows, JSON lines or parquet.
+    """Check an SFT file: a JSON array of rows, JSON lines or parquet.
 
     Args:
         path: The file.
         media_root: Folder or zip file that image paths are relative to; by default the folder of
             ``path``.
-        formatter: What reads the rows.
-        limit: Rows to check at most.
-        is_loaded: Whether Hugging Face datasets has read the file already, so that whether it can
-            is no question.
+        formatter: Formatter of the rows.
+        limit: Maximum number of rows.
+        is_loaded: Whether Hugging Face datasets has already read the file, and its column types
+            need no check.
     """
     path = Path(path)
     if not isinstance(media_root, MediaRoot):
@@ -49,26 +49,26 @@ def check_sft_file(
 def sft_findings(
     row: Mapping[str, Any], *, formatter: Formatter, media_root: MediaRoot
 ) -> Iterator[Finding]:
-    """Yield what is wrong with a row for supervised fine-tuning; its images are decoded."""
+    """Yield the problems of an SFT row; its images are decoded."""
     try:
         conversation = format_row(formatter, row)
     except RowError as error:
         yield Finding(str(error))
         return
     yield from image_findings(conversation, media_root)
-    for doubt in doubts(conversation):
-        yield Finding(doubt, level="warning")
+    for warning in row_warnings(conversation):
+        yield Finding(warning, level="warning")
 
 
 def repaired_findings(
     row: Mapping[str, Any], *, prefill: str = "", decode: bool = False
 ) -> Iterator[Finding]:
-    """Yield what keeps a row from being used whose images have been located.
+    """Yield the problems of a row whose images have been located.
 
     Args:
-        row: A row.
-        prefill: What every assistant turn has to begin with.
-        decode: Whether images are decoded.
+        row: The row.
+        prefill: Required beginning of assistant turns.
+        decode: Whether to decode images.
     """
     try:
         conversation = format_sharegpt(row)
@@ -81,13 +81,13 @@ def repaired_findings(
 
 
 def image_findings(conversation: Conversation, media_root: MediaRoot) -> Iterator[Finding]:
-    """Yield which images of a conversation cannot be found or decoded.
+    """Yield images of a conversation that cannot be found or decoded.
 
     Args:
         conversation: A formatted row.
-        media_root: What paths are relative to.
+        media_root: Folder or zip file that paths are relative to.
     """
     for number, image in enumerate(conversation.images, 1):
-        seen = see_image(number, image, media_root)
+        seen = inspect_image(number, image, media_root)
         if isinstance(seen, Finding):
             yield seen

@@ -1,4 +1,4 @@
-"""What rows hold, counted: sources, turns, images, lengths, answers."""
+"""Statistics of rows: sources, turns, images, lengths, answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from deepeyes_plugins.data.check.histogram import Distribution
-from deepeyes_plugins.data.check.images import SeenImage
+from deepeyes_plugins.data.check.images import ImageInfo
 
 _MOST_NAMES = 1000
 _OTHER = "(others)"
@@ -24,22 +24,22 @@ _ANSWER_KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class RowFacts:
-    """What a row holds.
+    """Facts about a row, for statistics.
 
     Attributes:
         question: Text of the question.
-        images: Of the row.
-        turns: Messages.
-        characters: Of all messages.
+        images: Images of the row.
+        turns: Number of messages.
+        characters: Characters of all messages.
         source: Data source; empty if the row has none.
         environment: Name of the environment; empty if the row has none.
-        answer: The reference answer, or the one that the conversation ends with.
-        actions: What the assistant does, turn by turn.
-        tokens: Of the prompt (RL) or the conversation (SFT); ``None`` if they were not counted.
+        answer: Reference answer, or the last answer of a conversation.
+        actions: Action of each assistant turn.
+        tokens: Tokens of the prompt (RL) or conversation (SFT); ``None`` if not counted.
     """
 
     question: str
-    images: tuple[SeenImage, ...] = ()
+    images: tuple[ImageInfo, ...] = ()
     turns: int = 0
     characters: int = 0
     source: str = ""
@@ -51,24 +51,24 @@ class RowFacts:
 
 @dataclass(slots=True)
 class Statistics:
-    """Counts over rows; two of them can be merged.
+    """Mergeable counts over rows.
 
     Attributes:
         sources: Rows by data source.
         environments: Rows by environment.
         turns: Rows by number of messages.
         images: Rows by number of images.
-        actions: Assistant turns by what they do.
+        actions: Assistant turns by action.
         answers: Rows by kind of answer.
-        formats: Images by format of their file.
-        modes: Images by mode of their pixels.
-        widths: Of images, upright, in pixels.
-        heights: Of images, upright, in pixels.
-        pixels: Of images, width times height.
-        image_bytes: Of image files.
-        characters: Of the text of a row.
-        answer_characters: Of the answers.
-        tokens: Of the prompt (RL) or the conversation (SFT), images included.
+        formats: Images by file format.
+        modes: Images by pixel mode.
+        widths: Upright widths of images in pixels.
+        heights: Upright heights of images in pixels.
+        pixels: Width times height of images.
+        image_bytes: Sizes of image files.
+        characters: Characters of a row's text.
+        answer_characters: Characters of an answer.
+        tokens: Tokens of the prompt (RL) or conversation (SFT), images included.
     """
 
     sources: Counter[str] = field(default_factory=Counter)
@@ -110,7 +110,7 @@ class Statistics:
             self.tokens.add(facts.tokens)
 
     def merge(self, other: Statistics) -> None:
-        """Count all rows of another one."""
+        """Add the rows of ``other``."""
         for each in fields(self):
             ours, theirs = getattr(self, each.name), getattr(other, each.name)
             if isinstance(ours, Distribution):
@@ -120,7 +120,7 @@ class Statistics:
                     _count(ours, name, count)
 
     def summary(self) -> dict[str, Any]:
-        """Return counts, and key figures of distributions, for machines."""
+        """Return counts and summaries of distributions for JSON."""
         return {
             each.name: value.summary() if isinstance(value, Distribution) else by_count(value)
             for each in fields(self)
@@ -129,13 +129,13 @@ class Statistics:
 
 
 def kind_of_answer(answer: str) -> str:
-    """Return what an answer looks like: a choice, a number, words."""
+    """Classify an answer: a choice, a number, words."""
     text = answer.strip()
     return next((name for name, form in _ANSWER_KINDS if form.fullmatch(text)), "longer text")
 
 
 def by_count(counts: Mapping[Any, int]) -> dict[str, int]:
-    """Return names and counts, numbers in their order and others the most frequent first."""
+    """Return counts by name: numbers in ascending order, other names by frequency."""
     if counts and all(isinstance(name, int) for name in counts):
         return {str(name): counts[name] for name in sorted(counts)}
     return {str(name): counts[name] for name in sorted(counts, key=lambda name: -counts[name])}

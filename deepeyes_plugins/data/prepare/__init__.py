@@ -1,4 +1,4 @@
-"""Make of published data what the recipes read, with a report of every change."""
+"""Preparation of published data for the recipes, with a report of every change."""
 
 from deepeyes_plugins.data.prepare.parts import REPORT_NAME, Prepared, Summary
 from deepeyes_plugins.data.prepare.rl import prepare_rl

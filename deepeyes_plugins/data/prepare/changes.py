@@ -1,4 +1,4 @@
-"""What was changed about rows on their way, one by one for a file and summed up for people."""
+"""Changes to rows during preparation, and their report as JSON lines."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from deepeyes_plugins.data.findings import Finding
 from deepeyes_plugins.protocol.content import encodable
 
 _MOST_CHARACTERS = 500
-"""Of a value that a report shows (ours)."""
+"""Maximum characters of a value in the report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One thing that was changed about a row.
+    """One change to a row.
 
     Attributes:
-        key: The column; half a character in its name is replaced.
-        before: Its value, or the part of it that was changed.
-        after: What it was changed to.
-        reason: Why; the same words for the same kind of change.
+        key: The column; lone surrogates in its name are replaced.
+        before: Old value, or the changed part of it.
+        after: New value.
+        reason: Reason, identical for changes of the same kind.
     """
 
     key: str
@@ -37,12 +37,12 @@ class Change:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a row.
+    """Result of repairing a row.
 
     Attributes:
-        row: The row as it is to be written; ``None`` if it cannot be.
-        changes: Made to it.
-        faults: What keeps it from being used and cannot be repaired.
+        row: The repaired row; ``None`` if it cannot be written.
+        changes: Changes made.
+        faults: Errors that cannot be repaired.
     """
 
     row: dict[str, Any] | None
@@ -51,12 +51,12 @@ class Outcome:
 
 
 def report_lines(file: str, number: int | None, outcome: Outcome, *, kept: bool) -> str:
-    """Put what became of a row into JSON lines, empty if nothing did.
+    """Return the report of a row as JSON lines; empty without changes and faults.
 
     Args:
-        file: The file that the row came from.
-        number: Of the row, counted from 1; ``None`` if no row is concerned.
-        outcome: What became of it.
+        file: File of the row.
+        number: Row number from 1; ``None`` if it concerns no row.
+        outcome: Result of the repair.
         kept: Whether the row was written.
     """
     place = {"file": encodable(file), "row": number}
@@ -87,7 +87,7 @@ def report_lines(file: str, number: int | None, outcome: Outcome, *, kept: bool)
 
 
 def _short(value: Any) -> Any:
-    """Make a value fit for a report: no bytes, nothing long, nothing that JSON or UTF-8 lacks."""
+    """Shorten a value and replace what JSON or UTF-8 cannot represent."""
     if isinstance(value, str):
         value = encodable(value)
         return value if len(value) <= _MOST_CHARACTERS else f"{value[:_MOST_CHARACTERS]}…"

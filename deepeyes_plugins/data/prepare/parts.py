@@ -1,7 +1,7 @@
-"""The parts of a data set that is being prepared: one for each file of the source.
+"""Resumable preparation, with one part per source file.
 
-A part appears when it is whole, with a note beside it of what it was made from: a second run goes
-on with the parts that are missing or whose source, settings or result have changed since.
+A part is written atomically, with a note of its inputs: a second run prepares only parts that are
+missing or whose source, settings or result have changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from deepeyes_plugins.data.sources import Progress
 from deepeyes_plugins.data.writers import row_writer
 
 REPORT_NAME = "report.ndjson"
-"""Holds every change and every row that was left out; JSON lines that nobody takes for data."""
+"""Report of every change and every dropped row; its suffix is not that of data files."""
 
 _WORK = ".prepare"
 _LAYOUT = 2
@@ -38,13 +38,13 @@ _NAMED_FAULTS = 10
 
 @dataclass(slots=True)
 class Summary:
-    """What became of rows.
+    """Counts of rows and changes.
 
     Attributes:
-        rows: Read.
-        written: Of them.
-        bad: That could not be repaired.
-        changes: How often which kind of change was made, ``key: reason``.
+        rows: Rows read.
+        written: Rows written.
+        bad: Rows that could not be repaired.
+        changes: Number of changes by ``key: reason``.
         faults: The first rows that could not be repaired, each with file, row and reason.
     """
 
@@ -60,7 +60,7 @@ class Summary:
             self.changes[change] = self.changes.get(change, 0) + times
 
     def add(self, other: Summary) -> None:
-        """Sum up."""
+        """Add the counts of ``other``."""
         self.rows += other.rows
         self.written += other.written
         self.bad += other.bad
@@ -71,14 +71,14 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a run of ``prepare`` left behind.
+    """Result of a preparation.
 
     Attributes:
-        files: To train on.
+        files: Files for training.
         report: Every change, as JSON lines.
-        summary: Of all parts, also those that were finished before.
-        parts: How many there are.
-        found: How many of them were finished before.
+        summary: Summary of all parts, including those of earlier runs.
+        parts: Number of parts.
+        found: Number of parts finished by earlier runs.
     """
 
     files: tuple[Path, ...]
@@ -90,13 +90,13 @@ class Prepared:
 
 @dataclass(slots=True)
 class Note:
-    """What is remembered of a finished part.
+    """Note about a finished part.
 
     Attributes:
-        summary: What became of its rows.
+        summary: Summary of its rows.
         first_image: Start and length, in bytes, of the first line with images.
-        mark: Names all that the part was made from.
-        states: Size and time of its files, which tell whether they are still those that were made.
+        mark: Fingerprint of its inputs.
+        states: Size and modification time of its files, to detect changes.
     """
 
     summary: Summary
@@ -110,13 +110,13 @@ _NOTE = TypeAdapter(Note)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The rows of one file of the source.
+    """The rows of one source file.
 
     Attributes:
-        target: The file of its repaired rows.
-        changes: What was changed, as JSON lines.
-        note: What is remembered of it.
-        found: Whether an earlier run has made it.
+        target: File of the repaired rows.
+        changes: File of the changes, as JSON lines.
+        note: Note about the part.
+        found: Whether an earlier run finished it.
     """
 
     target: Path
@@ -126,15 +126,15 @@ class Part:
 
 
 class _UnreadableError(DataError):
-    """A source cannot be read to its end; others may."""
+    """A source cannot be read to its end."""
 
 
 @contextmanager
 def working_in(output: Path, name: str) -> Iterator[Path]:
-    """Keep other runs off ``output`` and hand out a folder in it for unfinished work.
+    """Lock ``output`` and yield a folder in it for unfinished work.
 
     Raises:
-        DataError: Another process is at work there, or nothing can be written.
+        DataError: Another process holds the lock, or the folder cannot be written.
     """
     with one_at_a_time(output / _WORK / "lock"):
         yield output / _WORK / name
@@ -150,20 +150,20 @@ def make_parts(
     progress: Progress,
     schema: pa.Schema | None = None,
 ) -> list[Part]:
-    """Make the parts that are not there yet.
+    """Prepare the missing parts.
 
     Args:
-        files: Of the source, each with the file for its repaired rows.
+        files: Output file by source file.
         work: Folder for notes and changes.
-        repair: Says what becomes of a row.
-        settings: All that ``repair`` depends on.
-        keep_bad: Whether rows that cannot be repaired are written nevertheless, where they fit.
-        progress: Told how it goes on.
-        schema: For parquet; without one JSON lines are written.
+        repair: Repairs a row.
+        settings: All inputs of ``repair``, for fingerprints.
+        keep_bad: Whether to write rows that cannot be repaired, if they fit the schema.
+        progress: Called with file, number of rows done, and total rows if known.
+        schema: Schema for parquet; ``None`` for JSON lines.
 
     Raises:
-        DataError: Sources cannot be read to their end, which is said when all others are done; or
-            a part cannot be written.
+        DataError: A part cannot be written, or sources cannot be read to their end; the latter is
+            raised after all other parts are finished.
     """
     parts, unreadable = [], []
     for file, target in files.items():
@@ -232,10 +232,10 @@ def _make(
 
 
 def summed(parts: Iterable[Part]) -> Summary:
-    """Return what became of the rows of all parts.
+    """Return the summary of all parts.
 
     Raises:
-        DataError: None of them was written.
+        DataError: No row was written.
     """
     summary = Summary()
     for part in parts:
@@ -246,7 +246,7 @@ def summed(parts: Iterable[Part]) -> Summary:
 
 
 def write_report(report: Path, parts: Iterable[Part]) -> None:
-    """Join what was changed in all parts.
+    """Join the changes of all parts.
 
     Raises:
         DataError: It cannot be written.
@@ -258,22 +258,22 @@ def write_report(report: Path, parts: Iterable[Part]) -> None:
 
 
 def mark_of(file: Path, settings: Sequence[Any]) -> str:
-    """Name all that a part depends on; image files in folders are not in it."""
+    """Return a fingerprint of a part's inputs, except image files in folders."""
     return hash_of([str(file.absolute()), _state(file), settings, _LAYOUT, __version__])
 
 
 def hash_of(value: Any) -> str:
-    """Name a value that JSON can hold, or nearly so."""
+    """Return a short hash of a JSON-like value."""
     return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:16]
 
 
 def describe_places(places: MediaPlaces) -> list[Any]:
-    """Return what results depend on: the places of images, and the versions of zip files."""
+    """Return media paths and versions of zip files, for fingerprints."""
     return [str(places), [_state(place.archive) for place in places.places if place.archive]]
 
 
 def recall(place: Path, mark: str, *files: Path) -> Note | None:
-    """Return a note, if what it is about is finished, as it was, and made from the same."""
+    """Return the note of a finished part if its inputs and files are unchanged."""
     try:
         note = _NOTE.validate_json(place.read_bytes())
         return note if (note.mark, note.states) == (mark, tuple(map(_state, files))) else None
@@ -282,7 +282,7 @@ def recall(place: Path, mark: str, *files: Path) -> Note | None:
 
 
 def remember(place: Path, mark: str, note: Note, *files: Path) -> None:
-    """Write a note on finished files.
+    """Write the note of finished files.
 
     Raises:
         DataError: It cannot be written.

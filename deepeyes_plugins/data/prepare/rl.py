@@ -1,4 +1,4 @@
-"""Make files for reinforcement learning of published ones."""
+"""Preparation of RL files."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ def prepare_rl(
     keep_bad: bool = False,
     progress: Progress = no_progress,
 ) -> Prepared:
-    """Make files for reinforcement learning: one for each, all of one schema.
+    """Prepare RL files: one output per input, all with one schema.
 
     Args:
-        sources: Parquet files, and folders of such; zip files of images.
+        sources: Parquet files, folders of them, and zip files of images.
         output: Folder for files of the same names and the report.
-        rules: What rows are checked against, as in training.
-        media: Folders and zip files to look for images in that rows name by a path; by default
-            where the sources are.
+        rules: Settings that rows are checked against, as in training.
+        media: Folders and zip files with images that rows name by a path; by default the folders
+            of the sources.
         source: ``data_source`` of rows without one.
-        keep_bad: Whether rows that cannot be repaired are written nevertheless, where they fit.
-        progress: Told how it goes on.
+        keep_bad: Whether to write rows that cannot be repaired, if they fit the schema.
+        progress: Called with file, number of rows done, and total rows if known.
 
     Raises:
-        DataError: Nothing is to be read, a source cannot be read to its end, or the output cannot
-            be written.
+        DataError: There is no input, a source cannot be read to its end, or the output cannot be
+            written.
     """
     rules = rules or RowRules()
     found = Sources.find(sources, (".parquet",), "parquet", media)
@@ -63,8 +63,7 @@ def prepare_rl(
     found.refuse(output, report, *targets.values())
     if twice := [name for name, count in Counter(map(_name, found.files)).items() if count > 1]:
         raise DataError(
-            f"several sources are called {twice[0]}; prepare them one after the other, into "
-            "different folders"
+            f"several sources are named {twice[0]}; prepare them one by one into different folders"
         )
     schema = _schema(found.files)
 
@@ -101,7 +100,7 @@ def _schema(files: Sequence[Path]) -> pa.Schema:
     """Return the schema of all files.
 
     Raises:
-        DataError: Some of them, which the message names, cannot be read.
+        DataError: Some files cannot be read; the message names them.
     """
     schemas, unreadable = [], []
     for file in files:

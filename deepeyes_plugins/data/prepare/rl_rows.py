@@ -1,4 +1,4 @@
-"""Bring rows for reinforcement learning into one form and all files into one schema."""
+"""Repair of RL rows to one schema for all files."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "reward_model": ("ground_truth", "style"),
     "extra_info": ("answer", "index", "question", "split"),
 }
-"""Fields of nested columns where a file has them as JSON text or not at all."""
+"""Fields of nested columns that a file lacks or stores as JSON text."""
 
 ReadImage = Callable[[str], bytes]
 
 
 def common_schema(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """Return a schema that the repaired rows of all files fit.
+    """Return a schema for the repaired rows of all files.
 
-    A column or field that has different types in different files becomes text.
+    A column or field with different types in different files becomes a string.
     """
     types: dict[str, list[pa.DataType]] = {
         name: [] for name in ("data_source", "env_name", "prompt", "images", *_FIELDS)
@@ -96,18 +96,18 @@ def repair_rl_row(
     source: str = "",
     read_image: ReadImage,
 ) -> Outcome:
-    """Repair what can be told for sure.
+    """Repair a row where the result is unambiguous.
 
     Args:
-        row: A row as read.
-        schema: What it has to fit; see :func:`common_schema`.
+        row: The row.
+        schema: Schema of the result; see :func:`common_schema`.
         environment: ``env_name`` of rows in a file without that column.
         source: ``data_source`` of rows without one.
-        read_image: Reads the file of an image that is named by a path.
+        read_image: Reads an image file by its path.
 
     Returns:
-        The row with exactly the columns of ``schema``. Faults are images that cannot be read and
-        ground truths of several values; what else is wrong is for a check to say.
+        The row with exactly the columns of ``schema``. Faults are unreadable images and ground
+        truths of several values; other problems are left to the check.
     """
     outcome = Outcome(None)
     note = outcome.changes.append
@@ -126,7 +126,7 @@ def repair_rl_row(
         note(Change("env_name", None, environment, "the environment of files without env_name"))
     elif current := STALE_ENVIRONMENTS.get(str(row["env_name"])):
         fixed["env_name"] = current
-        note(Change("env_name", row["env_name"], current, "the stale name of an environment"))
+        note(Change("env_name", row["env_name"], current, "an old name of the environment"))
     outcome.row = {}
     for column in schema:
         before = fixed[column.name] if column.name in fixed else row.get(column.name)
@@ -138,7 +138,7 @@ def repair_rl_row(
 
 
 def _prompt(row: Mapping[str, Any], outcome: Outcome) -> tuple[Any, Any]:
-    """Return the prompt, and the images of the row with those that stand in the prompt."""
+    """Return the prompt, and all images of the row including those within the prompt."""
     note = outcome.changes.append
     messages, images = _parsed(row.get("prompt"), "prompt", note), row.get("images")
     if not isinstance(messages, list):
@@ -196,11 +196,13 @@ def _reward_model(value: Any, extra_info: Any, outcome: Outcome) -> dict[str, An
         truth = known
         note(Change("reward_model", model.get("ground_truth"), truth, "the answer of extra_info"))
     if isinstance(truth, list | Mapping):
-        # As text it would be a reference answer that nobody has given.
+        # Converted to text it would be a wrong reference answer.
         kind = type(truth).__name__
-        outcome.faults.append(Finding(f"the ground truth is a {kind}, not a text", "reward_model"))
+        outcome.faults.append(
+            Finding(f"the ground truth is a {kind}, not a string", "reward_model")
+        )
     if isinstance(truth, int | float):
-        # As the reader of training writes it.
+        # The same conversion as in training.
         note(Change("reward_model", truth, str(truth), "a ground truth is text"))
         truth = str(truth)
     model["ground_truth"] = truth
@@ -215,7 +217,7 @@ def _present(value: Any) -> Any:
 
 
 def _parsed(value: Any, key: str, note: Callable[[Change], None]) -> Any:
-    """Read a nested column that stands there as JSON text."""
+    """Parse a nested column that is stored as JSON text."""
     if not isinstance(value, str):
         return value
     try:
@@ -245,7 +247,7 @@ def _fit(value: Any, kind: pa.DataType) -> Any:
 
 
 def _same(before: Any, after: Any) -> bool:
-    """Whether two values are the same but for absent keys that are null."""
+    """Return whether two values are equal; missing keys equal null."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         return all(_same(before.get(key), after.get(key)) for key in {*before, *after})
     if isinstance(before, list) and isinstance(after, list):

@@ -1,4 +1,4 @@
-"""Make a data set for supervised fine-tuning of published files."""
+"""Preparation of an SFT data set."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from deepeyes_plugins.data.writers import register_dataset
 from deepeyes_plugins.protocol.content import EncodedImage, ImageError
 
 IMAGES = "images"
-"""Folder in the output for images that stand in the rows themselves."""
+"""Output folder for images that rows embed as data URIs."""
 
 
 def prepare_sft(
@@ -51,25 +51,25 @@ def prepare_sft(
     keep_bad: bool = False,
     progress: Progress = no_progress,
 ) -> Prepared:
-    """Make a data set for supervised fine-tuning.
+    """Prepare an SFT data set.
 
     Args:
-        sources: JSON files (an array or lines), and folders of such; zip files of images.
+        sources: JSON files (an array or lines), folders of them, and zip files of images.
         output: Folder for ``<name>.jsonl``, ``dataset_info.json`` and the report.
-        name: Of the data set.
-        media: Folders and zip files to look for images in; by default where the sources are.
-        columns: To keep beside messages and images, as text.
-        prefill: What assistant turns have to begin with; empty for anything.
-        decode: Whether images are opened and decoded, as the training's own check does.
-        keep_bad: Whether rows that cannot be repaired are written nevertheless.
-        progress: Told how it goes on.
+        name: Name of the data set.
+        media: Folders and zip files with images; by default the folders of the sources.
+        columns: Columns to keep besides messages and images, as strings.
+        prefill: Required beginning of assistant turns; may be empty.
+        decode: Whether to decode images, as the check before training does.
+        keep_bad: Whether to write rows that cannot be repaired.
+        progress: Called with file, number of rows done, and total rows if known.
 
     Raises:
-        DataError: Nothing is to be read, a source cannot be read to its end, or the output cannot
-            be written.
+        DataError: There is no input, a source cannot be read to its end, or the output cannot be
+            written.
     """
     if Path(name).name != name:
-        raise DataError(f"{name!r} is no name of a data set: it becomes that of a file in {output}")
+        raise DataError(f"--name {name!r} must be a file name without folders")
     found = Sources.find(sources, (".json", ".jsonl"), "JSON", media)
     target, info = output / f"{name}.jsonl", output / DATASET_INFO
     report = output / f"{name}.{REPORT_NAME}"
@@ -77,7 +77,7 @@ def prepare_sft(
 
     def locate(name: str) -> str:
         if is_inline(name):
-            return _written(name, output / IMAGES)
+            return _extract(name, output / IMAGES)
         return found.places.locate(name)
 
     def repair(value: Mapping[str, Any]) -> Outcome:
@@ -108,11 +108,11 @@ def prepare_sft(
     return Prepared((target,), report, note.summary, len(found.files), before)
 
 
-def _written(uri: str, folder: Path) -> str:
-    """Write an image that stands in its row to a file named by its content.
+def _extract(uri: str, folder: Path) -> str:
+    """Write the image of a data URI to a file named by its content hash.
 
     Raises:
-        RowError: It is no image.
+        RowError: It is not an image.
         OSError: It cannot be written.
     """
     image = EncodedImage(read_media(uri))
@@ -129,13 +129,13 @@ def _written(uri: str, folder: Path) -> str:
 
 
 def _join(target: Path, parts: Sequence[Part]) -> bool:
-    """Write all lines to one file, the first with images at its top.
+    """Join all parts, with the first row that has images at the top.
 
-    Hugging Face datasets settles on the type of ``images`` by the first 10 MiB, and published data
-    have long stretches without any.
+    Hugging Face datasets infers the type of ``images`` from the first 10 MiB, and published data
+    has long stretches without images.
 
     Returns:
-        Whether that row was moved.
+        Whether a row was moved.
     """
     first = next((at for at, part in enumerate(parts) if part.note.first_image), len(parts))
     start, length = (first < len(parts) and parts[first].note.first_image) or (0, 0)
@@ -155,6 +155,6 @@ def _join(target: Path, parts: Sequence[Part]) -> bool:
 
 def _copy(source: BinaryIO, target: BinaryIO, length: int) -> None:
     while length:
-        piece = source.read(min(length, 1 << 20))
-        target.write(piece)
-        length -= len(piece)
+        block = source.read(min(length, 1 << 20))
+        target.write(block)
+        length -= len(block)

@@ -1,8 +1,8 @@
-"""Bring rows for supervised fine-tuning into the one form that trainers read without trouble.
+"""Repair of SFT rows to one schema.
 
-That form is ``messages`` (role and content, both text) and ``images`` (a list of text, never
-absent), and of other columns only those that were asked for, as text: Hugging Face datasets takes
-the type of a column from the first rows, and fails where later ones differ.
+The schema is ``messages`` (role and content, both strings), ``images`` (a list of strings, never
+missing) and selected other columns as strings: Hugging Face datasets infers the type of a column
+from the first rows and fails if later ones differ.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ Locate = Callable[[str], str]
 def repair_sft_row(
     row: Mapping[str, Any], *, locate: Locate, columns: Sequence[str] = (), prefill: str = ""
 ) -> Outcome:
-    """Repair what can be told for sure.
+    """Repair a row where the result is unambiguous.
 
     Args:
-        row: A row as read.
-        locate: Turns the name of an image, or a data URI, into a path or address that holds
-            anywhere.
-        columns: Others to keep.
-        prefill: What every assistant turn has to begin with, for instance ``<think>``. It is
-            supplied where the turn closes it once more than it opens it.
+        row: The row.
+        locate: Resolves the name of an image, or a data URI, to an absolute path or URL.
+        columns: Other columns to keep.
+        prefill: Required beginning of assistant turns, for instance ``<think>``. It is inserted
+            if the turn has exactly one more closing than opening tag.
 
     Returns:
-        The row, without changes where it was good. Faults are images that are not there or not
-        named; what is wrong with the conversation is for a formatter to say.
+        The row, unchanged if it was valid. Faults are missing images; a formatter checks the
+        conversation.
     """
     outcome = Outcome(None)
     note = outcome.changes.append
@@ -78,10 +77,10 @@ def repair_sft_row(
 def _messages(
     row: Mapping[str, Any], images: Sequence[Any], note: Callable[[Change], None]
 ) -> tuple[Any, list[Any]]:
-    """Return the messages, and the images of the row with those that stand in messages.
+    """Return the messages, and all images of the row including those within messages.
 
     Raises:
-        RowError: A message has a part that is neither a text nor an image.
+        RowError: A message has a part that is neither text nor an image.
     """
     key = "messages" if row.get("messages") is not None else "conversations"
     messages = row.get(key)

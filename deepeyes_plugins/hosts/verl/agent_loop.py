@@ -88,7 +88,7 @@ class DeepEyesAgentLoop(AgentLoopBase):
             RowError: The row cannot be used. verl marks its group as failed and continues.
         """
         resources = shared_resources(self._section.get("agent_config"))
-        groups = _groups.setdefault(resources, Groups(resources.settings.failures.smallest_group))
+        groups = _groups.setdefault(resources, Groups(resources.settings.failures.min_group_size))
         prompt = kwargs.get("uid")
         if prompt is None:  # verl's legacy trainer, which cannot exclude sessions.
             return await self._run_with_retries(sampling_params, kwargs, resources)
@@ -134,7 +134,11 @@ class DeepEyesAgentLoop(AgentLoopBase):
             environment = RecordingEnvironment(make_environment(resources))
             policy = self._policy(sampling_params, environment)
             trajectory = await rollout(
-                policy, environment, task, name=name, generation_counts=self._engine_never_stops
+                policy,
+                environment,
+                task,
+                name=name,
+                wall_time_includes_generation=self._engine_never_stops,
             )
             trajectory.labels = {**labels(row), "attempt": attempt + 1}
             _log(resources, trajectory, environment.images)

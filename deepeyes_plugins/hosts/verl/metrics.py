@@ -39,7 +39,7 @@ from deepeyes_plugins.hosts.verl.output import SAMPLE_FIELD
 from deepeyes_plugins.protocol.missing import text_of
 from deepeyes_plugins.rollout.collapse import CallHistory, CollapseSettings
 from deepeyes_plugins.rollout.log import BackgroundWriter
-from deepeyes_plugins.rollout.metrics import Figures, SampleRecord
+from deepeyes_plugins.rollout.metrics import MetricsAggregator, SampleRecord
 
 logger = logging.getLogger(__name__)
 
@@ -115,8 +115,8 @@ class RunWatch:
             tokenizer: The policy's tokenizer.
         """
         self._settings = settings
-        self._training = Figures()
-        self._validation = Figures()
+        self._training = MetricsAggregator()
+        self._validation = MetricsAggregator()
         self._validation_samples: list[SampleRecord] = []
         self._board: LoggingBoard | None = None
         if settings.logging_board is not None:

@@ -1,4 +1,4 @@
-"""The page of a check: one HTML file that needs nothing beside it, and no script."""
+"""HTML report of a check: one self-contained file without scripts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from deepeyes_plugins.data.check.histogram import Distribution
-from deepeyes_plugins.data.check.problem_counts import KindOfProblem
-from deepeyes_plugins.data.check.scan import FileSurvey, together
+from deepeyes_plugins.data.check.problem_counts import ProblemKind
+from deepeyes_plugins.data.check.scan import FileCheck, merged
 from deepeyes_plugins.data.check.statistics import Statistics, by_count
 
 _BARS = 40
@@ -23,7 +23,7 @@ _COUNTS = {
     "environments": "Rows by environment",
     "turns": "Rows by number of messages",
     "images": "Rows by number of images",
-    "actions": "Assistant turns by what they do",
+    "actions": "Assistant turns by action",
     "answers": "Rows by kind of answer",
     "formats": "Images by file format",
     "modes": "Images by pixel mode",
@@ -39,11 +39,11 @@ _DISTRIBUTIONS = {
 }
 
 
-def render(surveys: Sequence[FileSurvey]) -> str:
-    """Make the page.
+def render(checks: Sequence[FileCheck]) -> str:
+    """Render the report.
 
-    Names and reasons come out of the data: all of them are escaped, and the policy that the page
-    carries lets a browser use the style that is written here and load or run nothing at all.
+    Names and reasons come from the data: all are escaped, and the content security policy allows
+    only the inline style.
     """
     folder = files("deepeyes_plugins.data.check.html_report")
     style = (folder / "page.css").read_text(encoding="utf-8")
@@ -51,39 +51,40 @@ def render(surveys: Sequence[FileSurvey]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string((folder / "index.html.j2").read_text(encoding="utf-8"))
-    total = together(surveys)
+    total = merged(checks)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return template.render(
         policy=f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; "
         "form-action 'none'",
         style=style,
         created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        files=[(one, _in_order(one.seen.tally.kinds)) for one in surveys],
+        files=[(one, _in_order(one.counts.problem_counts.kinds)) for one in checks],
         total=total,
-        verdict=_verdict(surveys),
+        verdict=_verdict(checks),
         counts=_counts(total.statistics),
         histograms=_histograms(total.statistics),
     )
 
 
-def _in_order(kinds: Sequence[KindOfProblem]) -> list[KindOfProblem]:
+def _in_order(kinds: Sequence[ProblemKind]) -> list[ProblemKind]:
     return sorted(kinds, key=lambda kind: (kind.level, -kind.count))
 
 
-def _verdict(surveys: Sequence[FileSurvey]) -> dict[str, str]:
+def _verdict(checks: Sequence[FileCheck]) -> dict[str, str]:
     errors, warnings = (
-        sum(one.seen.tally.count(level) for one in surveys) for level in ("error", "warning")
+        sum(one.counts.problem_counts.count(level) for one in checks)
+        for level in ("error", "warning")
     )
-    said = " and ".join(
+    summary = " and ".join(
         f"{count:,} {name}{'' if count == 1 else 's'}"
         for count, name in ((errors, "error"), (warnings, "warning"))
         if count
     )
     if errors:
-        return {"class": "error", "title": f"These data have errors: {said}"}
+        return {"class": "error", "title": f"The data have errors: {summary}"}
     if warnings:
-        return {"class": "warning", "title": f"These data can be used: {said}"}
-    return {"class": "fine", "title": "Nothing is wrong with these data"}
+        return {"class": "warning", "title": f"The data can be used: {summary}"}
+    return {"class": "fine", "title": "No problems found"}
 
 
 def _counts(statistics: Statistics) -> list[dict[str, Any]]:
@@ -123,7 +124,7 @@ def _histograms(statistics: Statistics) -> list[dict[str, Any]]:
                 "bars": [
                     {
                         "x": at,
-                        # A bin that holds anything at all is to be seen.
+                        # Bins that are not empty stay visible.
                         "height": max(1.5, round(100 * count / most, 2)) if count else 0,
                         "title": f"{low:,} to {high - 1:,}: {count:,}",
                     }

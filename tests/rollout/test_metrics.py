@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepeyes_plugins.rollout import EndReason, Trajectory, TurnRecord
-from deepeyes_plugins.rollout.metrics import Figures, SampleRecord, ToolCall
+from deepeyes_plugins.rollout.metrics import MetricsAggregator, SampleRecord, ToolCall
 from deepeyes_plugins.rollout.trajectory import PartRecord
 
 
@@ -80,7 +80,7 @@ def test_a_record_takes_from_a_trajectory_what_figures_need() -> None:
 
 
 def test_calls_are_counted_by_tool_with_what_became_of_them() -> None:
-    figures = Figures().of(
+    figures = MetricsAggregator().of(
         [
             sample(tool_calls=[call(), call(outcome="error"), call("search")]),
             sample(tool_calls=[call(outcome="infrastructure_error")]),
@@ -109,7 +109,7 @@ def test_what_a_tool_tells_of_its_calls_is_averaged_over_those_that_tell() -> No
         call("search", outcome="infrastructure_error"),
         call("image_search", cache_hits=1.0),
     ]
-    figures = Figures().of([sample(tool_calls=calls)])
+    figures = MetricsAggregator().of([sample(tool_calls=calls)])
     assert figures["perception/tool_cache_hits/search"] == 1 / 2
     assert figures["perception/tool_results/search"] == 5
     assert figures["perception/tool_cache_hits/image_search"] == 1
@@ -117,7 +117,7 @@ def test_what_a_tool_tells_of_its_calls_is_averaged_over_those_that_tell() -> No
 
 
 def test_a_tool_that_is_given_up_falls_to_zero_instead_of_vanishing() -> None:
-    figures = Figures()
+    figures = MetricsAggregator()
     figures.of([sample(tool_calls=[call()])])
     later = figures.of([sample()])
     assert later["perception/tool_calls/python"] == 0
@@ -126,7 +126,7 @@ def test_a_tool_that_is_given_up_falls_to_zero_instead_of_vanishing() -> None:
 
 def test_percentiles_are_over_all_calls_of_the_step() -> None:
     calls = [call(seconds=float(seconds)) for seconds in range(101)]
-    figures = Figures().of([sample(tool_calls=calls[:40]), sample(tool_calls=calls[40:])])
+    figures = MetricsAggregator().of([sample(tool_calls=calls[:40]), sample(tool_calls=calls[40:])])
     assert [figures[f"perception/tool_seconds/python/p{percent}"] for percent in (50, 95, 99)] == [
         50,
         95,
@@ -146,7 +146,9 @@ def test_the_judge_is_timed_where_it_was_asked_and_its_cache_counted() -> None:
             }
         )
 
-    figures = Figures().of([judged(2, 0, 3.0), judged(0, 1, 0.0), judged(0, 0, 0.0, decided=0)])
+    figures = MetricsAggregator().of(
+        [judged(2, 0, 3.0), judged(0, 1, 0.0), judged(0, 0, 0.0, decided=0)]
+    )
     assert figures["perception/judge/judged"] == pytest.approx(2 / 3)
     assert figures["perception/judge/calls"] == pytest.approx(2 / 3)
     assert figures["perception/judge/cache_hits"] == 1 / 2
@@ -156,7 +158,7 @@ def test_the_judge_is_timed_where_it_was_asked_and_its_cache_counted() -> None:
 
 
 def test_several_data_sources_have_figures_together_as_well() -> None:
-    figures = Figures().of(
+    figures = MetricsAggregator().of(
         [sample(data_source="search", turns=5), sample(turns=1), sample(turns=3)]
     )
     assert figures["search/turns/mean"] == 5
@@ -166,7 +168,7 @@ def test_several_data_sources_have_figures_together_as_well() -> None:
 
 
 def test_no_samples_give_no_figures() -> None:
-    assert Figures().of([]) == {}
+    assert MetricsAggregator().of([]) == {}
 
 
 seconds = st.floats(0, 1e4)
@@ -194,7 +196,7 @@ records = st.builds(
 def test_whatever_happened_figures_are_finite_and_shares_add_up(
     samples: list[SampleRecord],
 ) -> None:
-    figures = Figures().of(samples)
+    figures = MetricsAggregator().of(samples)
     assert all(math.isfinite(value) for value in figures.values())
     sources = {name.partition("/")[0] for name in figures}
     for source in sources:

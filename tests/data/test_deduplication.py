@@ -32,4 +32,4 @@ def test_many_shared_images_take_no_longer_than_few() -> None:
 
     assert time.monotonic() - began < 3
     assert [row for _, row, _ in found] == list(range(1, 1001))
-    assert "image 2 is in the validation data too, row 8 of val" in found[7][2].reason
+    assert "the validation data have image 2 too, row 8 of val" in found[7][2].reason
