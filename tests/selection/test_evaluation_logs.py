@@ -11,7 +11,7 @@ import pytest
 
 from deepeyes_plugins.data.check.sft import check_sft_file
 from eval_plugins.vlmevalkit.adapter import DeepEyesV2
-from eval_plugins.vlmevalkit.samples import note
+from eval_plugins.vlmevalkit.samples import annotate
 from tests.cli.test_cli import deepeyes
 from tests.openai.server import ChatServer
 from tests.report.runs import RunFolder, choice
@@ -46,7 +46,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 {"type": "image", "value": str(image)},
                 {"type": "text", "value": choice(index, right=True)["question"]},
             ]
-            sample = note(parts, {"index": index})
+            sample = annotate(parts, {"index": index})
             assert model.generate(sample, dataset=BENCHMARK) == predicted
         model.close()
     return tmp_path / "log"
