@@ -60,6 +60,9 @@ def clamp_box(
         raise BoxError(f"{name} must be a list of four numbers [x1, y1, x2, y2]")
     numbers = [_coordinate(value, name) for value in box]
     left, top, right, bottom = coordinates.box_in_pixels(numbers, width, height)
+    overlaps = left < width and right > 0 and top < height and bottom > 0
+    if left < right and top < bottom and not overlaps:
+        raise BoxError(f"{name} {box} is outside the image of {width} x {height} pixels")
     left, top, right, bottom = max(0, left), max(0, top), min(width, right), min(height, bottom)
     if right <= left or bottom <= top:
         missing = "width (x2 must be greater than x1)" if right <= left else ""
