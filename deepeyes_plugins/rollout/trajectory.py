@@ -79,6 +79,10 @@ class TurnRecord(BaseModel):
     )
 
 
+COUNTS = ("turns", "tool_calls", "images", "failed_actions", "infrastructure_errors")
+"""Names of the counts of a trajectory, as trainers log them."""
+
+
 class Trajectory(BaseModel):
     """One finished trajectory. ``model_dump_json()`` is one line of a trajectory log."""
 
@@ -137,4 +141,22 @@ class Trajectory(BaseModel):
         """Number of infrastructure errors."""
         return sum(turn.infrastructure_error for turn in self.turns) + (
             self.end_reason is EndReason.INFRASTRUCTURE
+        )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The counts that trainers log, by name; see ``COUNTS``."""
+        failed = sum(turn.error is not None for turn in self.turns)
+        return dict(
+            zip(
+                COUNTS,
+                (
+                    len(self.turns),
+                    sum(self.tool_calls.values()),
+                    self.images_returned,
+                    failed,
+                    self.infrastructure_errors,
+                ),
+                strict=True,
+            )
         )

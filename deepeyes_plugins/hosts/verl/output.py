@@ -13,13 +13,12 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from deepeyes_plugins.hosts.verl.reward import TRAJECTORY_FIELD
 from deepeyes_plugins.rollout import Trajectory
 from deepeyes_plugins.rollout.metrics import SampleRecord
+from deepeyes_plugins.rollout.trajectory import COUNTS
 
 logger = logging.getLogger(__name__)
 
 SAMPLE_FIELD = "deepeyes_sample"
 """Field of a sample in verl's TransferQueue: its :class:`SampleRecord` as JSON."""
-
-_COUNTED_BY_METRICS = {"turns", "tool_calls", "images", "failed_actions", "infrastructure_errors"}
 
 
 class TrajectoryOutput(AgentLoopOutput):
@@ -57,7 +56,5 @@ def reward_parts(reward_extra_info: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in reward_extra_info.items()
-        if name not in _COUNTED_BY_METRICS
-        and isinstance(value, int | float)
-        and math.isfinite(value)
+        if name not in COUNTS and isinstance(value, int | float) and math.isfinite(value)
     }

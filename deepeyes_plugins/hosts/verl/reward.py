@@ -89,9 +89,5 @@ async def compute_score(
     return {
         "score": float(result.score),
         **scorer.aligned(data_source, result),
-        "turns": float(len(trajectory.turns)),
-        "tool_calls": float(sum(trajectory.tool_calls.values())),
-        "images": float(trajectory.images_returned),
-        "failed_actions": float(sum(turn.error is not None for turn in trajectory.turns)),
-        "infrastructure_errors": float(trajectory.infrastructure_errors),
+        **{name: float(count) for name, count in trajectory.counts.items()},
     }
