@@ -100,7 +100,22 @@ def _mount(
 
 _mount(app, "quickstart", "Train and evaluate a tiny agent, GPU or not.", "quickstart:quickstart")
 _mount(app, "doctor", "Check installation, settings, services and machine.", "doctor:doctor")
-_mount(app, "plugins", "List registered tools, rewards and other plugins.", "plugins:plugins")
+
+plugins = _typer(help="Plugins: list what is registered; write one.", invoke_without_command=True)
+app.add_typer(plugins, name="plugins")
+_mount(plugins, "new", "Write a package with a tool, an environment and a reward.", "plugins:new")
+
+
+@plugins.callback()
+def _plugins(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        from deepeyes_plugins.cli.plugins import plugins as list_plugins
+
+        list_plugins(as_json)
+
 
 data = _group(app, "data", "Datasets: prepare, check, select and synthesize.")
 prepare = _group(data, "prepare", "Convert published data for the recipes.")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import keyword
+from importlib.resources import files
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,3 +50,39 @@ def plugins(
     for row in found:
         table.add_row(*map(Text, (row["kind"], row["name"], row["owner"])))
     Console().print(table)
+
+
+_TEMPLATES = {
+    "pyproject.toml.template": "pyproject.toml",
+    "README.md.template": "README.md",
+    "plugin.py.template": "{package}/__init__.py",
+    "test_plugin.py.template": "tests/test_{package}.py",
+}
+
+
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the package.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder of the package [default: NAME]"),
+    ] = None,
+) -> None:
+    """Write a package with a tool, an environment, a reward and their tests.
+
+    It works as it is: install it, run its tests, and replace its parts by your own.
+    """
+    package = name.replace("-", "_").lower()
+    if not package.isidentifier() or keyword.iskeyword(package):
+        complain(f"{name!r} cannot be a Python package: use letters, digits, - and _", 2)
+    folder = output or Path(name)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        complain(f"{folder} exists and is not an empty folder: choose another with --output")
+    values = {"{{ package }}": package, "{{ project }}": package.replace("_", "-")}
+    for template, target in _TEMPLATES.items():
+        text = (files(__package__) / "new_plugin" / template).read_text(encoding="utf-8")
+        for placeholder, value in values.items():
+            text = text.replace(placeholder, value)
+        path = folder / target.format(package=package)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    typer.echo(f"Written: {folder}. Next: cd {folder} && pip install -e '.[dev]' && pytest")
