@@ -21,6 +21,8 @@ VERSIONS := torch torchvision torchaudio
 # where there are more processors and 12 GB for each two.
 JOBS ?= 2
 PARALLEL := --numprocesses $(JOBS) --dist loadfile
+# Trainings with verl take 8 GB each: these tests run alone.
+TRAININGS := $(addprefix tests/verl/test_, training_run.py training_runs.py judge_outage.py) tests/vllm
 # Tests that import no training framework and start no browser.
 QUICK_TESTS := $(wildcard tests/test_*.py) $(addprefix tests/, \
 	environments judge openai protocol remote rewards rollout settings tools)
@@ -58,7 +60,8 @@ test: install ## Run the tests, then the short quickstart
 	@{ command -v redis-server && command -v chromium chromium-browser google-chrome; } >/dev/null || \
 	  { echo "The tests need Redis, a Chinese font and a browser:" \
 	  "apt-get install redis-server fonts-wqy-microhei chromium" >&2; exit 1; }
-	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
+	$(BIN)/python -m pytest $(PARALLEL) $(TRAININGS:%=--ignore=%)
+	$(BIN)/python -m pytest $(TRAININGS)
 	$(BIN)/deepeyes quickstart --fast --restart
 
 check: lint ## What a working day needs: style, types, and the tests that need no framework

@@ -63,7 +63,7 @@ def test_no_summary_is_cut_at_80_columns(group: str) -> None:
 def test_defaults_that_stand_in_brackets_are_shown() -> None:
     text = " ".join(CliRunner().invoke(app, ["data", "check", "--help"]).stdout.split())
 
-    assert "[default: told by the content]" in text
+    assert "[default: one per processor]" in text
 
 
 def test_an_error_shows_brackets_as_they_are() -> None:

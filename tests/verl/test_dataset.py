@@ -304,7 +304,7 @@ def test_what_is_odd_about_many_rows_is_said_once(
     stale = numbered(rows[0] | {"env_name": "code_toolbox_lingyi_v1"}, 7)
     open_dataset(stale, tmp_path / "good.parquet", tmp_path, processor)
     (said,) = [one.getMessage() for one in caplog.records if "(7 rows)" in one.getMessage()]
-    assert "'code_toolbox_lingyi_v1' is a stale name and read as 'deepeyes_v2'" in said
+    assert "'code_toolbox_lingyi_v1' is an old name, read as 'deepeyes_v2'" in said
 
 
 def test_prepared_files_are_read(
