@@ -20,19 +20,20 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import certifi
+import tenacity
 from aiolimiter import AsyncLimiter
 
 from deepeyes_plugins.remote.circuit import Circuit
 from deepeyes_plugins.remote.errors import (
+    OVERLOADED_STATUSES,
     CircuitOpenError,
     RemoteRefusedError,
     RemoteUnavailableError,
 )
-from deepeyes_plugins.remote.retry import attempts
+from deepeyes_plugins.remote.retry import Backoff
 from deepeyes_plugins.remote.settings import RemoteSettings
 from deepeyes_plugins.remote.statistics import CallStatistics
 
-_TRANSIENT_STATUSES = frozenset({408, 425, 429})
 _UNAUTHORISED_STATUSES = frozenset({401, 403})
 _EXCERPT_CHARACTERS = 300
 _MIB = 1 << 20
@@ -119,7 +120,8 @@ class RemoteService:
             headers: Further headers of every request.
         """
         self.url = url.rstrip("/")
-        self.circuit = Circuit(settings.circuit_failures, settings.circuit_seconds)
+        seconds = settings.circuit_seconds
+        self.circuit = Circuit(self.url, settings.circuit_failures, Backoff(seconds, seconds))
         self.statistics = CallStatistics()
         self._settings = settings
         self._key_env = key_env
@@ -175,21 +177,22 @@ class RemoteService:
             RemoteUnavailableError: Every attempt failed; the message contains the last reason.
             RemoteRefusedError: The service refuses the request; raised by ``read``.
         """
-        settings = self._settings
-        if retries is not None:
-            settings = settings.model_copy(update={"retries": retries})
+        tries = 1 + (self._settings.retries if retries is None else retries)
         body = _serialise(json) if json is not None else content
         headers = {"Content-Type": content_type} if body is not None else {}
         source = f"{method} {self.url}{path}"
         try:
-            async for attempt in attempts(settings, final=() if patient else (CircuitOpenError,)):
+            async for attempt in self._settings.backoff.attempts(
+                tenacity.stop_after_attempt(tries),
+                lambda error: patient or not isinstance(error, CircuitOpenError),
+            ):
                 with attempt:
                     return await self._try(method, path, read, body, params, headers, is_final)
         except RemoteUnavailableError as error:
             number = attempt.retry_state.attempt_number
-            tries = "" if number == 1 else f" in {number} attempts, last error"
+            count = "" if number == 1 else f" in {number} attempts, last error"
             raise type(error)(
-                f"{source} failed{tries}: {error}",
+                f"{source} failed{count}: {error}",
                 status=error.status,
                 retry_after=error.retry_after,
             ) from error
@@ -256,7 +259,7 @@ class RemoteService:
             outcome = self.statistics.record
             try:
                 reply = await self._send(method, path, body, params, headers)
-                if reply.status in _TRANSIENT_STATUSES or reply.status >= 500:
+                if reply.status in OVERLOADED_STATUSES or reply.status >= 500:
                     if is_final is not None and is_final(reply):
                         raise self.refusal(reply)
                     raise RemoteUnavailableError(

@@ -152,9 +152,7 @@ class SandboxClient:
         async def create(server: Server) -> SandboxSession:
             server.opening += 1
             try:
-                session = await self._create_at(server, digests, by_digest)
-                server.record_success()
-                return session
+                return await self._create_at(server, digests, by_digest)
             finally:
                 server.opening -= 1
 
@@ -206,11 +204,10 @@ class SandboxClient:
         for tried, server in enumerate(servers):
             try:
                 share = (deadline - loop.time()) / (len(servers) - tried)
-                async with _limit(server, share):
-                    return await ask(server)
+                with server.circuit.attempt(even_if_open=True):
+                    async with _limit(server, share):
+                        return await ask(server)
             except SandboxUnavailable as error:
-                if len(self._servers) > 1:
-                    server.record_failure(error)
                 failures.append(error)
         if len(failures) == 1:
             raise failures[0]
@@ -407,12 +404,12 @@ class SandboxSession:
             limit: Time limit in seconds; doubled for the retry after a broken connection.
         """
         try:
-            return await ask(self._server)
+            with self._server.circuit.attempt(even_if_open=True):
+                return await ask(self._server)
         except _Unreachable as error:
             others = [other for other in self._client._servers if other is not self._server]
             if not others:
                 raise
-            self._server.record_failure(error)
             total = 2 * limit * len(others)
             return await self._client._first_available(preferred(others), ask, total, [error])
 

@@ -6,11 +6,12 @@ import asyncio
 
 import pytest
 
+from deepeyes_plugins.remote.errors import RemoteUnavailableError
 from deepeyes_plugins.rollout import InfrastructureError
 from deepeyes_plugins.tools.gate import Gate
 
 
-class Down(Exception):
+class Down(RemoteUnavailableError):
     """The service is down."""
 
 
@@ -30,7 +31,7 @@ class Service:
 
 
 def make_gate(*, failures: int = 5, seconds: float = 0.05, patience: float = 10) -> Gate:
-    return Gate("library", Down, failures=failures, seconds=seconds, patience=patience)
+    return Gate("library", failures=failures, seconds=seconds, patience=patience)
 
 
 async def test_a_dead_service_is_not_hammered_by_512_trajectories() -> None:
