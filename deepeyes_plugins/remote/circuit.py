@@ -33,17 +33,19 @@ class Circuit:
 
     def __init__(
         self,
-        service: str,
         failures: int,
         backoff: Backoff,
+        *,
+        service: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start with a closed circuit.
 
         Args:
-            service: Name of the service in log messages.
             failures: Consecutive failures that open it.
             backoff: Seconds for which it stays open, by the number of openings in a row.
+            service: Name of the service in warnings about its outages; empty if the callers report
+                the errors.
             clock: Time in seconds.
         """
         self.cause: Exception | None = None
@@ -97,26 +99,31 @@ class Circuit:
             if error.status in OVERLOADED_STATUSES:
                 self.close()
             else:
-                self._failures += 1
-                if probes or (self._failures >= self._limit and not self.is_open):
-                    self.open(error)
+                self.fail(error, probed=probes)
             raise
         except Exception:
             self.close()  # A server that refuses a request is available.
             raise
         self.close()
 
+    def fail(self, cause: Exception, *, probed: bool = False) -> None:
+        """Count a failure; of those while the circuit is open, only a probe's prolongs it."""
+        self._failures += 1
+        if probed or (self._failures >= self._limit and not self.wait):
+            self.open(cause)
+
     def open(self, cause: Exception, seconds: float | None = None) -> None:
         """Open the circuit, by default for the back-off."""
-        level = logging.INFO if self.is_open else logging.WARNING
+        was_open = self.is_open
         self._openings += 1
         seconds = self._backoff.seconds(self._openings) if seconds is None else seconds
         self.cause, self._open_until = cause, self._clock() + seconds
-        logger.log(level, "%s: circuit open for %g s: %s", self._service, seconds, cause)
+        if self._service and not was_open:
+            logger.warning("%s: circuit open for %g s: %s", self._service, seconds, cause)
 
     def close(self) -> None:
         """Close the circuit."""
-        if self.is_open:
+        if self._service and self.is_open:
             logger.warning("%s: available again", self._service)
         self._failures = self._openings = 0
         self._open_until = None

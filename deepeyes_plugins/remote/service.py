@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-import functools
 import io
 import json
 import os
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-import certifi
 import tenacity
 from aiolimiter import AsyncLimiter
 
@@ -30,6 +25,7 @@ from deepeyes_plugins.remote.errors import (
     RemoteRefusedError,
     RemoteUnavailableError,
 )
+from deepeyes_plugins.remote.http import open_session, proxy_of
 from deepeyes_plugins.remote.retry import Backoff
 from deepeyes_plugins.remote.settings import RemoteSettings
 from deepeyes_plugins.remote.statistics import CallStatistics
@@ -37,8 +33,6 @@ from deepeyes_plugins.remote.statistics import CallStatistics
 _UNAUTHORISED_STATUSES = frozenset({401, 403})
 _EXCERPT_CHARACTERS = 300
 _MIB = 1 << 20
-_LONGEST_HEADER = 1 << 16
-"""Maximum header size in bytes; content-security policies exceed aiohttp's default of 8 KiB."""
 
 T = TypeVar("T")
 
@@ -121,7 +115,7 @@ class RemoteService:
         """
         self.url = url.rstrip("/")
         seconds = settings.circuit_seconds
-        self.circuit = Circuit(self.url, settings.circuit_failures, Backoff(seconds, seconds))
+        self.circuit = Circuit(settings.circuit_failures, Backoff(seconds, seconds))
         self.statistics = CallStatistics()
         self._settings = settings
         self._key_env = key_env
@@ -315,16 +309,11 @@ class RemoteService:
     def _connections(self) -> aiohttp.ClientSession:
         """Return the session, created by the first request, to whose event loop it belongs."""
         if self._http is None:
-            self._http = aiohttp.ClientSession(
+            self._http = open_session(
+                tls=self.url.startswith("https"),
                 headers=self._headers,
-                connector=aiohttp.TCPConnector(
-                    limit=0, ssl=_trusted() if self.url.startswith("https") else True
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(sock_connect=self._settings.connect_timeout),
-                proxy=_proxy(self.url),
-                max_line_size=_LONGEST_HEADER,
-                max_field_size=_LONGEST_HEADER,
+                connect_timeout=self._settings.connect_timeout,
+                proxy=proxy_of(self.url),
             )
         return self._http
 
@@ -357,23 +346,6 @@ def retry_after(value: str | None, now: datetime | None = None) -> float:
         until = until if until.tzinfo else until.replace(tzinfo=UTC)
         seconds = (until - (now or datetime.now(UTC))).total_seconds()
     return seconds if 0 < seconds < float("inf") else 0.0
-
-
-@functools.cache
-def _trusted() -> ssl.SSLContext:
-    """Return a TLS context with the system's certificates and, for containers, certifi's."""
-    context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())
-    return context
-
-
-def _proxy(url: str) -> str | None:
-    """Return the proxy that the environment names for a URL."""
-    parts = urlsplit(url)
-    if proxy_bypass(parts.hostname or ""):
-        return None
-    proxies = getproxies()
-    return proxies.get(parts.scheme) or proxies.get("all")
 
 
 def _limiter(rate: float) -> AsyncLimiter:

@@ -6,9 +6,8 @@ import ipaddress
 import random
 import socket
 from collections.abc import Iterable, Sequence
+from urllib.parse import urlsplit
 from weakref import WeakSet
-
-import httpx
 
 from deepeyes_plugins.remote.circuit import Circuit
 from deepeyes_plugins.remote.retry import Backoff
@@ -37,7 +36,7 @@ class Server:
         self.sessions: WeakSet[object] = WeakSet()
         self.opening = 0
         self.uploads: SingleFlight[str, None] = SingleFlight()
-        self.circuit = Circuit("sandbox", 1, _BACKOFF)
+        self.circuit = Circuit(1, _BACKOFF, service="sandbox")
 
 
 def parse_urls(urls: str | Sequence[str]) -> list[Server]:
@@ -72,21 +71,22 @@ def preferred(servers: Iterable[Server]) -> list[Server]:
 
 def _is_local(url: str) -> bool:
     try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
+        parsed = urlsplit(url)
+        host = parsed.hostname if parsed.port != 0 else None
+    except ValueError as error:
         raise SandboxError(f"{url!r} is not a URL of a sandbox server: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed.scheme not in ("http", "https") or not host:
         raise SandboxError(f"{url!r} is not a URL of a sandbox server such as http://host:8080")
-    if parsed.host in ("localhost", socket.gethostname()):
+    if host in ("localhost", socket.gethostname().lower()):
         return True
     try:
-        version = ipaddress.ip_address(parsed.host).version
+        version = ipaddress.ip_address(host).version
     except ValueError:
         return False  # Other names are not resolved, since DNS can be slow.
     try:
         # Only local addresses can be bound.
         with socket.socket(_FAMILIES[version], socket.SOCK_DGRAM) as probe:
-            probe.bind((parsed.host, 0))
+            probe.bind((host, 0))
     except OSError:
         return False
     return True

@@ -126,7 +126,7 @@ class Source(Generic[Query, Response]):
     calls: CallStatistics = field(default_factory=CallStatistics)
 
     def __post_init__(self) -> None:
-        self.suspension = Circuit(self.provider.name, 1, _SUSPENSION)
+        self.suspension = Circuit(1, _SUSPENSION)
 
     @property
     def unavailable_reason(self) -> str:

@@ -34,7 +34,7 @@ class Gate:
             seconds: Seconds until the next probe.
             patience: Maximum total seconds that a caller waits.
         """
-        self.circuit = Circuit(service, failures, Backoff(seconds, seconds))
+        self.circuit = Circuit(failures, Backoff(seconds, seconds), service=service)
         self._service = service
         self._backoff = Backoff(seconds, 2 * seconds, jitter=seconds)
         self._patience = patience

@@ -40,13 +40,13 @@ async def test_a_dead_service_is_not_hammered_by_512_trajectories() -> None:
     results = await asyncio.gather(*waiting, return_exceptions=True)
     assert all(isinstance(result, InfrastructureError) for result in results)
     # All had been sent before the first failed; after that one call tried at a time.
-    assert 512 < service.asked <= 512 + 5
+    assert 512 < service.asked <= 512 + 16
 
     before = service.asked
     later = [gate.call(service.ask, repeatable=False) for _ in range(512)]
     results = await asyncio.gather(*later, return_exceptions=True)
     assert all(isinstance(result, InfrastructureError) for result in results)
-    assert service.asked <= before + 5
+    assert service.asked <= before + 16
 
 
 async def test_all_go_on_when_it_is_back() -> None:
