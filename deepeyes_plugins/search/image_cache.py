@@ -73,7 +73,7 @@ class ImageCache:
         """
         self.path = path
         self._lock = threading.Lock()
-        hint = "create one with `deepeyes search image-cache convert`"
+        hint = "create one with `deepeyes data prepare search-cache`"
         if not path.is_file():
             raise ImageCacheError(f"{path}: no such file; {hint}")
         try:
