@@ -280,10 +280,8 @@ def check_settings() -> Iterator[Finding]:
             "settings", "names", "problem", str(error), "Correct the name, or install its plugin."
         )
     if settings.evaluation:
-        # The server is what an evaluation adds, often by a variable: its lack is no mistake here.
-        server = {"url": "http://127.0.0.1", **settings.evaluation}["url"]
         try:
-            load_evaluation(url=server)
+            load_evaluation()
         except SettingsError as error:
             yield Finding("settings", "evaluation", "problem", str(error), "Correct the file.")
 
