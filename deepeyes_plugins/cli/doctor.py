@@ -102,10 +102,16 @@ Check = Callable[[], Iterable[Finding]]
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     require: Annotated[
-        str, typer.Option(help=f"What must not be absent, of: {', '.join(_REQUIRABLE)}.")
+        str,
+        typer.Option(
+            metavar="NAMES", help=f"What must not be absent, of: {', '.join(_REQUIRABLE)}."
+        ),
     ] = "",
     only: Annotated[
-        str, typer.Option(help=f"What to check, of: {', '.join(_CHECKS)}. By default all.")
+        str,
+        typer.Option(
+            metavar="NAMES", help=f"What to check, of: {', '.join(_CHECKS)}. By default all."
+        ),
     ] = "",
 ) -> None:
     """Check this installation: versions, registrations, sandbox, judge, search, settings, machine.
@@ -274,10 +280,8 @@ def check_settings() -> Iterator[Finding]:
             "settings", "names", "problem", str(error), "Correct the name, or install its plugin."
         )
     if settings.evaluation:
-        # The server is what an evaluation adds, often by a variable: its lack is no mistake here.
-        server = {"url": "http://127.0.0.1", **settings.evaluation}["url"]
         try:
-            load_evaluation(url=server)
+            load_evaluation()
         except SettingsError as error:
             yield Finding("settings", "evaluation", "problem", str(error), "Correct the file.")
 

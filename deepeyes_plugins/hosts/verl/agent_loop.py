@@ -23,6 +23,7 @@ from deepeyes_plugins.hosts.ray.sandbox import ensure_server
 from deepeyes_plugins.hosts.verl.groups import Groups
 from deepeyes_plugins.hosts.verl.output import TrajectoryOutput
 from deepeyes_plugins.hosts.verl.policy import TokenBudget, TokenPolicy
+from deepeyes_plugins.hosts.verl.tracing import traced_rollout
 from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.remote.retry import Backoff
@@ -31,7 +32,6 @@ from deepeyes_plugins.rollout import (
     Environment,
     InfrastructureError,
     Trajectory,
-    rollout,
 )
 from deepeyes_plugins.rollout.log import BackgroundWriter, RecordingEnvironment, TrajectoryLog
 from deepeyes_plugins.settings import load_settings
@@ -134,10 +134,11 @@ class DeepEyesAgentLoop(AgentLoopBase):
                 await asyncio.sleep(Backoff(failures.retry_wait).seconds(attempt))
             environment = RecordingEnvironment(make_environment(resources))
             policy = self._policy(sampling_params, environment)
-            trajectory = await rollout(
+            trajectory = await traced_rollout(
                 policy,
                 environment,
                 task,
+                row,
                 name=name,
                 wall_time_includes_generation=self._engine_never_stops,
             )

@@ -32,7 +32,9 @@ from deepeyes_plugins.search.fetching import Fetcher, FetchError, thumbnail_rule
 from deepeyes_plugins.search.providers.template import ListOfAnything, at, filled, word
 from deepeyes_plugins.search.providers.web import (
     Answer,
+    KeyVariable,
     Options,
+    Url,
     WebEngine,
     WebOptions,
     WebRequest,
@@ -150,12 +152,8 @@ class WebImages(WebEngine[Options], ImageSearchProvider):
 class LensOptions(WebImageOptions):
     """Options of Google Lens by SerpApi."""
 
-    url: str = Field(
-        "https://serpapi.com", pattern="^https?://", description="Base URL of the engine."
-    )
-    key_env: str | None = Field(
-        "SERPAPI_API_KEY", description="Name of the environment variable that holds the key."
-    )
+    url: Url = "https://serpapi.com"
+    key_env: KeyVariable = "SERPAPI_API_KEY"
     kind: Literal["visual_matches", "exact_matches"] = Field(
         "visual_matches", description="Find pages with similar images, or with this image."
     )
