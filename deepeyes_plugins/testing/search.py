@@ -24,7 +24,6 @@ from typing import Final, TypeVar
 
 from deepeyes_plugins.protocol.content import EncodedImage, fit_for_model
 from deepeyes_plugins.search.contracts import (
-from deepeyes_plugins.testing.verdict import failure
     FILTERS,
     ImageQuery,
     ImageResults,
@@ -36,6 +35,7 @@ from deepeyes_plugins.testing.verdict import failure
     SearchResults,
     TextSearchProvider,
 )
+from deepeyes_plugins.testing.verdict import failure
 
 _CHECK_SECONDS = 120.0
 _AT_ONCE = 16
@@ -126,7 +126,10 @@ async def _report(
 ) -> dict[str, str | None]:
     provider = make()
     try:
-        return {name: await failure(check(provider, samples), _CHECK_SECONDS) for name, check in checks.items()}
+        return {
+            name: await failure(check(provider, samples), _CHECK_SECONDS)
+            for name, check in checks.items()
+        }
     finally:
         await provider.aclose()
 
