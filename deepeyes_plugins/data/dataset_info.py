@@ -21,6 +21,10 @@ from deepeyes_plugins.data.hooks import formatters
 DATASET_INFO = "dataset_info.json"
 """File with LLaMA-Factory's list of data sets."""
 
+MEDIA_ROOTS_KEY = "media_roots"
+"""Key of an entry with the folders and zip files, besides the media folder, that hold images of
+its rows. LLaMA-Factory ignores it; ``deepeyes data prepare sft`` writes it."""
+
 READ = ("messages", "images", "system")
 """Columns that are read."""
 REFUSED: Mapping[str, str] = {
@@ -206,6 +210,21 @@ def entries_at(path: Path, names: Sequence[str] = ()) -> list[Entry]:
         f"{path}: {info} has several entries for it with different columns or tags: {listed}. "
         "Remove the wrong ones, or choose one with --dataset (deepeyes data check)"
     )
+
+
+def media_roots(file: Path) -> tuple[Path, ...]:
+    """Return the media roots that the ``dataset_info.json`` in a file's folder names for it."""
+    try:
+        entries = _load(file.with_name(DATASET_INFO)).values()
+    except DataError:  # Reported where the entries are read.
+        return ()
+    named = [
+        entry.get(MEDIA_ROOTS_KEY)
+        for entry in entries
+        if isinstance(entry, Mapping) and entry.get("file_name") == file.name
+    ]
+    roots = [root for each in named if isinstance(each, list) for root in each]
+    return tuple(dict.fromkeys(file.parent / root for root in roots if isinstance(root, str)))
 
 
 def form_of(path: Path) -> RowForm:

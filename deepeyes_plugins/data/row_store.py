@@ -29,7 +29,7 @@ from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.files import parquet_schema, runs_of_row_groups
 from deepeyes_plugins.data.findings import DataError, Report
 from deepeyes_plugins.data.images import image_from
-from deepeyes_plugins.data.media import is_inline
+from deepeyes_plugins.data.media import is_inline, named_roots
 from deepeyes_plugins.data.message_parts import image_source
 from deepeyes_plugins.data.rl_rows import plain_row
 from deepeyes_plugins.data.workers import Workers, alone, processes_worth
@@ -125,7 +125,7 @@ def _fingerprint(path: Path, rules: RowRules) -> str:
     stat = path.stat()
     facts = {
         "file": [str(path.absolute()), stat.st_size, stat.st_mtime_ns],
-        "rules": asdict(rules),
+        "rules": [asdict(rules), *named_roots()],
         "names": [sorted(environments()), sorted(rewards())],
         "version": [_LAYOUT, __version__],
     }

@@ -31,7 +31,6 @@ from deepeyes_plugins.remote.errors import (
     RemoteRefusedError,
     RemoteUnavailableError,
 )
-from deepeyes_plugins.remote.retry import attempts
 from deepeyes_plugins.remote.statistics import CallSnapshot, percentile
 
 logger = logging.getLogger(__name__)
@@ -255,7 +254,7 @@ class LLMJudge:
             return known_to_be_down or state.attempt_number > settings.retries
 
         try:
-            async for attempt in attempts(settings, stop):
+            async for attempt in settings.backoff.attempts(stop):
                 with attempt:
                     completion = await self._round(request)
                     self._last_answer = time.monotonic()

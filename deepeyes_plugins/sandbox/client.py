@@ -14,11 +14,12 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import httpx
+import aiohttp
 import msgpack
 from cachetools import LRUCache
 
-from deepeyes_plugins.sandbox.connections import WORKER, WORKER_HEADER, Connections
+from deepeyes_plugins.remote.service import Reply
+from deepeyes_plugins.sandbox.connections import WORKER_HEADER, Connections
 from deepeyes_plugins.sandbox.contracts import (
     ExecutionResult,
     Health,
@@ -35,7 +36,6 @@ T = TypeVar("T")
 _MSGPACK = "application/x-msgpack"
 _ROOM_WAIT_SECONDS = 1.0
 _UPLOAD_ROUNDS = 4
-_CONNECT_SECONDS = 10.0
 _OVERHEAD_SECONDS = 60.0
 _LARGE_IMAGE_BYTES = 1 << 18
 _DIGEST_CACHE_BYTES = 64 << 20
@@ -51,14 +51,6 @@ class _Unreachable(SandboxUnavailable):
 
 class _ConnectionBroken(_Unreachable):
     """A connection broke before its response was complete."""
-
-
-_CONNECTION_ERRORS = (
-    httpx.ReadError,
-    httpx.WriteError,
-    httpx.CloseError,
-    httpx.RemoteProtocolError,
-)
 
 
 class SandboxClient:
@@ -93,13 +85,7 @@ class SandboxClient:
             headers["Authorization"] = f"Bearer {token}"
         self._servers = parse_urls(urls)
         self._timeout = timeout
-        self._http = httpx.AsyncClient(
-            headers=headers,
-            # ``_limit`` sets the time limit of each request as a whole.
-            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
-            transport=Connections(),
-            trust_env=False,
-        )
+        self._connections = Connections(headers)
         self._digests = _DigestCache()
 
     @property
@@ -120,7 +106,7 @@ class SandboxClient:
 
     async def close(self) -> None:
         """Close the connections; open sessions stay on the server until they time out."""
-        await self._http.aclose()
+        await self._connections.close()
 
     async def health(self) -> Health:
         """Return the health of the first server that responds.
@@ -152,9 +138,7 @@ class SandboxClient:
         async def create(server: Server) -> SandboxSession:
             server.opening += 1
             try:
-                session = await self._create_at(server, digests, by_digest)
-                server.record_success()
-                return session
+                return await self._create_at(server, digests, by_digest)
             finally:
                 server.opening -= 1
 
@@ -206,11 +190,10 @@ class SandboxClient:
         for tried, server in enumerate(servers):
             try:
                 share = (deadline - loop.time()) / (len(servers) - tried)
-                async with _limit(server, share):
-                    return await ask(server)
+                with server.circuit.attempt(even_if_open=True):
+                    async with _limit(server, share):
+                        return await ask(server)
             except SandboxUnavailable as error:
-                if len(self._servers) > 1:
-                    server.record_failure(error)
                 failures.append(error)
         if len(failures) == 1:
             raise failures[0]
@@ -226,7 +209,7 @@ class SandboxClient:
         allow: Sequence[int] = (),
         timeout: float | None = None,
         worker: str | None = None,
-    ) -> httpx.Response:
+    ) -> Reply:
         """Send a request, with one retry if its connection breaks.
 
         Args:
@@ -253,12 +236,10 @@ class SandboxClient:
             response = await request()
         except _ConnectionBroken:
             response = await request()
-        if response.is_success or response.status_code in allow:
+        if response.status < 300 or response.status in allow:
             return response
-        message = (
-            f"the sandbox at {server.url} answered {response.status_code}: {_reason(response)}"
-        )
-        raise (SandboxUnavailable if response.status_code >= 500 else SandboxError)(message)
+        message = f"the sandbox at {server.url} answered {response.status}: {_reason(response)}"
+        raise (SandboxUnavailable if response.status >= 500 else SandboxError)(message)
 
     async def _request(
         self,
@@ -268,15 +249,17 @@ class SandboxClient:
         body: bytes | None,
         timeout: float,
         worker: str | None,
-    ) -> httpx.Response:
+    ) -> Reply:
         try:
             async with _limit(server, timeout):
-                return await self._http.request(
-                    method, server.url + path, content=body, extensions={WORKER: worker}
-                )
-        except httpx.HTTPError as error:
-            kind = _ConnectionBroken if isinstance(error, _CONNECTION_ERRORS) else _Unreachable
-            raise kind(
+                return await self._connections.request(method, server.url, path, body, worker)
+        except aiohttp.InvalidURL as error:
+            raise SandboxError(f"{server.url!r} cannot be connected to: {error}") from error
+        except aiohttp.ClientError as error:
+            connected = not isinstance(
+                error, aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError
+            )
+            raise (_ConnectionBroken if connected else _Unreachable)(
                 f"the sandbox at {server.url} does not answer ({type(error).__name__}: {error})"
             ) from error
 
@@ -357,7 +340,7 @@ class SandboxSession:
         response = await self._send(
             "POST", "/execute", cell, allow=(404, 409), timeout=limit, server=server
         )
-        if response.status_code == 404:
+        if response.status == 404:
             self._mark_closed()
             return ExecutionResult("lost", stderr=_SESSION_LOST)
         if server is not self._server:
@@ -365,7 +348,7 @@ class SandboxSession:
             self._server.sessions.discard(self)
             self._server = server
             self._server.sessions.add(self)
-        if response.status_code == 409:
+        if response.status == 409:
             return ExecutionResult("error", stderr=_ALREADY_RAN, error_name="SandboxFailover")
         return _parse_as(ExecutionResult, server, response)
 
@@ -412,7 +395,7 @@ class SandboxSession:
             others = [other for other in self._client._servers if other is not self._server]
             if not others:
                 raise
-            self._server.record_failure(error)
+            self._server.circuit.fail(error)
             total = 2 * limit * len(others)
             return await self._client._first_available(preferred(others), ask, total, [error])
 
@@ -429,7 +412,7 @@ class SandboxSession:
         allow: Sequence[int] = (),
         timeout: float | None = None,
         server: Server | None = None,
-    ) -> httpx.Response:
+    ) -> Reply:
         return await self._client._send(
             server or self._server,
             method,
@@ -480,15 +463,15 @@ async def _limit(server: Server, seconds: float) -> AsyncIterator[None]:
         ) from error
 
 
-def _fields(server: Server, response: httpx.Response) -> dict[str, Any]:
+def _fields(server: Server, response: Reply) -> dict[str, Any]:
     packed = response.headers.get("content-type") == _MSGPACK
     try:
-        return dict(msgpack.unpackb(response.content) if packed else response.json())
+        return dict((msgpack.unpackb if packed else json.loads)(response.body))
     except (ValueError, TypeError) as error:
         raise SandboxError(f"{server.url} is not a sandbox server: {error}") from error
 
 
-def _parse_as(kind: type[T], server: Server, response: httpx.Response) -> T:
+def _parse_as(kind: type[T], server: Server, response: Reply) -> T:
     """Parse a response into a dataclass; fields that a newer server adds are ignored."""
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     fields = _fields(server, response)
@@ -498,8 +481,8 @@ def _parse_as(kind: type[T], server: Server, response: httpx.Response) -> T:
         raise SandboxError(f"{server.url} is not a sandbox server: {error}") from error
 
 
-def _reason(response: httpx.Response) -> str:
+def _reason(response: Reply) -> str:
     try:
-        return str(response.json()["error"])
+        return str(json.loads(response.body)["error"])
     except (ValueError, KeyError, TypeError):
         return response.text[:200]

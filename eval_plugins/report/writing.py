@@ -28,6 +28,7 @@ from typing import Any
 
 from PIL import Image
 
+from deepeyes_plugins.data.media import confined
 from deepeyes_plugins.protocol.content import turn_upright
 from deepeyes_plugins.protocol.pixels import to_8bit
 from deepeyes_plugins.rollout.trajectory import PartRecord, Trajectory
@@ -277,6 +278,7 @@ class _Images:
 def _copy(source: Path, target: Path, side: int) -> None:
     """Decode an image and write a copy of at most ``side`` pixels; skip what is not an image."""
     try:
+        confined(source.name, str(source), (source.parent,), "the log's folder")
         with Image.open(source, formats=_FORMATS) as image:
             if image.format == "JPEG":
                 image.draft("RGB", (side, side))  # Decodes at a reduced size.

@@ -24,6 +24,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
+from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.media import confined
 from deepeyes_plugins.protocol.missing import is_missing, text_of
 from eval_plugins.vlmevalkit.constants import SEARCH_COLUMNS
 
@@ -158,8 +160,16 @@ def read_infoseek(
             question=_text(row.get("question"), where, "question"),
             answer=_text(answers[0] if answers else None, where, "answer"),
             candidates=_candidates([*answers[1:], *_entries(row.get("answer_eval"), where)], where),
-            images=(_checked(path.read_bytes(), f"{where}, {path}"),),
+            images=(_checked(_oven(path, images, where), f"{where}, {path}"),),
         )
+
+
+def _oven(path: Path, folder: Path, where: str) -> bytes:
+    try:
+        confined(path.name, str(path), (folder,), "--images")
+        return path.read_bytes()
+    except (OSError, RowError) as error:
+        raise SourceError(f"{where}: image_id: {error}") from error
 
 
 def write_table(name: str, questions: Iterable[Question], folder: Path) -> tuple[Path, int]:

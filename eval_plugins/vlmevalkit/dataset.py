@@ -16,6 +16,8 @@ import pandas as pd
 from vlmeval.dataset.image_base import ImageBaseDataset
 from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path
 
+from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.media import confined
 from deepeyes_plugins.protocol.missing import is_missing
 from eval_plugins.report.tables import read_table
 from eval_plugins.vlmevalkit.constants import (
@@ -166,12 +168,20 @@ class DeepEyesSearchQA(AnswerTable):
 
         Raises:
             FileNotFoundError: The table or an image of it is missing.
-            ValueError: A column is missing.
+            ValueError: A column is missing, or an image is outside of ``$LMUData``.
         """
         table = super().load_data(dataset)
         root = Path(LMUDataRoot())
+
+        def located(row: int, name: str) -> str:
+            try:
+                return confined(name, str(root / name), (root,), "LMUData")
+            except RowError as error:
+                raise ValueError(f"{dataset}.tsv, row {row}: image_file: {error}") from error
+
         table["image_file"] = [
-            [str(root / name) for name in json.loads(names)] for names in table["image_file"]
+            [located(row, name) for name in json.loads(names)]
+            for row, names in enumerate(table["image_file"], 1)
         ]
         lost = [name for names in table["image_file"] for name in names if not Path(name).is_file()]
         if lost:

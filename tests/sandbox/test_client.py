@@ -90,7 +90,7 @@ def nobody() -> str:
 
 def elsewhere(url: str) -> str:
     """The same server by a name that does not tell that it is on this machine."""
-    return url.replace("127.0.0.1", "127.1")
+    return url.replace("127.0.0.1", "127。0。0。1")
 
 
 async def close_all(sessions: list[SandboxSession]) -> None:

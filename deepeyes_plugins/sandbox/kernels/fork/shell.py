@@ -188,7 +188,6 @@ class Shell:
         pyplot.imshow([[0.0, 1.0]])
         pyplot.title("warm")
         png = self._shell.display_formatter.formatters["image/png"]
-        figures.warm()
         figures.install(self._shell, self._unless_full)
         fonts.warn_once_per_cell(self._shell)
         png.for_type(Image.Image, self._unless_full(self._image_png))
