@@ -95,14 +95,14 @@ async def test_too_many_images_are_refused_with_the_servers_reason(url: str) -> 
     async with client(url) as opened:
         assert await (await conversation(opened, *[picture()] * MOST_IMAGES, "x")).act()
         policy = await conversation(opened, *[picture()] * (MOST_IMAGES + 1), "x")
-        with pytest.raises(InfrastructureError, match=f"{MOST_IMAGES + 1}.*{MOST_IMAGES}"):
+        with pytest.raises(InfrastructureError, match=rf"{MOST_IMAGES + 1}.*{MOST_IMAGES}"):
             await policy.act()
 
 
 async def test_a_wrong_field_is_refused_with_the_servers_reason(url: str) -> None:
     async with client(url, extra_body={"temperature": -1}) as opened:
         policy = await conversation(opened, "x")
-        with pytest.raises(InfrastructureError, match="HTTP 400.*must be non-negative"):
+        with pytest.raises(InfrastructureError, match=r"HTTP 400.*must be non-negative"):
             await policy.act()
 
 
