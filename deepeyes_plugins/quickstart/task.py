@@ -85,7 +85,7 @@ _RING_SQUARED_RADIUS = 8
 # With 13 pixels in the dot and 12 in the ring, the contrast of the ring is a whole number, too.
 _DOT_CONTRAST = 108
 
-_CROP = re.compile(r"crop\(\s*\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,?\s*\)\s*\)")
+_CROP = re.compile(r"crop\(\s*\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*+,?\s*+\)\s*+\)")
 
 Box = tuple[int, int, int, int]
 """Left, upper, right and lower pixel of a region, as `PIL.Image.Image.crop` takes them."""

@@ -22,6 +22,7 @@ import aiohttp
 import certifi
 from aiolimiter import AsyncLimiter
 
+from deepeyes_plugins.files import read_json
 from deepeyes_plugins.remote.circuit import Circuit
 from deepeyes_plugins.remote.errors import (
     CircuitOpenError,
@@ -76,7 +77,7 @@ class Reply:
             RemoteUnavailableError: The body is not JSON, as in transient errors of proxies.
         """
         try:
-            return json.loads(self.body)
+            return read_json(self.body)
         except (ValueError, RecursionError) as error:
             raise self.unreadable(f"not JSON ({error})") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from eval_plugins.report.contents import (
@@ -61,7 +62,7 @@ def to_markdown(report: Report) -> str:
 def _lines(report: Report) -> Iterator[str]:
     yield f"# {escaped(report.title)}"
     yield ""
-    yield f"Model `{report.model}`, {report.created}, deepeyes-plugins {report.version}."
+    yield f"Model {code(report.model)}, {report.created}, deepeyes-plugins {report.version}."
     yield ""
     yield from _findings(report.findings)
     yield "## Scores"
@@ -184,7 +185,8 @@ def agent_cells(one: Benchmark, agent: AgentMetrics) -> tuple[str, ...]:
 def _comparison(comparison: Comparison) -> Iterator[str]:
     yield "## Comparison with the old run"
     yield ""
-    yield f"Old run: model `{comparison.old_model}`, {', '.join(comparison.old_folders)}."
+    folders = ", ".join(map(escaped, comparison.old_folders))
+    yield f"Old run: model {code(comparison.old_model)}, {folders}."
     yield ""
     rows = [
         (
@@ -238,8 +240,13 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str
     yield ""
 
 
+def code(name: str) -> str:
+    """Format a name as code if its characters have no meaning there, else escape it."""
+    return f"`{name}`" if re.fullmatch(r"[\w ./:@=+-]+", name) else escaped(name)
+
+
 def escaped(text: str) -> str:
     """Escape Markdown and HTML, and join lines."""
-    for character in "\\`*_[]<>|#":
+    for character in "\\`*_[]<>|#&~":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())

@@ -126,6 +126,8 @@ class CheckpointWriter:
                 file.writelines(json.dumps(one) + "\n" for one in self._problems)
             with whole_file(path.with_suffix(".json")) as partial:
                 partial.write_bytes(_CHECKPOINT.dump_json(self.checkpoint))
+            for each in self._folder.glob(f"{path.name}.*"):
+                owner_only(each)
 
 
 @contextmanager
