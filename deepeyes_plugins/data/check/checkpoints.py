@@ -22,7 +22,7 @@ from deepeyes_plugins.data.check.row import TOO_LONG, RowCheck
 from deepeyes_plugins.data.check.statistics import Statistics
 from deepeyes_plugins.data.content_hash import image_hash, pair_hash, question_hash
 from deepeyes_plugins.data.findings import DataError, Finding
-from deepeyes_plugins.files import whole_file
+from deepeyes_plugins.files import owner_only, whole_file
 
 CHECKPOINT_ROWS = 1000
 """Rows per checkpoint: the most that each process repeats after an interruption."""
