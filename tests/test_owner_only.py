@@ -20,6 +20,9 @@ from deepeyes_plugins.sqlite_file import SqliteFile
 from tests.data.test_checks import image_bytes, rl_row, write_parquet
 
 
+IMAGE = EncodedImage(image_bytes())
+
+
 async def sqlite(folder: Path) -> None:
     database = SqliteFile(folder / "cache.sqlite", "CREATE TABLE IF NOT EXISTS facts (name TEXT);")
     await database.run(lambda connection: connection.execute("INSERT INTO facts VALUES ('x')"))
@@ -37,7 +40,7 @@ async def image_cache(folder: Path) -> None:
 
 
 async def trajectories(folder: Path) -> None:
-    image = EncodedImage(image_bytes())
+    image = IMAGE
     TrajectoryLog(folder).write(
         Trajectory(task_id="1", data_source="x", end_reason=EndReason.ANSWER), [image]
     )
