@@ -44,6 +44,7 @@ ROOMS = (
     "renamed",
     "extras",
     "files",
+    "checkpoints",
     "sqlite_file",
     "protocol",
     "rollout",

@@ -158,6 +158,9 @@ _mount(
     "data_selection:from_trajectories",
 )
 
+model = _group(app, "model", "Checkpoints.")
+_mount(model, "export", "Copy a checkpoint with the published names of tensors.", "model:export")
+
 reward = _group(app, "reward", "Rewards of stored trajectories.")
 _mount(reward, "score", "Score stored trajectories as in training.", "reward:score")
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from deepeyes_plugins.files import read_json
 from deepeyes_plugins.protocol.content import EncodedImage, ImageError, encodable
 from deepeyes_plugins.search.contracts import ImageResult
 from deepeyes_plugins.search.fetching import Fetcher, FetchError, FetchRules
@@ -119,7 +120,7 @@ def read_entries(source: Path) -> Mapping[str, _Entry]:
     try:
         data = source.read_bytes()
         is_json = data.lstrip()[:1] == b"{"
-        return _ENTRIES.validate_python(json.loads(data) if is_json else load_plain(data))
+        return _ENTRIES.validate_python(read_json(data) if is_json else load_plain(data))
     except OSError as error:
         raise ImageCacheError(f"{source}: {error.strerror}") from error
     except NotPlainError as error:
