@@ -42,6 +42,7 @@ from deepeyes_plugins.sandbox.kernels.contract import (
     SnapshotFailed,
 )
 from deepeyes_plugins.sandbox.settings import SandboxSettings
+from deepeyes_plugins.testing.verdict import failure
 
 Check = Callable[[KernelProvider], Awaitable[None]]
 
@@ -68,27 +69,15 @@ async def check_provider(
         start, the checks do not run.
     """
     provider = make_provider(settings)
-    report = {"start": await _verdict(provider.start(), settings.startup_timeout)}
+    report = {"start": await failure(provider.start(), settings.startup_timeout)}
     try:
         if report["start"] is None:
             for name, check in CHECKS:
-                report[name] = await _verdict(check(provider))
+                report[name] = await failure(check(provider), _CHECK_SECONDS)
     finally:
         closing = _end_of(provider) if report["start"] is None else provider.close()
-        report["close"] = await _verdict(closing)
+        report["close"] = await failure(closing, _CHECK_SECONDS)
     return report
-
-
-async def _verdict(check: Awaitable[None], seconds: float = _CHECK_SECONDS) -> str | None:
-    try:
-        await asyncio.wait_for(check, seconds)
-    except AssertionError as error:
-        return str(error) or "an assertion failed"
-    except TimeoutError:
-        return f"it did not finish within {seconds:g} s"
-    except Exception as error:
-        return f"it raised {type(error).__name__}: {error}"
-    return None
 
 
 async def _end_of(provider: KernelProvider) -> None:

@@ -163,4 +163,7 @@ async def test_a_provider_that_cannot_start_is_reported_as_such() -> None:
             raise SandboxUnavailable("there is no disk")
 
     report = await check_provider(Provider, SETTINGS)
-    assert report == {"start": "it raised SandboxUnavailable: there is no disk", "close": None}
+    assert report == {
+        "start": "it raised an unexpected SandboxUnavailable: there is no disk",
+        "close": None,
+    }
