@@ -173,7 +173,10 @@ def load_yaml(text: str) -> Any:
         DuplicateKeyError: A key occurs twice in one mapping.
         yaml.YAMLError: The text is not valid YAML.
     """
-    return yaml.load(text, _UniqueKeyLoader)
+    try:
+        return yaml.load(text, _UniqueKeyLoader)
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

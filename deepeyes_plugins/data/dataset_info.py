@@ -8,7 +8,6 @@ the built-in formatter knows is accepted.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.hooks import formatters
+from deepeyes_plugins.files import read_json
 
 DATASET_INFO = "dataset_info.json"
 """File with LLaMA-Factory's list of data sets."""
@@ -238,7 +238,7 @@ def form_of(path: Path) -> RowForm:
 
 def _load(info: Path) -> dict[str, Any]:
     try:
-        entries = json.loads(info.read_bytes())
+        entries = read_json(info.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{info}: cannot be read: {error}") from error
     if not isinstance(entries, dict):

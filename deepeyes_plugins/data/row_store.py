@@ -32,6 +32,7 @@ from deepeyes_plugins.data.message_parts import image_source
 from deepeyes_plugins.data.rl_rows import plain_row
 from deepeyes_plugins.data.workers import Workers, alone, processes_worth
 from deepeyes_plugins.environments.hooks import environments
+from deepeyes_plugins.files import owner_only_folder
 from deepeyes_plugins.protocol.content import ImageError
 from deepeyes_plugins.rewards.hooks import rewards
 
@@ -104,6 +105,7 @@ def store_files(
         DataError: A shard cannot be written, or a process of the check was killed.
         OSError: A file is gone, or the cache cannot be created.
     """
+    owner_only_folder(cache)
     with ExitStack() as stack:
         stores = {path: cache / f"{path.stem}-{_fingerprint(path, rules)}" for path in paths}
         for folder in sorted(set(stores.values())):
@@ -139,7 +141,7 @@ def _store(stores: Mapping[Path, Path], rules: RowRules, processes: int) -> None
     spans: dict[Path, list[_Span]] = {}
     for path, folder in partial.items():
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        owner_only_folder(folder)
         spans[path] = _spans(path, folder)
         size = path.stat().st_size / 1e9
         logger.info("checking %s (%.1f GB), cached in %s", path, size, stores[path])
@@ -159,6 +161,7 @@ def _store(stores: Mapping[Path, Path], rules: RowRules, processes: int) -> None
             shards = tuple(shard for shard, _ in done)
             stored = StoredFile(stores[path], rules.root_of(path), _columns(path), shards, report)
             (partial[path] / _CONTENTS).write_bytes(_STORED.dump_json(stored))
+            owner_only_folder(partial[path], contents=True)
             partial[path].rename(stores[path])
             logger.info("checked %s: %d rows, %d bad", path, report.rows, report.bad_rows)
 

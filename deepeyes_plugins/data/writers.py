@@ -15,6 +15,7 @@ from deepeyes_plugins.data.dataset_info import MEDIA_ROOTS_KEY
 from deepeyes_plugins.data.files import ROWS_AT_A_TIME
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.output import whole_file, write_text
+from deepeyes_plugins.files import read_json
 
 _ROW_GROUP_BYTES = 64 << 20
 _PAGE_ROWS = 16
@@ -44,7 +45,7 @@ def register_dataset(
     entries: Any = {}
     if info.exists():
         try:
-            entries = json.loads(info.read_bytes())
+            entries = read_json(info.read_bytes())
         except (OSError, ValueError) as error:
             raise DataError(f"{info}: cannot be read: {error}; move it away") from error
         if not isinstance(entries, dict):

@@ -9,10 +9,9 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-
-import httpx
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 10.0
@@ -182,6 +181,8 @@ def free_ports(count: int) -> list[int]:
 def answers(port: int) -> bool:
     """Whether a model server is ready on a port of the loopback interface."""
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).is_success
-    except httpx.HTTPError:
+        with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+    except (OSError, HTTPException):
         return False

@@ -18,6 +18,7 @@ import aiohttp
 import tenacity
 from aiolimiter import AsyncLimiter
 
+from deepeyes_plugins.files import read_json
 from deepeyes_plugins.remote.circuit import Circuit
 from deepeyes_plugins.remote.errors import (
     OVERLOADED_STATUSES,
@@ -71,7 +72,7 @@ class Reply:
             RemoteUnavailableError: The body is not JSON, as in transient errors of proxies.
         """
         try:
-            return json.loads(self.body)
+            return read_json(self.body)
         except (ValueError, RecursionError) as error:
             raise self.unreadable(f"not JSON ({error})") from error
 

@@ -6,20 +6,20 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import aiohttp
 import msgpack
 from cachetools import LRUCache
 
+from deepeyes_plugins.remote.http import open_session
 from deepeyes_plugins.remote.service import Reply
-from deepeyes_plugins.sandbox.connections import WORKER_HEADER, Connections
 from deepeyes_plugins.sandbox.contracts import (
     ExecutionResult,
     Health,
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MSGPACK = "application/x-msgpack"
+_CONNECT_SECONDS = 10.0
 _ROOM_WAIT_SECONDS = 1.0
 _UPLOAD_ROUNDS = 4
 _OVERHEAD_SECONDS = 60.0
@@ -85,7 +86,8 @@ class SandboxClient:
             headers["Authorization"] = f"Bearer {token}"
         self._servers = parse_urls(urls)
         self._timeout = timeout
-        self._connections = Connections(headers)
+        self._headers = headers
+        self._http: aiohttp.ClientSession | None = None
         self._digests = _DigestCache()
 
     @property
@@ -96,17 +98,13 @@ class SandboxClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     async def close(self) -> None:
         """Close the connections; open sessions stay on the server until they time out."""
-        await self._connections.close()
+        if self._http is not None:
+            await self._http.close()
 
     async def health(self) -> Health:
         """Return the health of the first server that responds.
@@ -147,32 +145,28 @@ class SandboxClient:
     async def _create_at(
         self, server: Server, digests: list[str], by_digest: dict[str, bytes]
     ) -> SandboxSession:
-        worker: str | None = None
         request_body: dict[str, Any] = {"images": digests}
         if len(self._servers) > 1:
             request_body["wait"] = _ROOM_WAIT_SECONDS  # Another server may have room now.
         for _ in range(_UPLOAD_ROUNDS):
-            response = await self._send(
-                server, "POST", "/v1/sessions", request_body, allow=(404,), worker=worker
-            )
+            response = await self._send(server, "POST", "/v1/sessions", request_body, allow=(404,))
             answer = _fields(server, response)
             if "id" in answer:
                 return SandboxSession(self, answer["id"], server)
             missing = answer.get("missing")
             if not missing:
                 raise SandboxError(f"{server.url} is not a sandbox server: it has no /v1/sessions")
-            worker = response.headers.get(WORKER_HEADER)
-            await asyncio.gather(*(self._upload(server, d, by_digest[d], worker) for d in missing))
+            await asyncio.gather(*(self._upload(server, d, by_digest[d]) for d in missing))
         raise SandboxUnavailable(
             f"the sandbox at {server.url} drops images before the session is created; raise its "
             "image_cache_mb"
         )
 
-    async def _upload(self, server: Server, digest: str, image: bytes, worker: str | None) -> None:
+    async def _upload(self, server: Server, digest: str, image: bytes) -> None:
         """Upload an image to a server, once for all sessions that wait for it."""
 
         async def upload() -> None:
-            await self._send(server, "PUT", f"/v1/images/{digest}", image, worker=worker)
+            await self._send(server, "PUT", f"/v1/images/{digest}", image)
 
         await server.uploads.run(digest, upload)
 
@@ -208,7 +202,6 @@ class SandboxClient:
         *,
         allow: Sequence[int] = (),
         timeout: float | None = None,
-        worker: str | None = None,
     ) -> Reply:
         """Send a request, with one retry if its connection breaks.
 
@@ -219,7 +212,6 @@ class SandboxClient:
             body: JSON or bytes.
             allow: Status codes of errors that the caller handles.
             timeout: Seconds until the response must be complete.
-            worker: The server's worker process that the request is for, if known.
 
         Raises:
             _Unreachable: The server does not respond.
@@ -229,9 +221,7 @@ class SandboxClient:
         if isinstance(body, dict):
             # ASCII only, so that lone surrogates in generated code can be encoded.
             body = json.dumps(body).encode("ascii")
-        request = partial(
-            self._request, server, method, path, body, timeout or self._timeout, worker
-        )
+        request = partial(self._request, server, method, path, body, timeout or self._timeout)
         try:
             response = await request()
         except _ConnectionBroken:
@@ -241,6 +231,16 @@ class SandboxClient:
         message = f"the sandbox at {server.url} answered {response.status}: {_reason(response)}"
         raise (SandboxUnavailable if response.status >= 500 else SandboxError)(message)
 
+    def _session(self) -> aiohttp.ClientSession:
+        """Return the connection pool, created by the first request."""
+        if self._http is None:
+            self._http = open_session(
+                tls=any(url.startswith("https") for url in self.urls),
+                headers=self._headers,
+                connect_timeout=_CONNECT_SECONDS,
+            )
+        return self._http
+
     async def _request(
         self,
         server: Server,
@@ -248,11 +248,19 @@ class SandboxClient:
         path: str,
         body: bytes | None,
         timeout: float,
-        worker: str | None,
     ) -> Reply:
         try:
-            async with _limit(server, timeout):
-                return await self._connections.request(method, server.url, path, body, worker)
+            async with (
+                _limit(server, timeout),
+                self._session().request(
+                    method,
+                    server.url + path,
+                    data=None if body is None else io.BytesIO(body),
+                    allow_redirects=False,
+                ) as response,
+            ):
+                content = await response.read()
+                return Reply(f"{method} {path}", response.status, response.headers, content)
         except aiohttp.InvalidURL as error:
             raise SandboxError(f"{server.url!r} cannot be connected to: {error}") from error
         except aiohttp.ClientError as error:
@@ -270,8 +278,6 @@ class SandboxSession:
     def __init__(self, client: SandboxClient, session_id: str, server: Server) -> None:
         self._client = client
         self._id = session_id
-        # With several worker processes, a session ID begins with the number of its worker.
-        self._worker = session_id.partition("-")[0]
         self._server = server
         self._server.sessions.add(self)
         self._lock = asyncio.Lock()
@@ -291,12 +297,7 @@ class SandboxSession:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
@@ -420,7 +421,6 @@ class SandboxSession:
             body,
             allow=allow,
             timeout=timeout,
-            worker=self._worker,
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, Self
 
 import numpy as np
 
+from deepeyes_plugins.files import owner_only, owner_only_folder
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.search.contracts import ImageResult
 from deepeyes_plugins.search.perceptual_hash import nearest, perceptual_hash, pixel_hash
@@ -72,7 +73,7 @@ class ImageCache:
         """
         self.path = path
         self._lock = threading.Lock()
-        hint = "create one with `deepeyes search image-cache convert`"
+        hint = "create one with `deepeyes data prepare search-cache`"
         if not path.is_file():
             raise ImageCacheError(f"{path}: no such file; {hint}")
         try:
@@ -172,8 +173,9 @@ class ImageCacheWriter:
         """
         if self._path.is_dir():
             raise ImageCacheError(f"{self._path}: is a folder; name a file")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        owner_only_folder(self._path.parent)
         self._draft.unlink(missing_ok=True)
+        owner_only(self._draft)
         self._connection = sqlite3.connect(self._draft)
         # No journal: the temporary file is useless after a crash.
         self._connection.execute("PRAGMA journal_mode=OFF")

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from deepeyes_plugins.files import owner_only, owner_only_folder, read_json
 from deepeyes_plugins.search.contracts import (
     FILTERS,
     ImageQuery,
@@ -65,11 +66,12 @@ class Recording:
         self.path = path
         self._spans: dict[str, Span] = {}
         self._write_lock = threading.Lock()
-        flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
+        flags = os.O_RDWR if writable else os.O_RDONLY
         try:
             if writable:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
+                owner_only_folder(path.parent)
+                owner_only(path)
+            self._descriptor = os.open(path, flags | os.O_CLOEXEC)
         except OSError as error:
             raise SearchNotConfiguredError(
                 f"the recording {path} cannot be opened: {error}"
@@ -90,7 +92,7 @@ class Recording:
                     logger.warning("%s:%d: dropped the last line, which is truncated", path, number)
                     break
                 try:
-                    key = _key_of(json.loads(line))
+                    key = _key_of(read_json(line))
                 except (ValueError, KeyError, TypeError) as error:
                     raise SearchNotConfiguredError(
                         f"{path}:{number}: not a line of a recording ({error!r})"
@@ -112,7 +114,7 @@ class Recording:
         if span is None:
             return None
         offset, length = span
-        found: dict[str, Any] = json.loads(os.pread(self._descriptor, length, offset))
+        found: dict[str, Any] = read_json(os.pread(self._descriptor, length, offset))
         return found
 
     def add(self, fields: dict[str, Any]) -> None:

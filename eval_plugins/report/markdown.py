@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from importlib.resources import files
 
@@ -65,6 +66,7 @@ def to_markdown(report: Report) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["escaped"] = escaped
+    environment.filters["code"] = code
     page = files("eval_plugins.report") / "page" / "report.md.j2"
     return environment.from_string(page.read_text(encoding="utf-8")).render(
         report=report,
@@ -158,8 +160,13 @@ def _compared_cells(one: ComparedBenchmark) -> tuple[str, ...]:
     )
 
 
+def code(name: str) -> str:
+    """Format a name as code if its characters have no meaning there, else escape it."""
+    return f"`{name}`" if re.fullmatch(r"[\w ./:@=+-]+", name) else escaped(name)
+
+
 def escaped(text: str) -> str:
     """Escape Markdown and HTML, and join lines."""
-    for character in "\\`*_[]<>|#":
+    for character in "\\`*_[]<>|#&~":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())

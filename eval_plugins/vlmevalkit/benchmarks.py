@@ -26,6 +26,7 @@ from PIL import Image
 
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.media import confined
+from deepeyes_plugins.files import read_json
 from deepeyes_plugins.protocol.missing import is_missing, text_of
 from eval_plugins.vlmevalkit.constants import SEARCH_COLUMNS
 
@@ -268,7 +269,7 @@ def _json_lines(source: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         with source.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    row = json.loads(line)
+                    row = read_json(line)
                     if not isinstance(row, dict):
                         raise SourceError(f"{source}, line {number}: not an object")
                     yield number, row
@@ -294,7 +295,7 @@ def _text(value: Any, where: str, key: str) -> str:
 def _listed(value: Any) -> list[Any]:
     """Convert a value to a list: parse JSON text, wrap a single value."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        value = json.loads(value)
+        value = read_json(value)
     if is_missing(value):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]

@@ -5,7 +5,6 @@ VLMEvalKit imports these classes in every process, so scoring is imported only w
 
 from __future__ import annotations
 
-import json
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path
 
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.media import confined
+from deepeyes_plugins.files import read_json
 from deepeyes_plugins.protocol.missing import is_missing
 from eval_plugins.report.tables import read_table
 from eval_plugins.vlmevalkit.constants import (
@@ -180,7 +180,7 @@ class DeepEyesSearchQA(AnswerTable):
                 raise ValueError(f"{dataset}.tsv, row {row}: image_file: {error}") from error
 
         table["image_file"] = [
-            [located(row, name) for name in json.loads(names)]
+            [located(row, name) for name in read_json(names)]
             for row, names in enumerate(table["image_file"], 1)
         ]
         lost = [name for names in table["image_file"] for name in names if not Path(name).is_file()]
@@ -269,7 +269,7 @@ def _sample(row: pd.Series, prediction: str, failed: bool) -> Sample:
     from deepeyes_plugins.judge.contracts import Comparison
     from eval_plugins.vlmevalkit.scoring import Sample
 
-    candidates: list[Candidate] = json.loads(row["candidates"])
+    candidates: list[Candidate] = read_json(row["candidates"])
     names = [text for text in candidates if isinstance(text, str) and text != row["answer"]]
     ranges = [entry["range"] for entry in candidates if isinstance(entry, dict)]
     reference = row["answer"]

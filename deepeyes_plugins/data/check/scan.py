@@ -44,6 +44,7 @@ from deepeyes_plugins.data.hooks import formatters
 from deepeyes_plugins.data.media import named_roots
 from deepeyes_plugins.data.workers import Progress, Workers, alone, processes_worth
 from deepeyes_plugins.environments.hooks import environments
+from deepeyes_plugins.files import owner_only_folder
 from deepeyes_plugins.rewards.hooks import rewards
 
 Role = Literal["train", "validation"]
@@ -175,7 +176,8 @@ def scan_part(
         DataError: A checkpoint cannot be written, or the file is gone.
     """
     with writing(part.folder):
-        part.folder.mkdir(parents=True, exist_ok=True)
+        for folder in (part.folder.parent, part.folder):
+            owner_only_folder(folder)
     whole = checkpoints_in(part.folder)
     done = [read_checkpoint(path) for path in whole]
     progress(sum(piece.rows for piece in done))

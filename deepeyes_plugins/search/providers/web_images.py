@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import httpx
+import aiohttp
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork
 
@@ -215,12 +215,13 @@ class SerpApiLens(WebImages[LensOptions]):
     async def _uploaded(self, image: EncodedImage) -> str:
         """Upload the image and return its id, which SerpApi accepts for ten minutes."""
         data, kind = await asyncio.to_thread(_small, image)
-        form = httpx.Request(
-            "POST", "http://form", files={"image": (f"image.{kind.partition('/')[2]}", data, kind)}
+        form = aiohttp.MultipartWriter("form-data")
+        part = form.append(data, {"Content-Type": kind})
+        part.set_content_disposition(
+            "form-data", name="image", filename=f"image.{kind.partition('/')[2]}"
         )
-        request = WebRequest(
-            "/image", "POST", content=form.read(), content_type=form.headers["Content-Type"]
-        )
+        content = await form.as_bytes()
+        request = WebRequest("/image", "POST", content=content, content_type=form.content_type)
         return await self.ask(
             request, lambda reply: _Upload.model_validate_json(reply.body).image_id
         )
