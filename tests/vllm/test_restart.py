@@ -50,7 +50,8 @@ async def test_no_sample_is_wrong_or_missing_because_the_server_was_killed(serve
         server.kill()
         lost = await asyncio.gather(*failing)
         assert not all(one.done() for one in waiting)
-        await asyncio.to_thread(server.start)
+        server.start()
+        await asyncio.to_thread(server.wait)
         repeated = await asyncio.gather(*waiting)
         again = await asyncio.gather(*map(impatient, TASKS))
 
