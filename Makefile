@@ -24,7 +24,11 @@ JOBS ?= 3
 QUICK_TESTS := $(wildcard tests/test_*.py) $(addprefix tests/, \
 	environments judge openai protocol remote rewards rollout settings tools)
 
-.PHONY: help install quickstart quickstart-fast test check lint format bench docs
+# SGLang's real server, with transformers of its own and everything else from $(VENV).
+SGLANG := $(VENV)-sglang
+SGLANG_SOURCES := $(wildcard distributions/sglang-kernel/*)
+
+.PHONY: help install quickstart quickstart-fast test test-sglang check lint format bench docs
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +62,19 @@ test: install ## Run the tests, the short quickstart among them
 	  { echo "The tests need Redis, a Chinese font and a browser:" \
 	  "apt-get install redis-server fonts-wqy-microhei chromium" >&2; exit 1; }
 	$(BIN)/python -m pytest --numprocesses $(JOBS)
+
+$(SGLANG)/installed-from.txt: $(SGLANG_SOURCES)
+	$(BIN)/python -m venv --clear $(SGLANG)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(SGLANG)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main.pth"
+	$(SGLANG)/bin/python -m pip install --quiet --no-deps \
+	  --requirement distributions/sglang-kernel/requirements.txt
+	$(SGLANG)/bin/python -m pip install --quiet --no-deps --no-build-isolation \
+	  ./distributions/sglang-kernel
+	sha256sum $(SGLANG_SOURCES) > $@
+
+test-sglang: install $(SGLANG)/installed-from.txt ## Run the tests of SGLang's server, which it installs
+	$(BIN)/python -m pytest tests/sglang
 
 check: lint ## What a working day needs: style, types, and the tests that need no framework
 	$(BIN)/python -m pytest --numprocesses $(JOBS) $(QUICK_TESTS)

@@ -9,11 +9,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-
-import httpx
 
 from deepeyes_plugins.sandbox.kernels.fork.isolation import die_with_parent
 
@@ -189,6 +188,8 @@ def free_ports(count: int) -> list[int]:
 def answers(port: int) -> bool:
     """Whether a model server is ready on a port of the loopback interface."""
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).is_success
-    except httpx.HTTPError:
+        with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+    except (OSError, HTTPException):
         return False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+OVERLOADED_STATUSES = frozenset({408, 425, 429})
+"""HTTP statuses of a server that works but is overloaded; requests are retried."""
+
 
 class RemoteError(Exception):
     """A remote call failed; the message names the server and the reason."""

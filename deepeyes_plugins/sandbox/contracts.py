@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from deepeyes_plugins.remote.errors import RemoteUnavailableError
+
 Outcome = Literal["ok", "error", "timeout", "killed", "lost"]
 """How a cell ended.
 
@@ -20,7 +22,7 @@ class SandboxError(Exception):
     """Infrastructure error of the sandbox; never raised for errors of the executed code."""
 
 
-class SandboxUnavailable(SandboxError):
+class SandboxUnavailable(SandboxError, RemoteUnavailableError):
     """No server responds, or the server is full."""
 
 

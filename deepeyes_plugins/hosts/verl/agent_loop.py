@@ -26,6 +26,7 @@ from deepeyes_plugins.hosts.verl.policy import TokenBudget, TokenPolicy
 from deepeyes_plugins.hosts.verl.tracing import traced_rollout
 from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.protocol.content import EncodedImage
+from deepeyes_plugins.remote.retry import Backoff
 from deepeyes_plugins.rollout import (
     EndReason,
     Environment,
@@ -130,7 +131,7 @@ class DeepEyesAgentLoop(AgentLoopBase):
         failures = resources.settings.failures
         for attempt in range(failures.retries + 1):
             if attempt:
-                await asyncio.sleep(failures.retry_wait * 2 ** (attempt - 1))
+                await asyncio.sleep(Backoff(failures.retry_wait).seconds(attempt))
             environment = RecordingEnvironment(make_environment(resources))
             policy = self._policy(sampling_params, environment)
             trajectory = await traced_rollout(
