@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from rich.console import Console
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.quickstart.process import StageError, model_servers
+from deepeyes_plugins.sandbox.kernels.fork.isolation import die_with_parent
 from deepeyes_plugins.settings import SETTINGS_VARIABLE, load_settings
 from eval_plugins.vlmevalkit.launch import (
     LaunchError,
@@ -135,7 +137,8 @@ def _server(serve: str | None, folder: Path) -> Iterator[dict[str, str]]:
 
 def _wait(started: list[str], environment: dict[str, str]) -> int:
     """Run a command to completion, forward SIGTERM to it, and return its exit status."""
-    process = subprocess.Popen(started, env=environment)
+    together = partial(die_with_parent, os.getpid(), signal.SIGTERM)
+    process = subprocess.Popen(started, env=environment, preexec_fn=together)
     earlier = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         while True:
