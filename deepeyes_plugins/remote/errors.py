@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from deepeyes_plugins.remote.redaction import redact
+
 
 class RemoteError(Exception):
-    """A remote call failed; the message names the server and the reason."""
+    """A remote call failed; the message names the server and the reason, without secrets."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 class RemoteUnavailableError(RemoteError):
@@ -37,4 +42,4 @@ class RemoteRefusedError(RemoteError):
     def __init__(self, message: str, *, status: int = 0, text: str = "") -> None:
         super().__init__(message)
         self.status = status
-        self.text = text
+        self.text = redact(text)

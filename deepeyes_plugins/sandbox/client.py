@@ -18,6 +18,7 @@ import httpx
 import msgpack
 from cachetools import LRUCache
 
+from deepeyes_plugins.remote.redaction import protect, redact, redact_body
 from deepeyes_plugins.sandbox.connections import WORKER, WORKER_HEADER, Connections
 from deepeyes_plugins.sandbox.contracts import (
     ExecutionResult,
@@ -89,6 +90,7 @@ class SandboxClient:
         if token is None:
             token = os.environ.get(SandboxSettings.model_fields["token_env"].default)
         headers = {"Accept": f"{_MSGPACK}, application/json"}
+        protect(token)
         if token:
             headers["Authorization"] = f"Bearer {token}"
         self._servers = parse_urls(urls)
@@ -278,7 +280,7 @@ class SandboxClient:
             kind = _ConnectionBroken if isinstance(error, _CONNECTION_ERRORS) else _Unreachable
             raise kind(
                 f"the sandbox at {server.url} does not answer ({type(error).__name__}: {error})"
-            ) from error
+            ) from None  # The library's error quotes the response.
 
 
 class SandboxSession:
@@ -482,8 +484,9 @@ async def _limit(server: Server, seconds: float) -> AsyncIterator[None]:
 
 def _fields(server: Server, response: httpx.Response) -> dict[str, Any]:
     packed = response.headers.get("content-type") == _MSGPACK
+    body = redact_body(response.content)
     try:
-        return dict(msgpack.unpackb(response.content) if packed else response.json())
+        return dict(msgpack.unpackb(body) if packed else json.loads(body))
     except (ValueError, TypeError) as error:
         raise SandboxError(f"{server.url} is not a sandbox server: {error}") from error
 
@@ -502,4 +505,4 @@ def _reason(response: httpx.Response) -> str:
     try:
         return str(response.json()["error"])
     except (ValueError, KeyError, TypeError):
-        return response.text[:200]
+        return redact(response.text)[:200]

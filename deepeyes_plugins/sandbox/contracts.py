@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from deepeyes_plugins.remote.redaction import redact
 
 Outcome = Literal["ok", "error", "timeout", "killed", "lost"]
 """How a cell ended.
@@ -18,6 +20,9 @@ Outcome = Literal["ok", "error", "timeout", "killed", "lost"]
 
 class SandboxError(Exception):
     """Infrastructure error of the sandbox; never raised for errors of the executed code."""
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(redact(message), **details)
 
 
 class SandboxUnavailable(SandboxError):

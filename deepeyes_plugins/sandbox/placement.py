@@ -13,6 +13,7 @@ from weakref import WeakSet
 import httpx
 
 from deepeyes_plugins.remote.single_flight import SingleFlight
+from deepeyes_plugins.remote.urls import displayed, refuse_credentials
 from deepeyes_plugins.sandbox.contracts import SandboxError
 
 logger = logging.getLogger(__name__)
@@ -96,11 +97,15 @@ def preferred(servers: Iterable[Server]) -> list[Server]:
 
 def _is_local(url: str) -> bool:
     try:
+        refuse_credentials(url, "sandbox.token_env")
         parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise SandboxError(f"{url!r} is not a URL of a sandbox server: {error}") from error
+    except (ValueError, httpx.InvalidURL) as error:
+        name = displayed(url)
+        raise SandboxError(f"{name!r} is not a URL of a sandbox server: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise SandboxError(f"{url!r} is not a URL of a sandbox server such as http://host:8080")
+        raise SandboxError(
+            f"{displayed(url)!r} is not a URL of a sandbox server such as http://host:8080"
+        )
     if parsed.host in ("localhost", socket.gethostname()):
         return True
     try:

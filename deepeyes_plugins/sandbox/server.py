@@ -28,6 +28,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deepeyes_plugins import __version__
+from deepeyes_plugins.remote.redaction import protect
 from deepeyes_plugins.sandbox import api
 from deepeyes_plugins.sandbox.contracts import ExecutionResult, Health, SandboxUnavailable
 from deepeyes_plugins.sandbox.image_cache import ImageCache
@@ -81,6 +82,7 @@ class SandboxServer:
     ) -> None:
         self._provider = provider
         self._settings = settings
+        protect(token)
         self._token = token
         self._pool = pool
         self._relay = Relay(pool, token)

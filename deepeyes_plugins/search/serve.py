@@ -10,6 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
+from deepeyes_plugins.remote.redaction import protect
 from deepeyes_plugins.search.cache import user_cache_file
 from deepeyes_plugins.search.client import Search
 from deepeyes_plugins.search.contracts import SearchNotConfiguredError
@@ -50,6 +51,7 @@ def serve(settings: SearchSettings, options: ServerOptions) -> None:
         level=options.log_level.upper(), format="%(levelname)s: %(message)s", force=True
     )
     token = os.environ.get(settings.token_env, "").strip() or None  # As clients read it.
+    protect(token)
     if token is None and options.host not in LOOPBACK:
         raise SystemExit(
             f"listening on {options.host} requires a bearer token, or anyone who can reach it "

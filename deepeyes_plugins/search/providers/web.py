@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from deepeyes_plugins.protocol.content import encodable
 from deepeyes_plugins.remote.errors import RemoteRefusedError, RemoteUnavailableError
 from deepeyes_plugins.remote.service import RemoteService, Reply
 from deepeyes_plugins.remote.settings import RemoteSettings
+from deepeyes_plugins.remote.urls import refuse_credentials
 from deepeyes_plugins.search.contracts import (
     KeyMissingError,
     KeyRefusedError,
@@ -68,6 +69,11 @@ class WebOptions(RemoteSettings):
         10.0, ge=0, description="Maximum seconds between attempts, whatever Retry-After says."
     )
     max_response_mb: float = Field(8.0, gt=0, description="Maximum size of a response, in MiB.")
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str | None:
+        return refuse_credentials(value, "key_env")
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +253,7 @@ class WebEngine(Provider, Generic[Options]):
         """Map a refused request to a search error."""
         variable = self.options.key_env or ""
         account = f"the account of the key in ${variable}" if variable else "the account"
-        reason = self._without_key(str(error))
+        reason = str(error)
         if error.status == 402 or _says_used_up(error.status, error.text):
             return QuotaExhaustedError(
                 f"{self.name}: {account} is used up: {reason}", variable=variable
@@ -268,7 +274,7 @@ class WebEngine(Provider, Generic[Options]):
         )
 
     def _unavailable(self, error: RemoteUnavailableError) -> SearchError:
-        reason = self._without_key(str(error))
+        reason = str(error)
         if error.status == 429:
             variable = self.options.key_env or ""
             return QuotaExhaustedError(
@@ -279,11 +285,6 @@ class WebEngine(Provider, Generic[Options]):
                 retry_after=error.retry_after or _RATE_LIMIT_SECONDS,
             )
         return SearchUnavailableError(f"{self.name}: {reason}")
-
-    def _without_key(self, text: str) -> str:
-        """Remove the key, which some servers repeat in their error messages."""
-        key = os.environ.get(self.options.key_env or "", "").strip()
-        return text.replace(key, "…") if key else text
 
 
 def _says_used_up(status: int, text: str) -> bool:
