@@ -24,9 +24,11 @@ REDACTED = "[redacted]"
 
 _SHORT = 8
 """Secrets with fewer characters are redacted as whole words, in messages only."""
-_LONGEST_RUN = 8
-"""Limit of repeated backslashes and percent signs in one spelling of a character."""
+_LEVELS = "(?:25){0,8}"
+"""Percent signs that are percent-encoded themselves."""
+_BACKSLASHES = rf"(?:\\|%{_LEVELS}5[cC]){{1,64}}"
 _URL_SAFE = str.maketrans("+/", "-_")
+_SHORTHANDS = {"\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
 _ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
 _SECRET_NAME = re.compile(
     r"(?:^|[^a-z])(?:(?:api|access|secret)?key|(?:\w+)?token|secret|password|passwd|auth|authorization"
@@ -39,12 +41,9 @@ _secrets: dict[str, None] = {}
 
 def protect(*secrets: str | None) -> None:
     """Register secrets; empty ones are ignored."""
-    found = [secret for secret in secrets if secret and secret not in _secrets]
-    if not found:
-        return
-    if not _secrets:
+    for secret in filter(None, secrets):
+        _secrets[secret] = None
         _redact_log_records()
-    _secrets.update(dict.fromkeys(found))
 
 
 def is_secret(name: str) -> bool:
@@ -167,8 +166,8 @@ def _escapes(character: str) -> Iterator[str]:
     for code in map(ord, character):
         yield f"&#{code};"
         for digits in {f"{code:02x}", f"{code:02X}"}:
-            yield from (f"%{digits}", f"%25{digits}", rf"\x{digits}", rf"\u00{digits}")
-            yield f"&#x{digits};"
+            yield from (f"%{digits}", f"%25{digits}", rf"\x{digits}", f"u00{digits}")
+            yield from (f"&#x{digits};", f"%5Cx{digits}")
 
 
 def _spelled(text: str) -> str:
@@ -182,19 +181,21 @@ def _spelled(text: str) -> str:
 
 @cache
 def _character(character: str) -> str:
-    code, run = ord(character), f"{{1,{_LONGEST_RUN}}}"
+    code = ord(character)
     literal, data = re.escape(character), character.encode("utf-8", "surrogatepass")
+    percent = "".join(f"%{_LEVELS}{_hexadecimal(byte)}" for byte in data)
     spellings = [
         literal,
-        rf"\\{run}{literal}",
-        "".join(rf"%(?:25){{0,{_LONGEST_RUN}}}{_hexadecimal(byte)}" for byte in data),
-        "".join(rf"\\{run}x{_hexadecimal(byte)}" for byte in data),
-        rf"\\{run}x{_hexadecimal(code)}" if code < 256 else "",
-        "".join(rf"\\{run}u{_insensitive(unit)}" for unit in _units(character)),
+        percent,
+        f"{_BACKSLASHES}(?:{literal}|{percent})",
+        "".join(f"{_BACKSLASHES}x{_hexadecimal(byte)}" for byte in data),
+        f"{_BACKSLASHES}x{_hexadecimal(code)}" if code < 256 else "",
+        "".join(f"{_BACKSLASHES}u{_insensitive(unit)}" for unit in _units(character)),
         f"&#{code};",
         f"&#x{_insensitive(f'{code:x}')};",
         f"&{_ENTITIES[character]};" if character in _ENTITIES else "",
-        r"\+" if character == " " else "",
+        rf"\+|%{_LEVELS}2[bB]" if character == " " else "",
+        f"{_BACKSLASHES}{_SHORTHANDS[character]}" if character in _SHORTHANDS else "",
     ]
     return f"(?:{'|'.join(filter(None, spellings))})"
 
@@ -213,6 +214,7 @@ def _insensitive(digits: str) -> str:
     return "".join(f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in digits)
 
 
+@cache
 def _redact_log_records() -> None:
     """Make the process's log records without secrets, whichever library and handler they are of."""
     make = logging.getLogRecordFactory()
