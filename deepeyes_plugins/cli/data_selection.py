@@ -86,7 +86,9 @@ LeastFormat = Annotated[
 ]
 Temperature = Annotated[
     float,
-    typer.Option(min=0, help="Sampling temperature.", envvar=f"{ENVIRONMENT_PREFIX}TEMPERATURE"),
+    typer.Option(
+        metavar="X", min=0, help="Sampling temperature.", envvar=f"{ENVIRONMENT_PREFIX}TEMPERATURE"
+    ),
 ]
 Seed = Annotated[
     int, typer.Option(metavar="N", help="Random seed, from which each sample's is derived.")

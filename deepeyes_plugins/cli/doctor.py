@@ -102,10 +102,16 @@ Check = Callable[[], Iterable[Finding]]
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     require: Annotated[
-        str, typer.Option(help=f"What must not be absent, of: {', '.join(_REQUIRABLE)}.")
+        str,
+        typer.Option(
+            metavar="NAMES", help=f"What must not be absent, of: {', '.join(_REQUIRABLE)}."
+        ),
     ] = "",
     only: Annotated[
-        str, typer.Option(help=f"What to check, of: {', '.join(_CHECKS)}. By default all.")
+        str,
+        typer.Option(
+            metavar="NAMES", help=f"What to check, of: {', '.join(_CHECKS)}. By default all."
+        ),
     ] = "",
 ) -> None:
     """Check this installation: versions, registrations, sandbox, judge, search, settings, machine.

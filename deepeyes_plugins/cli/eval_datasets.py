@@ -52,9 +52,10 @@ def prepare(
         typer.Option(metavar="DIR", help="infoseek_val.jsonl: folder of OVEN's images."),
     ] = None,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="infoseek: number of questions to draw at random.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="infoseek: number of questions to draw at random."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="infoseek: random seed of --sample.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="infoseek: random seed of --sample.")] = 0,
     only_with_image: Annotated[
         bool,
         typer.Option("--only-with-image", help="mmsearch: skip questions without an image."),

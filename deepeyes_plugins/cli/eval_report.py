@@ -48,12 +48,15 @@ def report(
         str | None,
         typer.Option(metavar="NAME", help="Model of the older run. [default: as --model]"),
     ] = None,
-    title: Annotated[str, typer.Option(help="Heading of the report.")] = "Evaluation",
+    title: Annotated[
+        str, typer.Option(metavar="TEXT", help="Heading of the report.")
+    ] = "Evaluation",
     input_price: Annotated[
-        float | None, typer.Option(min=0, help="Price per million prompt tokens.")
+        float | None, typer.Option(metavar="PRICE", min=0, help="Price per million prompt tokens.")
     ] = None,
     output_price: Annotated[
-        float | None, typer.Option(min=0, help="Price per million generated tokens.")
+        float | None,
+        typer.Option(metavar="PRICE", min=0, help="Price per million generated tokens."),
     ] = None,
     image_side: Annotated[
         int,

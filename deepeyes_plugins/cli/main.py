@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 
 from deepeyes_plugins import __version__
 
@@ -22,6 +23,17 @@ _EXTRAS = {
 
 # Plain-text help: rich would interpret words in brackets as markup and truncate long texts.
 _typer = partial(typer.Typer, rich_markup_mode=None, pretty_exceptions_show_locals=False)
+
+
+class _Command(TyperCommand):
+    """A command whose help gives arguments by their metavar alone, without a Python type."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for parameter in self.params:
+            if isinstance(parameter, TyperArgument):
+                parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]
+
 
 app = _typer(
     name="deepeyes",
@@ -85,7 +97,7 @@ def _mount(
         module, _, function = home.partition(":")
         inner = _typer(add_completion=False)
         try:
-            inner.command(context_settings={"ignore_unknown_options": passes_on})(
+            inner.command(cls=_Command, context_settings={"ignore_unknown_options": passes_on})(
                 getattr(import_module(f"deepeyes_plugins.cli.{module}"), function)
             )
             inner(context.args, prog_name=context.command_path)

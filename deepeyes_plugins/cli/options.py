@@ -12,7 +12,9 @@ from deepeyes_plugins.remote.urls import displayed, refuse_credentials
 LARGEST_PORT = 65535
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Port = Annotated[int, typer.Option(min=0, max=LARGEST_PORT, help="Port; 0 chooses a free one.")]
+Port = Annotated[
+    int, typer.Option(metavar="PORT", min=0, max=LARGEST_PORT, help="Port; 0 chooses a free one.")
+]
 
 
 def redis_url(value: str | None) -> str | None:

@@ -58,9 +58,7 @@ def up(
             help="Port on every node; 0: a fixed port per node between 20000 and 29999.",
         ),
     ] = 0,
-    workers: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Number of server processes on every node.")
-    ] = 1,
+    workers: Annotated[int | None, typer.Option(metavar="N", min=1, hidden=True)] = None,
     redis: Annotated[
         str | None,
         typer.Option(
@@ -89,8 +87,12 @@ def up(
         raise typer.BadParameter(str(error), param_hint="--config") from error
     if redis is not None:
         settings = settings.model_copy(update={"redis_url": redis})
+    if workers is not None:
+        from deepeyes_plugins.sandbox.serve import ignore_workers
+
+        ignore_workers(workers)
     with _cluster(address) as deployment:
-        servers = deployment.deploy(settings, num_cpus=num_cpus, port=port, workers=workers)
+        servers = deployment.deploy(settings, num_cpus=num_cpus, port=port)
     table = _table("")
     for server in servers:
         action = "started" if server.is_new else "existing"

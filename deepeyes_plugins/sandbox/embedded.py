@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -80,7 +81,7 @@ def start_server(
     *,
     host: str = "127.0.0.1",
     port: int = 0,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> EmbeddedServer:
     """Start a server and wait until a first session has worked.
 
@@ -91,11 +92,18 @@ def start_server(
         settings: Limits of the sessions; by default the default settings.
         host: Address of this machine to listen on, and host of the URL.
         port: Port to listen on; 0 picks a free one.
-        workers: Number of server processes behind the port.
+        workers: Deprecated and without effect.
 
     Raises:
         SandboxUnavailable: The server did not start; the message says why.
     """
+    if workers is not None:
+        warnings.warn(
+            "start_server(workers=…) is deprecated and has no effect: a server is one process; "
+            "start several servers and give clients all URLs",
+            FutureWarning,
+            stacklevel=2,
+        )
     settings = settings or SandboxSettings()
     token = os.environ.get(settings.token_env) or secrets.token_urlsafe(24)
     package_root = str(Path(__file__).resolve().parents[2])
@@ -106,7 +114,7 @@ def start_server(
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", __package__ or "deepeyes_plugins.sandbox"),
-                    *("--host", host, "--port", str(port), "--workers", str(workers)),
+                    *("--host", host, "--port", str(port)),
                     *("--log-level", "warning"),
                     *("--settings", settings.model_dump_json()),
                     *("--announce-fd", str(writing), "--parent", str(os.getpid())),

@@ -46,9 +46,7 @@ class ServerActor:
     The server ends with the process of the actor, which Ray restarts on the same node.
     """
 
-    def __init__(
-        self, settings: dict[str, Any], environment: dict[str, str], *, port: int, workers: int
-    ) -> None:
+    def __init__(self, settings: dict[str, Any], environment: dict[str, str], *, port: int) -> None:
         """Start the server in the background.
 
         Args:
@@ -56,13 +54,11 @@ class ServerActor:
             environment: Environment variables with the server's secrets: its bearer token and the
                 password of Redis, if any.
             port: Port to listen on; 0: a port derived from the node's ID.
-            workers: Number of server processes behind the port.
         """
         os.environ.update(environment)
         self._settings = settings
         self._token = environment[settings["token_env"]]
         self._fixed_port = port
-        self._workers = workers
         # Derived from the node's ID, so that a restarted server keeps its URL.
         self._node_port = _PORTS[int(ray.get_runtime_context().get_node_id(), 16) % len(_PORTS)]
         self._server: EmbeddedServer | None = None
@@ -97,7 +93,7 @@ class ServerActor:
             try:
                 settings = SandboxSettings.model_validate(self._settings)
                 port = self._fixed_port or self._free_port(host)
-                server = start_server(settings, host=host, port=port, workers=self._workers)
+                server = start_server(settings, host=host, port=port)
             except Exception as error:
                 logger.error("no sandbox server on %s: %s", host, error)
                 self._failure = str(error)
