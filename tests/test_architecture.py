@@ -49,6 +49,7 @@ ROOMS = (
     "rollout",
     "jobs",
     "remote",
+    "serving",
     "sandbox",
     "search",
     "judge",
@@ -189,7 +190,7 @@ assert "rows" in answer.output, answer.output
 
 def test_the_sandbox_server_imports_its_own_room() -> None:
     rooms = loaded_rooms("import deepeyes_plugins.sandbox.serve, deepeyes_plugins.sandbox.server")
-    assert rooms <= {"sandbox", "remote"}, rooms
+    assert rooms <= {"sandbox", "remote", "serving"}, rooms
 
 
 @cache
@@ -217,6 +218,7 @@ def test_what_is_imported_is_declared(path: Path) -> None:
         "rewards": ["math"],
         "sandbox": ["sandbox"],
         "search": ["search"],
+        "serving": ["sandbox", "search"],
         "testing": ["sandbox", "search"],
     }
     allowed = declared(*extras.get(room(name), []))

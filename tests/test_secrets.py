@@ -422,7 +422,7 @@ async def test_what_is_stored_and_served_has_no_key(
             cache=CacheSettings(path=tmp_path / f"{name}.sqlite"),
         )
         recording = Recording(tmp_path / f"{name}.jsonl", writable=True)
-        server = SearchServer(Search(settings), None, recording).app()
+        server = SearchServer(Search(settings), recording).app()
         transport = httpx.ASGITransport(server)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             answers = [

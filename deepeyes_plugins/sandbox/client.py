@@ -129,10 +129,17 @@ class SandboxClient:
 
         Raises:
             SandboxUnavailable: No server responds.
+            SandboxError: The server requires a token for it.
         """
 
         async def ask(server: Server) -> Health:
-            return _parse_as(Health, server, await self._send(server, "GET", "/health"))
+            response = await self._send(server, "GET", "/health")
+            if set(_fields(server, response)) == {"status"}:
+                raise SandboxError(
+                    f"the sandbox at {server.url} requires its bearer token: set the variable that "
+                    "sandbox.token_env names (by default DEEPEYES_TOKEN_SANDBOX)"
+                )
+            return _parse_as(Health, server, response)
 
         return await self._first_available(self._servers, ask, self._timeout)
 
@@ -271,10 +278,15 @@ class SandboxClient:
         timeout: float,
         worker: str | None,
     ) -> httpx.Response:
+        body_type = "application/json" if method == "POST" else "application/octet-stream"
         try:
             async with _limit(server, timeout):
                 return await self._http.request(
-                    method, server.url + path, content=body, extensions={WORKER: worker}
+                    method,
+                    server.url + path,
+                    content=body,
+                    headers={"Content-Type": body_type} if body else {},
+                    extensions={WORKER: worker},
                 )
         except httpx.HTTPError as error:
             kind = _ConnectionBroken if isinstance(error, _CONNECTION_ERRORS) else _Unreachable
