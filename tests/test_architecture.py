@@ -40,6 +40,7 @@ ROOMS = (
     "_activation",
     "plugins",
     "",  # The package itself, which offers `hookimpl` and `__version__`.
+    "printable",
     "errors",
     "renamed",
     "extras",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 
+from deepeyes_plugins.cli.console import Console, echo_json
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.options import AsJson
 from deepeyes_plugins.search.fetching import thumbnail_rules
@@ -100,8 +99,8 @@ def info(
 def _show(path: Path, counts: dict[str, int], as_json: bool) -> None:
     facts = {"path": str(path), "bytes": path.stat().st_size, **counts}
     if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        echo_json(facts)
         return
     console = Console()
     for name, value in facts.items():
-        console.print(f"{name.replace('_', ' '):16} {value}", highlight=False)
+        console.print(f"{name.replace('_', ' '):16} {value}", highlight=False, markup=False)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from deepeyes_plugins.printable import printable
 from deepeyes_plugins.remote.redaction import redact
 
 
 class RemoteError(Exception):
-    """A remote call failed; the message names the server and the reason, without secrets."""
+    """A remote call failed; the message names server and reason, without secrets."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(redact(message))
+        super().__init__(printable(redact(message)))
 
 
 class RemoteUnavailableError(RemoteError):

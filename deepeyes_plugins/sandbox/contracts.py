@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from deepeyes_plugins.printable import printable
 from deepeyes_plugins.remote.redaction import redact
 
 Outcome = Literal["ok", "error", "timeout", "killed", "lost"]
@@ -22,7 +23,7 @@ class SandboxError(Exception):
     """Infrastructure error of the sandbox; never raised for errors of the executed code."""
 
     def __init__(self, message: str, **details: Any) -> None:
-        super().__init__(redact(message), **details)
+        super().__init__(printable(redact(message), lines=True), **details)
 
 
 class SandboxUnavailable(SandboxError):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import textwrap
 from typing import Any, Literal
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from deepeyes_plugins.printable import printable
 from deepeyes_plugins.serving.connections import Limits, bounded
 from deepeyes_plugins.serving.guard import LOOPBACK
 
@@ -27,8 +29,20 @@ def configure_logging(level: str, log_format: Literal["text", "json"] = "text") 
         handler.setFormatter(JsonFormatter(fields, style=",", timestamp=True))
     else:
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.addFilter(_as_one_line)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def _as_one_line(record: logging.LogRecord) -> bool:
+    """Show control characters of a record, so that no text forges a line; indent its traceback."""
+    record.msg, record.args = printable(record.getMessage()), None
+    if record.exc_info and not record.exc_text:
+        record.exc_text = logging.Formatter().formatException(record.exc_info)
+    if record.exc_text:
+        record.exc_text = textwrap.indent(printable(record.exc_text, lines=True), "  ")
+        record.exc_info = None
+    return True
 
 
 def bearer_token(variable: str, host: str, danger: str) -> str | None:
