@@ -110,7 +110,10 @@ class Ledger(Generic[Record]):
             OSError: The file cannot be read or written.
         """
         records = [record for record in self._records() if belongs(record)]
-        with whole_file(self.path) as partial, partial.open("w", encoding="utf-8") as file:
+        with (
+            whole_file(self.path, private=True) as partial,
+            partial.open("w", encoding="utf-8") as file,
+        ):
             file.writelines(record.model_dump_json() + "\n" for record in records)
         return records
 

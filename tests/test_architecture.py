@@ -45,6 +45,7 @@ ROOMS = (
     "renamed",
     "extras",
     "files",
+    "checkpoints",
     "sqlite_file",
     "protocol",
     "rollout",
@@ -292,7 +293,6 @@ importlib.import_module("PIL.Image")  # The libraries are not what is looked at 
 importlib.import_module("filelock.asyncio")
 importlib.import_module("pydantic_settings")
 importlib.import_module("aiohttp")
-importlib.import_module("httpx")
 importlib.import_module("matplotlib.pyplot")
 events = []
 READING = os.O_RDONLY | os.O_CLOEXEC

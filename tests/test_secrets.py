@@ -336,12 +336,11 @@ WITHOUT_A_SERVER = {"text:local", "text:replay", "image:cache", "image:replay"}
 MODULES = {
     "deepeyes_plugins/hosts/openai/client.py": "model server",
     "deepeyes_plugins/judge/judge.py": "judge",
+    "deepeyes_plugins/remote/http.py": "opens the connections of all but Redis",
     "deepeyes_plugins/remote/chat.py": "the base of judge and model server",
     "deepeyes_plugins/remote/service.py": "the base of all but the sandbox and Redis",
     "deepeyes_plugins/sandbox/client.py": "sandbox",
-    "deepeyes_plugins/sandbox/connections.py": "sandbox",
     "deepeyes_plugins/sandbox/snapshots.py": "Redis of the sandbox: its errors are raised nowhere",
-    "deepeyes_plugins/sandbox/workers.py": "requests between processes of one server",
     "deepeyes_plugins/search/cache.py": "Redis of the response cache",
     "deepeyes_plugins/search/client.py": "search service",
     "deepeyes_plugins/search/fetching.py": "pages and thumbnails: fetched without any key",
@@ -349,7 +348,7 @@ MODULES = {
 }
 """Modules that send requests, each with the client of the table that covers it."""
 SENDERS = re.compile(
-    r"RemoteService|ChatEndpoint|(httpx|httpcore)\.Async(?!Byte|Net|Base)\w+|aiohttp\.ClientSession"
+    r"RemoteService|open_session|ChatEndpoint|(httpx|httpcore)\.Async(?!Byte|Net|Base)\w+|aiohttp\.ClientSession"
     r"|Redis\.from_url|requests\.(get|post|Session)|(urllib\.request\.)?urlopen|HTTPS?Connection"
 )
 

@@ -21,14 +21,17 @@ from deepeyes_plugins.data.check.rl import RowRules
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import DataError, Finding
 from deepeyes_plugins.data.media import read_media
-from deepeyes_plugins.data.output import write_text
+from deepeyes_plugins.data.output import refuse_inputs, write_text
 from deepeyes_plugins.data.prepare import REPORT_NAME, Prepared, prepare_rl, prepare_sft
 from deepeyes_plugins.data.prepare.changes import Outcome, report_lines
 from deepeyes_plugins.data.sources import Progress as Told
 from deepeyes_plugins.data.sources import Sources as Found
 from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.renamed import warn_renamed
+from deepeyes_plugins.search.fetching import thumbnail_rules
 from deepeyes_plugins.search.image_cache import ImageCacheError
 from deepeyes_plugins.search.image_conversion import convert
+from deepeyes_plugins.search.thumbnails import LONGEST_SIDE
 from deepeyes_plugins.settings import load_settings
 
 Sources = Annotated[
@@ -150,6 +153,9 @@ def search_cache(
         ),
     ],
     media: Media = None,
+    images: Annotated[
+        list[Path] | None, typer.Option(hidden=True, help="Old name of --media.")
+    ] = None,
     questions: Annotated[
         list[Path] | None,
         typer.Option(
@@ -159,18 +165,28 @@ def search_cache(
             show_default=False,
         ),
     ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Download thumbnails that are URLs.")
+    ] = False,
+    longest_side: Annotated[
+        int, typer.Option(metavar="N", min=32, help="Maximum side of a thumbnail in pixels.")
+    ] = LONGEST_SIDE,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Prepare the cache of the image search provider `cache`, with a report of missing images.
 
-    Like `deepeyes search image-cache convert`, and accepts folders and images in zip files.
+    Reads the published caches of DeepEyesV2 (JSON) and MMSearch-R1 (pickle, whose code is not run).
     """
+    if images:
+        warn_renamed("--images", "--media")
+    media = [*(media or ()), *(images or ())]
     report = output.with_name(f"{output.name}.{REPORT_NAME}")
     lines: list[str] = []
     with complaints():
-        found = Found.find(sources, (".json", ".pkl"), "JSON or pickle", media or ())
-        found.refuse(output, report)
+        found = Found.find(sources, (".json", ".pkl"), "JSON or pickle", media)
+        # A folder of images may get the cache, a folder that is searched for sources may not.
+        refuse_inputs((output, report), [*sources, *filter(Path.is_file, media)])
         places = found.places
 
         def read_image(root: Path, name: str) -> bytes:
@@ -195,6 +211,8 @@ def search_cache(
                     output,
                     read_image=read_image,
                     questions=questions or (),
+                    rules=thumbnail_rules() if download else None,
+                    longest_side=longest_side,
                     progress=lambda what, done, total: progress(what, done, total or None),
                 )
         except (ImageCacheError, sqlite3.Error, OSError) as error:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +18,7 @@ import typer
 from deepeyes_plugins.cli.console import Console
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.quickstart.process import StageError, model_servers
 from deepeyes_plugins.settings import SETTINGS_VARIABLE, load_settings
 from eval_plugins.vlmevalkit.launch import (
     LaunchError,
@@ -28,6 +33,8 @@ from eval_plugins.vlmevalkit.leftovers import (
     set_broken_checkpoints_aside,
     set_outdated_scores_aside,
 )
+
+_SERVER_STARTS_WITHIN = 1800.0
 
 
 def run(
@@ -60,6 +67,14 @@ def run(
             "agent.yaml, or `trajectories` in the work dir]",
         ),
     ] = None,
+    serve: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="Server to run for the evaluation, for instance "
+            "'vllm serve runs/rl/model --port {port}'; {port} becomes a free port.",
+        ),
+    ] = None,
     allow_failed_samples: Annotated[
         bool,
         typer.Option("--allow-failed-samples", help="Exit with 0 even if samples failed."),
@@ -90,12 +105,32 @@ def run(
             console.print(f"Outdated scores, as some samples are repeated: renamed to {path}")
 
     since = datetime.now().astimezone()
-    code = _wait(started, environment)
+    with _server(serve, folder) as variables:
+        code = _wait(started, environment | variables)
     results = outcomes(folder, asked, since)
     _show(console, results, folder)
     failed = any(result.failure is not None for result in results)
     lost = any(result.failed_samples for result in results) and not allow_failed_samples
     raise typer.Exit(code or int(failed or lost))
+
+
+@contextmanager
+def _server(serve: str | None, folder: Path) -> Iterator[dict[str, str]]:
+    """Run a server, if one is given, and yield the variables with which it is found."""
+    if serve is None:
+        yield {}
+        return
+    earlier = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        commands = {folder / "server.log": shlex.split(serve)}
+        # The programs of this environment are found although it may not be activated.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        with model_servers(commands, {"PATH": path}, limit=_SERVER_STARTS_WITHIN) as (url,):
+            yield {"DEEPEYES_OPENAI_URL": url}
+    except StageError as error:
+        complain(str(error))
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def _wait(started: list[str], environment: dict[str, str]) -> int:

@@ -68,7 +68,13 @@ def _main(
 
 
 def _mount(
-    group: typer.Typer, name: str, summary: str, home: str, *, passes_on: bool = False
+    group: typer.Typer,
+    name: str,
+    summary: str,
+    home: str,
+    *,
+    passes_on: bool = False,
+    instead: str = "",
 ) -> None:
     """Add a command whose module is imported when the command is called.
 
@@ -78,6 +84,7 @@ def _mount(
         summary: One line for the list of commands.
         home: ``module:function``; its signature and docstring give the ``--help``.
         passes_on: Pass unknown options on as arguments of another program.
+        instead: The new name of the command, if this is an old one, which works with a warning.
     """
 
     @group.command(
@@ -93,7 +100,10 @@ def _mount(
     def command(context: typer.Context) -> None:
         from deepeyes_plugins.cli.errors import complain
         from deepeyes_plugins.extras import install_command
+        from deepeyes_plugins.renamed import warn_renamed
 
+        if instead:
+            warn_renamed(context.command_path, instead)
         module, _, function = home.partition(":")
         inner = _typer(add_completion=False)
         try:
@@ -148,6 +158,9 @@ _mount(
     "data_selection:from_trajectories",
 )
 
+model = _group(app, "model", "Checkpoints.")
+_mount(model, "export", "Copy a checkpoint with the published names of tensors.", "model:export")
+
 reward = _group(app, "reward", "Rewards of stored trajectories.")
 _mount(reward, "score", "Score stored trajectories as in training.", "reward:score")
 
@@ -167,7 +180,13 @@ _mount(index, "build", "Build an index of a corpus.", "search_index:build")
 _mount(index, "info", "Show the contents of an index.", "search_index:info")
 _mount(index, "query", "Search an index.", "search_index:query")
 image_cache = _group(search, "image-cache", "Cache of the image provider `cache`.")
-_mount(image_cache, "convert", "Convert published caches.", "search_images:convert")
+_mount(
+    image_cache,
+    "convert",
+    "Old name of `deepeyes data prepare search-cache`.",
+    "data_prepare:search_cache",
+    instead="deepeyes data prepare search-cache",
+)
 _mount(image_cache, "info", "Show the contents of a cache.", "search_images:info")
 
 evaluation = _group(app, "eval", "Evaluation: run and report.")

@@ -9,10 +9,9 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-
-import httpx
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 10.0
@@ -157,11 +156,11 @@ def model_servers(
     servers: dict[int, Process] = {}
     try:
         for port, (log, command) in zip(free_ports(len(commands)), commands.items(), strict=True):
-            arguments = [part.format(port=port) for part in command]
+            arguments = [part.replace("{port}", str(port)) for part in command]
             servers[port] = Process(arguments, log, environment)
         deadline = time.monotonic() + limit
         for port, process in servers.items():
-            while not _answers(port):
+            while not answers(port):
                 if not process.running() or time.monotonic() > deadline:
                     raise process.failure("did not answer")
                 time.sleep(POLL_SECONDS)
@@ -179,8 +178,11 @@ def free_ports(count: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
+    """Whether a model server is ready on a port of the loopback interface."""
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).is_success
-    except httpx.HTTPError:
+        with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+    except (OSError, HTTPException):
         return False

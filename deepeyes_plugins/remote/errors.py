@@ -5,6 +5,9 @@ from __future__ import annotations
 from deepeyes_plugins.printable import printable
 from deepeyes_plugins.remote.redaction import redact
 
+OVERLOADED_STATUSES = frozenset({408, 425, 429})
+"""HTTP statuses of a server that works but is overloaded; requests are retried."""
+
 
 class RemoteError(Exception):
     """A remote call failed; the message names server and reason, without secrets."""

@@ -4,47 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-import functools
 import io
 import json
 import os
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-import certifi
+import tenacity
 from aiolimiter import AsyncLimiter
 
+from deepeyes_plugins.files import read_json
 from deepeyes_plugins.remote.circuit import Circuit
 from deepeyes_plugins.remote.errors import (
+    OVERLOADED_STATUSES,
     CircuitOpenError,
     RemoteRefusedError,
     RemoteUnavailableError,
 )
+from deepeyes_plugins.remote.http import open_session, proxy_of, reason_of
 from deepeyes_plugins.remote.redaction import (
     protect,
     protect_credentials,
     protect_url,
-    redact,
     redact_body,
 )
-from deepeyes_plugins.remote.retry import attempts
+from deepeyes_plugins.remote.retry import Backoff
 from deepeyes_plugins.remote.settings import RemoteSettings
 from deepeyes_plugins.remote.statistics import CallStatistics
 
-_TRANSIENT_STATUSES = frozenset({408, 425, 429})
 _UNAUTHORISED_STATUSES = frozenset({401, 403})
 _EXCERPT_CHARACTERS = 300
 _MIB = 1 << 20
-_LONGEST_HEADER = 1 << 16
-"""Maximum header size in bytes; content-security policies exceed aiohttp's default of 8 KiB."""
 
 T = TypeVar("T")
 
@@ -83,7 +78,7 @@ class Reply:
             RemoteUnavailableError: The body is not JSON, as in transient errors of proxies.
         """
         try:
-            return json.loads(self.body)
+            return read_json(self.body)
         except (ValueError, RecursionError) as error:
             raise self.unreadable(f"not JSON ({error})") from error
 
@@ -128,7 +123,8 @@ class RemoteService:
         """
         self.url = url.rstrip("/")
         protect_url(url)
-        self.circuit = Circuit(settings.circuit_failures, settings.circuit_seconds)
+        seconds = settings.circuit_seconds
+        self.circuit = Circuit(settings.circuit_failures, Backoff(seconds, seconds))
         self.statistics = CallStatistics()
         self._settings = settings
         self._key_env = key_env
@@ -186,21 +182,22 @@ class RemoteService:
             RemoteUnavailableError: Every attempt failed; the message contains the last reason.
             RemoteRefusedError: The service refuses the request; raised by ``read``.
         """
-        settings = self._settings
-        if retries is not None:
-            settings = settings.model_copy(update={"retries": retries})
+        tries = 1 + (self._settings.retries if retries is None else retries)
         body = _serialise(json) if json is not None else content
         headers = {"Content-Type": content_type} if body is not None else {}
         source = f"{method} {self.url}{path}"
         try:
-            async for attempt in attempts(settings, final=() if patient else (CircuitOpenError,)):
+            async for attempt in self._settings.backoff.attempts(
+                tenacity.stop_after_attempt(tries),
+                lambda error: patient or not isinstance(error, CircuitOpenError),
+            ):
                 with attempt:
                     return await self._try(method, path, read, body, params, headers, is_final)
         except RemoteUnavailableError as error:
             number = attempt.retry_state.attempt_number
-            tries = "" if number == 1 else f" in {number} attempts, last error"
+            count = "" if number == 1 else f" in {number} attempts, last error"
             raise type(error)(
-                f"{source} failed{tries}: {error}",
+                f"{source} failed{count}: {error}",
                 status=error.status,
                 retry_after=error.retry_after,
             ) from error
@@ -267,7 +264,7 @@ class RemoteService:
             outcome = self.statistics.record
             try:
                 reply = await self._send(method, path, body, params, headers)
-                if reply.status in _TRANSIENT_STATUSES or reply.status >= 500:
+                if reply.status in OVERLOADED_STATUSES or reply.status >= 500:
                     if is_final is not None and is_final(reply):
                         raise self.refusal(reply)
                     raise RemoteUnavailableError(
@@ -308,12 +305,8 @@ class RemoteService:
                 ) as response,
             ):
                 content = await self._read(source, response)
-        # Without the library's errors, which quote the URL and the response and may cut them.
-        except (aiohttp.ClientResponseError, aiohttp.ClientPayloadError) as error:
-            raise RemoteUnavailableError(f"{type(error).__name__}: {_invalid(error)}") from None
         except aiohttp.ClientError as error:
-            reason = " ".join(redact(str(error)).split())
-            raise RemoteUnavailableError(f"{type(error).__name__}: {reason}") from None
+            raise RemoteUnavailableError(reason_of(error)) from None
         except TimeoutError:
             raise RemoteUnavailableError(
                 f"ReadTimeout: no complete response within {seconds:g} s"
@@ -326,16 +319,11 @@ class RemoteService:
     def _connections(self) -> aiohttp.ClientSession:
         """Return the session, created by the first request, to whose event loop it belongs."""
         if self._http is None:
-            self._http = aiohttp.ClientSession(
+            self._http = open_session(
+                tls=self.url.startswith("https"),
                 headers=self._headers,
-                connector=aiohttp.TCPConnector(
-                    limit=0, ssl=_trusted() if self.url.startswith("https") else True
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(sock_connect=self._settings.connect_timeout),
-                proxy=_proxy(self.url),
-                max_line_size=_LONGEST_HEADER,
-                max_field_size=_LONGEST_HEADER,
+                connect_timeout=self._settings.connect_timeout,
+                proxy=proxy_of(self.url),
             )
         return self._http
 
@@ -368,31 +356,6 @@ def retry_after(value: str | None, now: datetime | None = None) -> float:
         until = until if until.tzinfo else until.replace(tzinfo=UTC)
         seconds = (until - (now or datetime.now(UTC))).total_seconds()
     return seconds if 0 < seconds < float("inf") else 0.0
-
-
-@functools.cache
-def _trusted() -> ssl.SSLContext:
-    """Return a TLS context with the system's certificates and, for containers, certifi's."""
-    context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())
-    return context
-
-
-def _proxy(url: str) -> str | None:
-    """Return the proxy that the environment names for a URL."""
-    parts = urlsplit(url)
-    if proxy_bypass(parts.hostname or ""):
-        return None
-    proxies = getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    protect_url(proxy or "")
-    return proxy
-
-
-def _invalid(error: aiohttp.ClientResponseError | aiohttp.ClientPayloadError) -> str:
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return "Response payload is not completed, or its encoding is invalid"
-    return "the response is not valid HTTP"
 
 
 def _limiter(rate: float) -> AsyncLimiter:

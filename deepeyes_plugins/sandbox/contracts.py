@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deepeyes_plugins.printable import printable
+from deepeyes_plugins.remote.errors import RemoteUnavailableError
 from deepeyes_plugins.remote.redaction import redact
 
 Outcome = Literal["ok", "error", "timeout", "killed", "lost"]
@@ -26,7 +27,7 @@ class SandboxError(Exception):
         super().__init__(printable(redact(message), lines=True), **details)
 
 
-class SandboxUnavailable(SandboxError):
+class SandboxUnavailable(SandboxError, RemoteUnavailableError):
     """No server responds, or the server is full."""
 
 

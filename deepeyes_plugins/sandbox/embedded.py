@@ -15,8 +15,6 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from deepeyes_plugins.sandbox.contracts import SandboxUnavailable
 from deepeyes_plugins.sandbox.settings import SandboxSettings
@@ -30,7 +28,7 @@ _lock = threading.Lock()
 _shared: EmbeddedServer | None = None
 
 
-class EmbeddedServer:
+class EmbeddedServer(contextlib.AbstractContextManager["EmbeddedServer"]):
     """Sandbox server that ends with this process.
 
     Attributes:
@@ -39,7 +37,6 @@ class EmbeddedServer:
     """
 
     def __init__(self, process: subprocess.Popen[bytes], url: str, token: str) -> None:
-
         self.url = url
         self.token = token
         self._process = process
@@ -59,15 +56,7 @@ class EmbeddedServer:
         """Wait until the server has ended."""
         self._process.wait()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -31,7 +31,6 @@ def configure_logging(level: str, log_format: Literal["text", "json"] = "text") 
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     handler.addFilter(_as_one_line)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def _as_one_line(record: logging.LogRecord) -> bool:

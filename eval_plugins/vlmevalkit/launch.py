@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from deepeyes_plugins.files import read_json
 from eval_plugins.report.tables import UnreadableTable
 from eval_plugins.vlmevalkit.leftovers import STATUS_FILE, Combination, failed_samples
 
@@ -100,7 +100,7 @@ def expected(arguments: Sequence[str]) -> list[Combination]:
     models, names = _values(arguments, "--model") or [MODEL], _values(arguments, "--data")
     if configs:
         try:
-            recipe: Any = json.loads(Path(configs[-1]).read_text(encoding="utf-8"))
+            recipe: Any = read_json(Path(configs[-1]).read_text(encoding="utf-8"))
             models, names = list(recipe["model"]), list(recipe["data"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise LaunchError(
@@ -158,7 +158,7 @@ def _statuses(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield each status file once, with its folder; the model's folder links to its runs."""
     for path in sorted({path.resolve() for path in folder.rglob(STATUS_FILE)}):
         with contextlib.suppress(OSError, ValueError):
-            status = json.loads(path.read_text(encoding="utf-8"))
+            status = read_json(path.read_text(encoding="utf-8"))
             if isinstance(status, dict):
                 yield path.parent, status
 

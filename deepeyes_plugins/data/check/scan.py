@@ -32,7 +32,7 @@ from deepeyes_plugins.data.check.deduplication import Hashes, duplicates, leaks
 from deepeyes_plugins.data.check.rl import COLUMNS
 from deepeyes_plugins.data.check.row import CheckRules, Kind, RowCheck, row_checker
 from deepeyes_plugins.data.check.rows import form_findings, in_threads
-from deepeyes_plugins.data.dataset_info import Entry
+from deepeyes_plugins.data.dataset_info import Entry, media_roots
 from deepeyes_plugins.data.files import (
     ROWS_AT_A_TIME,
     Row,
@@ -43,8 +43,10 @@ from deepeyes_plugins.data.files import (
 )
 from deepeyes_plugins.data.findings import Finding
 from deepeyes_plugins.data.hooks import formatters
+from deepeyes_plugins.data.media import named_roots
 from deepeyes_plugins.data.workers import Progress, Workers, alone, processes_worth
 from deepeyes_plugins.environments.hooks import environments
+from deepeyes_plugins.files import owner_only_folder
 from deepeyes_plugins.rewards.hooks import rewards
 
 Role = Literal["train", "validation"]
@@ -176,7 +178,8 @@ def scan_part(
         DataError: A checkpoint cannot be written, or the file is gone.
     """
     with writing(part.folder):
-        part.folder.mkdir(parents=True, exist_ok=True)
+        for folder in (part.folder.parent, part.folder):
+            owner_only_folder(folder)
     whole = checkpoints_in(part.folder)
     done = [read_checkpoint(path) for path in whole]
     progress(sum(piece.rows for piece in done))
@@ -241,7 +244,7 @@ def _fingerprint(source: Source, rules: CheckRules) -> str:
     facts = {
         "file": [str(source.path.absolute()), stat.st_size, stat.st_mtime_ns, source.kind],
         "entry": repr(source.entry),
-        "rules": repr(rules),
+        "rules": [repr(rules), *named_roots(), *media_roots(source.path)],
         "names": [sorted(names) for names in (environments(), rewards(), formatters())],
         "version": [_LAYOUT, __version__],
     }

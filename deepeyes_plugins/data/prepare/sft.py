@@ -104,7 +104,7 @@ def prepare_sft(
             remember(place, mark, note, target, report)
         for left_over in [*work.glob("*.jsonl"), *work.glob("*.changes")]:
             left_over.unlink()
-        register_dataset(info, name, target.name)
+        register_dataset(info, name, target.name, media_roots=found.places.roots)
     return Prepared((target,), report, note.summary, len(found.files), before)
 
 

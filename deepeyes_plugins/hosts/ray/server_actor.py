@@ -13,13 +13,14 @@ from urllib.parse import urlsplit
 
 import ray
 
+from deepeyes_plugins.remote.retry import Backoff
 from deepeyes_plugins.sandbox.embedded import EmbeddedServer, start_server
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
 
 _PORT_SECONDS = 15.0
-_MAX_BACKOFF_SECONDS = 30.0
+_BACKOFF = Backoff(1.0, 30.0)
 # Below the system's ephemeral ports, above those of Ray's workers.
 _PORTS = range(20_000, 30_000)
 
@@ -88,7 +89,7 @@ class ServerActor:
 
     def _run_server(self) -> None:
         host = ray.util.get_node_ip_address()
-        backoff = 1.0
+        failures = 0
         while not self._stopping.is_set():
             try:
                 settings = SandboxSettings.model_validate(self._settings)
@@ -98,10 +99,10 @@ class ServerActor:
                 logger.error("no sandbox server on %s: %s", host, error)
                 self._failure = str(error)
                 self._first_start_done.set()
-                self._stopping.wait(backoff)
-                backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
+                failures += 1
+                self._stopping.wait(_BACKOFF.seconds(failures))
                 continue
-            self._server, self._failure, backoff = server, "", 1.0
+            self._server, self._failure, failures = server, "", 0
             self._node_port = urlsplit(server.url).port or 0
             self._first_start_done.set()
             if self._stopping.is_set():

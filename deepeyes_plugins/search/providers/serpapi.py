@@ -12,15 +12,19 @@ from typing import ClassVar
 from pydantic import Field
 
 from deepeyes_plugins.remote.service import Reply
-from deepeyes_plugins.search.contracts import FILTERS, SearchQuery, SearchResult, SearchResults
+from deepeyes_plugins.search.contracts import FILTERS, SearchQuery, SearchResults
 from deepeyes_plugins.search.providers.web import (
     Answer,
+    DatedPage,
+    KeyVariable,
+    Url,
     WebOptions,
     WebProvider,
     WebRequest,
     Words,
     given,
     google_dates,
+    listed,
     with_operators,
 )
 
@@ -28,20 +32,9 @@ from deepeyes_plugins.search.providers.web import (
 class SerpApiOptions(WebOptions):
     """Options of SerpApi."""
 
-    url: str = Field(
-        "https://serpapi.com", pattern="^https?://", description="Base URL of the engine."
-    )
-    key_env: str | None = Field(
-        "SERPAPI_API_KEY", description="Name of the environment variable that holds the key."
-    )
+    url: Url = "https://serpapi.com"
+    key_env: KeyVariable = "SERPAPI_API_KEY"
     engine: str = Field("google", description="SerpApi's name of the engine.")
-
-
-class _Page(Answer):
-    title: Words = ""
-    link: Words = ""
-    snippet: Words = ""
-    date: Words = ""
 
 
 class _Metadata(Answer):
@@ -50,7 +43,7 @@ class _Metadata(Answer):
 
 class _Found(Answer):
     search_metadata: _Metadata
-    organic_results: tuple[_Page, ...] = ()
+    organic_results: tuple[DatedPage, ...] = ()
     error: Words = ""
 
 
@@ -81,6 +74,4 @@ class SerpApi(WebProvider[SerpApiOptions]):
             raise reply.unreadable(
                 f"the search has status {found.search_metadata.status}: {found.error}"
             )
-        return SearchResults(
-            results=tuple(SearchResult(**page.model_dump()) for page in found.organic_results)
-        )
+        return listed(found.organic_results)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import httpx
+import aiohttp
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork
 
@@ -33,7 +33,9 @@ from deepeyes_plugins.search.fetching import Fetcher, FetchError, thumbnail_rule
 from deepeyes_plugins.search.providers.template import ListOfAnything, at, filled, word
 from deepeyes_plugins.search.providers.web import (
     Answer,
+    KeyVariable,
     Options,
+    Url,
     WebEngine,
     WebOptions,
     WebRequest,
@@ -151,12 +153,8 @@ class WebImages(WebEngine[Options], ImageSearchProvider):
 class LensOptions(WebImageOptions):
     """Options of Google Lens by SerpApi."""
 
-    url: str = Field(
-        "https://serpapi.com", pattern="^https?://", description="Base URL of the engine."
-    )
-    key_env: str | None = Field(
-        "SERPAPI_API_KEY", description="Name of the environment variable that holds the key."
-    )
+    url: Url = "https://serpapi.com"
+    key_env: KeyVariable = "SERPAPI_API_KEY"
     kind: Literal["visual_matches", "exact_matches"] = Field(
         "visual_matches", description="Find pages with similar images, or with this image."
     )
@@ -218,12 +216,13 @@ class SerpApiLens(WebImages[LensOptions]):
     async def _uploaded(self, image: EncodedImage) -> str:
         """Upload the image and return its id, which SerpApi accepts for ten minutes."""
         data, kind = await asyncio.to_thread(_small, image)
-        form = httpx.Request(
-            "POST", "http://form", files={"image": (f"image.{kind.partition('/')[2]}", data, kind)}
+        form = aiohttp.MultipartWriter("form-data")
+        part = form.append(data, {"Content-Type": kind})
+        part.set_content_disposition(
+            "form-data", name="image", filename=f"image.{kind.partition('/')[2]}"
         )
-        request = WebRequest(
-            "/image", "POST", content=form.read(), content_type=form.headers["Content-Type"]
-        )
+        content = await form.as_bytes()
+        request = WebRequest("/image", "POST", content=content, content_type=form.content_type)
         return await self.ask(
             request, lambda reply: _Upload.model_validate_json(reply.body).image_id
         )
