@@ -24,11 +24,13 @@ JOBS ?= 3
 QUICK_TESTS := $(wildcard tests/test_*.py) $(addprefix tests/, \
 	environments judge openai protocol remote rewards rollout settings tools)
 
+# Tools that must not decide what the main environment contains have one of their own.
+AUDIT := .audit
 # SGLang's real server, with transformers of its own and everything else from $(VENV).
 SGLANG := $(VENV)-sglang
 SGLANG_SOURCES := $(wildcard distributions/sglang-kernel/*)
 
-.PHONY: help install quickstart quickstart-fast test test-sglang check lint format bench docs
+.PHONY: help install quickstart quickstart-fast test test-sglang check lint format bench docs audit
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +92,13 @@ format: install ## Format the code and mend what can be mended
 
 bench: install ## Measure and print what the documentation claims
 	@shopt -s nullglob; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+audit: ## Compare the pinned versions with published weaknesses; needs the network
+	test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
+	  $(AUDIT)/bin/python -m pip --disable-pip-version-check install --quiet pip-audit==2.10.1; }
+# Without --strict, packages that cannot be looked up count as free of weaknesses.
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
+	  --requirement constraints.txt --requirement constraints-vllm.txt
 
 docs: install ## Build the documentation into site/; a broken link or anchor is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -19,11 +19,11 @@ from importlib.util import find_spec
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from deepeyes_plugins import _activation
+from deepeyes_plugins.cli.console import Console, echo_json
 from deepeyes_plugins.cli.probes import MARK, Registration
 from deepeyes_plugins.cli.versions import Clash, clashes, fitting_set, installed, version_sets
 from deepeyes_plugins.data.hooks import formatters
@@ -128,7 +128,7 @@ def doctor(
         for finding in diagnose(chosen, Console(stderr=True, quiet=as_json))
     ]
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+        echo_json([asdict(finding) for finding in findings])
     else:
         _show(Console(), findings)
     if any(finding.status == "problem" for finding in findings):
@@ -550,4 +550,5 @@ def _show(console: Console, findings: list[Finding]) -> None:
     warnings = sum(finding.status == "warning" for finding in findings)
     absent = sum(finding.status == "absent" for finding in findings)
     verdict = f"[red]{problems} to mend[/]" if problems else "[green]Nothing to mend[/]"
-    console.print(f"\n{verdict}, {warnings} to know of, {absent} absent.")
+    console.print()
+    console.print(f"{verdict}, {warnings} to know of, {absent} absent.")

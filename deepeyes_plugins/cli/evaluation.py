@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from deepeyes_plugins.cli.console import Console
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.quickstart.process import StageError, model_servers

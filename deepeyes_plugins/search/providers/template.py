@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deepeyes_plugins.remote.redaction import protect_credentials
 from deepeyes_plugins.remote.service import Reply
 from deepeyes_plugins.search.contracts import FILTERS, SearchQuery, SearchResult, SearchResults
 from deepeyes_plugins.search.providers.web import WebOptions, WebProvider, WebRequest
@@ -89,6 +90,7 @@ class Template(WebProvider[TemplateOptions]):
         super().__init__(options)
         named = set(_PLACE.findall(repr((self.options.params, self.options.body))))
         self.filters = frozenset(name for name in FILTERS if name in named)
+        protect_credentials((self.options.params, self.options.body))
         self.headers = self.options.headers
         self.key_header = self.options.key_header
         self.key_parameter = self.options.key_parameter

@@ -20,6 +20,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork
 
 from deepeyes_plugins.protocol.content import EncodedImage, ImageError
+from deepeyes_plugins.remote.redaction import protect_credentials
 from deepeyes_plugins.remote.service import Reply
 from deepeyes_plugins.search.contracts import (
     ImageQuery,
@@ -282,6 +283,7 @@ class ImageTemplate(WebImages[ImageTemplateOptions]):
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__(options)
+        protect_credentials(self.options.body)
         self.headers = self.options.headers
         self.key_header = self.options.key_header
 
