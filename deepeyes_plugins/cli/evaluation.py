@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from rich.console import Console
 
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.hosts.openai.probe import require_server
+from deepeyes_plugins.rollout.contracts import InfrastructureError
 from deepeyes_plugins.settings import SETTINGS_VARIABLE, load_settings
 from eval_plugins.vlmevalkit.launch import (
     LaunchError,
@@ -22,6 +25,7 @@ from eval_plugins.vlmevalkit.launch import (
     expected,
     outcomes,
     rescores_in_place,
+    servers,
     work_dir,
 )
 from eval_plugins.vlmevalkit.leftovers import (
@@ -76,8 +80,12 @@ def run(
         started = command(checkout, arguments)
         asked = expected(arguments)
         logged = trajectories or load_settings(agent).trajectories
+        for server in servers(arguments, agent):
+            asyncio.run(require_server(server))
     except (LaunchError, SettingsError) as error:
         complain(str(error), 2)
+    except InfrastructureError as error:
+        complain(str(error))
     folder = work_dir(arguments, os.environ)
     chosen = {SETTINGS_VARIABLE: agent, "DEEPEYES_TRAJECTORIES": logged or folder / "trajectories"}
     environment = dict(os.environ) | {

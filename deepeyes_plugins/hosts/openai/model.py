@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from deepeyes_plugins.hosts.openai.client import ChatClient
 from deepeyes_plugins.hosts.openai.policy import OpenAIPolicy
+from deepeyes_plugins.hosts.openai.probe import require_server
 from deepeyes_plugins.hosts.openai.settings import OpenAISettings
 from deepeyes_plugins.protocol.dialect import Dialect
 
@@ -38,13 +39,13 @@ class ServedModel:
         await self._client.aclose()
 
     async def check(self) -> None:
-        """Request the list of models from every server.
+        """Probe every server.
 
         Raises:
-            InfrastructureError: A server does not respond or refuses the key, or the model is
-                ambiguous.
+            InfrastructureError: A server cannot play trajectories; the message says why and what to
+                do.
         """
-        await self._client.check()
+        await require_server(self._settings)
 
     async def name(self) -> str:
         """Return the first server's name of the model.
