@@ -35,7 +35,7 @@ SHORT, LONG = (200, 500, 1_000), 4_000
 """Characters of a text; the short ones are within the limits of readers that have one."""
 LITTLE = 0.02
 """Seconds that no linear reader takes for a long text, and each quadratic one does."""
-ATTACKS, ATTACKS_OF_READERS = 60, 6
+ATTACKS, ATTACKS_OF_READERS = 60, 4
 """Texts per pattern. Readers see the texts of all patterns of their module."""
 
 _ALTERNATIVES = (
@@ -260,5 +260,5 @@ def test_nesting_without_end_is_invalid_json_and_yaml(opening: str) -> None:
     with pytest.raises(json.JSONDecodeError, match="nested too deeply"):
         read_json(opening * 100_000)
     with pytest.raises(yaml.YAMLError):
-        load_yaml(opening * 3_000)
+        load_yaml(opening * 1_500)
     mathematics_verdict("(" * 900, "[" * 900)

@@ -1,4 +1,4 @@
-"""What a server cannot do is named before a run, in its own words and with the setting to mend it."""
+"""What a server cannot do is named before a run, in its own words and with what mends it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Model:
 
 
 async def found(script: Callable[[Body], Reply], **settings: Any) -> tuple[Shortcoming, ...]:
-    with ChatServer(script) as server:
+    with ChatServer(script, is_probed=True) as server:
         values = {"profile": "vllm", "retry_wait": 0, **settings}
         (report,) = await probe(OpenAISettings(url=server.url, **values))
     return report.found
@@ -76,9 +76,7 @@ REFUSALS: dict[str, tuple[Lack, str, str]] = {
         "DEEPEYES_OPENAI_PROFILE",
     ),
     "the fields of a profile": (
-        lambda body: (
-            "Unexpected keys in the request: {'bad_words'}" if "bad_words" in body else None
-        ),
+        lambda body: "Unexpected keys in the request" if "bad_words" in body else None,
         "Unexpected keys in the request",
         "generic (DEEPEYES_OPENAI_PROFILE)",
     ),
@@ -103,8 +101,8 @@ async def test_what_is_refused_is_said_once_in_the_servers_words(lack: str, stat
     assert action in one.action
 
 
-def spoiled(reply: Reply, text: str) -> Reply:
-    return Reply(text, total_tokens=reply.total_tokens)
+def spoiled(reply: Reply, text: str | None) -> Reply:
+    return reply if text is None else Reply(text, total_tokens=reply.total_tokens)
 
 
 DIFFERENCES: dict[str, tuple[Callable[[Body], Reply], str, str]] = {
@@ -115,12 +113,12 @@ DIFFERENCES: dict[str, tuple[Callable[[Body], Reply], str, str]] = {
     ),
     "no continued message": (Model(continues=False), "closes the prefill <think>", "PREFILL=0"),
     "stop strings that are removed": (
-        lambda body: spoiled(Model()(body), "" if "a" in body.get("stop", ()) else "ab"),
+        lambda body: spoiled(Model()(body), "" if "a" in body.get("stop", ()) else None),
         "removes the stop string",
         "profile: generic",
     ),
     "stop strings that are ignored": (
-        lambda body: spoiled(Model()(body), "b" if body.get("bad_words") else "abc"),
+        lambda body: Model()({**body, "stop": []}),
         "goes on after a stop string",
         "profile: generic",
     ),

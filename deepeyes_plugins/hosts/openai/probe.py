@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 _FIRST_SECONDS = 15.0
 _SECONDS = 120.0
 _FEW_TOKENS = 16
-_QUESTION = "What colour is the picture?"
+QUESTION = "What colour is the picture?"
+"""Question of every request of a probe."""
 _BARE = Dialect(forbidden=())
 _LETTERS = tuple("aeioutnsrhld. \n0123456789")
 """Stop strings of which one comes soon, whatever a model says."""
@@ -172,7 +173,7 @@ class _Probe:
     async def find(self) -> list[Shortcoming]:
         """Return what the server refuses; if it refuses nothing, what it does differently."""
         try:
-            await self._ask(self._picture, _QUESTION, dialect=DEEPEYES_V2, limit=_FEW_TOKENS)
+            await self._ask(self._picture, QUESTION, dialect=DEEPEYES_V2, limit=_FEW_TOKENS)
         except (InfrastructureError, ContextLengthError) as error:
             return [one async for one in self._refused()] or [
                 Shortcoming(str(error), "see the server's log")
@@ -205,39 +206,39 @@ class _Probe:
         """Yield which part of a request is refused, in the server's words."""
         plain = self._settings.model_copy(update={"profile": "generic", "prefill": False})
         parts: list[tuple[str, str, Sequence[Part], Dialect, OpenAISettings | None]] = [
-            ("", "see the server's log", (_QUESTION,), _BARE, plain),
+            ("", "see the server's log", (QUESTION,), _BARE, plain),
             (
                 f"the fields of profile {self._settings.profile}",
                 "the profile of this server, or generic (DEEPEYES_OPENAI_PROFILE)",
-                (_QUESTION,),
+                (QUESTION,),
                 _BARE,
                 None,
             ),
             (
                 "a picture",
                 "serve a vision-language model (for vLLM see --limit-mm-per-prompt)",
-                (self._picture, _QUESTION),
+                (self._picture, QUESTION),
                 _BARE,
                 plain,
             ),
             (
                 "a prefill, as the final message to continue",
                 "prefill: false (DEEPEYES_OPENAI_PREFILL=0)",
-                (_QUESTION,),
+                (QUESTION,),
                 replace(_BARE, prefill=DEEPEYES_V2.prefill),
                 None,
             ),
             (
                 "stop strings",
                 "send_stop: false (DEEPEYES_OPENAI_SEND_STOP=0); turns are then cut afterwards",
-                (_QUESTION,),
+                (QUESTION,),
                 replace(_BARE, stop=DEEPEYES_V2.stop),
                 plain,
             ),
             (
                 "forbidden tokens",
                 "the profile of this server, or generic (DEEPEYES_OPENAI_PROFILE)",
-                (_QUESTION,),
+                (QUESTION,),
                 replace(_BARE, forbidden=DEEPEYES_V2.forbidden),
                 None,
             ),
@@ -247,24 +248,24 @@ class _Probe:
                 await self._ask(*content, dialect=dialect, settings=settings)
             except (InfrastructureError, ContextLengthError) as error:
                 yield Shortcoming(f"it refuses {name}: {error}" if name else str(error), action)
-                if dialect is _BARE and content == (_QUESTION,):
+                if dialect is _BARE and content == (QUESTION,):
                     return  # So is everything else.
 
     async def _order(self) -> list[Shortcoming]:
         """Compare prompts whose parts differ in order, or only in their number."""
-        short = await self._count(_QUESTION)
-        with_picture = await self._count(self._picture, _QUESTION)
-        counts = await self._count(f"{_QUESTION} {_QUESTION}") > short > 0
+        short = await self._count(QUESTION)
+        with_picture = await self._count(self._picture, QUESTION)
+        counts = await self._count(f"{QUESTION} {QUESTION}") > short > 0
         if counts and with_picture <= short:
             what = f"the picture is lost: the prompt has {short} tokens with it and without it"
             action = "serve a vision-language model with its own chat template"
             return [Shortcoming(what, action)]
-        before = await self._rendered(self._picture, "one", "two")
+        before = await self._rendered(self._picture, QUESTION, QUESTION)
         if before is not None:
-            moved = before == await self._rendered("one", self._picture, "two")
-        else:
-            apart = await self._count(self._picture, *[" one"] * 8)
-            moved = counts and apart != await self._count(self._picture, " one" * 8)
+            moved = before == await self._rendered(QUESTION, self._picture, QUESTION)
+        else:  # Servers that move images join the texts by line breaks.
+            apart = await self._count(self._picture, *[QUESTION] * 8)
+            moved = counts and apart != await self._count(self._picture, QUESTION * 8)
         what = "it moves images ahead of the text of their message, unlike training"
         return [Shortcoming(what, _ORDER, stops=False)] if moved else []
 
@@ -285,7 +286,7 @@ class _Probe:
         if self._settings.profile == "generic" or not self._settings.send_stop:
             return []  # Turns are completed or cut afterwards.
         dialect = replace(_BARE, stop=_LETTERS)
-        text = (await self._ask(_QUESTION, dialect=dialect, limit=_FEW_TOKENS)).text
+        text = (await self._ask(QUESTION, dialect=dialect, limit=_FEW_TOKENS)).text
         ends = [text.index(letter) + 1 for letter in _LETTERS if letter in text]
         action = "profile: generic (DEEPEYES_OPENAI_PROFILE), which restores and cuts afterwards"
         if not ends:
@@ -299,10 +300,10 @@ class _Probe:
     async def _forbidden(self) -> list[Shortcoming]:
         if self._settings.profile != "vllm":
             return []
-        word = (await self._ask(_QUESTION)).text.strip()
+        word = (await self._ask(QUESTION)).text.strip()
         if not word or not word.isascii():
             return []
-        again = await self._ask(_QUESTION, dialect=replace(_BARE, forbidden=(word,)))
+        again = await self._ask(QUESTION, dialect=replace(_BARE, forbidden=(word,)))
         if again.text.strip() != word:
             return []
         what = f"it generates the forbidden token {word!r}"
@@ -314,9 +315,9 @@ class _Probe:
         if not self._settings.sends_prefill:
             return []
         prefill = DEEPEYES_V2.prefill
-        short = await self._count(_QUESTION)
-        text = await self._count(_QUESTION + prefill) - short
-        opened = await self._count(_QUESTION, dialect=replace(_BARE, prefill=prefill)) - short
+        short = await self._count(QUESTION)
+        text = await self._count(QUESTION + prefill) - short
+        opened = await self._count(QUESTION, dialect=replace(_BARE, prefill=prefill)) - short
         if not short or text <= 0 or opened <= text + 2:
             return []
         what = f"it closes the prefill {prefill} instead of continuing it"
