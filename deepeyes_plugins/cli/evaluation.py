@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import signal
@@ -19,7 +20,9 @@ import typer
 from deepeyes_plugins.cli.console import Console
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.hosts.openai.probe import require_server
 from deepeyes_plugins.quickstart.process import StageError, model_servers
+from deepeyes_plugins.rollout.contracts import InfrastructureError
 from deepeyes_plugins.sandbox.kernels.fork.isolation import die_with_parent
 from deepeyes_plugins.settings import SETTINGS_VARIABLE, load_settings
 from eval_plugins.vlmevalkit.launch import (
@@ -29,6 +32,7 @@ from eval_plugins.vlmevalkit.launch import (
     expected,
     outcomes,
     rescores_in_place,
+    servers,
     work_dir,
 )
 from eval_plugins.vlmevalkit.leftovers import (
@@ -108,6 +112,12 @@ def run(
 
     since = datetime.now().astimezone()
     with _server(serve, folder) as variables:
+        os.environ.update(variables)
+        try:
+            for server in servers(arguments, agent):
+                asyncio.run(require_server(server))
+        except InfrastructureError as error:
+            complain(str(error))
         code = _wait(started, environment | variables)
     results = outcomes(folder, asked, since)
     _show(console, results, folder)
