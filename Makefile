@@ -24,11 +24,13 @@ JOBS ?= 3
 QUICK_TESTS := $(wildcard tests/test_*.py) $(addprefix tests/, \
 	environments judge openai protocol remote rewards rollout settings tools)
 
+# Tools that must not decide what the main environment contains have one of their own.
+AUDIT := .audit
 # SGLang's real server, with transformers of its own and everything else from $(VENV).
 SGLANG := $(VENV)-sglang
 SGLANG_SOURCES := $(wildcard distributions/sglang-kernel/*)
 
-.PHONY: help install quickstart quickstart-fast test test-sglang check lint format bench docs
+.PHONY: help install quickstart quickstart-fast test test-sglang test-environments check lint format bench docs audit
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +75,18 @@ $(SGLANG)/installed-from.txt: $(SGLANG_SOURCES)
 	  ./distributions/sglang-kernel
 	sha256sum $(SGLANG_SOURCES) > $@
 
+# The commands below a heading of docs/install.md.
+COMMANDS = awk -v heading='\#\#\#\# $(1)' '/^\#/ { found = $$0 == heading } \
+	found && /^```/ { code = !code; next } found && code' docs/install.md
+# What needs the versions of RL; the trainings, which take 8 GB each, are those of `make test`.
+RL_TESTS := tests/verl tests/vllm tests/vlmevalkit
+test-environments: ## Install the two environments of docs/install.md and run their tests, 30 min
+	set -euxo pipefail; source <($(call COMMANDS,SFT)); source <($(call COMMANDS,RL on a CPU))
+	.venv-sft/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	.venv-rl/bin/pip install --quiet --constraint constraints-rl.txt --editable '.[dev]'
+	.venv-sft/bin/python -m pytest tests/llamafactory
+	.venv-rl/bin/python -m pytest $(RL_TESTS) $(patsubst %,--ignore=%,$(filter %.py,$(TRAININGS)))
+
 test-sglang: install $(SGLANG)/installed-from.txt ## Run the tests of SGLang's server, which it installs
 	$(BIN)/python -m pytest tests/sglang
 
@@ -90,6 +104,13 @@ format: install ## Format the code and mend what can be mended
 
 bench: install ## Measure and print what the documentation claims
 	@shopt -s nullglob; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+audit: ## Compare the pinned versions with published weaknesses; needs the network
+	test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
+	  $(AUDIT)/bin/python -m pip --disable-pip-version-check install --quiet pip-audit==2.10.1; }
+# Without --strict, packages that cannot be looked up count as free of weaknesses.
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
+	  --requirement constraints.txt --requirement constraints-vllm.txt
 
 docs: install ## Build the documentation into site/; a broken link or anchor is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -19,7 +19,6 @@ from deepeyes_plugins.search.recording import Recording
 from deepeyes_plugins.sqlite_file import SqliteFile
 from tests.data.test_checks import image_bytes, rl_row, write_parquet
 
-
 IMAGE = EncodedImage(image_bytes())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from deepeyes_plugins.cli.console import Console, echo_json
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.options import AsJson
 from deepeyes_plugins.data.check.images import inspect_image
@@ -221,7 +220,7 @@ def search_cache(
         write_text(report, "".join(lines))
     facts = {"files": [str(output)], "report": str(report), **counts}
     if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        echo_json(facts)
     else:
         for name, value in facts.items():
             Console().print(f"{name:16} {value}", highlight=False, markup=False, soft_wrap=True)
@@ -279,7 +278,7 @@ def _show(prepared: Prepared, as_json: bool, strict: bool, keep_bad: bool) -> No
             "parts_finished_before": prepared.found,
             **asdict(summary),
         }
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        echo_json(facts)
     else:
         console = Console()
         before = f", {prepared.found} of them before" if prepared.found else ""
@@ -295,6 +294,6 @@ def _show(prepared: Prepared, as_json: bool, strict: bool, keep_bad: bool) -> No
             for fault in summary.faults:
                 console.print(f"  {escape(fault)}", highlight=False, soft_wrap=True)
         for file in (*prepared.files, prepared.report):
-            console.print(f"{file}", highlight=False, soft_wrap=True)
+            console.print(f"{file}", highlight=False, markup=False, soft_wrap=True)
     if strict and summary.bad:
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from deepeyes_plugins.cli.console import echo
 from deepeyes_plugins.cli.errors import complain
 from eval_plugins.vlmevalkit.benchmarks import (
     SourceError,
@@ -73,7 +74,7 @@ def prepare(
         table, rows = write_table(name, questions, output or table_root())
     except (OSError, SourceError) as error:
         complain(str(error))
-    typer.echo(f"{table}: {rows} questions. Evaluate it with --data {name}")
+    echo(f"{table}: {rows} questions. Evaluate it with --data {name}")
 
 
 def shuffle(
@@ -95,10 +96,8 @@ def shuffle(
             for number, seed in enumerate(map(int, seeds.split(","))):
                 done = shuffle_table(name, seed, folder)
                 if number == 0:
-                    typer.echo(f"{name}: {done.rows} rows; right: {_letters(done.before)}")
-                typer.echo(
-                    f"{done.path}: right: {_letters(done.after)}; {done.unchanged} rows unchanged"
-                )
+                    echo(f"{name}: {done.rows} rows; right: {_letters(done.before)}")
+                echo(f"{done.path}: right: {_letters(done.after)}; {done.unchanged} rows unchanged")
     except (OSError, ValueError) as error:
         complain(str(error))
 
@@ -138,7 +137,7 @@ def rescore(
             raise SourceError(f"{results} has no predictions of benchmarks with this scoring")
         for done in score_again(results, config, judge, judge_base_url):
             left += done.scoring.judge_failures
-            typer.echo(
+            echo(
                 f"{done.path.relative_to(results)}: {done.overall:.2f} % as published; decided by "
                 f"the judge: {done.scoring.fallback_used}; not scored: {done.not_scored}, of them "
                 f"without a verdict: {done.scoring.judge_failures}"

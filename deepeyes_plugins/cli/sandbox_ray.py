@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deepeyes_plugins.cli.console import Console, echo, echo_json
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.options import LARGEST_PORT, redis_url
 from deepeyes_plugins.errors import SettingsError
@@ -115,7 +114,7 @@ def status(
     with _cluster(address) as deployment:
         servers = deployment.status()
     if as_json:
-        typer.echo(json.dumps([_as_dict(server) for server in servers], indent=2))
+        echo_json([_as_dict(server) for server in servers])
         return
     if not servers:
         typer.echo("No sandbox on this Ray cluster; run `deepeyes sandbox up --ray` to start it.")
@@ -139,7 +138,7 @@ def down(address: Address = None) -> None:
     if not removed:
         typer.echo("No sandbox on this Ray cluster.")
     for server in removed:
-        typer.echo(f"stopped on {server.node_id[:_NODE_CHARACTERS]} ({server.address})")
+        echo(f"stopped on {server.node_id[:_NODE_CHARACTERS]} ({server.address})")
 
 
 @contextmanager

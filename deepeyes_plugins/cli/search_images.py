@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from deepeyes_plugins.cli.console import Console, echo_json
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.options import AsJson
 from deepeyes_plugins.search.image_cache import ImageCache, ImageCacheError
@@ -27,8 +26,8 @@ def info(
         complain(str(error))
     facts = {"path": str(cache), "bytes": cache.stat().st_size, **counts}
     if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        echo_json(facts)
         return
     console = Console()
     for name, value in facts.items():
-        console.print(f"{name.replace('_', ' '):16} {value}", highlight=False)
+        console.print(f"{name.replace('_', ' '):16} {value}", highlight=False, markup=False)

@@ -14,6 +14,8 @@ import aiohttp
 import certifi
 from aiohttp.abc import AbstractResolver
 
+from deepeyes_plugins.remote.redaction import protect_url, redact
+
 _KEEP_ALIVE_SECONDS = 60.0
 _LONGEST_HEADER = 1 << 16
 """Maximum header size in bytes; content-security policies exceed aiohttp's default of 8 KiB."""
@@ -81,7 +83,24 @@ def proxy_of(url: str) -> str | None:
     if proxy_bypass(parts.hostname or ""):
         return None
     proxies = getproxies()
-    return proxies.get(parts.scheme) or proxies.get("all")
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    protect_url(proxy or "")
+    return proxy
+
+
+def reason_of(error: aiohttp.ClientError) -> str:
+    """Return why a request failed.
+
+    Callers raise their own error ``from None``: that of the library quotes the URL and the
+    response, which may repeat a key, and may have cut them.
+    """
+    if isinstance(error, aiohttp.ClientPayloadError):
+        reason = "Response payload is not completed, or its encoding is invalid"
+    elif isinstance(error, aiohttp.ClientResponseError):
+        reason = "the response is not valid HTTP"
+    else:
+        reason = " ".join(redact(str(error)).split())
+    return f"{type(error).__name__}: {reason}"
 
 
 @functools.cache

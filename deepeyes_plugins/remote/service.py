@@ -26,7 +26,13 @@ from deepeyes_plugins.remote.errors import (
     RemoteRefusedError,
     RemoteUnavailableError,
 )
-from deepeyes_plugins.remote.http import open_session, proxy_of
+from deepeyes_plugins.remote.http import open_session, proxy_of, reason_of
+from deepeyes_plugins.remote.redaction import (
+    protect,
+    protect_credentials,
+    protect_url,
+    redact_body,
+)
 from deepeyes_plugins.remote.retry import Backoff
 from deepeyes_plugins.remote.settings import RemoteSettings
 from deepeyes_plugins.remote.statistics import CallStatistics
@@ -110,11 +116,13 @@ class RemoteService:
             settings: Timeouts, retries and limits.
             key_env: Name of the environment variable of the API key; no key is sent if it is not
                 set.
-            key_header: Header of the key; ``Authorization`` gets a bearer token.
+            key_header: Header of the key; ``Authorization`` gets a bearer token, unless the key
+                begins with a scheme of its own, as ``Basic …``.
             key_parameter: Query parameter of the key, for services that accept no header.
             headers: Further headers of every request.
         """
         self.url = url.rstrip("/")
+        protect_url(url)
         seconds = settings.circuit_seconds
         self.circuit = Circuit(settings.circuit_failures, Backoff(seconds, seconds))
         self.statistics = CallStatistics()
@@ -122,11 +130,13 @@ class RemoteService:
         self._key_env = key_env
         self._headers, self._parameters = dict(headers or {}), dict[str, str]()
         if key_env and (key := os.environ.get(key_env, "").strip()):
+            protect(key)
             if key_parameter is not None:
                 self._parameters[key_parameter] = key
             else:
-                value = f"Bearer {key}" if key_header == "Authorization" else key
-                self._headers[key_header] = value
+                bearer = key_header == "Authorization" and " " not in key
+                self._headers[key_header] = f"Bearer {key}" if bearer else key
+        protect_credentials(self._headers)
         self._http: aiohttp.ClientSession | None = None
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._rate_limiter = _limiter(settings.rate) if settings.rate is not None else None
@@ -296,16 +306,15 @@ class RemoteService:
             ):
                 content = await self._read(source, response)
         except aiohttp.ClientError as error:
-            reason = " ".join(str(error).split())
-            raise RemoteUnavailableError(f"{type(error).__name__}: {reason}") from error
-        except TimeoutError as error:
+            raise RemoteUnavailableError(reason_of(error)) from None
+        except TimeoutError:
             raise RemoteUnavailableError(
                 f"ReadTimeout: no complete response within {seconds:g} s"
-            ) from error
+            ) from None
         except ValueError as error:
             key = f" (is the key in {self._key_env} right?)" if self._key_env else ""
-            raise RemoteRefusedError(f"{source} cannot be sent: {error}{key}") from error
-        return Reply(source, response.status, response.headers, content)
+            raise RemoteRefusedError(f"{source} cannot be sent: {error}{key}") from None
+        return Reply(source, response.status, response.headers, redact_body(content))
 
     def _connections(self) -> aiohttp.ClientSession:
         """Return the session, created by the first request, to whose event loop it belongs."""

@@ -108,18 +108,18 @@ class CellResult(Message):
 
 
 class HealthReport(Message):
-    """Health of the server."""
+    """Health of the server; clients without its token get the status only."""
 
     status: Literal["ok", "starting"]
-    sessions: int = Field(description="Sessions that have a process.")
-    stored: int = Field(description="Evicted sessions.")
-    max_sessions: int
-    workers: int
-    isolation: dict[str, str] = Field(
-        description='Layer name to "active…" or to the reason why it is missing.'
+    sessions: int | None = Field(None, description="Sessions that have a process.")
+    stored: int | None = Field(None, description="Evicted sessions.")
+    max_sessions: int | None = None
+    workers: int | None = None
+    isolation: dict[str, str] | None = Field(
+        None, description='Layer name to "active…" or to the reason why it is missing.'
     )
-    notes: dict[str, str] = Field(description="Network access, fonts and the like.")
-    versions: dict[str, str]
+    notes: dict[str, str] | None = Field(None, description="Network access, fonts and the like.")
+    versions: dict[str, str] | None = None
 
 
 class Problem(Message):
@@ -195,7 +195,9 @@ ENDPOINTS: Final = {
     "health": Endpoint(
         "GET", "/health", "Isolation layers, load and versions.", {200: HealthReport}, public=True
     ),
-    "metrics": Endpoint("GET", "/metrics", "Metrics for Prometheus.", {200: str}, public=True),
+    "metrics": Endpoint(
+        "GET", "/metrics", "Metrics for Prometheus.", {200: str, 401: Problem}, public=True
+    ),
     "document": Endpoint("GET", "/openapi.json", "This document.", {200: dict}, public=True),
     "put_image": Endpoint(
         "PUT",
@@ -271,6 +273,7 @@ _DESCRIPTIONS = {
     404: "Not found, or ended.",
     409: "The cell has run already.",
     413: "The request body is too large.",
+    415: "The request has another content type.",
     422: "The request is invalid.",
     503: "The server cannot serve the request now.",
 }
@@ -293,6 +296,8 @@ def document(version: str) -> dict[str, Any]:
     for handler, endpoint in ENDPOINTS.items():
         responses = dict(endpoint.responses)
         operation: dict[str, Any] = {"operationId": handler, "summary": endpoint.summary}
+        if endpoint.body is not None:
+            responses |= _problems(415)
         if not endpoint.public:
             operation["security"] = [{"token": []}]
             responses |= _problems(401)

@@ -18,7 +18,8 @@ import aiohttp
 import msgpack
 from cachetools import LRUCache
 
-from deepeyes_plugins.remote.http import open_session
+from deepeyes_plugins.remote.http import open_session, reason_of
+from deepeyes_plugins.remote.redaction import protect, redact_body
 from deepeyes_plugins.remote.service import Reply
 from deepeyes_plugins.sandbox.contracts import (
     ExecutionResult,
@@ -82,6 +83,7 @@ class SandboxClient:
         if token is None:
             token = os.environ.get(SandboxSettings.model_fields["token_env"].default)
         headers = {"Accept": f"{_MSGPACK}, application/json"}
+        protect(token)
         if token:
             headers["Authorization"] = f"Bearer {token}"
         self._servers = parse_urls(urls)
@@ -111,10 +113,17 @@ class SandboxClient:
 
         Raises:
             SandboxUnavailable: No server responds.
+            SandboxError: The server requires a token for it.
         """
 
         async def ask(server: Server) -> Health:
-            return _parse_as(Health, server, await self._send(server, "GET", "/health"))
+            response = await self._send(server, "GET", "/health")
+            if set(_fields(server, response)) == {"status"}:
+                raise SandboxError(
+                    f"the sandbox at {server.url} requires its bearer token: set the variable that "
+                    "sandbox.token_env names (by default DEEPEYES_TOKEN_SANDBOX)"
+                )
+            return _parse_as(Health, server, response)
 
         return await self._first_available(self._servers, ask, self._timeout)
 
@@ -249,6 +258,7 @@ class SandboxClient:
         body: bytes | None,
         timeout: float,
     ) -> Reply:
+        body_type = "application/json" if method == "POST" else "application/octet-stream"
         try:
             async with (
                 _limit(server, timeout),
@@ -256,20 +266,21 @@ class SandboxClient:
                     method,
                     server.url + path,
                     data=None if body is None else io.BytesIO(body),
+                    headers={"Content-Type": body_type} if body is not None else {},
                     allow_redirects=False,
                 ) as response,
             ):
-                content = await response.read()
+                content = redact_body(await response.read())
                 return Reply(f"{method} {path}", response.status, response.headers, content)
         except aiohttp.InvalidURL as error:
-            raise SandboxError(f"{server.url!r} cannot be connected to: {error}") from error
+            raise SandboxError(f"{server.url!r} cannot be connected to: {error}") from None
         except aiohttp.ClientError as error:
             connected = not isinstance(
                 error, aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError
             )
             raise (_ConnectionBroken if connected else _Unreachable)(
-                f"the sandbox at {server.url} does not answer ({type(error).__name__}: {error})"
-            ) from error
+                f"the sandbox at {server.url} does not answer ({reason_of(error)})"
+            ) from None
 
 
 class SandboxSession:

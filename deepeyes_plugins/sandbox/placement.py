@@ -12,6 +12,7 @@ from weakref import WeakSet
 from deepeyes_plugins.remote.circuit import Circuit
 from deepeyes_plugins.remote.retry import Backoff
 from deepeyes_plugins.remote.single_flight import SingleFlight
+from deepeyes_plugins.remote.urls import displayed, refuse_credentials
 from deepeyes_plugins.sandbox.contracts import SandboxError
 
 _BACKOFF = Backoff(0.5, 30.0)
@@ -71,12 +72,16 @@ def preferred(servers: Iterable[Server]) -> list[Server]:
 
 def _is_local(url: str) -> bool:
     try:
+        refuse_credentials(url, "sandbox.token_env")
         parsed = urlsplit(url)
         host = parsed.hostname if parsed.port != 0 else None
     except ValueError as error:
-        raise SandboxError(f"{url!r} is not a URL of a sandbox server: {error}") from error
+        name = displayed(url)
+        raise SandboxError(f"{name!r} is not a URL of a sandbox server: {error}") from None
     if parsed.scheme not in ("http", "https") or not host:
-        raise SandboxError(f"{url!r} is not a URL of a sandbox server such as http://host:8080")
+        raise SandboxError(
+            f"{displayed(url)!r} is not a URL of a sandbox server such as http://host:8080"
+        )
     if host in ("localhost", socket.gethostname().lower()):
         return True
     try:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import warnings
@@ -17,13 +16,17 @@ from typing import Literal
 import uvicorn
 
 from deepeyes_plugins.sandbox.contracts import SandboxUnavailable
-from deepeyes_plugins.sandbox.http_limits import BoundedHttp
 from deepeyes_plugins.sandbox.server import create_app
 from deepeyes_plugins.sandbox.settings import SandboxSettings
+from deepeyes_plugins.serving.process import (
+    bearer_token,
+    configuration,
+    configure_logging,
+    listen,
+)
 
 logger = logging.getLogger(__name__)
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _SHUTDOWN_SECONDS = 2
 
 
@@ -108,19 +111,6 @@ class _Server(uvicorn.Server):
         loop.add_reader(handle, end)
 
 
-def configure_logging(level: str, log_format: str) -> None:
-    """Log to standard error, as text or as one JSON object per line."""
-    handler = logging.StreamHandler()
-    if log_format == "json":
-        from pythonjsonlogger.json import JsonFormatter
-
-        fields = ["levelname", "name", "message", "process"]
-        handler.setFormatter(JsonFormatter(fields, style=",", timestamp=True))
-    else:
-        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-
-
 def serve(settings: SandboxSettings, options: ServerOptions) -> None:
     """Run the server until SIGTERM, SIGINT or the exit of the parent process.
 
@@ -128,34 +118,19 @@ def serve(settings: SandboxSettings, options: ServerOptions) -> None:
         SystemExit: The server could not start; the message says why.
     """
     configure_logging(options.log_level, options.log_format)
-    token = os.environ.get(settings.token_env) or None
-    if token is None and options.host not in LOOPBACK:
-        raise options.fail(
-            f"anyone who can reach {options.host} could run code here: set a bearer token in "
-            f"${settings.token_env}, or listen on 127.0.0.1"
-        )
-    # Each session needs two file descriptors, each client connection one.
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-        listener = socket.create_server((options.host, options.port), family=family, backlog=4096)
-        app = create_app(settings, token=token)
+        token = bearer_token(settings.token_env, options.host, "run code here")
+    except ValueError as error:
+        raise options.fail(str(error)) from None
+    try:
+        listener = listen(options.host, options.port)
+        app = create_app(settings, token=token, host=options.host)
     except OSError as error:
         reason = f"cannot listen on {options.host}:{options.port}: {error}"
         raise options.fail(str(error), reason) from None
     except SandboxUnavailable as error:
         raise options.fail(str(error)) from None
-    config = uvicorn.Config(
-        app,
-        http=BoundedHttp,
-        log_config=None,
-        log_level=options.log_level if options.log_level != "info" else "warning",
-        access_log=False,
-        backlog=4096,
-        timeout_keep_alive=120,
-        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
-    )
+    config = configuration(app, log_level=options.log_level, shutdown_seconds=_SHUTDOWN_SECONDS)
     server = _Server(config, listener, options)
     with listener, contextlib.suppress(SystemExit):  # Uvicorn has logged the reason.
         server.run(sockets=[listener])

@@ -6,14 +6,13 @@ import asyncio
 import base64
 import contextlib
 import hashlib
-import hmac
 import importlib.metadata
 import json
 import logging
 import platform
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import TypeVar
 from uuid import uuid4
@@ -38,6 +37,7 @@ from deepeyes_plugins.sandbox.metrics import Metrics
 from deepeyes_plugins.sandbox.sessions import CellHasRun, Sessions
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 from deepeyes_plugins.sandbox.snapshots import make_store
+from deepeyes_plugins.serving.guard import Guard, Handler, authorised
 
 logger = logging.getLogger(__name__)
 
@@ -47,18 +47,14 @@ _LEGACY = "legacy:"
 _PACKAGES = ("ipython", "numpy", "pillow", "matplotlib", "starlette", "uvicorn")
 
 Message = TypeVar("Message", bound=BaseModel)
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 class SandboxServer:
     """HTTP handlers of one server process."""
 
-    def __init__(
-        self, provider: KernelProvider, settings: SandboxSettings, token: str | None
-    ) -> None:
+    def __init__(self, provider: KernelProvider, settings: SandboxSettings) -> None:
         self._provider = provider
         self._settings = settings
-        self._token = token
         self._metrics = Metrics()
         store = make_store(settings)
         self._images = ImageCache(provider, store, settings.image_cache_mb << 20)
@@ -88,21 +84,17 @@ class SandboxServer:
         by_path: dict[str, dict[str, Handler]] = {}
         for name, endpoint in api.ENDPOINTS.items():
             handler: Handler = getattr(self, name)
-            guarded = handler if endpoint.public else self._guarded(handler)
-            by_path.setdefault(endpoint.path, {})[endpoint.method] = guarded
+            answered = handler if endpoint.public else authorised(self._answered(handler))
+            by_path.setdefault(endpoint.path, {})[endpoint.method] = answered
         return [
             Route(path, _by_method(handlers), methods=list(handlers))
             for path, handlers in by_path.items()
         ]
 
-    def _guarded(self, handler: Handler) -> Handler:
-        """Wrap a handler: check the token, and turn the sandbox's errors into responses."""
-        expected = f"Bearer {self._token}".encode() if self._token else b""
+    def _answered(self, handler: Handler) -> Handler:
+        """Wrap a handler: turn the sandbox's errors into responses."""
 
-        async def guarded(request: Request) -> Response:
-            given = request.headers.get("authorization", "").encode("latin-1", "replace")
-            if expected and not hmac.compare_digest(given, expected):
-                return _problem(401, "this sandbox server requires a bearer token")
+        async def answered(request: Request) -> Response:
             try:
                 return await handler(request)
             except ImagesMissing as error:
@@ -116,12 +108,15 @@ class SandboxServer:
             except KeyError:
                 return _problem(404, "no such session, or it has ended")
 
-        return guarded
+        return answered
 
     async def health(self, request: Request) -> Response:
-        """Report isolation, load and versions."""
+        """Report isolation, load and versions; to strangers, only whether sessions can start."""
+        status = "ok" if self._started else "starting"
+        if not request.state.may_look:
+            return JSONResponse({"status": status})
         health = Health(
-            status="ok" if self._started else "starting",
+            status=status,
             sessions=self._sessions.live,
             stored=self._sessions.stored,
             max_sessions=self._settings.max_sessions,
@@ -133,6 +128,8 @@ class SandboxServer:
 
     async def metrics(self, request: Request) -> Response:
         """Return the metrics for Prometheus."""
+        if not request.state.may_look:
+            return _problem(401, "the metrics require a bearer token, or a client on this machine")
         return Response(self._metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def document(self, request: Request) -> Response:
@@ -236,6 +233,7 @@ def create_app(
     *,
     token: str | None = None,
     provider: KernelProvider | None = None,
+    host: str = "127.0.0.1",
 ) -> Starlette:
     """Make the ASGI application. Its sessions live in the process that serves it.
 
@@ -243,14 +241,16 @@ def create_app(
         settings: Limits of the sessions.
         token: Bearer token that clients must send, if any.
         provider: Kernel provider; by default the one that the settings name.
+        host: Name or address on which the server listens.
     """
-    server = SandboxServer(provider or make_provider(settings), settings, token)
+    server = SandboxServer(provider or make_provider(settings), settings)
     app = Starlette(
         routes=server.routes(),
         lifespan=server.lifespan,
         exception_handlers={HTTPException: _http_error, ClientDisconnect: _client_disconnected},
     )
     app.router.redirect_slashes = False  # No path of the API ends in a slash.
+    app.add_middleware(Guard, token, host)
     return app
 
 

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import msgpack
 
+from deepeyes_plugins.remote.redaction import protect
 from deepeyes_plugins.sandbox.contracts import SandboxError
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 
@@ -256,4 +257,5 @@ def make_store(settings: SandboxSettings) -> SnapshotStore:
     if settings.redis_url is None:
         return SnapshotStore(max_bytes)
     password = os.environ.get(settings.redis_password_env) or None
+    protect(password)
     return RedisStore(settings.redis_url, password, settings.idle_timeout, max_bytes)

@@ -79,8 +79,7 @@ class Tavily(WebProvider[TavilyOptions]):
         if error.status in _LIMIT_STATUSES:
             variable = self.options.key_env or ""
             return QuotaExhaustedError(
-                f"tavily: the plan of the key in ${variable} is used up: "
-                f"{self._without_key(str(error))}",
+                f"tavily: the plan of the key in ${variable} is used up: {error}",
                 variable=variable,
             )
         return super()._refused(error)

@@ -26,6 +26,7 @@ from deepeyes_plugins.protocol.content import encodable
 from deepeyes_plugins.remote.errors import RemoteRefusedError, RemoteUnavailableError
 from deepeyes_plugins.remote.service import RemoteService, Reply
 from deepeyes_plugins.remote.settings import RemoteSettings
+from deepeyes_plugins.remote.urls import refuse_credentials
 from deepeyes_plugins.search.contracts import (
     KeyMissingError,
     KeyRefusedError,
@@ -59,7 +60,11 @@ _RATE_LIMIT_SECONDS = 5.0
 _TAG = re.compile(r"</?(?:b|strong|em|i|mark)>", re.IGNORECASE)
 
 
-Url = Annotated[str, Field(pattern="^https?://", description="Base URL of the engine.")]
+Url = Annotated[
+    str,
+    Field(pattern="^https?://", description="Base URL of the engine."),
+    AfterValidator(lambda url: refuse_credentials(url, "key_env")),
+]
 KeyVariable = Annotated[
     str | None, Field(description="Name of the environment variable that holds the key.")
 ]
@@ -294,7 +299,7 @@ class WebEngine(Provider, Generic[Options]):
         """Map a refused request to a search error."""
         variable = self.options.key_env or ""
         account = f"the account of the key in ${variable}" if variable else "the account"
-        reason = self._without_key(str(error))
+        reason = str(error)
         if error.status == 402 or _says_used_up(error.status, error.text):
             return QuotaExhaustedError(
                 f"{self.name}: {account} is used up: {reason}", variable=variable
@@ -315,7 +320,7 @@ class WebEngine(Provider, Generic[Options]):
         )
 
     def _unavailable(self, error: RemoteUnavailableError) -> SearchError:
-        reason = self._without_key(str(error))
+        reason = str(error)
         if error.status == 429:
             variable = self.options.key_env or ""
             return QuotaExhaustedError(
@@ -326,11 +331,6 @@ class WebEngine(Provider, Generic[Options]):
                 retry_after=error.retry_after or _RATE_LIMIT_SECONDS,
             )
         return SearchUnavailableError(f"{self.name}: {reason}")
-
-    def _without_key(self, text: str) -> str:
-        """Remove the key, which some servers repeat in their error messages."""
-        key = os.environ.get(self.options.key_env or "", "").strip()
-        return text.replace(key, "…") if key else text
 
 
 def _says_used_up(status: int, text: str) -> bool:
