@@ -30,7 +30,7 @@ AUDIT := .audit
 SGLANG := $(VENV)-sglang
 SGLANG_SOURCES := $(wildcard distributions/sglang-kernel/*)
 
-.PHONY: help install quickstart quickstart-fast test test-sglang check lint format bench docs audit
+.PHONY: help install quickstart quickstart-fast test test-sglang test-environments check lint format bench docs audit
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,18 @@ $(SGLANG)/installed-from.txt: $(SGLANG_SOURCES)
 	$(SGLANG)/bin/python -m pip install --quiet --no-deps --no-build-isolation \
 	  ./distributions/sglang-kernel
 	sha256sum $(SGLANG_SOURCES) > $@
+
+# The commands below a heading of docs/install.md.
+COMMANDS = awk -v heading='\#\#\#\# $(1)' '/^\#/ { found = $$0 == heading } \
+	found && /^```/ { code = !code; next } found && code' docs/install.md
+# What needs the versions of RL; the trainings, which take 8 GB each, are those of `make test`.
+RL_TESTS := tests/verl tests/vllm tests/vlmevalkit
+test-environments: ## Install the two environments of docs/install.md and run their tests, 30 min
+	set -euxo pipefail; source <($(call COMMANDS,SFT)); source <($(call COMMANDS,RL on a CPU))
+	.venv-sft/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	.venv-rl/bin/pip install --quiet --constraint constraints-rl.txt --editable '.[dev]'
+	.venv-sft/bin/python -m pytest tests/llamafactory
+	.venv-rl/bin/python -m pytest $(RL_TESTS) $(patsubst %,--ignore=%,$(filter %.py,$(TRAININGS)))
 
 test-sglang: install $(SGLANG)/installed-from.txt ## Run the tests of SGLang's server, which it installs
 	$(BIN)/python -m pytest tests/sglang

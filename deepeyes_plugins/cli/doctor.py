@@ -371,6 +371,24 @@ def check_engine() -> Iterator[Finding]:
             yield Finding("engine", name, "problem", f"no distribution named {name}", action)
     if "vllm" in installed:
         yield from _probe("engine", "vllm", "Install deepeyes-plugins again beside vLLM.")
+    yield from _check_server()
+
+
+def _check_server() -> Iterator[Finding]:
+    """Whether the server of the settings, if there is one, does what a run needs."""
+    from deepeyes_plugins.hosts.openai.probe import probe
+
+    try:
+        settings = load_evaluation().server
+    except SettingsError:
+        return  # None is named, or the check of the settings says so.
+    for report in asyncio.run(probe(settings)):
+        for one in report.found:
+            status: Status = "problem" if one.stops else "warning"
+            yield Finding("engine", "server", status, f"{report.url}: {one.what}", one.action)
+        if not report.found:
+            text = f"{report.url}: {report.model} does all that a run needs"
+            yield Finding("engine", "server", "ok", text)
 
 
 def _probe(area: str, framework: str, action: str) -> Iterator[Finding]:

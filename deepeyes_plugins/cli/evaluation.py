@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import signal
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +20,10 @@ import typer
 from deepeyes_plugins.cli.console import Console
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.hosts.openai.probe import require_server
 from deepeyes_plugins.quickstart.process import StageError, model_servers
+from deepeyes_plugins.rollout.contracts import InfrastructureError
+from deepeyes_plugins.sandbox.kernels.fork.isolation import die_with_parent
 from deepeyes_plugins.settings import SETTINGS_VARIABLE, load_settings
 from eval_plugins.vlmevalkit.launch import (
     LaunchError,
@@ -27,6 +32,7 @@ from eval_plugins.vlmevalkit.launch import (
     expected,
     outcomes,
     rescores_in_place,
+    servers,
     work_dir,
 )
 from eval_plugins.vlmevalkit.leftovers import (
@@ -106,6 +112,12 @@ def run(
 
     since = datetime.now().astimezone()
     with _server(serve, folder) as variables:
+        os.environ.update(variables)
+        try:
+            for server in servers(arguments, agent):
+                asyncio.run(require_server(server))
+        except InfrastructureError as error:
+            complain(str(error))
         code = _wait(started, environment | variables)
     results = outcomes(folder, asked, since)
     _show(console, results, folder)
@@ -135,7 +147,8 @@ def _server(serve: str | None, folder: Path) -> Iterator[dict[str, str]]:
 
 def _wait(started: list[str], environment: dict[str, str]) -> int:
     """Run a command to completion, forward SIGTERM to it, and return its exit status."""
-    process = subprocess.Popen(started, env=environment)
+    together = partial(die_with_parent, os.getpid(), signal.SIGTERM)
+    process = subprocess.Popen(started, env=environment, preexec_fn=together)
     earlier = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         while True:

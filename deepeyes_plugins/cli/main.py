@@ -63,8 +63,11 @@ def _main(
             "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
         ),
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")
+    ] = False,
 ) -> None:
-    del version
+    del version, debug
 
 
 def _mount(
@@ -113,11 +116,21 @@ def _mount(
             inner(context.args, prog_name=context.command_path)
         except ImportError as error:
             extra = _EXTRAS.get(context.command_path.split()[1])
-            if extra is None or (error.name or "").startswith(("deepeyes_plugins", "eval_plugins")):
+            own = (error.name or "").startswith(("deepeyes_plugins", "eval_plugins"))
+            if context.find_root().params.get("debug"):
                 raise
+            if extra is None or own:
+                complain(f"{error}. `deepeyes --debug …` shows the traceback.")
             complain(f"{error}: {install_command(extra)}")
         except OSError as error:  # A full disk, a missing folder: no traceback.
             complain(str(error))
+        except Exception as error:
+            if context.find_root().params.get("debug"):
+                raise
+            complain(
+                f"{type(error).__name__}: {error}\nThis is unexpected: please report it with the "
+                "traceback, which `deepeyes --debug …` shows."
+            )
 
 
 _mount(app, "quickstart", "Train and evaluate a tiny agent, GPU or not.", "quickstart:quickstart")

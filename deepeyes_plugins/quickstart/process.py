@@ -10,8 +10,11 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+
+from deepeyes_plugins.sandbox.kernels.fork.isolation import die_with_parent
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 10.0
@@ -34,7 +37,10 @@ class StageError(RuntimeError):
 
 
 class Process:
-    """A child process in a group of its own, so that its children end with it."""
+    """A child process in a group of its own, so that its children end with it.
+
+    It ends with the thread that starts it, also if that is killed.
+    """
 
     def __init__(
         self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
@@ -52,6 +58,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **OFFLINE, **self._variables},
                 start_new_session=True,
+                preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),
             )
 
     def running(self) -> bool:

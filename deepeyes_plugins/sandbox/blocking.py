@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
 from collections.abc import Coroutine, Sequence
 from typing import Any, Self, TypeVar
@@ -73,6 +74,7 @@ class BlockingSandboxClient:
         """
         self._client = SandboxClient(urls, token=token, timeout=timeout)
         self._loop = _Loop()
+        atexit.register(self.close)  # For scripts that do not.
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -87,6 +89,7 @@ class BlockingSandboxClient:
 
     def close(self) -> None:
         """Close the connections; open sessions stay on the server until they time out."""
+        atexit.unregister(self.close)
         self._loop.close(self._client.close())
 
     def health(self) -> Health:

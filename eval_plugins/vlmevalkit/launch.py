@@ -10,9 +10,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.files import read_json
+from deepeyes_plugins.hosts.openai.settings import OpenAISettings
 from eval_plugins.report.tables import UnreadableTable
 from eval_plugins.vlmevalkit.leftovers import STATUS_FILE, Combination, failed_samples
+from eval_plugins.vlmevalkit.settings import load_evaluation
 
 MODEL = "DeepEyesV2"
 DEFAULT_WORK_DIR = "outputs"
@@ -107,6 +110,27 @@ def expected(arguments: Sequence[str]) -> list[Combination]:
                 f"--config {configs[-1]} names no models or no datasets: {error!r}"
             ) from error
     return [Combination(model, name) for model in models for name in names]
+
+
+def servers(arguments: Sequence[str], agent: Path | None) -> list[OpenAISettings]:
+    """Return the settings of the servers that the requested DeepEyes models use.
+
+    Settings that VLMEvalKit will refuse are left to it.
+    """
+    configs = _values(arguments, "--config")
+    found = []
+    models: dict[str, Any] = {name: {} for name in _values(arguments, "--model") or [MODEL]}
+    if configs:
+        models = read_json(Path(configs[-1]).read_text(encoding="utf-8"))["model"]
+    for name, keywords in models.items():
+        options = dict(keywords) if isinstance(keywords, Mapping) else {}
+        if options.pop("class", name) == MODEL:
+            with contextlib.suppress(SettingsError, TypeError):
+                config = options.pop("agent_config", agent and str(agent))
+                for own in ("retry", "verbose", "fail_msg"):
+                    options.pop(own, None)
+                found.append(load_evaluation(config, **options).server)
+    return found
 
 
 def rescores_in_place(arguments: Sequence[str]) -> bool:

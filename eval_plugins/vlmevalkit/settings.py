@@ -172,15 +172,16 @@ def _check(values: Mapping[str, Any], where: str) -> None:
 
 
 def _warn_if_given_twice(key: str, value: object) -> None:
-    """Warn about environment variables that override a keyword of the model."""
+    """Warn about environment variables that override a keyword of the model by another value."""
     models = (AgentSettings, OpenAISettings, PromptSettings)
     prefix = next(m.model_config["env_prefix"] for m in models if key in m.model_fields)
     inner = value if isinstance(value, Mapping) else {}
-    for variable in (f"{prefix}{key}", *(f"{prefix}{key}_{below}" for below in inner)):
-        if variable.upper() in os.environ:
+    for name, given in {"": value, **{f"_{below}": at for below, at in inner.items()}}.items():
+        variable = f"{prefix}{key}{name}".upper()
+        if os.environ.get(variable, str(given)) != str(given):
             warnings.warn(
-                f"{variable.upper()} and the model's keyword {key!r} are both given. The variable "
-                "counts; the next version rejects this: remove one of them.",
+                f"{variable} and the model's keyword {key!r} are both given. The variable counts; "
+                "the next version rejects this: remove one of them.",
                 FutureWarning,
                 stacklevel=3,
             )

@@ -124,7 +124,9 @@ def test_images_outside_of_the_media_folder_are_named(
     changed[0]["images"][0] = str(elsewhere)
     given = arguments(changed)
     data = SimpleNamespace(
-        **{key: given[key] for key in ("dataset_dir", "media_dir", "template")}, max_samples=None
+        **{key: given[key] for key in ("dataset_dir", "media_dir", "template")},
+        max_samples=None,
+        streaming=False,
     )
     entry = get_dataset_list(["rows"], data.dataset_dir)[0]
     with pytest.raises(DataError, match=r"rows\.json, row 1: images: .* outside .* in media_dir"):

@@ -74,9 +74,6 @@ def processor(saved: Path) -> Any:
 
 def most_likely(model: Any, inputs: Any) -> float:
     """Highest log-probability of what follows a prompt, from transformers, which trains."""
-    ids = inputs["input_ids"]
     with torch.no_grad():
-        logits = model(
-            **inputs, mm_token_type_ids=(ids == model.config.image_token_id).long()
-        ).logits[0, -1]
+        logits = model(**inputs).logits[0, -1]
     return float(logits.log_softmax(-1).max())

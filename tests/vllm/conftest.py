@@ -63,8 +63,11 @@ class Server:
         self.url = f"http://127.0.0.1:{self._port}/v1"
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start it; it ends with the thread that calls this."""
         self._process = Process(self._command, self._log, self._variables)
+
+    def wait(self) -> None:
+        """Wait until it answers."""
         while self._process.running() and not answers(self._port):
             time.sleep(0.2)
 
@@ -78,6 +81,7 @@ class Server:
 def server(checkpoint: Path, server_log: Path) -> Iterator[Server]:
     server = Server(checkpoint, server_log)
     server.start()
+    server.wait()
     yield server
     server.kill()
 

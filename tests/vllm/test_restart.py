@@ -41,16 +41,18 @@ async def test_no_sample_is_wrong_or_missing_because_the_server_was_killed(serve
     patience = {"retries": 1000, "retry_wait": 0.1, "retry_wait_maximum": 1}
     async with (
         evaluation(server.url, **patience) as patient,
-        evaluation(server.url, retries=0) as impatient,
+        evaluation(server.url, retries=0, circuit_failures=100) as impatient,
     ):
         undisturbed = await asyncio.gather(*map(patient, TASKS))
+        await impatient(TASKS[0])
         waiting = [asyncio.create_task(patient(task)) for task in TASKS]
         failing = [asyncio.create_task(impatient(task)) for task in TASKS]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         server.kill()
         lost = await asyncio.gather(*failing)
         assert not all(one.done() for one in waiting)
-        await asyncio.to_thread(server.start)
+        server.start()
+        await asyncio.to_thread(server.wait)
         repeated = await asyncio.gather(*waiting)
         again = await asyncio.gather(*map(impatient, TASKS))
 

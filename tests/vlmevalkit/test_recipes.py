@@ -99,11 +99,12 @@ def test_a_keyword_and_a_variable_of_one_key_work_for_one_version_with_a_warning
     assert sum(str(value) == "3" for value in seen) == 1
 
 
-def test_a_variable_of_another_key_is_no_conflict(
+def test_a_variable_of_another_key_or_with_the_same_value_is_no_conflict(
     monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     monkeypatch.setenv("DEEPEYES_LIMITS_IMAGES", "3")
-    assert turns(limits={"turns": 5}) == 5
+    monkeypatch.setenv("DEEPEYES_OPENAI_PROFILE", "vllm")
+    assert turns(limits={"turns": 5}, profile="vllm") == 5
     assert not recwarn.list
 
 

@@ -87,7 +87,7 @@ class EvaluationSettings(BaseModel):
     )
 
 
-class EvaluateCheckpoints(CheckpointCallback):  # type: ignore[misc]
+class EvaluateCheckpoints(CheckpointCallback):
     """verl's ``trainer.checkpoint_callback_class``, configured by ``deepeyes.evaluation``."""
 
     def __init__(self, config: Any) -> None:
@@ -97,7 +97,8 @@ class EvaluateCheckpoints(CheckpointCallback):  # type: ignore[misc]
             SettingsError: The section is missing or wrong.
         """
         super().__init__(config)
-        self._settings = evaluation_settings(OmegaConf.to_container(config, resolve=True))
+        recipe: Any = OmegaConf.to_container(config, resolve=True)
+        self._settings = evaluation_settings(recipe)
         folder = Path(config.trainer.default_local_dir) / "evaluations"
         self._folder = (self._settings.folder or folder).resolve()
         self._pool = ThreadPoolExecutor(self._settings.concurrent, "evaluate checkpoint")

@@ -7,7 +7,7 @@ without searches; a search without results is a success with ``error`` set).
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from pydantic import Field
 
@@ -41,10 +41,30 @@ class _Metadata(Answer):
     status: str
 
 
-class _Found(Answer):
+class SerpApiAnswer(Answer):
+    """Base of models of SerpApi's responses."""
+
     search_metadata: _Metadata
-    organic_results: tuple[DatedPage, ...] = ()
     error: Words = ""
+
+    @classmethod
+    def read(cls, reply: Reply) -> Self:
+        """Parse a response.
+
+        Raises:
+            ValidationError: The response has another format than documented.
+            RemoteUnavailableError: The search failed at SerpApi; it is retried.
+        """
+        found = cls.model_validate_json(reply.body)
+        if found.search_metadata.status not in ("Success", "Cached"):
+            raise reply.unreadable(
+                f"the search has status {found.search_metadata.status}: {found.error}"
+            )
+        return found
+
+
+class _Found(SerpApiAnswer):
+    organic_results: tuple[DatedPage, ...] = ()
 
 
 class SerpApi(WebProvider[SerpApiOptions]):
@@ -68,10 +88,5 @@ class SerpApi(WebProvider[SerpApiOptions]):
         return WebRequest("/search.json", params=params)
 
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
-        """Return the organic results; a search that failed at SerpApi is retried."""
-        found = _Found.model_validate_json(reply.body)
-        if found.search_metadata.status not in ("Success", "Cached"):
-            raise reply.unreadable(
-                f"the search has status {found.search_metadata.status}: {found.error}"
-            )
-        return listed(found.organic_results)
+        """Return the organic results."""
+        return listed(_Found.read(reply).organic_results)

@@ -30,7 +30,14 @@ from deepeyes_plugins.search.contracts import (
     QueryRefusedError,
 )
 from deepeyes_plugins.search.fetching import Fetcher, FetchError, thumbnail_rules
-from deepeyes_plugins.search.providers.template import ListOfAnything, at, filled, word
+from deepeyes_plugins.search.providers.serpapi import SerpApiAnswer
+from deepeyes_plugins.search.providers.template import (
+    JsonApiOptions,
+    ListOfAnything,
+    at,
+    filled,
+    word,
+)
 from deepeyes_plugins.search.providers.web import (
     Answer,
     KeyVariable,
@@ -172,21 +179,15 @@ class _Upload(Answer):
     image_id: str = Field(min_length=1)
 
 
-class _Metadata(Answer):
-    status: str
-
-
 class _Match(Answer):
     title: Words = ""
     link: Words = ""
     thumbnail: Words = ""
 
 
-class _Lens(Answer):
-    search_metadata: _Metadata
+class _Lens(SerpApiAnswer):
     visual_matches: tuple[_Match, ...] = ()
     exact_matches: tuple[_Match, ...] = ()
-    error: Words = ""
 
 
 class SerpApiLens(WebImages[LensOptions]):
@@ -228,11 +229,7 @@ class SerpApiLens(WebImages[LensOptions]):
         )
 
     def _read(self, reply: Reply) -> list[Match]:
-        found = _Lens.model_validate_json(reply.body)
-        if found.search_metadata.status not in ("Success", "Cached"):
-            raise reply.unreadable(
-                f"the search has status {found.search_metadata.status}: {found.error}"
-            )
+        found = _Lens.read(reply)
         pages = found.visual_matches or found.exact_matches
         return [Match(page.title, page.link, page.thumbnail) for page in pages]
 
@@ -267,23 +264,13 @@ class ImagePaths(BaseModel):
     )
 
 
-class ImageTemplateOptions(WebImageOptions):
+class ImageTemplateOptions(WebImageOptions, JsonApiOptions):
     """Templates of requests and paths in responses."""
 
-    path: str = Field("", pattern="^(/.*)?$", description="Path below the base URL.")
-    headers: dict[str, str] = Field(
-        default_factory=dict, description="Headers without secrets; the API key is in key_env."
-    )
-    key_header: str = Field(
-        "Authorization", description="Header of the key; Authorization gets a bearer token."
-    )
     body: Any = Field(
         default_factory=lambda: {"image": "{image}", "data_id": "{data_id}", "count": "{count}"},
         description="JSON body. {image} (the file in base64), {media_type}, {sha256} (of the "
         "file), {data_id} and {count} are substituted.",
-    )
-    results: str = Field(
-        "results", description="Path of the list of results; empty if the response is the list."
     )
     fields: ImagePaths = Field(default_factory=ImagePaths, description="Paths within a result.")
 
