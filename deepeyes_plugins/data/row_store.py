@@ -7,8 +7,6 @@ row group of any size takes the memory of a few rows. Check and rows are cached 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -23,8 +21,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from deepeyes_plugins import __version__
 from deepeyes_plugins.data.check.rl import RowRules, check_rl_parquet
+from deepeyes_plugins.data.content_hash import file_fingerprint
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.files import parquet_schema, runs_of_row_groups
 from deepeyes_plugins.data.findings import DataError, Report
@@ -124,14 +122,8 @@ def store_files(
 
 def _fingerprint(path: Path, rules: RowRules) -> str:
     """Return a fingerprint of all inputs of the result, except image files."""
-    stat = path.stat()
-    facts = {
-        "file": [str(path.absolute()), stat.st_size, stat.st_mtime_ns],
-        "rules": [asdict(rules), *named_roots()],
-        "names": [sorted(environments()), sorted(rewards())],
-        "version": [_LAYOUT, __version__],
-    }
-    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]
+    names = [sorted(environments()), sorted(rewards())]
+    return file_fingerprint(path, _LAYOUT, asdict(rules), *named_roots(), names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ VISION_TOKENS = (
     "<|vision_pad|>",
 )
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>")
+TURN_END = "<|im_end|>"
 
 
 @dataclass(frozen=True, slots=True)

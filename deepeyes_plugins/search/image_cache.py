@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 import numpy as np
@@ -74,7 +73,7 @@ class ImageCache:
         """
         self.path = path
         self._lock = threading.Lock()
-        hint = "create one with `deepeyes search image-cache convert`"
+        hint = "create one with `deepeyes data prepare search-cache`"
         if not path.is_file():
             raise ImageCacheError(f"{path}: no such file; {hint}")
         try:
@@ -183,12 +182,7 @@ class ImageCacheWriter:
         self._connection.executescript(_SCHEMA)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Move the complete file to its target, or remove it after an error."""
         if kind is not None:
             self._connection.close()

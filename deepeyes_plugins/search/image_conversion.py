@@ -61,7 +61,6 @@ def convert(
     sources: Sequence[Path],
     output: Path,
     *,
-    images: Path | None = None,
     read_image: Callable[[Path, str], bytes] = read_beside,
     questions: Sequence[Path] = (),
     rules: FetchRules | None = None,
@@ -73,9 +72,8 @@ def convert(
     Args:
         sources: The caches, ``.json`` or ``.pkl``. If two answer one question, the first is used.
         output: The new file; it appears when it is complete.
-        images: Base folder of relative image paths; by default the folder of the source.
-        read_image: Reads an image, as :func:`read_beside` does; raises :class:`OSError` if it is
-            missing.
+        read_image: Reads an image, by default relative to the folder of the source; raises
+            :class:`OSError` if it is missing.
         questions: Parquet files with the questions' images (``images``, and ``data_id`` or
             ``extra_info.index``), so that responses are found by image too.
         rules: Limits for downloads of thumbnails that are URLs; ``None`` to download none, so that
@@ -94,7 +92,7 @@ def convert(
     entries: dict[str, tuple[_Entry, Path]] = {}
     for source in sources:
         for name, entry in read_entries(source).items():
-            entries.setdefault(name, (entry, images or source.parent))
+            entries.setdefault(name, (entry, source.parent))
     if not entries:
         raise ImageCacheError("the sources contain no responses")
     counts: Counter[str] = Counter(answers=len(entries))

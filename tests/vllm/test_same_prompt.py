@@ -81,13 +81,13 @@ async def test_every_turn_has_the_same_prompt_everywhere(
     messages: list[Message] = [system, question]
     expected = []
     for turn in turns:
-        expected.append(processed(processor, messages))
+        expected.append(processed(processor, messages)["input_ids"][0].tolist())
         messages += [Message("assistant", (turn,)), observation.message]
     assert client.prompts == expected
     assert [request["prompt_ids"] for request in engine.asked] == expected
 
 
-def processed(processor: Any, messages: list[Message]) -> list[int]:
+def processed(processor: Any, messages: list[Message]) -> Any:
     """What the model's own template and processor make of a conversation whose turn is opened."""
     chat = [
         {
@@ -101,7 +101,7 @@ def processed(processor: Any, messages: list[Message]) -> list[int]:
     ]
     text = processor.apply_chat_template(chat, add_generation_prompt=True) + PREFILL
     images = [image.pil() for message in messages for image in message.images]
-    return list(processor(text=[text], images=images or None)["input_ids"][0])
+    return processor(text=[text], images=images or None, return_tensors="pt")
 
 
 def test_the_server_takes_the_template_for_one_of_content_parts(url: str, server_log: Any) -> None:

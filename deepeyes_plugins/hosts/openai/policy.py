@@ -15,7 +15,7 @@ from PIL import Image
 from deepeyes_plugins.hosts.openai.client import ChatClient
 from deepeyes_plugins.protocol.actions import complete_at_tag
 from deepeyes_plugins.protocol.content import EncodedImage, Message, Part, encodable
-from deepeyes_plugins.protocol.dialect import Dialect
+from deepeyes_plugins.protocol.dialect import TURN_END, Dialect
 from deepeyes_plugins.protocol.observations import plain
 from deepeyes_plugins.remote.chat import Completion, ContextLengthError
 from deepeyes_plugins.rollout.contracts import AssistantTurn, Observation, Task
@@ -130,8 +130,10 @@ class OpenAIPolicy:
             if self._opens_turns:
                 fields |= {"add_generation_prompt": False, "continue_final_message": True}
         elif settings.profile == "sglang":
-            # SGLang forbids tokens by id only, and the tokenizer is not available here.
-            fields |= {"no_stop_trim": True, "separate_reasoning": False}
+            # SGLang forbids tokens by id only, and the tokenizer is not available here: they are
+            # kept in the text, where the turn is cut.
+            fields |= {"no_stop_trim": True, "skip_special_tokens": False}
+            fields["separate_reasoning"] = False
             if self._opens_turns:
                 fields["continue_final_message"] = True
         elif self._opens_turns:
@@ -142,8 +144,9 @@ class OpenAIPolicy:
 def as_turn(completion: Completion, dialect: Dialect, *, strips_stop: bool) -> AssistantTurn:
     """Convert a completion to a turn of ``dialect``.
 
-    Text after the first closing tag is cut, and so is text from a forbidden token on, which the
-    server would otherwise read as that token in the next request. A missing prefill is prepended.
+    Text after the first closing tag is cut, and so is text from the end of the turn or a forbidden
+    token on, which the server would otherwise read as that token in the next request. A missing
+    prefill is prepended.
 
     Args:
         completion: The server's response.
@@ -154,8 +157,8 @@ def as_turn(completion: Completion, dialect: Dialect, *, strips_stop: bool) -> A
     generated = completion.text
     text = complete_at_tag(generated, dialect.stop)
     finish_reason: Literal["stop", "length"] = completion.finish_reason
-    if any(token in text for token in dialect.forbidden):
-        text = text[: min(text.index(token) for token in dialect.forbidden if token in text)]
+    if ends := [text.index(token) for token in (*dialect.forbidden, TURN_END) if token in text]:
+        text = text[: min(ends)]
         finish_reason = "stop"
     elif text.endswith(dialect.stop):
         finish_reason = "stop"

@@ -12,15 +12,14 @@ stop at a tag             ``stop`` + ``include_stop_str_in_output``   ``stop_tok
 forbidden tokens          ``logit_bias``, ids as integers             ``logit_bias``, as strings
 ========================  ==========================================  ===========================
 
-verl starts SGLang without a tokenizer (``skip_tokenizer_init``), so SGLang rejects stop strings. A
+verl starts SGLang without a tokenizer (``skip_tokenizer_init``): it cannot match stop strings. A
 tag that is one token (``</tool_call>``) stops generation; after any other (``</code>``) the engine
 may continue, and the surplus is cut off afterwards.
 
 Images are passed as Pillow images in the order of their placeholders, which are already expanded in
 the ids. verl's vLLM server collapses the placeholders, and the engine expands them again. SGLang up
-to 0.5.12 decodes and re-encodes the ids of such a request, so it may read other tokens than were
-generated; use a later version (``SGLANG_MM_AVOID_RETOKENIZE``, on by default; SGLang's pull request
-26555).
+to 0.5.12, which verl pins, decodes and re-encodes the ids of such a request, so it may read other
+tokens than were generated; 0.5.13 does not (SGLang's pull request 26555).
 """
 
 from __future__ import annotations

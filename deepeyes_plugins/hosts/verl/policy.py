@@ -16,7 +16,7 @@ from deepeyes_plugins.hosts.verl.images import ModelImages, shared_images
 from deepeyes_plugins.hosts.verl.placeholders import without_pixels
 from deepeyes_plugins.hosts.verl.tokens import CutTurn, TokenStream, cut_turn
 from deepeyes_plugins.protocol.content import EncodedImage, Message
-from deepeyes_plugins.protocol.dialect import Dialect
+from deepeyes_plugins.protocol.dialect import TURN_END, Dialect
 from deepeyes_plugins.protocol.observations import plain
 from deepeyes_plugins.rollout.contracts import (
     AssistantTurn,
@@ -25,7 +25,6 @@ from deepeyes_plugins.rollout.contracts import (
     Task,
 )
 
-TURN_END = "<|im_end|>"
 _ABORTED = ("abort", "aborted")
 _SPECULATIVE_COUNTS = "spec_num_"
 """Prefix of verl's speculative-decoding counts, which are summed over the turns."""

@@ -18,11 +18,11 @@ from deepeyes_plugins.protocol.actions import (
     ToolCallAction,
     parse_action,
 )
+from deepeyes_plugins.protocol.dialect import TURN_END
 from deepeyes_plugins.rollout import EndReason, Trajectory, TurnRecord
 from deepeyes_plugins.rollout.trajectory import ActionKind, PartRecord
 
 TURN_START = "<|im_start|>"
-TURN_END = "<|im_end|>"
 PADDING = "<|endoftext|>"
 _VISION = re.compile(r"<\|vision_start\|>(?:<\|image_pad\|>)+<\|vision_end\|>")
 
