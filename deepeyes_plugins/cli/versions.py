@@ -111,7 +111,7 @@ def clashes(tested: VersionSet) -> Iterator[Clash]:
 
 def _read(name: str, purpose: str) -> VersionSet:
     folder = Path(deepeyes_plugins.__file__).parent
-    versions = {
+    versions: dict[str, str] = {
         canonicalize_name(line.split("==")[0]): line.split("==")[1]
         for file in ("constraints-vllm.txt", name)
         for line in (folder / file).read_text(encoding="utf-8").splitlines()
