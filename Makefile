@@ -17,21 +17,20 @@ SOURCES := pyproject.toml constraints.txt constraints-vllm.txt distributions/vll
 # vLLM's CPU build needs AVX2; elsewhere the quickstart takes its second engine, transformers.
 VLLM := $(shell test "$$(uname -sm)" = "Linux x86_64" && grep -qw avx2 /proc/cpuinfo && echo vllm)
 VERSIONS := torch torchvision torchaudio
-# The tests of a file stay in one process, which keeps their servers and models; `make test JOBS=4`
-# where there are more processors and 12 GB for each two.
-JOBS ?= 2
-PARALLEL := --numprocesses $(JOBS) --dist loadfile
-# Trainings with verl take 8 GB each: these tests run alone.
-TRAININGS := $(addprefix tests/verl/test_, training_run.py training_runs.py judge_outage.py) tests/vllm
+# Processes; tests/conftest.py says which tests share one. One of them trains, with 8 GB; the others
+# often wait for servers, so that three keep two processors busy.
+JOBS ?= 3
 # Tests that import no training framework and start no browser.
 QUICK_TESTS := $(wildcard tests/test_*.py) $(addprefix tests/, \
 	environments judge openai protocol remote rewards rollout settings tools)
 
+# Tools that must not decide what the main environment contains have one of their own.
+AUDIT := .audit
 # SGLang's real server, with transformers of its own and everything else from $(VENV).
 SGLANG := $(VENV)-sglang
 SGLANG_SOURCES := $(wildcard distributions/sglang-kernel/*)
 
-.PHONY: help install quickstart quickstart-fast test test-sglang test-environments check lint format bench docs
+.PHONY: help install quickstart quickstart-fast test test-sglang test-environments check lint format bench docs audit
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,13 +59,11 @@ quickstart: install ## Train and evaluate a tiny agent on this machine, GPU or n
 quickstart-fast: install ## The same in its shortest form: every step runs, little is learned
 	$(BIN)/deepeyes quickstart --fast --restart
 
-test: install ## Run the tests, then the short quickstart
+test: install ## Run the tests, the short quickstart among them
 	@{ command -v redis-server && command -v chromium chromium-browser google-chrome; } >/dev/null || \
 	  { echo "The tests need Redis, a Chinese font and a browser:" \
 	  "apt-get install redis-server fonts-wqy-microhei chromium" >&2; exit 1; }
-	$(BIN)/python -m pytest $(PARALLEL) $(TRAININGS:%=--ignore=%)
-	$(BIN)/python -m pytest $(TRAININGS)
-	$(BIN)/deepeyes quickstart --fast --restart
+	$(BIN)/python -m pytest --numprocesses $(JOBS)
 
 $(SGLANG)/installed-from.txt: $(SGLANG_SOURCES)
 	$(BIN)/python -m venv --clear $(SGLANG)
@@ -94,7 +91,7 @@ test-sglang: install $(SGLANG)/installed-from.txt ## Run the tests of SGLang's s
 	$(BIN)/python -m pytest tests/sglang
 
 check: lint ## What a working day needs: style, types, and the tests that need no framework
-	$(BIN)/python -m pytest $(PARALLEL) $(QUICK_TESTS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) $(QUICK_TESTS)
 
 lint: install ## Check style and types
 	$(BIN)/ruff check .
@@ -107,6 +104,13 @@ format: install ## Format the code and mend what can be mended
 
 bench: install ## Measure and print what the documentation claims
 	@shopt -s nullglob; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+audit: ## Compare the pinned versions with published weaknesses; needs the network
+	test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
+	  $(AUDIT)/bin/python -m pip --disable-pip-version-check install --quiet pip-audit==2.10.1; }
+# Without --strict, packages that cannot be looked up count as free of weaknesses.
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off \
+	  --requirement constraints.txt --requirement constraints-vllm.txt
 
 docs: install ## Build the documentation into site/; a broken link or anchor is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -27,7 +27,10 @@ class ServiceLostError(Exception):
 
 
 class FailureLimit:
-    """Stops a job after as many consecutive infrastructure errors as items run concurrently."""
+    """Stops a job after as many consecutive infrastructure errors as items run concurrently.
+
+    It is no circuit breaker: the services have their own, and a stopped job does not go on.
+    """
 
     def __init__(self, concurrency: int) -> None:
         self._limit = max(concurrency, MIN_FAILURES)
@@ -110,7 +113,10 @@ class Ledger(Generic[Record]):
             OSError: The file cannot be read or written.
         """
         records = [record for record in self._records() if belongs(record)]
-        with whole_file(self.path) as partial, partial.open("w", encoding="utf-8") as file:
+        with (
+            whole_file(self.path, private=True) as partial,
+            partial.open("w", encoding="utf-8") as file,
+        ):
             file.writelines(record.model_dump_json() + "\n" for record in records)
         return records
 

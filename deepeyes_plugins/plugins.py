@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from importlib.metadata import entry_points
@@ -24,6 +25,8 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl: Callable[..., Any] = pluggy.HookimplMarker(PROJECT)
 
 T = TypeVar("T")
+
+_SPECIFYING = threading.RLock()  # Threads look up names at the same time.
 
 
 class PluginError(Exception):
@@ -144,8 +147,9 @@ def collect(kind: str, specification: Callable[..., None]) -> Registry[Any]:
     Raises:
         PluginError: Two plugins register one name.
     """
-    plugin_manager = manager()
-    _specify(plugin_manager, specification.__module__)
+    with _SPECIFYING:
+        plugin_manager = manager()
+        _specify(plugin_manager, specification.__module__)
     registry: Registry[Any] = Registry(kind)
     hook: pluggy.HookCaller = getattr(plugin_manager.hook, specification.__name__)
     for implementation in hook.get_hookimpls():

@@ -1,4 +1,4 @@
-"""Renamed settings keys and keyword arguments: the old name works for one version and warns."""
+"""Renamed settings, arguments and commands: the old name works for one version and warns."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from pydantic import model_validator
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def warn_renamed(old: str, new: str) -> None:
+    """Warn that a name is deprecated, and say what to use instead."""
+    warnings.warn(
+        f"{old} is deprecated and will be removed in the next version: use {new}",
+        FutureWarning,
+        stacklevel=3,
+    )
 
 
 def rename_keys(
@@ -34,12 +43,7 @@ def rename_keys(
             raise ValueError(
                 f"{owner}.{old} is the old name of {owner}.{new} and both are given: remove {old}"
             )
-        warnings.warn(
-            f"{owner}.{old} is deprecated and will be removed in the next version: "
-            f"use {owner}.{new}",
-            FutureWarning,
-            stacklevel=2,
-        )
+        warn_renamed(f"{owner}.{old}", f"{owner}.{new}")
         result[new] = result.pop(old)
     return result
 

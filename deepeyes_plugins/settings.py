@@ -97,8 +97,9 @@ class AgentSettings(LayeredSettings):
     )
     evaluation: dict[str, Any] = Field(
         default_factory=dict,
-        description="Overrides for evaluations: keys of this file, of the model's server and of "
-        "the prompt, as in a recipe (docs/evaluation.md).",
+        description="What evaluations change: keys of this file, of the model's server and of the "
+        "prompt (docs/evaluation.md). Defaults: limits.turns 10, sandbox.cell_timeout 60, "
+        "temperature 0, max_tokens 20480, url http://127.0.0.1:8000.",
     )
     plugins: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Settings of third-party plugins, by plugin name."
@@ -172,7 +173,10 @@ def load_yaml(text: str) -> Any:
         DuplicateKeyError: A key occurs twice in one mapping.
         yaml.YAMLError: The text is not valid YAML.
     """
-    return yaml.load(text, _UniqueKeyLoader)
+    try:
+        return yaml.load(text, _UniqueKeyLoader)
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from deepeyes_plugins.files import owner_only, owner_only_folder
+
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
@@ -65,7 +67,7 @@ class SqliteFile:
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
             if self._path is not None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
+                owner_only_folder(self._path.parent)
             try:
                 self._connection = self._connect()
             except sqlite3.OperationalError:
@@ -80,6 +82,11 @@ class SqliteFile:
         return self._connection
 
     def _connect(self) -> sqlite3.Connection:
+        if self._path is not None:
+            owner_only(self._path)
+            for suffix in ("-wal", "-shm"):  # New ones get the file's mode.
+                if (beside := self._path.with_name(f"{self._path.name}{suffix}")).exists():
+                    owner_only(beside)
         connection = sqlite3.connect(
             self._path or ":memory:", timeout=_LOCKED_SECONDS, isolation_level=None
         )

@@ -5,8 +5,41 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+TRAININGS = {
+    "tests/verl/test_training_run.py",
+    "tests/verl/test_training_runs.py",
+    "tests/verl/test_judge_outage.py",
+    "tests/quickstart/test_quickstart.py",
+    *(
+        str(path.relative_to(Path(__file__).parents[1]))
+        for path in Path(__file__).parent.glob("vllm/test_*")
+    ),
+}
+"""Files of tests that start vLLM or train with verl, which takes 8 GB: one at a time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the trainings, which take longest together."""
+    items.sort(key=lambda item: item.nodeid.partition("::")[0] not in TRAININGS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a file in one process, which keeps their servers, and all trainings."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class FilesAndTrainings(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "trainings" if file in TRAININGS else file
+
+    config.option.loadscopereorder = False
+    return FilesAndTrainings(config, log)
 
 
 def pytest_configure() -> None:

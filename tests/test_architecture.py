@@ -40,6 +40,7 @@ ROOMS = (
     "_activation",
     "plugins",
     "",  # The package itself, which offers `hookimpl` and `__version__`.
+    "printable",
     "errors",
     "renamed",
     "extras",
@@ -50,6 +51,7 @@ ROOMS = (
     "rollout",
     "jobs",
     "remote",
+    "serving",
     "sandbox",
     "search",
     "judge",
@@ -190,7 +192,7 @@ assert "rows" in answer.output, answer.output
 
 def test_the_sandbox_server_imports_its_own_room() -> None:
     rooms = loaded_rooms("import deepeyes_plugins.sandbox.serve, deepeyes_plugins.sandbox.server")
-    assert rooms <= {"sandbox", "remote"}, rooms
+    assert rooms <= {"sandbox", "remote", "serving"}, rooms
 
 
 @cache
@@ -218,6 +220,7 @@ def test_what_is_imported_is_declared(path: Path) -> None:
         "rewards": ["math"],
         "sandbox": ["sandbox"],
         "search": ["search"],
+        "serving": ["sandbox", "search"],
         "testing": ["sandbox", "search"],
     }
     allowed = declared(*extras.get(room(name), []))
@@ -290,7 +293,6 @@ importlib.import_module("PIL.Image")  # The libraries are not what is looked at 
 importlib.import_module("filelock.asyncio")
 importlib.import_module("pydantic_settings")
 importlib.import_module("aiohttp")
-importlib.import_module("httpx")
 importlib.import_module("matplotlib.pyplot")
 events = []
 READING = os.O_RDONLY | os.O_CLOEXEC

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deepeyes_plugins.cli.console import Console, echo_json
+from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.data.check.checkpoints import Checkpoint
 from deepeyes_plugins.data.check.rl import RowRules
 from deepeyes_plugins.data.check.row import CheckRules, Kind
@@ -147,7 +148,7 @@ def check(
             checks = _scan(sources, rules, state, processes, as_json, write)
             if as_json:
                 facts = [_facts(one) for one in checks]
-                typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+                echo_json(facts)
             else:
                 console = Console()
                 for one in checks:
@@ -186,7 +187,7 @@ def stats(
     total = merged(checks)
     if as_json:
         facts = {"rows": total.rows, "bad_rows": total.bad_rows, **total.statistics.summary()}
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        echo_json(facts)
     else:
         _show_statistics(Console(), total)
 
@@ -295,6 +296,7 @@ def _scan(
             Console(stderr=True).print(
                 f"interrupted; the same command resumes from the checkpoints in {state}",
                 highlight=False,
+                markup=False,
                 soft_wrap=True,
             )
             raise typer.Exit(INTERRUPTED) from None
@@ -338,7 +340,11 @@ def _show_problems(console: Console, one: FileCheck) -> None:
         colour = "red" if entry.level == "error" else "yellow"
         row = "" if first.row is None else str(first.row)
         table.add_row(
-            f"[{colour}]{entry.level}[/]", f"{entry.count:,}", entry.key, row, escape(first.reason)
+            f"[{colour}]{entry.level}[/]",
+            f"{entry.count:,}",
+            escape(entry.key),
+            row,
+            escape(first.reason),
         )
     console.print(table)
 
@@ -371,5 +377,4 @@ def _show_statistics(console: Console, total: Checkpoint) -> None:
 
 def _complain(message: str) -> NoReturn:
     """Print an error and exit with status 2."""
-    Console(stderr=True).print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(CANNOT_BE_CHECKED)
+    complain(message, CANNOT_BE_CHECKED)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from deepeyes_plugins.cli.console import Console, echo_json
 from deepeyes_plugins.cli.data_prepare import Media, complaints, row_bars
 from deepeyes_plugins.cli.options import AsJson
 from deepeyes_plugins.data import combine
@@ -133,11 +132,13 @@ def _show(combined: Combined, as_json: bool) -> None:
                 for source, (asked, found) in combined.short.items()
             },
         }
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        echo_json(facts)
         return
     console = Console()
     for file, sources in combined.files.items():
-        console.print(f"{file}: {sum(sources.values()):,} rows", highlight=False, soft_wrap=True)
+        console.print(
+            f"{escape(str(file))}: {sum(sources.values()):,} rows", highlight=False, soft_wrap=True
+        )
         for source, count in sources.items():
             console.print(f"  {count:>9,}  {escape(source)}", highlight=False)
     for source, (asked, found) in combined.short.items():

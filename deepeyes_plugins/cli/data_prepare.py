@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from deepeyes_plugins.cli.console import Console, echo_json
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.options import AsJson
 from deepeyes_plugins.data.check.images import inspect_image
@@ -22,14 +21,17 @@ from deepeyes_plugins.data.check.rl import RowRules
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import DataError, Finding
 from deepeyes_plugins.data.media import read_media
-from deepeyes_plugins.data.output import write_text
+from deepeyes_plugins.data.output import refuse_inputs, write_text
 from deepeyes_plugins.data.prepare import REPORT_NAME, Prepared, prepare_rl, prepare_sft
 from deepeyes_plugins.data.prepare.changes import Outcome, report_lines
 from deepeyes_plugins.data.sources import Progress as Told
 from deepeyes_plugins.data.sources import Sources as Found
 from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.renamed import warn_renamed
+from deepeyes_plugins.search.fetching import thumbnail_rules
 from deepeyes_plugins.search.image_cache import ImageCacheError
 from deepeyes_plugins.search.image_conversion import convert
+from deepeyes_plugins.search.thumbnails import LONGEST_SIDE
 from deepeyes_plugins.settings import load_settings
 
 Sources = Annotated[
@@ -151,6 +153,9 @@ def search_cache(
         ),
     ],
     media: Media = None,
+    images: Annotated[
+        list[Path] | None, typer.Option(hidden=True, help="Old name of --media.")
+    ] = None,
     questions: Annotated[
         list[Path] | None,
         typer.Option(
@@ -160,18 +165,28 @@ def search_cache(
             show_default=False,
         ),
     ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Download thumbnails that are URLs.")
+    ] = False,
+    longest_side: Annotated[
+        int, typer.Option(metavar="N", min=32, help="Maximum side of a thumbnail in pixels.")
+    ] = LONGEST_SIDE,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Prepare the cache of the image search provider `cache`, with a report of missing images.
 
-    Like `deepeyes search image-cache convert`, and accepts folders and images in zip files.
+    Reads the published caches of DeepEyesV2 (JSON) and MMSearch-R1 (pickle, whose code is not run).
     """
+    if images:
+        warn_renamed("--images", "--media")
+    media = [*(media or ()), *(images or ())]
     report = output.with_name(f"{output.name}.{REPORT_NAME}")
     lines: list[str] = []
     with complaints():
-        found = Found.find(sources, (".json", ".pkl"), "JSON or pickle", media or ())
-        found.refuse(output, report)
+        found = Found.find(sources, (".json", ".pkl"), "JSON or pickle", media)
+        # A folder of images may get the cache, a folder that is searched for sources may not.
+        refuse_inputs((output, report), [*sources, *filter(Path.is_file, media)])
         places = found.places
 
         def read_image(root: Path, name: str) -> bytes:
@@ -196,6 +211,8 @@ def search_cache(
                     output,
                     read_image=read_image,
                     questions=questions or (),
+                    rules=thumbnail_rules() if download else None,
+                    longest_side=longest_side,
                     progress=lambda what, done, total: progress(what, done, total or None),
                 )
         except (ImageCacheError, sqlite3.Error, OSError) as error:
@@ -203,7 +220,7 @@ def search_cache(
         write_text(report, "".join(lines))
     facts = {"files": [str(output)], "report": str(report), **counts}
     if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        echo_json(facts)
     else:
         for name, value in facts.items():
             Console().print(f"{name:16} {value}", highlight=False, markup=False, soft_wrap=True)
@@ -261,7 +278,7 @@ def _show(prepared: Prepared, as_json: bool, strict: bool, keep_bad: bool) -> No
             "parts_finished_before": prepared.found,
             **asdict(summary),
         }
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        echo_json(facts)
     else:
         console = Console()
         before = f", {prepared.found} of them before" if prepared.found else ""
@@ -277,6 +294,6 @@ def _show(prepared: Prepared, as_json: bool, strict: bool, keep_bad: bool) -> No
             for fault in summary.faults:
                 console.print(f"  {escape(fault)}", highlight=False, soft_wrap=True)
         for file in (*prepared.files, prepared.report):
-            console.print(f"{file}", highlight=False, soft_wrap=True)
+            console.print(f"{file}", highlight=False, markup=False, soft_wrap=True)
     if strict and summary.bad:
         raise typer.Exit(1)

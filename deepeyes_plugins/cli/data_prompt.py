@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from deepeyes_plugins.cli.console import Console, echo_json
 from deepeyes_plugins.cli.data_prepare import complaints, row_bars
 from deepeyes_plugins.cli.options import AsJson
 from deepeyes_plugins.data.findings import DataError
@@ -59,10 +58,10 @@ def prompt(
             write_text(output, chosen.text or "")
     if as_json:
         facts = [{"name": one.name, "rows": one.rows, "prompt": one.text} for one in found]
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        echo_json(facts)
     elif output is not None:
         size = output.stat().st_size
-        Console().print(f"{output}: {size:,} bytes", highlight=False, soft_wrap=True)
+        Console().print(f"{output}: {size:,} bytes", highlight=False, markup=False, soft_wrap=True)
     else:
         for one in found:
             Console().print(_line(one), markup=False, highlight=False, soft_wrap=True)

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
-from rich.console import Console
-from rich.markup import escape
 
+from deepeyes_plugins.cli.console import Console, echo_json
+from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.progress import progress
 from deepeyes_plugins.cli.reward import read_references, score_logs
 from deepeyes_plugins.data.contracts import RowError
@@ -86,7 +86,9 @@ LeastFormat = Annotated[
 ]
 Temperature = Annotated[
     float,
-    typer.Option(min=0, help="Sampling temperature.", envvar=f"{ENVIRONMENT_PREFIX}TEMPERATURE"),
+    typer.Option(
+        metavar="X", min=0, help="Sampling temperature.", envvar=f"{ENVIRONMENT_PREFIX}TEMPERATURE"
+    ),
 ]
 Seed = Annotated[
     int, typer.Option(metavar="N", help="Random seed, from which each sample's is derived.")
@@ -383,7 +385,7 @@ def _finish(
 ) -> None:
     summary |= {"failed": len(failures), "output": str(output)}
     if as_json:
-        typer.echo(json.dumps(summary, indent=2))
+        echo_json(summary)
     else:
         Console().print_json(data=summary)
     for kind, found in (("bad", bad), ("failed", failures)):
@@ -421,14 +423,8 @@ def _complaints(console: Console) -> Iterator[None]:
         console.print(f"Interrupted. {kept}")
         raise typer.Exit(130) from None
     except (InfrastructureError, ServiceLostError) as error:
-        _complain(console, f"{error}\n{kept}")
-        raise typer.Exit(1) from error
+        complain(f"{error}\n{kept}")
     except (OSError, DataError, RowError, SettingsError, PluginError, pa.ArrowException) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG)
         hint = f"\n{kept}" if full else ""
-        _complain(console, f"{error}{hint}")
-        raise typer.Exit(1) from error
-
-
-def _complain(console: Console, message: str) -> None:
-    console.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+        complain(f"{error}{hint}")

@@ -19,11 +19,11 @@ from importlib.util import find_spec
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from deepeyes_plugins import _activation
+from deepeyes_plugins.cli.console import Console, echo_json
 from deepeyes_plugins.cli.probes import MARK, Registration
 from deepeyes_plugins.cli.versions import Clash, clashes, fitting_set, installed, version_sets
 from deepeyes_plugins.data.hooks import formatters
@@ -102,10 +102,16 @@ Check = Callable[[], Iterable[Finding]]
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     require: Annotated[
-        str, typer.Option(help=f"What must not be absent, of: {', '.join(_REQUIRABLE)}.")
+        str,
+        typer.Option(
+            metavar="NAMES", help=f"What must not be absent, of: {', '.join(_REQUIRABLE)}."
+        ),
     ] = "",
     only: Annotated[
-        str, typer.Option(help=f"What to check, of: {', '.join(_CHECKS)}. By default all.")
+        str,
+        typer.Option(
+            metavar="NAMES", help=f"What to check, of: {', '.join(_CHECKS)}. By default all."
+        ),
     ] = "",
 ) -> None:
     """Check this installation: versions, registrations, sandbox, judge, search, settings, machine.
@@ -122,7 +128,7 @@ def doctor(
         for finding in diagnose(chosen, Console(stderr=True, quiet=as_json))
     ]
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+        echo_json([asdict(finding) for finding in findings])
     else:
         _show(Console(), findings)
     if any(finding.status == "problem" for finding in findings):
@@ -286,10 +292,8 @@ def check_settings() -> Iterator[Finding]:
             "settings", "names", "problem", str(error), "Correct the name, or install its plugin."
         )
     if settings.evaluation:
-        # The server is what an evaluation adds, often by a variable: its lack is no mistake here.
-        server = {"url": "http://127.0.0.1", **settings.evaluation}["url"]
         try:
-            load_evaluation(url=server)
+            load_evaluation()
         except SettingsError as error:
             yield Finding("settings", "evaluation", "problem", str(error), "Correct the file.")
 
@@ -367,6 +371,24 @@ def check_engine() -> Iterator[Finding]:
             yield Finding("engine", name, "problem", f"no distribution named {name}", action)
     if "vllm" in installed:
         yield from _probe("engine", "vllm", "Install deepeyes-plugins again beside vLLM.")
+    yield from _check_server()
+
+
+def _check_server() -> Iterator[Finding]:
+    """Whether the server of the settings, if there is one, does what a run needs."""
+    from deepeyes_plugins.hosts.openai.probe import probe
+
+    try:
+        settings = load_evaluation().server
+    except SettingsError:
+        return  # None is named, or the check of the settings says so.
+    for report in asyncio.run(probe(settings)):
+        for one in report.found:
+            status: Status = "problem" if one.stops else "warning"
+            yield Finding("engine", "server", status, f"{report.url}: {one.what}", one.action)
+        if not report.found:
+            text = f"{report.url}: {report.model} does all that a run needs"
+            yield Finding("engine", "server", "ok", text)
 
 
 def _probe(area: str, framework: str, action: str) -> Iterator[Finding]:
@@ -546,4 +568,5 @@ def _show(console: Console, findings: list[Finding]) -> None:
     warnings = sum(finding.status == "warning" for finding in findings)
     absent = sum(finding.status == "absent" for finding in findings)
     verdict = f"[red]{problems} to mend[/]" if problems else "[green]Nothing to mend[/]"
-    console.print(f"\n{verdict}, {warnings} to know of, {absent} absent.")
+    console.print()
+    console.print(f"{verdict}, {warnings} to know of, {absent} absent.")

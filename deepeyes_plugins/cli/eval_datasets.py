@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from deepeyes_plugins.cli.console import echo
 from deepeyes_plugins.cli.errors import complain
 from eval_plugins.vlmevalkit.benchmarks import (
     SourceError,
@@ -52,9 +53,10 @@ def prepare(
         typer.Option(metavar="DIR", help="infoseek_val.jsonl: folder of OVEN's images."),
     ] = None,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="infoseek: number of questions to draw at random.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="infoseek: number of questions to draw at random."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="infoseek: random seed of --sample.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="infoseek: random seed of --sample.")] = 0,
     only_with_image: Annotated[
         bool,
         typer.Option("--only-with-image", help="mmsearch: skip questions without an image."),
@@ -72,7 +74,7 @@ def prepare(
         table, rows = write_table(name, questions, output or table_root())
     except (OSError, SourceError) as error:
         complain(str(error))
-    typer.echo(f"{table}: {rows} questions. Evaluate it with --data {name}")
+    echo(f"{table}: {rows} questions. Evaluate it with --data {name}")
 
 
 def shuffle(
@@ -94,10 +96,8 @@ def shuffle(
             for number, seed in enumerate(map(int, seeds.split(","))):
                 done = shuffle_table(name, seed, folder)
                 if number == 0:
-                    typer.echo(f"{name}: {done.rows} rows; right: {_letters(done.before)}")
-                typer.echo(
-                    f"{done.path}: right: {_letters(done.after)}; {done.unchanged} rows unchanged"
-                )
+                    echo(f"{name}: {done.rows} rows; right: {_letters(done.before)}")
+                echo(f"{done.path}: right: {_letters(done.after)}; {done.unchanged} rows unchanged")
     except (OSError, ValueError) as error:
         complain(str(error))
 
@@ -137,7 +137,7 @@ def rescore(
             raise SourceError(f"{results} has no predictions of benchmarks with this scoring")
         for done in score_again(results, config, judge, judge_base_url):
             left += done.scoring.judge_failures
-            typer.echo(
+            echo(
                 f"{done.path.relative_to(results)}: {done.overall:.2f} % as published; decided by "
                 f"the judge: {done.scoring.fallback_used}; not scored: {done.not_scored}, of them "
                 f"without a verdict: {done.scoring.judge_failures}"

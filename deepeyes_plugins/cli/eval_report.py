@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deepeyes_plugins.cli.console import Console, echo_json
 from deepeyes_plugins.cli.errors import complain
+from deepeyes_plugins.printable import printable
 
 if TYPE_CHECKING:
     from eval_plugins.report.contents import Comparison, Report
@@ -48,12 +49,15 @@ def report(
         str | None,
         typer.Option(metavar="NAME", help="Model of the older run. [default: as --model]"),
     ] = None,
-    title: Annotated[str, typer.Option(help="Heading of the report.")] = "Evaluation",
+    title: Annotated[
+        str, typer.Option(metavar="TEXT", help="Heading of the report.")
+    ] = "Evaluation",
     input_price: Annotated[
-        float | None, typer.Option(min=0, help="Price per million prompt tokens.")
+        float | None, typer.Option(metavar="PRICE", min=0, help="Price per million prompt tokens.")
     ] = None,
     output_price: Annotated[
-        float | None, typer.Option(min=0, help="Price per million generated tokens.")
+        float | None,
+        typer.Option(metavar="PRICE", min=0, help="Price per million generated tokens."),
     ] = None,
     image_side: Annotated[
         int,
@@ -91,7 +95,7 @@ def report(
         complain(str(error))
 
     if as_json:
-        typer.echo(contents.model_dump_json(indent=2))
+        echo_json(contents.model_dump(mode="json"))
     else:
         show(contents, Console())
         console.print(f"Report: {folder / 'index.html'}", markup=False, soft_wrap=True)
@@ -106,7 +110,8 @@ def show(contents: Report, console: Console) -> None:
     for finding in contents.findings:
         line = Text(f"{LEVELS[finding.level]}: ", style=STYLES[finding.level])
         where = f"{finding.benchmark}: " if finding.benchmark else ""
-        line.append(f"{where}{finding.message}. {finding.advice}".strip(), style="default")
+        said = printable(f"{where}{finding.message}. {finding.advice}".strip())
+        line.append(said, style="default")
         console.print(line, soft_wrap=True)
     if contents.findings:
         console.print()

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shlex
 import signal
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from deepeyes_plugins.cli.console import Console
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.hosts.openai.probe import require_server
+from deepeyes_plugins.quickstart.process import StageError, model_servers
+from deepeyes_plugins.rollout.contracts import InfrastructureError
+from deepeyes_plugins.sandbox.kernels.fork.isolation import die_with_parent
 from deepeyes_plugins.settings import SETTINGS_VARIABLE, load_settings
 from eval_plugins.vlmevalkit.launch import (
     LaunchError,
@@ -22,12 +32,15 @@ from eval_plugins.vlmevalkit.launch import (
     expected,
     outcomes,
     rescores_in_place,
+    servers,
     work_dir,
 )
 from eval_plugins.vlmevalkit.leftovers import (
     set_broken_checkpoints_aside,
     set_outdated_scores_aside,
 )
+
+_SERVER_STARTS_WITHIN = 1800.0
 
 
 def run(
@@ -60,6 +73,14 @@ def run(
             "agent.yaml, or `trajectories` in the work dir]",
         ),
     ] = None,
+    serve: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="Server to run for the evaluation, for instance "
+            "'vllm serve runs/rl/model --port {port}'; {port} becomes a free port.",
+        ),
+    ] = None,
     allow_failed_samples: Annotated[
         bool,
         typer.Option("--allow-failed-samples", help="Exit with 0 even if samples failed."),
@@ -90,7 +111,14 @@ def run(
             console.print(f"Outdated scores, as some samples are repeated: renamed to {path}")
 
     since = datetime.now().astimezone()
-    code = _wait(started, environment)
+    with _server(serve, folder) as variables:
+        os.environ.update(variables)
+        try:
+            for server in servers(arguments, agent):
+                asyncio.run(require_server(server))
+        except InfrastructureError as error:
+            complain(str(error))
+        code = _wait(started, environment | variables)
     results = outcomes(folder, asked, since)
     _show(console, results, folder)
     failed = any(result.failure is not None for result in results)
@@ -98,9 +126,29 @@ def run(
     raise typer.Exit(code or int(failed or lost))
 
 
+@contextmanager
+def _server(serve: str | None, folder: Path) -> Iterator[dict[str, str]]:
+    """Run a server, if one is given, and yield the variables with which it is found."""
+    if serve is None:
+        yield {}
+        return
+    earlier = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        commands = {folder / "server.log": shlex.split(serve)}
+        # The programs of this environment are found although it may not be activated.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        with model_servers(commands, {"PATH": path}, limit=_SERVER_STARTS_WITHIN) as (url,):
+            yield {"DEEPEYES_OPENAI_URL": url}
+    except StageError as error:
+        complain(str(error))
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
 def _wait(started: list[str], environment: dict[str, str]) -> int:
     """Run a command to completion, forward SIGTERM to it, and return its exit status."""
-    process = subprocess.Popen(started, env=environment)
+    together = partial(die_with_parent, os.getpid(), signal.SIGTERM)
+    process = subprocess.Popen(started, env=environment, preexec_fn=together)
     earlier = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         while True:

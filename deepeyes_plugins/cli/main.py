@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 
 from deepeyes_plugins import __version__
 
@@ -22,6 +23,17 @@ _EXTRAS = {
 
 # Plain-text help: rich would interpret words in brackets as markup and truncate long texts.
 _typer = partial(typer.Typer, rich_markup_mode=None, pretty_exceptions_show_locals=False)
+
+
+class _Command(TyperCommand):
+    """A command whose help gives arguments by their metavar alone, without a Python type."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for parameter in self.params:
+            if isinstance(parameter, TyperArgument):
+                parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]
+
 
 app = _typer(
     name="deepeyes",
@@ -51,12 +63,21 @@ def _main(
             "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
         ),
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")
+    ] = False,
 ) -> None:
-    del version
+    del version, debug
 
 
 def _mount(
-    group: typer.Typer, name: str, summary: str, home: str, *, passes_on: bool = False
+    group: typer.Typer,
+    name: str,
+    summary: str,
+    home: str,
+    *,
+    passes_on: bool = False,
+    instead: str = "",
 ) -> None:
     """Add a command whose module is imported when the command is called.
 
@@ -66,6 +87,7 @@ def _mount(
         summary: One line for the list of commands.
         home: ``module:function``; its signature and docstring give the ``--help``.
         passes_on: Pass unknown options on as arguments of another program.
+        instead: The new name of the command, if this is an old one, which works with a warning.
     """
 
     @group.command(
@@ -81,21 +103,34 @@ def _mount(
     def command(context: typer.Context) -> None:
         from deepeyes_plugins.cli.errors import complain
         from deepeyes_plugins.extras import install_command
+        from deepeyes_plugins.renamed import warn_renamed
 
+        if instead:
+            warn_renamed(context.command_path, instead)
         module, _, function = home.partition(":")
         inner = _typer(add_completion=False)
         try:
-            inner.command(context_settings={"ignore_unknown_options": passes_on})(
+            inner.command(cls=_Command, context_settings={"ignore_unknown_options": passes_on})(
                 getattr(import_module(f"deepeyes_plugins.cli.{module}"), function)
             )
             inner(context.args, prog_name=context.command_path)
         except ImportError as error:
             extra = _EXTRAS.get(context.command_path.split()[1])
-            if extra is None or (error.name or "").startswith(("deepeyes_plugins", "eval_plugins")):
+            own = (error.name or "").startswith(("deepeyes_plugins", "eval_plugins"))
+            if context.find_root().params.get("debug"):
                 raise
+            if extra is None or own:
+                complain(f"{error}. `deepeyes --debug …` shows the traceback.")
             complain(f"{error}: {install_command(extra)}")
         except OSError as error:  # A full disk, a missing folder: no traceback.
             complain(str(error))
+        except Exception as error:
+            if context.find_root().params.get("debug"):
+                raise
+            complain(
+                f"{type(error).__name__}: {error}\nThis is unexpected: please report it with the "
+                "traceback, which `deepeyes --debug …` shows."
+            )
 
 
 _mount(app, "quickstart", "Train and evaluate a tiny agent, GPU or not.", "quickstart:quickstart")
@@ -158,7 +193,13 @@ _mount(index, "build", "Build an index of a corpus.", "search_index:build")
 _mount(index, "info", "Show the contents of an index.", "search_index:info")
 _mount(index, "query", "Search an index.", "search_index:query")
 image_cache = _group(search, "image-cache", "Cache of the image provider `cache`.")
-_mount(image_cache, "convert", "Convert published caches.", "search_images:convert")
+_mount(
+    image_cache,
+    "convert",
+    "Old name of `deepeyes data prepare search-cache`.",
+    "data_prepare:search_cache",
+    instead="deepeyes data prepare search-cache",
+)
 _mount(image_cache, "info", "Show the contents of a cache.", "search_images:info")
 
 evaluation = _group(app, "eval", "Evaluation: run and report.")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from deepeyes_plugins import checkpoints
+from deepeyes_plugins.cli.console import Console
 from deepeyes_plugins.cli.errors import complain
 
 
@@ -35,5 +35,6 @@ def export(
         f"{target}: {exported.tensors} tensors, {len(exported.renamed)} of them renamed; "
         f"{exported.files} other files",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )

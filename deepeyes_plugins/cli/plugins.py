@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import keyword
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deepeyes_plugins.cli.console import Console, echo, echo_json
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.data.hooks import formatters
 from deepeyes_plugins.environments.hooks import environments
@@ -42,7 +41,7 @@ def plugins(
     except PluginError as error:
         complain(str(error))
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        echo_json(found)
         return
     table = Table(box=None, header_style="bold")
     for column in ("kind", "name", "provided by"):
@@ -85,4 +84,4 @@ def new(
         path = folder / target.format(package=package)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    typer.echo(f"Written: {folder}. Next: cd {folder} && pip install -e '.[dev]' && pytest")
+    echo(f"Written: {folder}. Next: cd {folder} && pip install -e '.[dev]' && pytest")

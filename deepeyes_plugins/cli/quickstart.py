@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from deepeyes_plugins.cli.console import Console
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.paths import recipes_folder
 from deepeyes_plugins.quickstart.engines import EngineName, why_not_vllm
@@ -72,7 +72,8 @@ def quickstart(
     summary = summarize_run(plan, state.stages)
     console.print(table(summary))
     written = write_summary(summary, plan.folder), draw_curves(state.stages, plan.folder)
-    console.print(f"Written: {', '.join(map(str, written))}. Wall {summary['wall_seconds']:.0f} s.")
+    files = ", ".join(map(str, written))
+    console.print(f"Written: {files}. Wall {summary['wall_seconds']:.0f} s.", markup=False)
     if not plan.claims:
         console.print("A fast run shows that every stage works; its accuracies mean nothing.")
     console.print(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -12,10 +11,10 @@ from statistics import fmean
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from deepeyes_plugins.cli.console import Console, echo_json
+from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.progress import progress
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import DataError
@@ -134,18 +133,17 @@ def score(
                 )
             )
     except (OSError, DataError, RowError, SettingsError, PluginError) as error:
-        console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        complain(str(error))
     except KeyboardInterrupt:
         console.print("Interrupted. The same command resumes the run.")
         raise typer.Exit(130) from None
 
     summary = summarize(records, outcomes)
     if as_json:
-        typer.echo(json.dumps({**summary, "output": str(path)}, indent=2))
+        echo_json({**summary, "output": str(path)})
     else:
         Console().print(_table(summary))
-        console.print(f"Scores: {path}", highlight=False, soft_wrap=True)
+        console.print(f"Scores: {path}", highlight=False, markup=False, soft_wrap=True)
         for outcome in outcomes[:NAMED_LINES]:
             console.print(
                 f"{outcome.kind}: {outcome.place}: {outcome.reason}",

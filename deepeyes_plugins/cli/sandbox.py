@@ -25,9 +25,7 @@ def serve(
         str, typer.Option(metavar="ADDRESS", help="Address to listen on.")
     ] = "127.0.0.1",
     port: Port = 8080,
-    workers: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Number of server processes.")
-    ] = 1,
+    workers: Annotated[int | None, typer.Option(metavar="N", min=1, hidden=True)] = None,
     redis: Annotated[
         str | None,
         typer.Option(
@@ -75,14 +73,9 @@ def serve(
     except SettingsError as error:
         raise typer.BadParameter(str(error), param_hint="--config") from error
     overrides = {name: value for name, value in options_given.items() if value is not None}
-    from deepeyes_plugins.sandbox.options import ServerOptions
+    from deepeyes_plugins.sandbox.serve import ServerOptions, ignore_workers
     from deepeyes_plugins.sandbox.serve import serve as run
 
-    options = ServerOptions(
-        host=host,
-        port=port,
-        workers=workers,
-        log_level=log_level.value,
-        log_format=log_format.value,
-    )
+    ignore_workers(workers)
+    options = ServerOptions(host, port, log_level.value, log_format.value)
     run(settings.model_copy(update=overrides), options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deepeyes_plugins.cli.console import Console, echo, echo_json
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.options import LARGEST_PORT, redis_url
 from deepeyes_plugins.errors import SettingsError
@@ -58,9 +57,7 @@ def up(
             help="Port on every node; 0: a fixed port per node between 20000 and 29999.",
         ),
     ] = 0,
-    workers: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Number of server processes on every node.")
-    ] = 1,
+    workers: Annotated[int | None, typer.Option(metavar="N", min=1, hidden=True)] = None,
     redis: Annotated[
         str | None,
         typer.Option(
@@ -89,8 +86,12 @@ def up(
         raise typer.BadParameter(str(error), param_hint="--config") from error
     if redis is not None:
         settings = settings.model_copy(update={"redis_url": redis})
+    if workers is not None:
+        from deepeyes_plugins.sandbox.serve import ignore_workers
+
+        ignore_workers(workers)
     with _cluster(address) as deployment:
-        servers = deployment.deploy(settings, num_cpus=num_cpus, port=port, workers=workers)
+        servers = deployment.deploy(settings, num_cpus=num_cpus, port=port)
     table = _table("")
     for server in servers:
         action = "started" if server.is_new else "existing"
@@ -113,7 +114,7 @@ def status(
     with _cluster(address) as deployment:
         servers = deployment.status()
     if as_json:
-        typer.echo(json.dumps([_as_dict(server) for server in servers], indent=2))
+        echo_json([_as_dict(server) for server in servers])
         return
     if not servers:
         typer.echo("No sandbox on this Ray cluster; run `deepeyes sandbox up --ray` to start it.")
@@ -137,7 +138,7 @@ def down(address: Address = None) -> None:
     if not removed:
         typer.echo("No sandbox on this Ray cluster.")
     for server in removed:
-        typer.echo(f"stopped on {server.node_id[:_NODE_CHARACTERS]} ({server.address})")
+        echo(f"stopped on {server.node_id[:_NODE_CHARACTERS]} ({server.address})")
 
 
 @contextmanager

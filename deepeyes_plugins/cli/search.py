@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
+from rich.markup import escape
 
+from deepeyes_plugins.cli.console import Console, echo_json
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.options import LogLevel, Port, redis_url
 from deepeyes_plugins.errors import SettingsError
@@ -130,18 +130,19 @@ def query(
     except SearchError as error:
         complain(str(error))
     if as_json:
-        typer.echo(found.model_dump_json(indent=2))
+        echo_json(found.model_dump(mode="json"))
         return
     console = Console()
     for number, result in enumerate(found.results, 1):
-        console.print(Text(f"{number}. {result.title}", style="bold"))
-        for line, style in ((result.link, "blue"), (result.date, "dim"), (result.snippet, "")):
+        console.print(f"{number}. {result.title}", style="bold", markup=False, highlight=False)
+        snippet = " ".join(result.snippet.split())
+        for line, style in ((result.link, "blue"), (result.date, "dim"), (snippet, "")):
             if line:
-                console.print(Text(line, style=style))
+                console.print(line, style=style, markup=False, highlight=False)
     if not found.results:
         console.print("No results.")
     if found.partial:
-        console.print(Text.assemble(("Results are missing:", "yellow"), " ", found.partial))
+        console.print(f"[yellow]Results are missing:[/] {escape(found.partial)}", highlight=False)
 
 
 def _settings(

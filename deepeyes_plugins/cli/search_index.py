@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from deepeyes_plugins.cli.console import Console, echo_json
 from deepeyes_plugins.cli.errors import complain
 from deepeyes_plugins.cli.options import AsJson
 from deepeyes_plugins.search.corpus import Corpus, LocalIndexError
@@ -161,7 +160,7 @@ def query(
             }
             for hit in hits
         ]
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        echo_json(found)
         return
     console = Console()
     for place, hit in enumerate(hits, 1):
@@ -181,12 +180,15 @@ def _show(path: Path, manifest: Manifest, as_json: bool, seconds: float | None =
     if seconds is not None:
         facts["seconds"] = seconds
     if as_json:
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        echo_json(facts)
         return
     took = "" if seconds is None else f" in {seconds} s"
     console = Console()
-    console.print(f"{path}: {manifest.passages:,} passages, {size / 1e6:.0f} MB{took}")
-    console.print(f"[dim]built {manifest.built} with {manifest.library}[/]", highlight=False)
+    facts_line = f"{path}: {manifest.passages:,} passages, {size / 1e6:.0f} MB{took}"
+    console.print(facts_line, markup=False)
+    console.print(
+        f"[dim]built {escape(manifest.built)} with {escape(manifest.library)}[/]", highlight=False
+    )
     if manifest.skipped:
         console.print(
             f"[yellow]{manifest.skipped:,} rows or documents were skipped;[/] the first: "

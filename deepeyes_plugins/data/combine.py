@@ -8,7 +8,6 @@ of rows. Rows with the same question and images are never on both sides of a spl
 from __future__ import annotations
 
 import hashlib
-import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from deepeyes_plugins.data.content_hash import question_words
 from deepeyes_plugins.data.dataset_info import DATASET_INFO
 from deepeyes_plugins.data.files import data_rows, parquet_schema
 from deepeyes_plugins.data.findings import DataError, Problem
-from deepeyes_plugins.data.media import MediaRoot, is_archived, is_inline, read_media
+from deepeyes_plugins.data.media import read_media
 from deepeyes_plugins.data.prepare.changes import Outcome
 from deepeyes_plugins.data.prepare.rl_rows import common_schema, repair_rl_row
 from deepeyes_plugins.data.prepare.sft_rows import repair_sft_row
@@ -182,9 +181,8 @@ class _Rows:
     def __init__(
         self, sources: Sequence[Path], media: Sequence[Path], by: str, progress: Progress
     ) -> None:
-        self._sources = Sources.find(
-            sources, (".parquet", ".json", ".jsonl"), "parquet or JSON", media
-        )
+        suffixes = (".parquet", ".json", ".jsonl")
+        self._sources = Sources.find(sources, suffixes, "parquet or JSON", media, are_prepared=True)
         kinds = {file.suffix == ".parquet" for file in self._sources.files}
         if len(kinds) > 1:
             raise DataError("parquet (RL) and JSON (SFT) files cannot be combined")
@@ -294,7 +292,9 @@ class _Rows:
                         writers[number].write(row)
         if not self.is_rl:
             for target in targets.values():
-                register_dataset(target.with_name(DATASET_INFO), target.stem, target.name)
+                info = target.with_name(DATASET_INFO)
+                roots = self._sources.places.roots
+                register_dataset(info, target.stem, target.name, media_roots=roots)
         return {target: dict(count) for target, count in counts.items()}
 
     def _stream(self, *, checks: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -327,19 +327,14 @@ class _Rows:
 
     def _outcome(self, value: Mapping[str, Any]) -> Outcome:
         if self._schema is None:
-            return repair_sft_row(value, locate=self._locate, columns=sorted(self._columns))
+            locate = self._sources.places.locate
+            return repair_sft_row(value, locate=locate, columns=sorted(self._columns))
         return repair_rl_row(
             value,
             schema=self._schema,
             environment=RowRules().environment,
-            read_image=lambda name: read_media(self._locate(name)),
+            read_image=lambda name: read_media(self._sources.places.locate(name)),
         )
-
-    def _locate(self, name: str) -> str:
-        """Resolve a name; absolute paths, as ``prepare`` writes, may be outside of the sources."""
-        if is_archived(name) or is_inline(name) or os.path.isabs(name):
-            return MediaRoot(None).locate(name)
-        return self._sources.places.locate(name)
 
     def _digest(self, row: Mapping[str, Any]) -> bytes:
         """Hash the question's words and images, the latter in any order."""

@@ -8,7 +8,6 @@ the built-in formatter knows is accepted.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,14 @@ from typing import Any
 
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.hooks import formatters
+from deepeyes_plugins.files import read_json
 
 DATASET_INFO = "dataset_info.json"
 """File with LLaMA-Factory's list of data sets."""
+
+MEDIA_ROOTS_KEY = "media_roots"
+"""Key of an entry with the folders and zip files, besides the media folder, that hold images of
+its rows. LLaMA-Factory ignores it; ``deepeyes data prepare sft`` writes it."""
 
 READ = ("messages", "images", "system")
 """Columns that are read."""
@@ -208,6 +212,21 @@ def entries_at(path: Path, names: Sequence[str] = ()) -> list[Entry]:
     )
 
 
+def media_roots(file: Path) -> tuple[Path, ...]:
+    """Return the media roots that the ``dataset_info.json`` in a file's folder names for it."""
+    try:
+        entries = _load(file.with_name(DATASET_INFO)).values()
+    except DataError:  # Reported where the entries are read.
+        return ()
+    named = [
+        entry.get(MEDIA_ROOTS_KEY)
+        for entry in entries
+        if isinstance(entry, Mapping) and entry.get("file_name") == file.name
+    ]
+    roots = [root for each in named if isinstance(each, list) for root in each]
+    return tuple(dict.fromkeys(file.parent / root for root in roots if isinstance(root, str)))
+
+
 def form_of(path: Path) -> RowForm:
     """Return the form of a file's rows according to the ``dataset_info.json`` in its folder.
 
@@ -219,7 +238,7 @@ def form_of(path: Path) -> RowForm:
 
 def _load(info: Path) -> dict[str, Any]:
     try:
-        entries = json.loads(info.read_bytes())
+        entries = read_json(info.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{info}: cannot be read: {error}") from error
     if not isinstance(entries, dict):

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from deepeyes_plugins.data.column_types import ColumnTypes
 from deepeyes_plugins.data.dataset_info import RowForm, form_of
 from deepeyes_plugins.data.findings import DataError, Finding
+from deepeyes_plugins.files import read_json
 
 ROWS_AT_A_TIME = 16
 """Rows that are read and checked as a batch."""
@@ -113,7 +114,7 @@ def _line_rows(lines: Iterable[str]) -> Iterator[Row]:
         if line.strip():
             number += 1
             try:
-                value = json.loads(line)
+                value = read_json(line)
             except (ValueError, RecursionError) as error:
                 yield Row(number, finding=Finding(_not_json(error, line)))
             else:

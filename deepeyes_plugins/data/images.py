@@ -11,7 +11,13 @@ from typing import Any
 from PIL import Image, ImageFile
 
 from deepeyes_plugins.data.contracts import RowError
-from deepeyes_plugins.data.media import is_inline, local_path, read_media
+from deepeyes_plugins.data.media import (
+    confined,
+    is_archived,
+    is_inline,
+    local_path,
+    read_media,
+)
 from deepeyes_plugins.data.message_parts import image_source
 from deepeyes_plugins.protocol.content import EncodedImage
 
@@ -22,8 +28,9 @@ def image_from(entry: Any, media_root: Path | None = None) -> EncodedImage:
     Args:
         entry: Bytes, a path, a data URI, a Pillow image, or a mapping with one of them under
             ``bytes``, ``image``, ``path``, ``url`` or ``image_url`` (the first that is set).
-        media_root: Folder that paths are relative to and must not leave; without it any local
-            path is read.
+        media_root: Folder that paths are relative to and must not leave (see
+            :func:`~deepeyes_plugins.data.media.confined`); without it any file is read, for
+            instance one that :meth:`~deepeyes_plugins.data.media.MediaRoot.locate` has found.
 
     Raises:
         RowError: ``entry`` has no image, its path leaves ``media_root``, or its file cannot be
@@ -46,17 +53,12 @@ def image_from(entry: Any, media_root: Path | None = None) -> EncodedImage:
 
 
 def _read(path: str | Path, media_root: Path | None) -> bytes:
-    if is_inline(str(path)):
-        return read_media(str(path))
-    file = Path(local_path(str(path)))
+    name = str(path)
+    if is_inline(name) or (media_root is None and is_archived(name)):
+        return read_media(name)
+    file = Path(local_path(name))
     if media_root is not None:
-        # A symbolic link in the folder may point outside; a path in a data file must not.
-        inside = file.is_relative_to(media_root) or not file.is_absolute()
-        if not inside or ".." in file.parts:
-            raise RowError(
-                f"image {file} is outside {media_root}; paths are relative to that folder"
-            )
-        file = media_root / file
+        file = Path(confined(str(file), str(media_root / file), (media_root,), "media_root"))
     try:
         return file.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a zero byte or half a character in it.

@@ -12,22 +12,26 @@ import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import unquote_to_bytes
 from zipfile import ZipFile, ZipInfo
 
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.files import unreadable
 from deepeyes_plugins.data.findings import DataError
+from deepeyes_plugins.data.message_parts import image_source
 
 ARCHIVE_NAME = "images.zip"
 """Zip file in a media folder; the published SFT data include one."""
 
 MAXIMUM_MEMBER_BYTES = 256 << 20
 """Maximum unpacked size of a zip member, against decompression bombs."""
+
+MEDIA_ROOTS = "DEEPEYES_MEDIA_ROOTS"
+"""Environment variable with further folders in which rows may name images, separated by ``:``."""
 
 _SCHEME = "zip://"
 _FILE = "file://"
@@ -51,25 +55,30 @@ class MediaRoot:
         folder: A folder; ``None`` if there is only a zip file.
         archive: A zip file; ``None`` if there is only a folder.
         reads_archives: Whether names may be URLs of zip members or data URIs.
+        also: Further folders that absolute paths and zip files may be in.
+        setting: Setting of the folder, for messages.
     """
 
     folder: Path | None
     archive: Path | None = None
     reads_archives: bool = True
+    also: tuple[Path, ...] = field(default_factory=lambda: named_roots())
+    setting: str = "media_root"
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
+    def open(cls, path: str | Path, also: Iterable[Path] = (), setting: str = "media_root") -> Self:
         """Open a zip file, or a folder with or without ``images.zip``.
 
         Raises:
             MediaError: It is neither, or the zip file cannot be read.
         """
         path = Path(path).absolute()
+        roots = (*(folder.absolute() for folder in also), *named_roots())
         if path.is_dir():
             inside = path / ARCHIVE_NAME
-            root = cls(path, inside if inside.is_file() else None)
+            root = cls(path, inside if inside.is_file() else None, True, roots, setting)
         elif path.is_file():
-            root = cls(None, path)
+            root = cls(None, path, True, roots, setting)
         else:
             raise MediaError(f"{path}, the media root, is neither a folder nor a zip file")
         if root.archive is not None:
@@ -80,11 +89,11 @@ class MediaRoot:
         """Return the path or URL of an image.
 
         A URL is returned unchanged. Other names are searched in the folder, then in the zip file,
-        then as a path. In ``images.zip`` the folder ``images/`` is optional, whether or not the
-        row names it.
+        then as an absolute path. In ``images.zip`` the folder ``images/`` is optional, whether or
+        not the row names it.
 
         Raises:
-            RowError: There is no such file.
+            RowError: There is no such file, or it is outside of the folders that rows may name.
         """
         if is_archived(name):
             return self._address(name)
@@ -98,12 +107,25 @@ class MediaRoot:
         name = local_path(name)
         # Several times as fast as pathlib, for many thousands of names.
         if self.folder is not None and os.path.isfile(path := os.path.join(self.folder, name)):
-            return path
+            return self._confined(name, path)
         if packed := self.find_packed(name):
             return packed
-        if os.path.isfile(name):
-            return name
+        if os.path.isabs(name) and os.path.isfile(name):
+            return self._confined(name, name)
         raise RowError(f"there is no such file in {self}")
+
+    def located(self, image: Any) -> Any:
+        """Return an image of a row with its path, if it has one, as :meth:`locate` returns it.
+
+        Raises:
+            RowError: As for :meth:`locate`.
+        """
+        source = image_source(image)
+        return self.locate(str(source)) if isinstance(source, str | Path) else source
+
+    def _confined(self, name: str, path: str) -> str:
+        roots = self.also if self.folder is None else (self.folder, *self.also)
+        return confined(name, path, roots, self.setting)
 
     def find_packed(self, name: str) -> str | None:
         """Return the URL of an image in the zip file, or ``None``."""
@@ -121,6 +143,8 @@ class MediaRoot:
                 f"it is in the zip file {archive}, which only the templates deepeyes_qwen2_vl and "
                 "deepeyes_qwen3_vl read"
             )
+        if archive != self.archive:
+            self._confined(str(archive), str(archive))
         try:
             known = member in _open(archive).NameToInfo
         except MediaError as error:
@@ -137,9 +161,6 @@ class MediaRoot:
 class MediaPlaces:
     """Folders and zip files in which images of downloaded data are searched.
 
-    Names in rows are not trusted: a name that leads out of all places by ``..``, as an absolute
-    path or through a symbolic link is refused.
-
     Attributes:
         places: Folders and zip files in search order.
     """
@@ -154,7 +175,7 @@ class MediaPlaces:
             MediaError: One of them is neither, or a zip file cannot be read.
         """
         places: list[MediaRoot] = []
-        for path in paths:
+        for path in (*paths, *named_roots()):
             path = path.absolute()
             if path.is_dir():
                 places.append(MediaRoot(path))
@@ -162,6 +183,11 @@ class MediaPlaces:
             else:
                 places.append(MediaRoot.open(path))
         return cls(tuple(dict.fromkeys(places)))
+
+    @property
+    def roots(self) -> list[Path]:
+        """The folders and zip files."""
+        return [root for place in self.places if (root := place.folder or place.archive)]
 
     def locate(self, name: str) -> str:
         """Return the absolute path or the URL of an image.
@@ -173,16 +199,14 @@ class MediaPlaces:
         """
         if is_archived(name):
             archive = _split(name)[1].absolute()
-            if all(place.archive != archive for place in self.places):
-                raise RowError(
-                    f"{archive} is not among the media paths, {self}; add it with --media"
-                )
-            return MediaRoot(None).locate(name)
+            for place in self.places:
+                if place.archive == archive:
+                    return place.locate(name)
+            raise RowError(f"{archive} is not among the media paths, {self}; add it with --media")
         if is_inline(name):
             return name
         plain = local_path(name).replace("\\", "/")
-        if ".." in plain.split("/"):
-            raise RowError("a path with .. in it is not followed")
+        refuse_parents(plain, self.roots)
         candidates = [plain]
         if plain.startswith("/"):
             parts = [part for part in plain.split("/") if part]
@@ -193,22 +217,67 @@ class MediaPlaces:
                     if packed := place.find_packed(candidate):
                         return packed
                 elif os.path.isfile(path := os.path.join(place.folder, candidate)):
-                    if self._holds(path):
-                        return path
-                    if not plain.startswith("/"):
-                        raise RowError(
-                            f"a symbolic link leads to {os.path.realpath(path)}, outside of "
-                            f"{self}; add its folder with --media"
-                        )
+                    try:
+                        return confined(candidate, path, self.roots, "--media")
+                    except RowError:
+                        if not plain.startswith("/"):
+                            raise
         raise RowError(f"there is no such file in {self}")
-
-    def _holds(self, path: str) -> bool:
-        real = os.path.realpath(path)
-        folders = (os.path.realpath(place.folder) for place in self.places if place.folder)
-        return any(os.path.commonpath((real, folder)) == folder for folder in folders)
 
     def __str__(self) -> str:
         return " or ".join(map(str, self.places))
+
+
+def named_roots() -> tuple[Path, ...]:
+    """Return the folders that the environment variable ``DEEPEYES_MEDIA_ROOTS`` names."""
+    named = os.environ.get(MEDIA_ROOTS, "").split(os.pathsep)
+    return tuple(Path(each).absolute() for each in named if each)
+
+
+def confined(name: str, path: str, roots: Iterable[str | Path], setting: str) -> str:
+    """Return the path of a file that a row names, if rows may name it.
+
+    Names in rows are not trusted: neither ``..``, an absolute path nor a symbolic link may lead
+    out of the roots.
+
+    Args:
+        name: The name in the row.
+        path: Its path.
+        roots: Folders and zip files that rows may name, besides those of
+            ``DEEPEYES_MEDIA_ROOTS``.
+        setting: The setting that names a root, for the message.
+
+    Raises:
+        RowError: The file is outside of all roots.
+    """
+    roots = (*roots, *named_roots())
+    refuse_parents(name, roots)
+    try:
+        real = os.path.realpath(path)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte or half a character in it.
+        raise RowError(f"{name:.300} cannot be read: {error}") from error
+    for root in map(os.path.realpath, roots):
+        if real == root or real.startswith(os.path.join(root, "")):
+            return path
+    where = f"{path:.300} is outside"
+    if real != os.path.abspath(path):
+        where = f"a symbolic link leads to {real:.300}, outside of"
+    raise RowError(f"{where} {_listed(roots)}; name its folder in {setting} or {MEDIA_ROOTS}")
+
+
+def refuse_parents(name: str, roots: Iterable[str | Path]) -> None:
+    """Refuse a name with ``..`` in it.
+
+    Raises:
+        RowError: It has one.
+    """
+    if ".." in name.replace("\\", "/").split("/"):
+        reason = "a path with .. in it is not followed"
+        raise RowError(f"{name:.300} is outside {_listed(roots)}: {reason}")
+
+
+def _listed(roots: Iterable[str | Path]) -> str:
+    return " or ".join(map(str, roots)) or "all media folders"
 
 
 def is_archived(name: str) -> bool:

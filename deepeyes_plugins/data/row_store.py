@@ -7,8 +7,6 @@ row group of any size takes the memory of a few rows. Check and rows are cached 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -23,17 +21,18 @@ from typing import Any
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from deepeyes_plugins import __version__
 from deepeyes_plugins.data.check.rl import RowRules, check_rl_parquet
+from deepeyes_plugins.data.content_hash import file_fingerprint
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.files import parquet_schema, runs_of_row_groups
 from deepeyes_plugins.data.findings import DataError, Report
 from deepeyes_plugins.data.images import image_from
-from deepeyes_plugins.data.media import is_inline
+from deepeyes_plugins.data.media import is_inline, named_roots
 from deepeyes_plugins.data.message_parts import image_source
 from deepeyes_plugins.data.rl_rows import plain_row
 from deepeyes_plugins.data.workers import Workers, alone, processes_worth
 from deepeyes_plugins.environments.hooks import environments
+from deepeyes_plugins.files import owner_only_folder
 from deepeyes_plugins.protocol.content import ImageError
 from deepeyes_plugins.rewards.hooks import rewards
 
@@ -106,6 +105,7 @@ def store_files(
         DataError: A shard cannot be written, or a process of the check was killed.
         OSError: A file is gone, or the cache cannot be created.
     """
+    owner_only_folder(cache)
     with ExitStack() as stack:
         stores = {path: cache / f"{path.stem}-{_fingerprint(path, rules)}" for path in paths}
         for folder in sorted(set(stores.values())):
@@ -122,14 +122,8 @@ def store_files(
 
 def _fingerprint(path: Path, rules: RowRules) -> str:
     """Return a fingerprint of all inputs of the result, except image files."""
-    stat = path.stat()
-    facts = {
-        "file": [str(path.absolute()), stat.st_size, stat.st_mtime_ns],
-        "rules": asdict(rules),
-        "names": [sorted(environments()), sorted(rewards())],
-        "version": [_LAYOUT, __version__],
-    }
-    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]
+    names = [sorted(environments()), sorted(rewards())]
+    return file_fingerprint(path, _LAYOUT, asdict(rules), *named_roots(), names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +141,7 @@ def _store(stores: Mapping[Path, Path], rules: RowRules, processes: int) -> None
     spans: dict[Path, list[_Span]] = {}
     for path, folder in partial.items():
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        owner_only_folder(folder)
         spans[path] = _spans(path, folder)
         size = path.stat().st_size / 1e9
         logger.info("checking %s (%.1f GB), cached in %s", path, size, stores[path])
@@ -167,6 +161,7 @@ def _store(stores: Mapping[Path, Path], rules: RowRules, processes: int) -> None
             shards = tuple(shard for shard, _ in done)
             stored = StoredFile(stores[path], rules.root_of(path), _columns(path), shards, report)
             (partial[path] / _CONTENTS).write_bytes(_STORED.dump_json(stored))
+            owner_only_folder(partial[path], contents=True)
             partial[path].rename(stores[path])
             logger.info("checked %s: %d rows, %d bad", path, report.rows, report.bad_rows)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from deepeyes_plugins.data.dataset_info import media_roots
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.media import MediaPlaces
 from deepeyes_plugins.data.output import refuse_inputs
@@ -38,7 +39,13 @@ class Sources:
 
     @classmethod
     def find(
-        cls, paths: Sequence[Path], suffixes: Sequence[str], kind: str, media: Sequence[Path] = ()
+        cls,
+        paths: Sequence[Path],
+        suffixes: Sequence[str],
+        kind: str,
+        media: Sequence[Path] = (),
+        *,
+        are_prepared: bool = False,
     ) -> Self:
         """Find the data files among files and in folders.
 
@@ -48,6 +55,7 @@ class Sources:
             kind: Name of their kind, for messages.
             media: Folders and zip files with images; by default the folders of the data and zip
                 files in them.
+            are_prepared: Whether images are also searched where ``dataset_info.json`` says.
 
         Raises:
             DataError: There is no data file, a path is of another kind, or a media path is missing
@@ -57,7 +65,8 @@ class Sources:
         folders = [path for path in paths if path.is_dir()]
         archives = [path for path in paths if path.suffix == ".zip"]
         around = [*folders, *(file.parent for file in files), *archives]
-        places = MediaPlaces.open(media or dict.fromkeys(around))
+        named = [root for file in files for root in media_roots(file) if root.exists()]
+        places = MediaPlaces.open([*(media or dict.fromkeys(around)), *named * are_prepared])
         return cls(files, places, (*folders, *files, *archives, *media))
 
     def refuse(self, *outputs: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from deepeyes_plugins.data.files import data_rows, open_parquet, row_batches, un
 from deepeyes_plugins.data.findings import DataError, Problem
 from deepeyes_plugins.data.kinds import files_in
 from deepeyes_plugins.data.message_parts import plain_contents
+from deepeyes_plugins.files import read_json
 
 _REPORT_EVERY = 1000
 
@@ -113,7 +113,7 @@ def _system_prompt(messages: Any) -> Any:
     """Return a row's system prompt or ``None``; accept JSON messages and parts, as `prepare`."""
     if isinstance(messages, str):
         try:
-            messages = json.loads(messages)
+            messages = read_json(messages)
         except (ValueError, RecursionError):
             return None
     first = messages[0] if isinstance(messages, list) and messages else None

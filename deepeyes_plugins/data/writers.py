@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,16 +11,25 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deepeyes_plugins.data.dataset_info import MEDIA_ROOTS_KEY
 from deepeyes_plugins.data.files import ROWS_AT_A_TIME
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.output import whole_file, write_text
+from deepeyes_plugins.files import read_json
 
 _ROW_GROUP_BYTES = 64 << 20
 _PAGE_ROWS = 16
 """Rows after which pyarrow checks the page size; its default 1,024 makes gigabyte pages."""
 
 
-def register_dataset(info: Path, name: str, file: str, *, formatting: str = "deepeyes") -> None:
+def register_dataset(
+    info: Path,
+    name: str,
+    file: str,
+    *,
+    formatting: str = "deepeyes",
+    media_roots: Iterable[Path] = (),
+) -> None:
     """Add a data set to a ``dataset_info.json``, keeping its other entries.
 
     Args:
@@ -28,6 +37,7 @@ def register_dataset(info: Path, name: str, file: str, *, formatting: str = "dee
         name: Name of the data set.
         file: Its file, relative to the folder.
         formatting: LLaMA-Factory's converter for it.
+        media_roots: Folders and zip files that its rows name images of.
 
     Raises:
         DataError: The existing file is invalid, or it cannot be written.
@@ -35,12 +45,12 @@ def register_dataset(info: Path, name: str, file: str, *, formatting: str = "dee
     entries: Any = {}
     if info.exists():
         try:
-            entries = json.loads(info.read_bytes())
+            entries = read_json(info.read_bytes())
         except (OSError, ValueError) as error:
             raise DataError(f"{info}: cannot be read: {error}; move it away") from error
         if not isinstance(entries, dict):
             raise DataError(f"{info}: not a JSON object of data sets; move it away")
-    entry = {
+    entry: dict[str, Any] = {
         "file_name": file,
         "formatting": formatting,
         "columns": {"messages": "messages", "images": "images"},
@@ -52,6 +62,8 @@ def register_dataset(info: Path, name: str, file: str, *, formatting: str = "dee
             "system_tag": "system",
         },
     }
+    if roots := [str(root.absolute()) for root in media_roots]:
+        entry[MEDIA_ROOTS_KEY] = roots
     if entries.get(name) != entry:
         entries[name] = entry
         write_text(info, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")

@@ -8,7 +8,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self, get_args
 
 import tenacity
@@ -31,7 +30,6 @@ from deepeyes_plugins.remote.errors import (
     RemoteRefusedError,
     RemoteUnavailableError,
 )
-from deepeyes_plugins.remote.retry import attempts
 from deepeyes_plugins.remote.statistics import CallSnapshot, percentile
 
 logger = logging.getLogger(__name__)
@@ -112,12 +110,7 @@ class LLMJudge:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         """Close every connection."""
         await self.aclose()
 
@@ -255,7 +248,7 @@ class LLMJudge:
             return known_to_be_down or state.attempt_number > settings.retries
 
         try:
-            async for attempt in attempts(settings, stop):
+            async for attempt in settings.backoff.attempts(stop):
                 with attempt:
                     completion = await self._round(request)
                     self._last_answer = time.monotonic()

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from deepeyes_plugins.judge.contracts import PromptName
 from deepeyes_plugins.remote.settings import RemoteSettings
-from deepeyes_plugins.remote.urls import is_http_url, versioned
+from deepeyes_plugins.remote.urls import displayed, is_http_url, refuse_credentials, versioned
 
 BASE_VARIABLE = "LLM_AS_A_JUDGE_BASE"
 """The authors' environment variable with the base URL of the judge (Visual-Agent/DeepEyesV2)."""
@@ -19,7 +19,7 @@ BASE_VARIABLE = "LLM_AS_A_JUDGE_BASE"
 class JudgeEndpoint(BaseModel):
     """Settings of one judge server."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     url: str = Field(
         description="Base URL of an OpenAI-compatible server, with its version path (/v1 is added "
@@ -40,8 +40,9 @@ class JudgeEndpoint(BaseModel):
     @field_validator("url")
     @classmethod
     def _check_url(cls, value: str) -> str:
+        refuse_credentials(value, "api_key_env")
         if not is_http_url(value.strip()):
-            raise ValueError(f"{value!r} is not an http:// or https:// URL")
+            raise ValueError(f"{displayed(value)!r} is not an http:// or https:// URL")
         return versioned(value)
 
 
@@ -141,9 +142,11 @@ class JudgeSettings(RemoteSettings):
         base = os.environ.get(BASE_VARIABLE, "").strip()
         if self.endpoints or not base:
             return self.endpoints
-        if not is_http_url(base):
-            raise ValueError(f"{BASE_VARIABLE}: {base!r} is not an http:// or https:// URL")
-        return (JudgeEndpoint(url=base),)
+        try:
+            return (JudgeEndpoint(url=base),)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{BASE_VARIABLE}: {reason}") from None
 
     def prompt(self, name: PromptName) -> PromptSettings:
         """Return the settings of one prompt."""

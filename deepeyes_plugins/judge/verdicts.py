@@ -12,12 +12,12 @@ from deepeyes_plugins.judge.contracts import PromptName
 
 _OPENING, _CLOSING = "<think>", "</think>"
 _BOX = re.compile(
-    r"\\boxed\s*\{\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?[\s*_`\"']*(yes|no)[\s*_`\"'.!]*\}",
+    r"\\boxed\s*+\{\s*+(?:\\(?:text|textbf|mathrm|mathbf)\s*+\{)?[\s*_`\"']*+(yes|no)[\s*_`\"'.!]*+\}",
     re.IGNORECASE | re.ASCII,
 )
 _HEADING = re.compile(r"equivalence\s+judge?ment", re.IGNORECASE | re.ASCII)
 _WORD = re.compile(
-    r"[\s*_`\"':#\-\[(]*(?:\\boxed\s*\{)?[\s*_`\"']*(true|false)\b", re.IGNORECASE | re.ASCII
+    r"[\s*_`\"':#\-\[(]*+(?:\\boxed\s*+\{)?[\s*_`\"']*+(true|false)\b", re.IGNORECASE | re.ASCII
 )
 _OTHER_WORD = re.compile(r"\b(?:true|false)\b", re.IGNORECASE | re.ASCII)
 

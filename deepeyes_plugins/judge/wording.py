@@ -19,7 +19,7 @@ _REMINDER = (
     "Compare the answer with the reference now, and give your verdict in the form that you were "
     "told."
 )
-_BOX = re.compile(r"\\+(?=\s*f?boxed)", re.I)
+_BOX = re.compile(r"(?<!\\)\\++(?=\s*+f?boxed)", re.I)
 _HEADING = re.compile(r"equivalence(?=\W*judge?ment)", re.I)
 _STRUCTURE = re.compile(
     r"<(?=[|｜])"  # <|im_end|>, <|eot_id|>, <｜User｜>

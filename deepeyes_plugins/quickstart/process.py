@@ -9,10 +9,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-import httpx
+from deepeyes_plugins.sandbox.kernels.fork.isolation import die_with_parent
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 10.0
@@ -35,7 +37,10 @@ class StageError(RuntimeError):
 
 
 class Process:
-    """A child process in a group of its own, so that its children end with it."""
+    """A child process in a group of its own, so that its children end with it.
+
+    It ends with the thread that starts it, also if that is killed.
+    """
 
     def __init__(
         self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
@@ -53,6 +58,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **OFFLINE, **self._variables},
                 start_new_session=True,
+                preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),
             )
 
     def running(self) -> bool:
@@ -157,11 +163,11 @@ def model_servers(
     servers: dict[int, Process] = {}
     try:
         for port, (log, command) in zip(free_ports(len(commands)), commands.items(), strict=True):
-            arguments = [part.format(port=port) for part in command]
+            arguments = [part.replace("{port}", str(port)) for part in command]
             servers[port] = Process(arguments, log, environment)
         deadline = time.monotonic() + limit
         for port, process in servers.items():
-            while not _answers(port):
+            while not answers(port):
                 if not process.running() or time.monotonic() > deadline:
                     raise process.failure("did not answer")
                 time.sleep(POLL_SECONDS)
@@ -179,8 +185,11 @@ def free_ports(count: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
+    """Whether a model server is ready on a port of the loopback interface."""
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).is_success
-    except httpx.HTTPError:
+        with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+    except (OSError, HTTPException):
         return False

@@ -16,7 +16,6 @@ off, and can be seen to be right by chance only.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -85,7 +84,6 @@ _RING_SQUARED_RADIUS = 8
 # With 13 pixels in the dot and 12 in the ring, the contrast of the ring is a whole number, too.
 _DOT_CONTRAST = 108
 
-_CROP = re.compile(r"crop\(\s*\(\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,?\s*\)\s*\)")
 
 Box = tuple[int, int, int, int]
 """Left, upper, right and lower pixel of a region, as `PIL.Image.Image.crop` takes them."""
@@ -250,19 +248,6 @@ def answer_turn(colour: str) -> str:
 def guess_turn(colour: str) -> str:
     """Returns the assistant turn that guesses a colour, having seen none."""
     return f"<think>I have to guess.</think>\n<answer>{colour}</answer>"
-
-
-def crop_hits(code: str, example: Example) -> bool:
-    """Tells whether the first `crop((left, upper, right, lower))` of a code covers the framed dot.
-
-    Only literal numbers are understood; code without such a call does not hit.
-    """
-    match = _CROP.search(code)
-    if match is None:
-        return False
-    left, upper, right, lower = map(int, match.groups())
-    x, y = example.dot_centres[example.framed_cell]
-    return left <= x < right and upper <= y < lower
 
 
 def task_texts() -> list[str]:

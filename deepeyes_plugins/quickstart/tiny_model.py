@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -26,10 +25,6 @@ from transformers import (
     Qwen2Tokenizer,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLProcessor,
-    Qwen3VLVideoProcessor,
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from transformers.utils import logging
@@ -59,12 +54,11 @@ _SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-_ORDINARY_ADDED_TOKENS = ("<tool_call>", "</tool_call>")
-_QWEN3_ADDED_TOKENS = ("<tool_response>", "</tool_response>", "<think>", "</think>")
+ORDINARY_ADDED_TOKENS = ("<tool_call>", "</tool_call>")
 
 _TAG = re.compile(r"(</?[a-z_]+>)")
 
-_CHAT_TEMPLATE = """\
+CHAT_TEMPLATE = """\
 {%- macro render(content) -%}
   {%- if content is string -%}
     {{- content -}}
@@ -80,20 +74,18 @@ _CHAT_TEMPLATE = """\
     {%- endfor -%}
   {%- endif -%}
 {%- endmacro -%}
-<default system message>
+{%- if messages[0].role != 'system' -%}
+  {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
+{%- endif -%}
 {%- for message in messages -%}
   {{- '<|im_start|>' + message.role + '\\n' -}}
   {{- render(message.content) -}}
   {{- '<|im_end|>\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
-  {{- '<|im_start|>assistant\\n<opening>' -}}
+  {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
-_DEFAULT_SYSTEM_MESSAGE = """\
-{%- if messages[0].role != 'system' -%}
-  {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
-{%- endif -%}"""
 
 
 def make_tiny_qwen2_5_vl(
@@ -132,7 +124,7 @@ def make_tiny_qwen2_5_vl(
         initializer_range = hidden_size**-0.5
     processor = _make_processor(corpus)
     tokenizer = processor.tokenizer
-    end_of_turn, end_of_text = _ids(tokenizer, "<|im_end|>", "<|endoftext|>")
+    end_of_turn, end_of_text = token_ids(tokenizer, "<|im_end|>", "<|endoftext|>")
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": -(-len(tokenizer) // 64) * 64,
@@ -168,87 +160,22 @@ def make_tiny_qwen2_5_vl(
             "fullatt_block_indexes": [vision_layers - 1],
             "initializer_range": initializer_range,
         },
-        **_vision_token_ids(tokenizer),
+        **vision_token_ids(tokenizer),
         initializer_range=initializer_range,
         tie_word_embeddings=False,
     )
-    _save(output_dir, Qwen2_5_VLForConditionalGeneration, config, processor, seed)
+    save(output_dir, Qwen2_5_VLForConditionalGeneration, config, processor, seed)
 
 
-def make_tiny_qwen3_vl(
-    output_dir: Path, corpus: Sequence[str], *, thinking: bool = False, seed: int = 0
-) -> None:
-    """Writes a Qwen3-VL with model, tokenizer, processor and chat template.
-
-    What differs from Qwen2.5-VL for an agent: patches of 16 pixels, larger bounds of the image
-    size, tags of thinking and tool responses as single tokens, and no system message that was not
-    asked for.
-
-    Args:
-        output_dir: Receives the files; created if missing.
-        corpus: The texts of the task.
-        thinking: The template opens every answer with `<think>`, like those of the Thinking models.
-        seed: Seed of the weights.
-    """
-    tokenizer = _train_tokenizer(corpus, _ORDINARY_ADDED_TOKENS + _QWEN3_ADDED_TOKENS)
-    images: dict[str, Any] = {"patch_size": 16, "temporal_patch_size": 2, "merge_size": _MERGE_SIDE}
-    images |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    processor = Qwen3VLProcessor(
-        # The sizes of the released models: 64 to 16,384 image tokens.
-        image_processor=Qwen2VLImageProcessor(
-            size={"shortest_edge": 256**2, "longest_edge": 4096**2}, **images
-        ),
-        tokenizer=tokenizer,
-        video_processor=Qwen3VLVideoProcessor(**images),
-        chat_template=_chat_template(opening="<think>\\n" if thinking else ""),
-    )
-    width = 4 * _HEAD_WIDTH
-    end_of_turn, end_of_text = _ids(tokenizer, "<|im_end|>", "<|endoftext|>")
-    config = Qwen3VLConfig(
-        text_config={
-            "vocab_size": -(-len(tokenizer) // 64) * 64,
-            "hidden_size": width,
-            "intermediate_size": 3 * width,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "head_dim": _HEAD_WIDTH,
-            "max_position_embeddings": _CONTEXT_TOKENS,
-            "bos_token_id": end_of_text,
-            "eos_token_id": end_of_turn,
-            "pad_token_id": end_of_text,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10_000.0,
-                "mrope_section": [6, 5, 5],
-                "mrope_interleaved": True,
-            },
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": width,
-            "intermediate_size": 2 * width,
-            "num_heads": 4,
-            "out_hidden_size": width,
-            "patch_size": 16,
-            "spatial_merge_size": _MERGE_SIDE,
-            "temporal_patch_size": 2,
-            "num_position_embeddings": 2304,
-            "deepstack_visual_indexes": [0],
-        },
-        **_vision_token_ids(tokenizer),
-        tie_word_embeddings=False,
-    )
-    _save(output_dir, Qwen3VLForConditionalGeneration, config, processor, seed)
-
-
-def _ids(tokenizer: Qwen2Tokenizer, *tokens: str) -> list[int]:
+def token_ids(tokenizer: Qwen2Tokenizer, *tokens: str) -> list[int]:
+    """Returns the ids of tokens."""
     return [tokenizer.convert_tokens_to_ids(token) for token in tokens]
 
 
-def _vision_token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
+def vision_token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
+    """Returns a configuration's ids of the vision tokens."""
     tokens = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-    image, video, start, end = _ids(tokenizer, *tokens)
+    image, video, start, end = token_ids(tokenizer, *tokens)
     return {
         "image_token_id": image,
         "video_token_id": video,
@@ -257,17 +184,18 @@ def _vision_token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
     }
 
 
-def _save(
+def save(
     output_dir: Path,
     kind: type[PreTrainedModel],
     config: PreTrainedConfig,
     processor: ProcessorMixin,
     seed: int,
 ) -> None:
+    """Writes a model with random weights and its processor."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind(config).to(torch.float32)
-    end_of_turn, end_of_text = _ids(processor.tokenizer, "<|im_end|>", "<|endoftext|>")
+    end_of_turn, end_of_text = token_ids(processor.tokenizer, "<|im_end|>", "<|endoftext|>")
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=1.0,
@@ -292,13 +220,6 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _chat_template(*, system_message: bool = False, opening: str = "") -> str:
-    """The template; with a system message where none was given, and each answer opened."""
-    template = _CHAT_TEMPLATE.replace("<opening>", opening)
-    default = _DEFAULT_SYSTEM_MESSAGE if system_message else "{#- none -#}"
-    return template.replace("<default system message>", default)
-
-
 def _make_processor(corpus: Sequence[str]) -> Qwen2_5_VLProcessor:
     limits = {
         "size": {"shortest_edge": VIEW_SIDE**2, "longest_edge": VIEW_SIDE**2},
@@ -310,13 +231,19 @@ def _make_processor(corpus: Sequence[str]) -> Qwen2_5_VLProcessor:
     }
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**limits),
-        tokenizer=_train_tokenizer(corpus, _ORDINARY_ADDED_TOKENS),
+        tokenizer=train_tokenizer(corpus, ORDINARY_ADDED_TOKENS),
         video_processor=Qwen2VLVideoProcessor(**limits),
-        chat_template=_chat_template(system_message=True),
+        chat_template=CHAT_TEMPLATE,
     )
 
 
-def _train_tokenizer(corpus: Sequence[str], added: Sequence[str]) -> Qwen2Tokenizer:
+def train_tokenizer(corpus: Sequence[str], added: Sequence[str]) -> Qwen2Tokenizer:
+    """Trains a tokenizer of the corpus's words and tags.
+
+    Args:
+        corpus: The texts of the task.
+        added: Added tokens that are not special.
+    """
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from deepeyes_plugins.printable import printable
+from deepeyes_plugins.remote.redaction import redact
+
+OVERLOADED_STATUSES = frozenset({408, 425, 429})
+"""HTTP statuses of a server that works but is overloaded; requests are retried."""
+
 
 class RemoteError(Exception):
-    """A remote call failed; the message names the server and the reason."""
+    """A remote call failed; the message names server and reason, without secrets."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(redact(message)))
 
 
 class RemoteUnavailableError(RemoteError):
@@ -37,4 +46,4 @@ class RemoteRefusedError(RemoteError):
     def __init__(self, message: str, *, status: int = 0, text: str = "") -> None:
         super().__init__(message)
         self.status = status
-        self.text = text
+        self.text = redact(text)

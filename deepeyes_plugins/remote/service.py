@@ -4,40 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-import functools
 import io
 import json
 import os
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-import certifi
+import tenacity
 from aiolimiter import AsyncLimiter
 
+from deepeyes_plugins.files import read_json
 from deepeyes_plugins.remote.circuit import Circuit
 from deepeyes_plugins.remote.errors import (
+    OVERLOADED_STATUSES,
     CircuitOpenError,
     RemoteRefusedError,
     RemoteUnavailableError,
 )
-from deepeyes_plugins.remote.retry import attempts
+from deepeyes_plugins.remote.http import open_session, proxy_of, reason_of
+from deepeyes_plugins.remote.redaction import (
+    protect,
+    protect_credentials,
+    protect_url,
+    redact_body,
+)
+from deepeyes_plugins.remote.retry import Backoff
 from deepeyes_plugins.remote.settings import RemoteSettings
 from deepeyes_plugins.remote.statistics import CallStatistics
 
-_TRANSIENT_STATUSES = frozenset({408, 425, 429})
 _UNAUTHORISED_STATUSES = frozenset({401, 403})
 _EXCERPT_CHARACTERS = 300
 _MIB = 1 << 20
-_LONGEST_HEADER = 1 << 16
-"""Maximum header size in bytes; content-security policies exceed aiohttp's default of 8 KiB."""
 
 T = TypeVar("T")
 
@@ -76,7 +78,7 @@ class Reply:
             RemoteUnavailableError: The body is not JSON, as in transient errors of proxies.
         """
         try:
-            return json.loads(self.body)
+            return read_json(self.body)
         except (ValueError, RecursionError) as error:
             raise self.unreadable(f"not JSON ({error})") from error
 
@@ -114,22 +116,27 @@ class RemoteService:
             settings: Timeouts, retries and limits.
             key_env: Name of the environment variable of the API key; no key is sent if it is not
                 set.
-            key_header: Header of the key; ``Authorization`` gets a bearer token.
+            key_header: Header of the key; ``Authorization`` gets a bearer token, unless the key
+                begins with a scheme of its own, as ``Basic …``.
             key_parameter: Query parameter of the key, for services that accept no header.
             headers: Further headers of every request.
         """
         self.url = url.rstrip("/")
-        self.circuit = Circuit(settings.circuit_failures, settings.circuit_seconds)
+        protect_url(url)
+        seconds = settings.circuit_seconds
+        self.circuit = Circuit(settings.circuit_failures, Backoff(seconds, seconds))
         self.statistics = CallStatistics()
         self._settings = settings
         self._key_env = key_env
         self._headers, self._parameters = dict(headers or {}), dict[str, str]()
         if key_env and (key := os.environ.get(key_env, "").strip()):
+            protect(key)
             if key_parameter is not None:
                 self._parameters[key_parameter] = key
             else:
-                value = f"Bearer {key}" if key_header == "Authorization" else key
-                self._headers[key_header] = value
+                bearer = key_header == "Authorization" and " " not in key
+                self._headers[key_header] = f"Bearer {key}" if bearer else key
+        protect_credentials(self._headers)
         self._http: aiohttp.ClientSession | None = None
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._rate_limiter = _limiter(settings.rate) if settings.rate is not None else None
@@ -175,21 +182,22 @@ class RemoteService:
             RemoteUnavailableError: Every attempt failed; the message contains the last reason.
             RemoteRefusedError: The service refuses the request; raised by ``read``.
         """
-        settings = self._settings
-        if retries is not None:
-            settings = settings.model_copy(update={"retries": retries})
+        tries = 1 + (self._settings.retries if retries is None else retries)
         body = _serialise(json) if json is not None else content
         headers = {"Content-Type": content_type} if body is not None else {}
         source = f"{method} {self.url}{path}"
         try:
-            async for attempt in attempts(settings, final=() if patient else (CircuitOpenError,)):
+            async for attempt in self._settings.backoff.attempts(
+                tenacity.stop_after_attempt(tries),
+                lambda error: patient or not isinstance(error, CircuitOpenError),
+            ):
                 with attempt:
                     return await self._try(method, path, read, body, params, headers, is_final)
         except RemoteUnavailableError as error:
             number = attempt.retry_state.attempt_number
-            tries = "" if number == 1 else f" in {number} attempts, last error"
+            count = "" if number == 1 else f" in {number} attempts, last error"
             raise type(error)(
-                f"{source} failed{tries}: {error}",
+                f"{source} failed{count}: {error}",
                 status=error.status,
                 retry_after=error.retry_after,
             ) from error
@@ -256,7 +264,7 @@ class RemoteService:
             outcome = self.statistics.record
             try:
                 reply = await self._send(method, path, body, params, headers)
-                if reply.status in _TRANSIENT_STATUSES or reply.status >= 500:
+                if reply.status in OVERLOADED_STATUSES or reply.status >= 500:
                     if is_final is not None and is_final(reply):
                         raise self.refusal(reply)
                     raise RemoteUnavailableError(
@@ -298,30 +306,24 @@ class RemoteService:
             ):
                 content = await self._read(source, response)
         except aiohttp.ClientError as error:
-            reason = " ".join(str(error).split())
-            raise RemoteUnavailableError(f"{type(error).__name__}: {reason}") from error
-        except TimeoutError as error:
+            raise RemoteUnavailableError(reason_of(error)) from None
+        except TimeoutError:
             raise RemoteUnavailableError(
                 f"ReadTimeout: no complete response within {seconds:g} s"
-            ) from error
+            ) from None
         except ValueError as error:
             key = f" (is the key in {self._key_env} right?)" if self._key_env else ""
-            raise RemoteRefusedError(f"{source} cannot be sent: {error}{key}") from error
-        return Reply(source, response.status, response.headers, content)
+            raise RemoteRefusedError(f"{source} cannot be sent: {error}{key}") from None
+        return Reply(source, response.status, response.headers, redact_body(content))
 
     def _connections(self) -> aiohttp.ClientSession:
         """Return the session, created by the first request, to whose event loop it belongs."""
         if self._http is None:
-            self._http = aiohttp.ClientSession(
+            self._http = open_session(
+                tls=self.url.startswith("https"),
                 headers=self._headers,
-                connector=aiohttp.TCPConnector(
-                    limit=0, ssl=_trusted() if self.url.startswith("https") else True
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(sock_connect=self._settings.connect_timeout),
-                proxy=_proxy(self.url),
-                max_line_size=_LONGEST_HEADER,
-                max_field_size=_LONGEST_HEADER,
+                connect_timeout=self._settings.connect_timeout,
+                proxy=proxy_of(self.url),
             )
         return self._http
 
@@ -354,23 +356,6 @@ def retry_after(value: str | None, now: datetime | None = None) -> float:
         until = until if until.tzinfo else until.replace(tzinfo=UTC)
         seconds = (until - (now or datetime.now(UTC))).total_seconds()
     return seconds if 0 < seconds < float("inf") else 0.0
-
-
-@functools.cache
-def _trusted() -> ssl.SSLContext:
-    """Return a TLS context with the system's certificates and, for containers, certifi's."""
-    context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())
-    return context
-
-
-def _proxy(url: str) -> str | None:
-    """Return the proxy that the environment names for a URL."""
-    parts = urlsplit(url)
-    if proxy_bypass(parts.hostname or ""):
-        return None
-    proxies = getproxies()
-    return proxies.get(parts.scheme) or proxies.get("all")
 
 
 def _limiter(rate: float) -> AsyncLimiter:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deepeyes_plugins.remote.retry import Backoff
+
 
 class RemoteSettings(BaseModel):
     """Timeouts, retries and limits of requests; base of the settings of each service."""
@@ -45,3 +47,8 @@ class RemoteSettings(BaseModel):
         15.0, ge=0, description="Seconds for which the circuit breaker stays open."
     )
     max_response_mb: float = Field(16.0, gt=0, description="Maximum size of a response, in MiB.")
+
+    @property
+    def backoff(self) -> Backoff:
+        """Waiting times between attempts."""
+        return Backoff(self.retry_wait, self.retry_wait_maximum, jitter=self.retry_wait)

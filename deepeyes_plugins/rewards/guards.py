@@ -229,7 +229,7 @@ def lists_alternatives(answer: str, ground_truth: str, rules: Rules = rule_verdi
         ground_truth: The reference.
         rules: Decide which of the alternatives is correct.
     """
-    truth, answer = ground_truth.strip(), _normalize(answer)
+    truth, answer = _normalize(ground_truth), _normalize(answer)
     letter = _LETTER.fullmatch(truth)
     if letter:
         return _hedges_options(answer, letter[1].upper())

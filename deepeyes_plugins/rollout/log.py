@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from deepeyes_plugins.files import append_line, whole_file
+from deepeyes_plugins.files import append_line, owner_only, owner_only_folder, whole_file
 from deepeyes_plugins.protocol.actions import Action
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.rollout.contracts import AssistantTurn, Environment, Step, Task
@@ -167,11 +167,14 @@ class TrajectoryLog:
             OSError: The folder cannot be written, for instance because the disk is full.
             ValueError: The trajectory cannot be serialized to JSON.
         """
-        self._images.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path.parent, self._images):
+            owner_only_folder(folder)
         for image in images:
             path = self._images / f"{image.sha256}.{image.media_type.rpartition('/')[2]}"
-            if not path.exists():
-                with whole_file(path, shared=True) as partial:
+            if path.exists():
+                owner_only(path)
+            else:
+                with whole_file(path, shared=True, private=True) as partial:
                     partial.write_bytes(image.data)
         append_line(self.path, trajectory.model_dump_json().encode())
 

@@ -24,6 +24,11 @@ class EndReason(StrEnum):
     WALL_TIME = "wall_time"
     INFRASTRUCTURE = "infrastructure"
 
+    @property
+    def is_limit(self) -> bool:
+        """Whether a limit ended the trajectory."""
+        return self in (self.TURNS, self.TOKENS, self.IMAGES, self.WALL_TIME)
+
 
 ActionKind = Literal["code", "tool_call", "answer", "malformed"]
 

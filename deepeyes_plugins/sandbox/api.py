@@ -6,12 +6,11 @@ with base64. Errors are ``{"error": message}``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
-from openapi_pydantic import OpenAPI
-from openapi_pydantic.util import PydanticSchema, construct_open_api_with_schema_class
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -21,6 +20,7 @@ from pydantic import (
     StringConstraints,
     WithJsonSchema,
 )
+from pydantic.json_schema import models_json_schema
 
 MSGPACK: Final = "application/x-msgpack"
 MAX_IMAGES_PER_SESSION: Final = 100
@@ -108,18 +108,18 @@ class CellResult(Message):
 
 
 class HealthReport(Message):
-    """Health of the server."""
+    """Health of the server; clients without its token get the status only."""
 
     status: Literal["ok", "starting"]
-    sessions: int = Field(description="Sessions that have a process.")
-    stored: int = Field(description="Evicted sessions.")
-    max_sessions: int
-    workers: int
-    isolation: dict[str, str] = Field(
-        description='Layer name to "active…" or to the reason why it is missing.'
+    sessions: int | None = Field(None, description="Sessions that have a process.")
+    stored: int | None = Field(None, description="Evicted sessions.")
+    max_sessions: int | None = None
+    workers: int | None = None
+    isolation: dict[str, str] | None = Field(
+        None, description='Layer name to "active…" or to the reason why it is missing.'
     )
-    notes: dict[str, str] = Field(description="Network access, fonts and the like.")
-    versions: dict[str, str]
+    notes: dict[str, str] | None = Field(None, description="Network access, fonts and the like.")
+    versions: dict[str, str] | None = None
 
 
 class Problem(Message):
@@ -129,18 +129,17 @@ class Problem(Message):
     missing: list[str] | None = Field(None, description="Images that must be uploaded first.")
 
 
-class LegacyCell(Message):
-    """Request of the DeepEyes reference server's API to run a cell."""
-
-    session_id: LegacyId = "JupyterSandboxDefault"
-    code: Source = ""
-    timeout: Seconds = 5.0
-
-
 class LegacySession(Message):
     """Request of the reference server's API to end a session."""
 
     session_id: LegacyId = "JupyterSandboxDefault"
+
+
+class LegacyCell(LegacySession):
+    """Request of the DeepEyes reference server's API to run a cell."""
+
+    code: Source = ""
+    timeout: Seconds = 5.0
 
 
 class LegacyOutput(Message):
@@ -174,137 +173,93 @@ class Endpoint:
         method: HTTP method.
         path: Path with its parameters in braces.
         summary: What it does.
-        responses: Status code to the model of the body; None for an empty body, bytes for a file.
-        body: Model of the request body; bytes for a file, None for an empty body.
+        responses: Status code to the type of the body: a model, bytes for a file, str for text,
+            dict for any JSON object, None for an empty body.
+        body: Type of the request body, likewise.
         public: Whether it needs no token.
-        parameters: Names of the path parameters.
     """
 
     method: str
     path: str
     summary: str
-    responses: Mapping[int, type[BaseModel] | type[bytes] | type[str] | None]
-    body: type[BaseModel] | type[bytes] | None = None
+    responses: Mapping[int, type | None]
+    body: type | None = None
     public: bool = False
-    parameters: tuple[str, ...] = field(default=())
+
+
+def _problems(*statuses: int) -> dict[int, type | None]:
+    return dict.fromkeys(statuses, Problem)
 
 
 ENDPOINTS: Final = {
     "health": Endpoint(
         "GET", "/health", "Isolation layers, load and versions.", {200: HealthReport}, public=True
     ),
-    "metrics": Endpoint("GET", "/metrics", "Metrics for Prometheus.", {200: str}, public=True),
-    "document": Endpoint("GET", "/openapi.json", "This document.", {200: BaseModel}, public=True),
+    "metrics": Endpoint(
+        "GET", "/metrics", "Metrics for Prometheus.", {200: str, 401: Problem}, public=True
+    ),
+    "document": Endpoint("GET", "/openapi.json", "This document.", {200: dict}, public=True),
     "put_image": Endpoint(
         "PUT",
         "/v1/images/{digest}",
         "Upload an image under its SHA-256.",
-        {204: None, 413: Problem, 422: Problem},
-        body=bytes,
-        parameters=("digest",),
+        {204: None} | _problems(413, 422),
+        bytes,
     ),
     "get_image": Endpoint(
         "GET",
         "/v1/images/{digest}",
         "Download an uploaded image.",
-        {200: bytes, 404: Problem},
-        parameters=("digest",),
+        {200: bytes} | _problems(404),
     ),
     "create": Endpoint(
         "POST",
         "/v1/sessions",
         "Open a session on uploaded images.",
-        {201: SessionCreated, 404: Problem, 413: Problem, 422: Problem, 503: Problem},
-        body=SessionRequest,
+        {201: SessionCreated} | _problems(404, 413, 422, 503),
+        SessionRequest,
     ),
     "execute": Endpoint(
         "POST",
         "/v1/sessions/{id}/execute",
         "Run a cell; the cells of a session run in the order of their requests.",
-        {
-            200: CellResult,
-            404: Problem,
-            409: Problem,
-            413: Problem,
-            422: Problem,
-            503: Problem,
-        },
-        body=CellRequest,
-        parameters=("id",),
+        {200: CellResult} | _problems(404, 409, 413, 422, 503),
+        CellRequest,
     ),
     "interrupt": Endpoint(
         "POST",
         "/v1/sessions/{id}/interrupt",
         "Interrupt the running cell, if there is one.",
-        {204: None, 404: Problem},
-        parameters=("id",),
+        {204: None} | _problems(404),
     ),
     "evict": Endpoint(
         "POST",
         "/v1/sessions/{id}/evict",
         "Evict a session: save its state and end its process until its next cell.",
-        {204: None, 404: Problem, 503: Problem},
-        parameters=("id",),
+        {204: None} | _problems(404, 503),
     ),
     "close": Endpoint(
         "DELETE",
         "/v1/sessions/{id}",
         "End a session; succeeds also if there is none.",
         {204: None},
-        parameters=("id",),
     ),
     "legacy_execute": Endpoint(
         "POST",
         "/jupyter_sandbox",
         "Run a cell with the reference server's API; the first cell creates the session.",
-        {200: LegacyAnswer, 413: Problem, 422: Problem, 503: Problem},
-        body=LegacyCell,
+        {200: LegacyAnswer} | _problems(413, 422, 503),
+        LegacyCell,
     ),
     "legacy_clear": Endpoint(
         "POST",
         "/clear_session",
         "End a session with the reference server's API.",
-        {200: LegacyCleared, 413: Problem, 422: Problem},
-        body=LegacySession,
+        {200: LegacyCleared} | _problems(413, 422),
+        LegacySession,
     ),
 }
 """Name of the handler to its endpoint."""
-
-
-def document(version: str) -> dict[str, Any]:
-    """Return the OpenAPI document of the API."""
-    paths: dict[str, dict[str, Any]] = {}
-    for handler, endpoint in ENDPOINTS.items():
-        operation: dict[str, Any] = {
-            "operationId": handler,
-            "summary": endpoint.summary,
-            "responses": {
-                str(status): _response(status, message)
-                for status, message in endpoint.responses.items()
-            },
-        }
-        if not endpoint.public:
-            operation["security"] = [{"token": []}]
-            operation["responses"]["401"] = _response(401, Problem)
-        if endpoint.body is not None:
-            operation["requestBody"] = {"required": True, "content": _content(endpoint.body)}
-        if endpoint.parameters:
-            operation["parameters"] = [
-                {"name": name, "in": "path", "required": True, "schema": _PARAMETERS[name]}
-                for name in endpoint.parameters
-            ]
-        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = operation
-    outline = OpenAPI.model_validate(
-        {
-            "openapi": "3.1.0",
-            "info": {"title": "DeepEyes code sandbox", "version": version},
-            "paths": paths,
-            "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
-        }
-    )
-    complete = construct_open_api_with_schema_class(outline)
-    return complete.model_dump(mode="json", by_alias=True, exclude_none=True)
-
 
 _PARAMETERS = {
     "digest": {"type": "string", "pattern": _DIGEST},
@@ -318,26 +273,61 @@ _DESCRIPTIONS = {
     404: "Not found, or ended.",
     409: "The cell has run already.",
     413: "The request body is too large.",
+    415: "The request has another content type.",
     422: "The request is invalid.",
     503: "The server cannot serve the request now.",
 }
+_BODIES: Final[dict[type, dict[str, Any]]] = {
+    bytes: {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    str: {"text/plain": {"schema": {"type": "string"}}},
+    dict: {"application/json": {"schema": {"type": "object"}}},
+}
 
 
-def _response(status: int, message: Any) -> dict[str, Any]:
-    response: dict[str, Any] = {"description": _DESCRIPTIONS[status]}
-    if message is not None:
-        response["content"] = _content(message)
-        if message is CellResult:
-            response["content"][MSGPACK] = {}
-    return response
+def document(version: str) -> dict[str, Any]:
+    """Return the OpenAPI document of the API."""
+    bodies = [body for one in ENDPOINTS.values() for body in (one.body, *one.responses.values())]
+    models = {body for body in bodies if body is not None and issubclass(body, Message)}
+    _, schemas = models_json_schema(
+        [(model, "validation") for model in sorted(models, key=lambda model: model.__name__)],
+        ref_template="#/components/schemas/{model}",
+    )
+    paths: dict[str, dict[str, Any]] = {}
+    for handler, endpoint in ENDPOINTS.items():
+        responses = dict(endpoint.responses)
+        operation: dict[str, Any] = {"operationId": handler, "summary": endpoint.summary}
+        if endpoint.body is not None:
+            responses |= _problems(415)
+        if not endpoint.public:
+            operation["security"] = [{"token": []}]
+            responses |= _problems(401)
+        operation["responses"] = {
+            str(status): {"description": _DESCRIPTIONS[status]} | _content(body)
+            for status, body in responses.items()
+        }
+        if endpoint.body is not None:
+            operation["requestBody"] = {"required": True} | _content(endpoint.body)
+        if names := re.findall(r"{(\w+)}", endpoint.path):
+            operation["parameters"] = [
+                {"name": name, "in": "path", "required": True, "schema": _PARAMETERS[name]}
+                for name in names
+            ]
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "DeepEyes code sandbox", "version": version},
+        "paths": paths,
+        "components": {
+            "schemas": schemas["$defs"],
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+    }
 
 
-def _content(message: Any) -> dict[str, Any]:
-    if message is bytes:
-        binary = {"type": "string", "format": "binary"}
-        return {"application/octet-stream": {"schema": binary}}
-    if message is str:
-        return {"text/plain": {"schema": {"type": "string"}}}
-    if message is BaseModel:
-        return {"application/json": {"schema": {"type": "object"}}}
-    return {"application/json": {"schema": PydanticSchema(schema_class=message)}}
+def _content(body: type | None) -> dict[str, Any]:
+    """Return the ``content`` of a request or response; nothing for an empty body."""
+    if body is None:
+        return {}
+    reference = {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}
+    content = _BODIES.get(body, {"application/json": reference})
+    return {"content": content | ({MSGPACK: {}} if body is CellResult else {})}

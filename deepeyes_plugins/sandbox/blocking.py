@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
 from collections.abc import Coroutine, Sequence
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from deepeyes_plugins.sandbox.client import SandboxClient, SandboxSession
@@ -74,6 +74,7 @@ class BlockingSandboxClient:
         """
         self._client = SandboxClient(urls, token=token, timeout=timeout)
         self._loop = _Loop()
+        atexit.register(self.close)  # For scripts that do not.
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -83,16 +84,12 @@ class BlockingSandboxClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Close the connections; open sessions stay on the server until they time out."""
+        atexit.unregister(self.close)
         self._loop.close(self._client.close())
 
     def health(self) -> Health:
@@ -139,12 +136,7 @@ class BlockingSandboxSession:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def execute(self, code: str, timeout: float) -> ExecutionResult:

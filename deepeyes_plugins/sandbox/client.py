@@ -6,19 +6,21 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import httpx
+import aiohttp
 import msgpack
 from cachetools import LRUCache
 
-from deepeyes_plugins.sandbox.connections import WORKER, WORKER_HEADER, Connections
+from deepeyes_plugins.remote.http import open_session, reason_of
+from deepeyes_plugins.remote.redaction import protect, redact_body
+from deepeyes_plugins.remote.service import Reply
 from deepeyes_plugins.sandbox.contracts import (
     ExecutionResult,
     Health,
@@ -33,9 +35,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MSGPACK = "application/x-msgpack"
+_CONNECT_SECONDS = 10.0
 _ROOM_WAIT_SECONDS = 1.0
 _UPLOAD_ROUNDS = 4
-_CONNECT_SECONDS = 10.0
 _OVERHEAD_SECONDS = 60.0
 _LARGE_IMAGE_BYTES = 1 << 18
 _DIGEST_CACHE_BYTES = 64 << 20
@@ -51,14 +53,6 @@ class _Unreachable(SandboxUnavailable):
 
 class _ConnectionBroken(_Unreachable):
     """A connection broke before its response was complete."""
-
-
-_CONNECTION_ERRORS = (
-    httpx.ReadError,
-    httpx.WriteError,
-    httpx.CloseError,
-    httpx.RemoteProtocolError,
-)
 
 
 class SandboxClient:
@@ -89,17 +83,13 @@ class SandboxClient:
         if token is None:
             token = os.environ.get(SandboxSettings.model_fields["token_env"].default)
         headers = {"Accept": f"{_MSGPACK}, application/json"}
+        protect(token)
         if token:
             headers["Authorization"] = f"Bearer {token}"
         self._servers = parse_urls(urls)
         self._timeout = timeout
-        self._http = httpx.AsyncClient(
-            headers=headers,
-            # ``_limit`` sets the time limit of each request as a whole.
-            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
-            transport=Connections(),
-            trust_env=False,
-        )
+        self._headers = headers
+        self._http: aiohttp.ClientSession | None = None
         self._digests = _DigestCache()
 
     @property
@@ -110,27 +100,30 @@ class SandboxClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     async def close(self) -> None:
         """Close the connections; open sessions stay on the server until they time out."""
-        await self._http.aclose()
+        if self._http is not None:
+            await self._http.close()
 
     async def health(self) -> Health:
         """Return the health of the first server that responds.
 
         Raises:
             SandboxUnavailable: No server responds.
+            SandboxError: The server requires a token for it.
         """
 
         async def ask(server: Server) -> Health:
-            return _parse_as(Health, server, await self._send(server, "GET", "/health"))
+            response = await self._send(server, "GET", "/health")
+            if set(_fields(server, response)) == {"status"}:
+                raise SandboxError(
+                    f"the sandbox at {server.url} requires its bearer token: set the variable that "
+                    "sandbox.token_env names (by default DEEPEYES_TOKEN_SANDBOX)"
+                )
+            return _parse_as(Health, server, response)
 
         return await self._first_available(self._servers, ask, self._timeout)
 
@@ -152,9 +145,7 @@ class SandboxClient:
         async def create(server: Server) -> SandboxSession:
             server.opening += 1
             try:
-                session = await self._create_at(server, digests, by_digest)
-                server.record_success()
-                return session
+                return await self._create_at(server, digests, by_digest)
             finally:
                 server.opening -= 1
 
@@ -163,32 +154,28 @@ class SandboxClient:
     async def _create_at(
         self, server: Server, digests: list[str], by_digest: dict[str, bytes]
     ) -> SandboxSession:
-        worker: str | None = None
         request_body: dict[str, Any] = {"images": digests}
         if len(self._servers) > 1:
             request_body["wait"] = _ROOM_WAIT_SECONDS  # Another server may have room now.
         for _ in range(_UPLOAD_ROUNDS):
-            response = await self._send(
-                server, "POST", "/v1/sessions", request_body, allow=(404,), worker=worker
-            )
+            response = await self._send(server, "POST", "/v1/sessions", request_body, allow=(404,))
             answer = _fields(server, response)
             if "id" in answer:
                 return SandboxSession(self, answer["id"], server)
             missing = answer.get("missing")
             if not missing:
                 raise SandboxError(f"{server.url} is not a sandbox server: it has no /v1/sessions")
-            worker = response.headers.get(WORKER_HEADER)
-            await asyncio.gather(*(self._upload(server, d, by_digest[d], worker) for d in missing))
+            await asyncio.gather(*(self._upload(server, d, by_digest[d]) for d in missing))
         raise SandboxUnavailable(
             f"the sandbox at {server.url} drops images before the session is created; raise its "
             "image_cache_mb"
         )
 
-    async def _upload(self, server: Server, digest: str, image: bytes, worker: str | None) -> None:
+    async def _upload(self, server: Server, digest: str, image: bytes) -> None:
         """Upload an image to a server, once for all sessions that wait for it."""
 
         async def upload() -> None:
-            await self._send(server, "PUT", f"/v1/images/{digest}", image, worker=worker)
+            await self._send(server, "PUT", f"/v1/images/{digest}", image)
 
         await server.uploads.run(digest, upload)
 
@@ -206,11 +193,10 @@ class SandboxClient:
         for tried, server in enumerate(servers):
             try:
                 share = (deadline - loop.time()) / (len(servers) - tried)
-                async with _limit(server, share):
-                    return await ask(server)
+                with server.circuit.attempt(even_if_open=True):
+                    async with _limit(server, share):
+                        return await ask(server)
             except SandboxUnavailable as error:
-                if len(self._servers) > 1:
-                    server.record_failure(error)
                 failures.append(error)
         if len(failures) == 1:
             raise failures[0]
@@ -225,8 +211,7 @@ class SandboxClient:
         *,
         allow: Sequence[int] = (),
         timeout: float | None = None,
-        worker: str | None = None,
-    ) -> httpx.Response:
+    ) -> Reply:
         """Send a request, with one retry if its connection breaks.
 
         Args:
@@ -236,7 +221,6 @@ class SandboxClient:
             body: JSON or bytes.
             allow: Status codes of errors that the caller handles.
             timeout: Seconds until the response must be complete.
-            worker: The server's worker process that the request is for, if known.
 
         Raises:
             _Unreachable: The server does not respond.
@@ -246,19 +230,25 @@ class SandboxClient:
         if isinstance(body, dict):
             # ASCII only, so that lone surrogates in generated code can be encoded.
             body = json.dumps(body).encode("ascii")
-        request = partial(
-            self._request, server, method, path, body, timeout or self._timeout, worker
-        )
+        request = partial(self._request, server, method, path, body, timeout or self._timeout)
         try:
             response = await request()
         except _ConnectionBroken:
             response = await request()
-        if response.is_success or response.status_code in allow:
+        if response.status < 300 or response.status in allow:
             return response
-        message = (
-            f"the sandbox at {server.url} answered {response.status_code}: {_reason(response)}"
-        )
-        raise (SandboxUnavailable if response.status_code >= 500 else SandboxError)(message)
+        message = f"the sandbox at {server.url} answered {response.status}: {_reason(response)}"
+        raise (SandboxUnavailable if response.status >= 500 else SandboxError)(message)
+
+    def _session(self) -> aiohttp.ClientSession:
+        """Return the connection pool, created by the first request."""
+        if self._http is None:
+            self._http = open_session(
+                tls=any(url.startswith("https") for url in self.urls),
+                headers=self._headers,
+                connect_timeout=_CONNECT_SECONDS,
+            )
+        return self._http
 
     async def _request(
         self,
@@ -267,18 +257,30 @@ class SandboxClient:
         path: str,
         body: bytes | None,
         timeout: float,
-        worker: str | None,
-    ) -> httpx.Response:
+    ) -> Reply:
+        body_type = "application/json" if method == "POST" else "application/octet-stream"
         try:
-            async with _limit(server, timeout):
-                return await self._http.request(
-                    method, server.url + path, content=body, extensions={WORKER: worker}
-                )
-        except httpx.HTTPError as error:
-            kind = _ConnectionBroken if isinstance(error, _CONNECTION_ERRORS) else _Unreachable
-            raise kind(
-                f"the sandbox at {server.url} does not answer ({type(error).__name__}: {error})"
-            ) from error
+            async with (
+                _limit(server, timeout),
+                self._session().request(
+                    method,
+                    server.url + path,
+                    data=None if body is None else io.BytesIO(body),
+                    headers={"Content-Type": body_type} if body is not None else {},
+                    allow_redirects=False,
+                ) as response,
+            ):
+                content = redact_body(await response.read())
+                return Reply(f"{method} {path}", response.status, response.headers, content)
+        except aiohttp.InvalidURL as error:
+            raise SandboxError(f"{server.url!r} cannot be connected to: {error}") from None
+        except aiohttp.ClientError as error:
+            connected = not isinstance(
+                error, aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError
+            )
+            raise (_ConnectionBroken if connected else _Unreachable)(
+                f"the sandbox at {server.url} does not answer ({reason_of(error)})"
+            ) from None
 
 
 class SandboxSession:
@@ -287,8 +289,6 @@ class SandboxSession:
     def __init__(self, client: SandboxClient, session_id: str, server: Server) -> None:
         self._client = client
         self._id = session_id
-        # With several worker processes, a session ID begins with the number of its worker.
-        self._worker = session_id.partition("-")[0]
         self._server = server
         self._server.sessions.add(self)
         self._lock = asyncio.Lock()
@@ -308,12 +308,7 @@ class SandboxSession:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
@@ -357,7 +352,7 @@ class SandboxSession:
         response = await self._send(
             "POST", "/execute", cell, allow=(404, 409), timeout=limit, server=server
         )
-        if response.status_code == 404:
+        if response.status == 404:
             self._mark_closed()
             return ExecutionResult("lost", stderr=_SESSION_LOST)
         if server is not self._server:
@@ -365,7 +360,7 @@ class SandboxSession:
             self._server.sessions.discard(self)
             self._server = server
             self._server.sessions.add(self)
-        if response.status_code == 409:
+        if response.status == 409:
             return ExecutionResult("error", stderr=_ALREADY_RAN, error_name="SandboxFailover")
         return _parse_as(ExecutionResult, server, response)
 
@@ -412,7 +407,7 @@ class SandboxSession:
             others = [other for other in self._client._servers if other is not self._server]
             if not others:
                 raise
-            self._server.record_failure(error)
+            self._server.circuit.fail(error)
             total = 2 * limit * len(others)
             return await self._client._first_available(preferred(others), ask, total, [error])
 
@@ -429,7 +424,7 @@ class SandboxSession:
         allow: Sequence[int] = (),
         timeout: float | None = None,
         server: Server | None = None,
-    ) -> httpx.Response:
+    ) -> Reply:
         return await self._client._send(
             server or self._server,
             method,
@@ -437,7 +432,6 @@ class SandboxSession:
             body,
             allow=allow,
             timeout=timeout,
-            worker=self._worker,
         )
 
 
@@ -480,15 +474,15 @@ async def _limit(server: Server, seconds: float) -> AsyncIterator[None]:
         ) from error
 
 
-def _fields(server: Server, response: httpx.Response) -> dict[str, Any]:
+def _fields(server: Server, response: Reply) -> dict[str, Any]:
     packed = response.headers.get("content-type") == _MSGPACK
     try:
-        return dict(msgpack.unpackb(response.content) if packed else response.json())
+        return dict((msgpack.unpackb if packed else json.loads)(response.body))
     except (ValueError, TypeError) as error:
         raise SandboxError(f"{server.url} is not a sandbox server: {error}") from error
 
 
-def _parse_as(kind: type[T], server: Server, response: httpx.Response) -> T:
+def _parse_as(kind: type[T], server: Server, response: Reply) -> T:
     """Parse a response into a dataclass; fields that a newer server adds are ignored."""
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     fields = _fields(server, response)
@@ -498,8 +492,8 @@ def _parse_as(kind: type[T], server: Server, response: httpx.Response) -> T:
         raise SandboxError(f"{server.url} is not a sandbox server: {error}") from error
 
 
-def _reason(response: httpx.Response) -> str:
+def _reason(response: Reply) -> str:
     try:
-        return str(response.json()["error"])
+        return str(json.loads(response.body)["error"])
     except (ValueError, KeyError, TypeError):
         return response.text[:200]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from deepeyes_plugins.printable import printable
+from deepeyes_plugins.remote.errors import RemoteUnavailableError
+from deepeyes_plugins.remote.redaction import redact
 
 Outcome = Literal["ok", "error", "timeout", "killed", "lost"]
 """How a cell ended.
@@ -19,8 +23,11 @@ Outcome = Literal["ok", "error", "timeout", "killed", "lost"]
 class SandboxError(Exception):
     """Infrastructure error of the sandbox; never raised for errors of the executed code."""
 
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(printable(redact(message), lines=True), **details)
 
-class SandboxUnavailable(SandboxError):
+
+class SandboxUnavailable(SandboxError, RemoteUnavailableError):
     """No server responds, or the server is full."""
 
 

@@ -13,9 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from deepeyes_plugins.sandbox.contracts import SandboxUnavailable
 from deepeyes_plugins.sandbox.settings import SandboxSettings
@@ -29,7 +28,7 @@ _lock = threading.Lock()
 _shared: EmbeddedServer | None = None
 
 
-class EmbeddedServer:
+class EmbeddedServer(contextlib.AbstractContextManager["EmbeddedServer"]):
     """Sandbox server that ends with this process.
 
     Attributes:
@@ -38,7 +37,6 @@ class EmbeddedServer:
     """
 
     def __init__(self, process: subprocess.Popen[bytes], url: str, token: str) -> None:
-
         self.url = url
         self.token = token
         self._process = process
@@ -58,15 +56,7 @@ class EmbeddedServer:
         """Wait until the server has ended."""
         self._process.wait()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -80,7 +70,7 @@ def start_server(
     *,
     host: str = "127.0.0.1",
     port: int = 0,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> EmbeddedServer:
     """Start a server and wait until a first session has worked.
 
@@ -91,11 +81,18 @@ def start_server(
         settings: Limits of the sessions; by default the default settings.
         host: Address of this machine to listen on, and host of the URL.
         port: Port to listen on; 0 picks a free one.
-        workers: Number of server processes behind the port.
+        workers: Deprecated and without effect.
 
     Raises:
         SandboxUnavailable: The server did not start; the message says why.
     """
+    if workers is not None:
+        warnings.warn(
+            "start_server(workers=…) is deprecated and has no effect: a server is one process; "
+            "start several servers and give clients all URLs",
+            FutureWarning,
+            stacklevel=2,
+        )
     settings = settings or SandboxSettings()
     token = os.environ.get(settings.token_env) or secrets.token_urlsafe(24)
     package_root = str(Path(__file__).resolve().parents[2])
@@ -106,7 +103,7 @@ def start_server(
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", __package__ or "deepeyes_plugins.sandbox"),
-                    *("--host", host, "--port", str(port), "--workers", str(workers)),
+                    *("--host", host, "--port", str(port)),
                     *("--log-level", "warning"),
                     *("--settings", settings.model_dump_json()),
                     *("--announce-fd", str(writing), "--parent", str(os.getpid())),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 from deepeyes_plugins.sandbox.kernels.contract import ImagesMissing, Kernel, KernelProvider
 from deepeyes_plugins.sandbox.snapshots import SnapshotStore, StoreUnavailable
@@ -22,7 +22,6 @@ class ImageCache:
         provider: KernelProvider,
         store: SnapshotStore,
         max_bytes: int,
-        fetch: Callable[[str], Awaitable[bytes | None]] | None = None,
     ) -> None:
         """Initialize an empty cache.
 
@@ -30,12 +29,10 @@ class ImageCache:
             provider: Makes the kernels that see the images.
             store: Has the images of sessions from other servers.
             max_bytes: Size above which images without sessions are dropped.
-            fetch: Requests an image from the other workers of this server.
         """
         self._provider = provider
         self._store = store
         self._max_bytes = max_bytes
-        self._fetch = fetch
         self._images: OrderedDict[str, bytes] = OrderedDict()
         self._pins: Counter[str] = Counter()
         self.bytes = 0
@@ -67,7 +64,7 @@ class ImageCache:
         """Start a kernel that sees the images, also those that the provider has dropped.
 
         Raises:
-            ImagesMissing: Some are neither here nor on other workers nor in the store.
+            ImagesMissing: Some are neither here nor in the store.
             SandboxUnavailable: No kernel can be started now.
         """
         for _ in range(_MAX_ATTEMPTS):
@@ -81,8 +78,6 @@ class ImageCache:
 
     async def _reload(self, digest: str) -> bool:
         data = self._images.get(digest)
-        if data is None and self._fetch is not None:
-            data = await self._fetch(digest)
         if data is None:
             try:
                 data = await self._store.image(digest)

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from typing import Final
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-
-MULTIPROCESS_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""Environment variable of prometheus_client: folder in which worker processes share metrics."""
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 200)
 _PREFIX = "deepeyes_sandbox"
@@ -22,13 +15,8 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
 
         def gauge(name: str, description: str, label: str = "") -> Gauge:
-            return Gauge(
-                f"{_PREFIX}_{name}",
-                description,
-                [label] if label else [],
-                registry=registry,
-                multiprocess_mode="livesum",
-            )
+            labels = [label] if label else []
+            return Gauge(f"{_PREFIX}_{name}", description, labels, registry=registry)
 
         def counter(name: str, description: str, label: str = "") -> Counter:
             labels = [label] if label else []
@@ -55,14 +43,5 @@ class Metrics:
         self.restore_seconds = histogram("restore", "Time to restore a session.")
 
     def text(self) -> bytes:
-        """Return the metrics in the exposition format, summed over all workers."""
-        registry = self._registry
-        if MULTIPROCESS_VARIABLE in os.environ:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)
-        return generate_latest(registry)
-
-
-def forget_process(pid: int) -> None:
-    """Remove the gauges of a dead worker from the sums."""
-    mark_process_dead(pid)
+        """Return the metrics in the exposition format."""
+        return generate_latest(self._registry)

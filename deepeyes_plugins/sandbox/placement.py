@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 import random
 import socket
-import time
 from collections.abc import Iterable, Sequence
+from urllib.parse import urlsplit
 from weakref import WeakSet
 
-import httpx
-
+from deepeyes_plugins.remote.circuit import Circuit
+from deepeyes_plugins.remote.retry import Backoff
 from deepeyes_plugins.remote.single_flight import SingleFlight
+from deepeyes_plugins.remote.urls import displayed, refuse_credentials
 from deepeyes_plugins.sandbox.contracts import SandboxError
 
-logger = logging.getLogger(__name__)
-
-_MIN_BACKOFF_SECONDS = 0.5
-_MAX_BACKOFF_SECONDS = 30.0
+_BACKOFF = Backoff(0.5, 30.0)
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -31,6 +28,7 @@ class Server:
         sessions: The client's open sessions on it.
         opening: Number of sessions that the client is creating on it.
         uploads: Image uploads in progress, by hash.
+        circuit: Circuit breaker; while it is open, other servers are preferred.
     """
 
     def __init__(self, url: str) -> None:
@@ -39,29 +37,7 @@ class Server:
         self.sessions: WeakSet[object] = WeakSet()
         self.opening = 0
         self.uploads: SingleFlight[str, None] = SingleFlight()
-        self._backoff = 0.0
-        self._retry_at = 0.0
-
-    @property
-    def circuit_open(self) -> bool:
-        """Whether it failed recently, so that others are preferred.
-
-        After the back-off, one session at a time probes whether it works again.
-        """
-        being_probed = self._backoff > 0 and self.opening > 0
-        return being_probed or time.monotonic() < self._retry_at
-
-    def record_failure(self, reason: SandboxError) -> None:
-        """Open the circuit for the back-off, which doubles with each failure."""
-        if time.monotonic() >= self._retry_at:
-            self._backoff = min(2 * self._backoff or _MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
-            self._retry_at = time.monotonic() + self._backoff
-            logger.warning("circuit open for %g s: %s", self._backoff, reason)
-
-    def record_success(self) -> None:
-        """Close the circuit."""
-        self._backoff = 0.0
-        self._retry_at = 0.0
+        self.circuit = Circuit(1, _BACKOFF, service="sandbox")
 
 
 def parse_urls(urls: str | Sequence[str]) -> list[Server]:
@@ -89,28 +65,33 @@ def preferred(servers: Iterable[Server]) -> list[Server]:
 
     def rank(server: Server) -> tuple[bool, bool, int, float]:
         load = len(server.sessions) + server.opening
-        return server.circuit_open, not server.local, load, random.random()
+        return server.circuit.wait > 0, not server.local, load, random.random()
 
     return sorted(servers, key=rank)
 
 
 def _is_local(url: str) -> bool:
     try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise SandboxError(f"{url!r} is not a URL of a sandbox server: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise SandboxError(f"{url!r} is not a URL of a sandbox server such as http://host:8080")
-    if parsed.host in ("localhost", socket.gethostname()):
+        refuse_credentials(url, "sandbox.token_env")
+        parsed = urlsplit(url)
+        host = parsed.hostname if parsed.port != 0 else None
+    except ValueError as error:
+        name = displayed(url)
+        raise SandboxError(f"{name!r} is not a URL of a sandbox server: {error}") from None
+    if parsed.scheme not in ("http", "https") or not host:
+        raise SandboxError(
+            f"{displayed(url)!r} is not a URL of a sandbox server such as http://host:8080"
+        )
+    if host in ("localhost", socket.gethostname().lower()):
         return True
     try:
-        version = ipaddress.ip_address(parsed.host).version
+        version = ipaddress.ip_address(host).version
     except ValueError:
         return False  # Other names are not resolved, since DNS can be slow.
     try:
         # Only local addresses can be bound.
         with socket.socket(_FAMILIES[version], socket.SOCK_DGRAM) as probe:
-            probe.bind((parsed.host, 0))
+            probe.bind((host, 0))
     except OSError:
         return False
     return True

@@ -10,7 +10,6 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-from uuid import uuid4
 
 from deepeyes_plugins.remote.single_flight import SingleFlight
 from deepeyes_plugins.sandbox.contracts import ExecutionResult, SandboxError, SandboxUnavailable
@@ -495,11 +494,6 @@ class Sessions:
         if closing:
             await asyncio.wait(closing, timeout=_SHUTDOWN_SECONDS)
         await self._store.close()
-
-
-def new_id(worker: int) -> str:
-    """Make an unguessable session ID that begins with the number of the session's worker."""
-    return f"{worker}-{uuid4().hex}"
 
 
 def _idle(session: Session) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from deepeyes_plugins.remote.urls import refuse_credentials
 
 
 class SandboxSettings(BaseModel):
     """URL of the sandbox, or how to start one, and limits of its sessions."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     url: str | None = Field(
         None,
@@ -157,3 +159,13 @@ class SandboxSettings(BaseModel):
     circuit_seconds: float = Field(
         5.0, gt=0, description="Seconds for which the circuit of a failing sandbox stays open."
     )
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        return refuse_credentials(value, "sandbox.token_env")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: str | None) -> str | None:
+        return refuse_credentials(value, "sandbox.redis_password_env")

@@ -8,11 +8,12 @@ import os
 from collections import OrderedDict
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 import msgpack
 
+from deepeyes_plugins.remote.redaction import protect
 from deepeyes_plugins.sandbox.contracts import SandboxError
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 
@@ -70,59 +71,14 @@ class StoredSession:
     cells: int
 
 
-class SnapshotStore(Protocol):
-    """Store of sessions that have no process."""
+class SnapshotStore:
+    """Store of sessions that have no process, in the memory of this one.
 
-    @property
-    def shared(self) -> bool:
-        """Whether other servers use it; sessions then are saved after their cells, too."""
+    Its size is limited; the oldest sessions are dropped first.
 
-    async def put(self, session_id: str, stored: StoredSession, *, fall_back: bool = False) -> None:
-        """Store a session, replacing its earlier snapshot.
-
-        Args:
-            session_id: The session.
-            stored: Its state.
-            fall_back: Store it in the memory of this process if the store does not respond.
-
-        Raises:
-            StoreUnavailable: It could not be stored.
-            TakenOver: Another server owns the session now.
-        """
-
-    async def claim(self, session_id: str) -> StoredSession | None:
-        """Take ownership of a session and return it; None if there is no such session.
-
-        Raises:
-            StoreUnavailable: The store does not respond.
-        """
-
-    async def delete(self, session_id: str) -> None:
-        """Delete a session; no error if there is none or the store does not respond."""
-
-    async def put_image(self, digest: str, data: bytes) -> None:
-        """Store an image for the sessions that use it, on whichever server they are restored.
-
-        Raises:
-            StoreUnavailable: It could not be stored.
-        """
-
-    async def image(self, digest: str) -> bytes | None:
-        """Return an image, if it is in the store.
-
-        Raises:
-            StoreUnavailable: The store does not respond.
-        """
-
-    async def flush(self) -> None:
-        """Write sessions from the memory of this process to the store, if it responds again."""
-
-    async def close(self) -> None:
-        """Close the connections."""
-
-
-class MemoryStore:
-    """Store in this process with a size limit; the oldest sessions are dropped first."""
+    Attributes:
+        shared: Whether other servers use it; sessions then are saved after their cells, too.
+    """
 
     shared = False
 
@@ -132,8 +88,18 @@ class MemoryStore:
         self._bytes = 0
 
     async def put(self, session_id: str, stored: StoredSession, *, fall_back: bool = False) -> None:
-        """Store a session; see ``SnapshotStore``."""
-        await self.delete(session_id)
+        """Store a session, replacing its earlier snapshot.
+
+        Args:
+            session_id: The session.
+            stored: Its state.
+            fall_back: Store it in the memory of this process if a shared store does not respond.
+
+        Raises:
+            StoreUnavailable: It could not be stored.
+            TakenOver: Another server owns the session now.
+        """
+        self._take(session_id)
         if len(stored.data) > self._max_bytes:
             raise StoreUnavailable(
                 f"a snapshot of {len(stored.data)} bytes does not fit into snapshot_store_mb"
@@ -141,58 +107,67 @@ class MemoryStore:
         self._sessions[session_id] = stored
         self._bytes += len(stored.data)
         while self._bytes > self._max_bytes:
-            dropped, oldest = self._sessions.popitem(last=False)
-            self._bytes -= len(oldest.data)
+            dropped = next(iter(self._sessions))
+            self._take(dropped)
             logger.warning("session %s was dropped: snapshot_store_mb is used up", dropped)
 
-    async def claim(self, session_id: str) -> StoredSession | None:
-        """Remove a session and return it."""
+    def _take(self, session_id: str) -> StoredSession | None:
         stored = self._sessions.pop(session_id, None)
         if stored is not None:
             self._bytes -= len(stored.data)
         return stored
 
-    @property
-    def session_ids(self) -> list[str]:
-        """IDs of the stored sessions, oldest first."""
-        return list(self._sessions)
+    async def claim(self, session_id: str) -> StoredSession | None:
+        """Take ownership of a session and return it; None if there is no such session.
+
+        Raises:
+            StoreUnavailable: The store does not respond.
+        """
+        return self._take(session_id)
 
     async def delete(self, session_id: str) -> None:
-        """Delete a session."""
-        await self.claim(session_id)
+        """Delete a session; no error if there is none or the store does not respond."""
+        self._take(session_id)
 
     async def put_image(self, digest: str, data: bytes) -> None:
-        """Do nothing: the server's own cache has the images of its sessions."""
+        """Store an image for the sessions that use it, if other servers may restore them.
+
+        Raises:
+            StoreUnavailable: It could not be stored.
+        """
 
     async def image(self, digest: str) -> bytes | None:
-        """Return None: see ``put_image``."""
+        """Return an image that was stored for other servers.
+
+        Raises:
+            StoreUnavailable: The store does not respond.
+        """
         return None
 
     async def flush(self) -> None:
-        """Do nothing: there is no other store."""
+        """Write sessions from the memory of this process to a shared store that responds again."""
 
     async def close(self) -> None:
-        """Drop all sessions."""
-        self._sessions.clear()
-        self._bytes = 0
+        """Close the connections."""
 
 
-class RedisStore:
+class RedisStore(SnapshotStore):
     """Store in Redis; in memory for sessions that are evicted while Redis does not respond."""
 
     shared = True
 
-    def __init__(self, url: str, password: str | None, ttl: float, fallback: MemoryStore) -> None:
+    def __init__(self, url: str, password: str | None, ttl: float, max_bytes: int) -> None:
         """Initialize the store; it connects on first use.
 
         Args:
             url: URL such as ``redis://host:6379/0``.
             password: Password, if any.
             ttl: Seconds after which an unused session expires.
-            fallback: Store of evicted sessions while Redis does not respond.
+            max_bytes: Memory for evicted sessions while Redis does not respond.
         """
         from redis.asyncio import Redis
 
+        super().__init__(max_bytes)
         self._redis: Any = Redis.from_url(
             url,
             password=password,
@@ -202,44 +177,38 @@ class RedisStore:
         )
         self._owner = uuid4().hex
         self._ttl_ms = int(ttl * 1000)
-        self._fallback = fallback
-        self._put = self._redis.register_script(_PUT)
-        self._claim = self._redis.register_script(_CLAIM)
-        self._delete = self._redis.register_script(_DELETE)
+        self._scripts = {
+            code: self._redis.register_script(code) for code in (_PUT, _CLAIM, _DELETE)
+        }
 
     async def put(self, session_id: str, stored: StoredSession, *, fall_back: bool = False) -> None:
         """Store a session; see ``SnapshotStore``."""
         fields = {name: getattr(stored, name) for name in stored.__slots__}
         packed = msgpack.packb(fields, unicode_errors="surrogatepass")
-        arguments = [self._owner, packed, self._ttl_ms]
         try:
-            owned = await self._call(self._put(keys=[_session_key(session_id)], args=arguments))
+            owned = await self._run(_PUT, session_id, packed, self._ttl_ms)
         except StoreUnavailable as error:
             if not fall_back:
                 raise
             logger.warning("session %s is stored in memory: %s", session_id, error)
-            await self._fallback.put(session_id, stored)
+            await super().put(session_id, stored)
             return
-        await self._fallback.delete(session_id)
+        self._take(session_id)
         if not owned:
             raise TakenOver(f"session {session_id} is on another server now")
 
     async def claim(self, session_id: str) -> StoredSession | None:
         """Return a session, from memory if it is there, since that state is newer."""
-        stored = await self._fallback.claim(session_id)
-        if stored is not None:
-            return stored
-        key = _session_key(session_id)
-        packed = await self._call(self._claim(keys=[key], args=[self._owner]))
-        if packed is None:
-            return None
-        return StoredSession(**msgpack.unpackb(packed, unicode_errors="surrogatepass"))
+        stored = self._take(session_id)
+        if stored is None and (packed := await self._run(_CLAIM, session_id)) is not None:
+            stored = StoredSession(**msgpack.unpackb(packed, unicode_errors="surrogatepass"))
+        return stored
 
     async def delete(self, session_id: str) -> None:
         """Delete a session, unless another server owns it now."""
-        await self._fallback.delete(session_id)
+        self._take(session_id)
         try:
-            await self._call(self._delete(keys=[_session_key(session_id)], args=[self._owner]))
+            await self._run(_DELETE, session_id)
         except StoreUnavailable as error:
             logger.warning("session %s stays in Redis until it expires: %s", session_id, error)
 
@@ -255,15 +224,19 @@ class RedisStore:
 
     async def flush(self) -> None:
         """Write sessions from memory to Redis; those that fail stay in memory."""
-        for session_id in self._fallback.session_ids:
-            stored = await self._fallback.claim(session_id)
+        for session_id in list(self._sessions):
+            stored = self._take(session_id)
             if stored is not None:
                 try:
                     await self.put(session_id, stored, fall_back=True)
                 except TakenOver:
                     continue  # The state on the other server is newer.
-                if session_id in self._fallback.session_ids:
+                if session_id in self._sessions:
                     return
+
+    async def _run(self, script: str, session_id: str, *arguments: Any) -> Any:
+        keys, values = [f"{_PREFIX}session:{session_id}"], [self._owner, *arguments]
+        return await self._call(self._scripts[script](keys=keys, args=values))
 
     async def _call(self, command: Awaitable[T]) -> T:
         from redis.exceptions import RedisError
@@ -278,14 +251,11 @@ class RedisStore:
         await self._redis.aclose()
 
 
-def _session_key(session_id: str) -> str:
-    return f"{_PREFIX}session:{session_id}"
-
-
 def make_store(settings: SandboxSettings) -> SnapshotStore:
     """Make the store that the settings specify."""
-    memory = MemoryStore(settings.snapshot_store_mb << 20)
+    max_bytes = settings.snapshot_store_mb << 20
     if settings.redis_url is None:
-        return memory
+        return SnapshotStore(max_bytes)
     password = os.environ.get(settings.redis_password_env) or None
-    return RedisStore(settings.redis_url, password, settings.idle_timeout, memory)
+    protect(password)
+    return RedisStore(settings.redis_url, password, settings.idle_timeout, max_bytes)

@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import uuid4
 
+from deepeyes_plugins.remote.circuit import Circuit
+from deepeyes_plugins.remote.retry import Backoff
 from deepeyes_plugins.remote.settings import RemoteSettings
 from deepeyes_plugins.remote.single_flight import SingleFlight
 from deepeyes_plugins.remote.statistics import CallStatistics
@@ -37,7 +39,7 @@ logger = logging.getLogger(__name__)
 _DAY = 86_400.0
 _RUN_SECONDS = 90 * _DAY
 """Lifetime in the store of a run's search count, after the run's last search."""
-_SUSPENSION_SECONDS = 60.0
+_SUSPENSION = Backoff(60.0, 60.0)
 """Suspension of a provider without key or quota, unless it names a time itself."""
 _IRRELEVANT_OPTIONS = frozenset({*RemoteSettings.model_fields, "key_env"})
 """Options that do not affect responses: cached responses stay valid when one of them changes."""
@@ -115,37 +117,26 @@ class Source(Generic[Query, Response]):
         identity: What responses depend on besides the query: the provider's name and options.
         budget: Maximum number of searches.
         calls: Outcomes and latencies of its searches.
+        suspension: Open for some time after an error about key or quota, which searches then get.
     """
 
     provider: BrokeredProvider[Query, Response]
     identity: str
     budget: Budget = field(default_factory=Budget)
     calls: CallStatistics = field(default_factory=CallStatistics)
-    _suspended_by: SearchError | None = None
-    _suspended_until: float = 0.0
 
-    @property
-    def suspended_by(self) -> SearchError | None:
-        """Error about key or quota that suspends the provider; ``None`` if it is not suspended."""
-        return self._suspended_by if time.monotonic() < self._suspended_until else None
+    def __post_init__(self) -> None:
+        self.suspension = Circuit(1, _SUSPENSION)
 
     @property
     def unavailable_reason(self) -> str:
         """Why the provider is suspended or its circuit is open; empty if it is available."""
-        if self.suspended_by is not None:
-            return str(self.suspended_by)
+        if self.suspension.wait:
+            return str(self.suspension.cause)
         pause = self.provider.pause
         if pause > 0:
             return f"{self.provider.name}: too many failures, circuit open for {pause:.1f} s"
         return ""
-
-    def suspend(self, error: SearchError, seconds: float) -> None:
-        """Fail searches with ``error`` for some time, without asking the provider."""
-        self._suspended_by, self._suspended_until = error, time.monotonic() + seconds
-
-    def resume(self) -> None:
-        """End a suspension."""
-        self._suspended_by = None
 
 
 class Broker(Generic[Query, Response]):
@@ -262,10 +253,10 @@ class Broker(Generic[Query, Response]):
             await self._store.put(cache_key, value, seconds)
 
     async def _request(self, source: Source[Query, Response], query: Query) -> Response:
-        if (suspended_by := source.suspended_by) is not None:
+        if source.suspension.wait and source.suspension.cause is not None:
             source.calls.hold_back()
             # Raised many times, the error must not accumulate tracebacks.
-            raise suspended_by.with_traceback(None)
+            raise source.suspension.cause.with_traceback(None)
         if source is not self.sources[-1] and (reason := source.unavailable_reason):
             source.calls.hold_back()
             raise SearchUnavailableError(reason)
@@ -276,7 +267,7 @@ class Broker(Generic[Query, Response]):
             response = await source.provider.search(query)
         except (SearchNotConfiguredError, QuotaExhaustedError) as error:
             source.calls.record("refused", time.monotonic() - started)
-            source.suspend(error, getattr(error, "retry_after", 0) or _SUSPENSION_SECONDS)
+            source.suspension.open(error, getattr(error, "retry_after", 0) or None)
             self._log_fallback(error)
             raise
         except QueryRefusedError:
@@ -287,7 +278,7 @@ class Broker(Generic[Query, Response]):
             self._log_fallback(error)
             raise
         source.calls.record("answered", time.monotonic() - started)
-        source.resume()
+        source.suspension.close()
         return response
 
     def _log_fallback(self, error: SearchError) -> None:

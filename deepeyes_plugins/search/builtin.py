@@ -17,13 +17,13 @@ _TEXT = {
     "searxng": "providers.searxng:Searxng",
     "retriever": "providers.retriever:Retriever",
     "http": "providers.template:Template",
-    "replay": "recording:open_replay",
+    "replay": "recording:Replay",
 }
 _IMAGES = {
     "cache": "providers.image_cache:CachedImages",
     "serpapi_lens": "providers.web_images:SerpApiLens",
     "http": "providers.web_images:ImageTemplate",
-    "replay": "recording:open_image_replay",
+    "replay": "recording:ImageReplay",
 }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from deepeyes_plugins.extras import install_command
+from deepeyes_plugins.remote.redaction import protect
 from deepeyes_plugins.search.contracts import SearchNotConfiguredError
 from deepeyes_plugins.search.settings import CacheSettings
 from deepeyes_plugins.sqlite_file import SqliteFile
@@ -225,6 +226,7 @@ def make_store(settings: CacheSettings, default: Path | None = None) -> Response
     """
     if settings.redis_url is not None:
         password = os.environ.get(settings.redis_password_env)
+        protect(password)
         return RedisStore(settings.redis_url, password)
     path = settings.path or default
     if path is None:

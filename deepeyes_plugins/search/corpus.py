@@ -7,13 +7,13 @@ Files of a folder are read in the order of their paths, so that the same files g
 from __future__ import annotations
 
 import gzip
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepeyes_plugins.files import read_json
 from deepeyes_plugins.protocol.content import encodable
 from deepeyes_plugins.protocol.missing import is_missing
 
@@ -26,7 +26,7 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "date": ("date", "published", "timestamp"),
 }
 """Column names of Search-R1, BEIR, MS MARCO and DPR; the first that is not empty is used."""
-_HEADING = re.compile(r"^(?:#{1,6}[ \t]+(.+?)[ \t#]*)$", re.MULTILINE)
+_HEADING = re.compile(r"^#{1,6}[ \t]++(\S.*)$", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?…](?=\s)|[。！？]|\n")
 
 
@@ -137,7 +137,7 @@ class Corpus:
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line)
+                    row = read_json(line)
                 except ValueError as error:
                     self._skip(file, number, f"not valid JSON: {error}")
                     continue
@@ -165,7 +165,8 @@ class Corpus:
     def _markdown(self, file: Path) -> Iterator[Passage]:
         text = file.read_text(encoding="utf-8", errors="replace")
         heading = _HEADING.search(text)
-        yield from self._passages(file, text, heading.group(1) if heading else file.stem)
+        title = heading.group(1).rstrip(" \t#") if heading else ""
+        yield from self._passages(file, text, title or file.stem)
 
     def _html(self, file: Path) -> Iterator[Passage]:
         from deepeyes_plugins.search.pages import main_text

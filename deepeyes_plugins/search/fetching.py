@@ -15,13 +15,16 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urljoin
 
-import httpcore
-import httpx
+import aiohttp
+import yarl
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from deepeyes_plugins.remote.http import open_session
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -110,67 +113,51 @@ def _embedded(address: ipaddress.IPv6Address) -> list[IPAddress]:
     return []
 
 
-class _CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Network backend that connects to checked addresses only."""
+class _CheckedNetwork(AbstractResolver):
+    """Resolves names, and allows connections to checked addresses only."""
 
-    def __init__(self, allowed: Iterable[IPNetwork], threads: Executor) -> None:
+    def __init__(self, allowed: Iterable[IPNetwork], threads: int) -> None:
         self._allowed = tuple(allowed)
-        self._threads = threads
-        self._network = httpcore.AnyIOBackend()
+        # Not the event loop's default executor, which lookups that time out would block.
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="deepeyes-names")
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Resolve the host, check all its addresses, and connect to one."""
-        addresses = await self._resolve(host, port)
-        for address in addresses:
-            if not self._is_allowed(address):
-                raise FetchRefusedError(f"{host} is not a public address")
-        failure: Exception | None = None
-        for address in addresses:
-            try:
-                return await self._network.connect_tcp(
-                    str(address), port, timeout, local_address, socket_options
-                )
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                failure = error
-        raise failure or httpcore.ConnectError(f"{host} has no address")
-
-    async def connect_unix_socket(
-        self,
-        path: str,
-        timeout: float | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Refuse the connection."""
-        raise FetchRefusedError("not a public address")
-
-    async def sleep(self, seconds: float) -> None:
-        """Sleep, for retries of httpcore."""
-        await asyncio.sleep(seconds)
-
-    def _is_allowed(self, address: IPAddress) -> bool:
-        return is_public(address) or any(
-            address.version == one.version and address in one for one in self._allowed
-        )
-
-    async def _resolve(self, host: str, port: int) -> list[IPAddress]:
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Resolve a host and check all its addresses."""
         try:
-            # Not in the event loop's default executor, which lookups that time out would block.
             found = await asyncio.get_running_loop().run_in_executor(
                 self._threads, partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
             )
         except (OSError, UnicodeError) as error:
             raise FetchError(f"{host} cannot be resolved ({error})") from error
-        # An IPv6 address may have a scope id.
-        return list(
-            dict.fromkeys(ipaddress.ip_address(one[4][0].split("%")[0]) for one in found)  # type: ignore[union-attr]
-        )
+        if not found:
+            raise FetchError(f"{host} has no address")
+        addresses = [str(one[4][0]) for one in found]
+        for address in addresses:
+            self.check(address, host)
+        return [
+            ResolveResult(
+                hostname=host, host=address, port=port, family=one[0], proto=one[2], flags=0
+            )
+            for one, address in zip(found, addresses, strict=True)
+        ]
+
+    def check(self, address: str, host: str = "") -> None:
+        """Check an address, also one that a URL contains instead of a name.
+
+        Raises:
+            FetchRefusedError: It is neither public nor in an allowed network.
+        """
+        number = ipaddress.ip_address(address.split("%")[0])  # An IPv6 address may have a scope id.
+        if not is_public(number) and not any(
+            number.version == one.version and number in one for one in self._allowed
+        ):
+            raise FetchRefusedError(f"{host or address} is not a public address")
+
+    async def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -212,9 +199,8 @@ class Fetcher:
     def __init__(self, rules: FetchRules) -> None:
         self._rules = rules
         self._slots = asyncio.Semaphore(rules.at_once)
-        self._opening = asyncio.Lock()
-        self._pool: httpcore.AsyncConnectionPool | None = None
-        self._threads: ThreadPoolExecutor | None = None
+        self._network = _CheckedNetwork(rules.allowed, rules.at_once)
+        self._http: aiohttp.ClientSession | None = None
 
     async def fetch(self, url: str) -> Fetched:
         """Fetch ``url``, following redirects.
@@ -233,101 +219,81 @@ class Fetcher:
                     url = answer
         except TimeoutError as error:
             raise FetchError(f"no answer within {self._rules.seconds:g} s") from error
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
-            raise FetchError(f"no answer ({type(error).__name__})") from error
-        except OSError as error:  # TLS errors about certificates.
+        except aiohttp.InvalidURL as error:
+            raise FetchRefusedError(f"not a valid URL: {error}") from error
+        except aiohttp.ClientSSLError as error:
             raise FetchError(f"no connection ({error})") from error
+        except aiohttp.ClientError as error:
+            raise FetchError(f"no answer ({type(error).__name__})") from error
         raise FetchError(f"more than {_MOST_REDIRECTS} redirects")
 
     async def aclose(self) -> None:
         """Close the connections."""
-        if self._pool is not None:
-            await self._pool.aclose()
-            self._pool = None
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
-            self._threads = None
+        if self._http is not None:
+            await self._http.close()
+        await self._network.close()
 
-    async def _connections(self) -> httpcore.AsyncConnectionPool:
+    def _session(self) -> aiohttp.ClientSession:
         """Return the connection pool, created by the first request."""
-        async with self._opening:
-            if self._pool is None:
-                # In a thread, since reading all certificates is slow.
-                context = await asyncio.to_thread(httpx.create_ssl_context, trust_env=False)
-                self._threads = ThreadPoolExecutor(
-                    self._rules.at_once, thread_name_prefix="deepeyes-names"
-                )
-                self._pool = httpcore.AsyncConnectionPool(
-                    ssl_context=context,
-                    max_connections=self._rules.at_once,
-                    network_backend=_CheckedBackend(self._rules.allowed, self._threads),
-                )
-        return self._pool
+        if self._http is None:
+            rules = self._rules
+            kinds = ", ".join(
+                one + "*" if one.endswith("/") else one for one in rules.content_types
+            )
+            # A small compressed body could expand to one that fills the memory.
+            headers = {"User-Agent": rules.agent, "Accept": kinds, "Accept-Encoding": "identity"}
+            self._http = open_session(
+                tls=True,
+                headers=headers,
+                resolver=self._network,
+                check=self._network.check,
+                decompress=False,
+            )
+        return self._http
 
     async def _once(self, url: str) -> Fetched | str:
         """Make one request; return the target of a redirect as a string."""
-        rules = self._rules
         target = self._checked(url)
-        pool = await self._connections()
-        headers = [
-            ("Host", target.netloc.decode("ascii")),
-            ("User-Agent", rules.agent),
-            (
-                "Accept",
-                ", ".join(one + "*" if one.endswith("/") else one for one in rules.content_types),
-            ),
-            # A small compressed body could expand to one that fills the memory.
-            ("Accept-Encoding", "identity"),
-        ]
-        # Passed in parts, so that httpcore does not parse the URL again by other rules.
-        address = httpcore.URL(
-            scheme=target.raw_scheme,
-            host=target.raw_host,
-            port=target.port,
-            target=target.raw_path,
-        )
-        async with pool.stream("GET", address, headers=headers) as response:
-            given = {
-                name.decode("latin-1").lower(): value.decode("latin-1")
-                for name, value in response.headers
-            }
-            if response.status in _REDIRECTS and "location" in given:
+        async with self._session().get(target, allow_redirects=False) as response:
+            if response.status in _REDIRECTS and "Location" in response.headers:
                 try:
-                    return urljoin(url, given["location"])
+                    return urljoin(url, response.headers["Location"])
                 except ValueError as error:
                     raise FetchRefusedError(f"redirect to an invalid URL: {error}") from error
             if response.status != 200:
                 raise FetchError(f"the server returned HTTP {response.status}")
-            return await self._body(str(target), response, given)
+            return await self._body(str(target), response)
 
-    async def _body(
-        self, url: str, response: httpcore.Response, headers: dict[str, str]
-    ) -> Fetched:
-        rules = self._rules
-        kind, _, parameters = headers.get("content-type", "").partition(";")
+    async def _body(self, url: str, response: aiohttp.ClientResponse) -> Fetched:
+        rules, headers = self._rules, response.headers
+        kind, _, parameters = headers.get("Content-Type", "").partition(";")
         kind = kind.strip().lower()
         if not any(
             kind == one or (one.endswith("/") and kind.startswith(one))
             for one in rules.content_types
         ):
             raise FetchRefusedError(f"the content type {kind or 'unknown'!r} is not allowed")
-        if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        if headers.get("Content-Encoding", "identity").strip().lower() != "identity":
             raise FetchRefusedError("the server returned a compressed body")
         body = bytearray()
-        async for chunk in response.aiter_stream():
+        async for chunk in response.content.iter_any():
             body += chunk
             if len(body) > rules.most_bytes:
                 raise FetchRefusedError(f"larger than {rules.most_bytes} bytes")
         charset = parameters.partition("charset=")[2].partition(";")[0].strip("\"' ").lower()
         return Fetched(url, kind, charset, bytes(body))
 
-    def _checked(self, url: str) -> httpx.URL:
+    def _checked(self, url: str) -> yarl.URL:
         """Check scheme, host, user name, port and length of a URL, before its host is resolved."""
         if len(url) > _LONGEST_URL:
             raise FetchRefusedError(f"the URL is longer than {_LONGEST_URL} characters")
+        url = url.strip()
+        if any(character.isascii() and not character.isprintable() for character in url):
+            raise FetchRefusedError("not a valid URL: it contains control characters")
         try:
-            target = httpx.URL(url.strip())
-        except (httpx.InvalidURL, UnicodeError, ValueError) as error:
+            target = yarl.URL(url)
+            port = target.port or 0
+        except ValueError as error:
             raise FetchRefusedError(f"not a valid URL: {error}") from error
         if target.scheme not in ("http", "https"):
             raise FetchRefusedError(
@@ -335,9 +301,8 @@ class Fetcher:
             )
         if not target.host:
             raise FetchRefusedError("the URL has no host")
-        if target.userinfo:
+        if target.raw_user is not None or target.raw_password is not None:
             raise FetchRefusedError("URLs with a user name are not allowed")
-        port = target.port if target.port is not None else (443 if target.scheme == "https" else 80)
         if not 0 < port < 65536 or (self._rules.ports and port not in self._rules.ports):
             raise FetchRefusedError(f"port {port} is not allowed")
         return target

@@ -12,11 +12,11 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 import numpy as np
 
+from deepeyes_plugins.files import owner_only, owner_only_folder
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.search.contracts import ImageResult
 from deepeyes_plugins.search.perceptual_hash import nearest, perceptual_hash, pixel_hash
@@ -73,7 +73,7 @@ class ImageCache:
         """
         self.path = path
         self._lock = threading.Lock()
-        hint = "create one with `deepeyes search image-cache convert`"
+        hint = "create one with `deepeyes data prepare search-cache`"
         if not path.is_file():
             raise ImageCacheError(f"{path}: no such file; {hint}")
         try:
@@ -173,20 +173,16 @@ class ImageCacheWriter:
         """
         if self._path.is_dir():
             raise ImageCacheError(f"{self._path}: is a folder; name a file")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        owner_only_folder(self._path.parent)
         self._draft.unlink(missing_ok=True)
+        owner_only(self._draft)
         self._connection = sqlite3.connect(self._draft)
         # No journal: the temporary file is useless after a crash.
         self._connection.execute("PRAGMA journal_mode=OFF")
         self._connection.executescript(_SCHEMA)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Move the complete file to its target, or remove it after an error."""
         if kind is not None:
             self._connection.close()

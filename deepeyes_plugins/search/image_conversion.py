@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from deepeyes_plugins.files import read_json
 from deepeyes_plugins.protocol.content import EncodedImage, ImageError, encodable
 from deepeyes_plugins.search.contracts import ImageResult
 from deepeyes_plugins.search.fetching import Fetcher, FetchError, FetchRules
@@ -60,7 +61,6 @@ def convert(
     sources: Sequence[Path],
     output: Path,
     *,
-    images: Path | None = None,
     read_image: Callable[[Path, str], bytes] = read_beside,
     questions: Sequence[Path] = (),
     rules: FetchRules | None = None,
@@ -72,9 +72,8 @@ def convert(
     Args:
         sources: The caches, ``.json`` or ``.pkl``. If two answer one question, the first is used.
         output: The new file; it appears when it is complete.
-        images: Base folder of relative image paths; by default the folder of the source.
-        read_image: Reads an image, as :func:`read_beside` does; raises :class:`OSError` if it is
-            missing.
+        read_image: Reads an image, by default relative to the folder of the source; raises
+            :class:`OSError` if it is missing.
         questions: Parquet files with the questions' images (``images``, and ``data_id`` or
             ``extra_info.index``), so that responses are found by image too.
         rules: Limits for downloads of thumbnails that are URLs; ``None`` to download none, so that
@@ -93,7 +92,7 @@ def convert(
     entries: dict[str, tuple[_Entry, Path]] = {}
     for source in sources:
         for name, entry in read_entries(source).items():
-            entries.setdefault(name, (entry, images or source.parent))
+            entries.setdefault(name, (entry, source.parent))
     if not entries:
         raise ImageCacheError("the sources contain no responses")
     counts: Counter[str] = Counter(answers=len(entries))
@@ -121,7 +120,7 @@ def read_entries(source: Path) -> Mapping[str, _Entry]:
     try:
         data = source.read_bytes()
         is_json = data.lstrip()[:1] == b"{"
-        return _ENTRIES.validate_python(json.loads(data) if is_json else load_plain(data))
+        return _ENTRIES.validate_python(read_json(data) if is_json else load_plain(data))
     except OSError as error:
         raise ImageCacheError(f"{source}: {error.strerror}") from error
     except NotPlainError as error:

@@ -17,10 +17,11 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from deepeyes_plugins.files import owner_only, owner_only_folder, read_json
 from deepeyes_plugins.search.contracts import (
     FILTERS,
     ImageQuery,
@@ -38,6 +39,9 @@ from deepeyes_plugins.search.settings import read_options
 from deepeyes_plugins.search.wire import IMAGE_RESULTS, normalized
 
 logger = logging.getLogger(__name__)
+
+Query = TypeVar("Query", SearchQuery, ImageQuery)
+Response = TypeVar("Response", SearchResults, ImageResults)
 
 Span = tuple[int, int]
 """Offset and length of a line in the file, in bytes."""
@@ -62,11 +66,12 @@ class Recording:
         self.path = path
         self._spans: dict[str, Span] = {}
         self._write_lock = threading.Lock()
-        flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
+        flags = os.O_RDWR if writable else os.O_RDONLY
         try:
             if writable:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
+                owner_only_folder(path.parent)
+                owner_only(path)
+            self._descriptor = os.open(path, flags | os.O_CLOEXEC)
         except OSError as error:
             raise SearchNotConfiguredError(
                 f"the recording {path} cannot be opened: {error}"
@@ -87,7 +92,7 @@ class Recording:
                     logger.warning("%s:%d: dropped the last line, which is truncated", path, number)
                     break
                 try:
-                    key = _key_of(json.loads(line))
+                    key = _key_of(read_json(line))
                 except (ValueError, KeyError, TypeError) as error:
                     raise SearchNotConfiguredError(
                         f"{path}:{number}: not a line of a recording ({error!r})"
@@ -109,7 +114,7 @@ class Recording:
         if span is None:
             return None
         offset, length = span
-        found: dict[str, Any] = json.loads(os.pread(self._descriptor, length, offset))
+        found: dict[str, Any] = read_json(os.pread(self._descriptor, length, offset))
         return found
 
     def add(self, fields: dict[str, Any]) -> None:
@@ -144,14 +149,11 @@ def _key_of(fields: dict[str, Any]) -> str:
     return hashlib.sha256(f"{fields['kind']}\0{parts}".encode()).hexdigest()
 
 
-def text_fields(query: SearchQuery) -> dict[str, Any]:
-    """Return the fields of a line that identify a text query."""
-    fields = normalized(query).model_dump(mode="json", exclude_defaults=True)
-    return {"kind": "text", "query": fields}
-
-
-def image_fields(query: ImageQuery) -> dict[str, Any]:
-    """Return the fields of a line that identify an image query."""
+def fields_of(query: SearchQuery | ImageQuery) -> dict[str, Any]:
+    """Return the fields of a line that identify a query."""
+    if isinstance(query, SearchQuery):
+        fields = normalized(query).model_dump(mode="json", exclude_defaults=True)
+        return {"kind": "text", "query": fields}
     return {
         "kind": "image",
         "image": query.image.sha256,
@@ -160,21 +162,39 @@ def image_fields(query: ImageQuery) -> dict[str, Any]:
     }
 
 
-class _RecordingReader:
+class ReplayOptions(BaseModel):
+    """Options of the provider ``replay``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path = Field(description="The recording.")
+
+
+class _Replay:
     """Base of the providers that replay a recording."""
 
     name = "replay"
     cacheable = False
+    section: ClassVar[str]
 
-    def __init__(self, recording: Recording) -> None:
-        self._recording = recording
+    def __init__(self, options: Mapping[str, Any] | Recording) -> None:
+        """Open the recording that the options name, or replay an open one.
 
-    def _recorded(self, fields: dict[str, Any], query: str) -> Any:
-        line = self._recording.get(fields)
+        Raises:
+            SearchNotConfiguredError: The recording cannot be read, or an option is wrong.
+        """
+        if not isinstance(options, Recording):
+            path = read_options(f"{self.section}.{self.name}", ReplayOptions, options).path
+            options = Recording(path.expanduser())
+        self._recording = options
+
+    async def _recorded(self, query: SearchQuery | ImageQuery) -> Any:
+        fields = fields_of(query)
+        line = await asyncio.to_thread(self._recording.get, fields)
         if line is None:
             raise NotRecordedError(
-                f"replay: {self._recording.path} has no response to {query}; the recorded run "
-                "made no such query"
+                f"replay: {self._recording.path} has no response to {json.dumps(fields)}; the "
+                "recorded run made no such query"
             )
         if "refused" in line:
             raise QueryRefusedError(line["refused"])
@@ -189,122 +209,71 @@ class _RecordingReader:
         self._recording.close()
 
 
-class ReplayOptions(BaseModel):
-    """Options of the provider ``replay``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    path: Path = Field(description="The recording.")
-
-    @classmethod
-    def recording(cls, section: str, options: Mapping[str, Any]) -> Recording:
-        """Open the recording that the options name.
-
-        Raises:
-            SearchNotConfiguredError: The recording cannot be read, or an option is wrong.
-        """
-        return Recording(read_options(section, cls, options).path.expanduser())
-
-
-class Replay(_RecordingReader, TextSearchProvider):
+class Replay(_Replay, TextSearchProvider):
     """Answers text searches from a recording only."""
 
+    section = "providers"
     filters = FILTERS
 
     async def search(self, query: SearchQuery) -> SearchResults:
         """Return the recorded response."""
-        fields = text_fields(query)
-        return SearchResults.model_validate(
-            await asyncio.to_thread(self._recorded, fields, json.dumps(fields["query"]))
-        )
+        return SearchResults.model_validate(await self._recorded(query))
 
 
-class ImageReplay(_RecordingReader, ImageSearchProvider):
+class ImageReplay(_Replay, ImageSearchProvider):
     """Answers image searches from a recording only."""
+
+    section = "image_providers"
 
     async def search(self, query: ImageQuery) -> ImageResults:
         """Return the recorded response."""
-        fields = image_fields(query)
-        description = f"the image {query.image.sha256[:12]} ({query.data_id or 'no data id'})"
-        return IMAGE_RESULTS.validate_python(
-            await asyncio.to_thread(self._recorded, fields, description)
-        )
+        return IMAGE_RESULTS.validate_python(await self._recorded(query))
 
 
-def open_replay(options: Mapping[str, Any]) -> TextSearchProvider:
-    """Make the text provider ``replay``.
-
-    Raises:
-        SearchNotConfiguredError: The recording cannot be read, or an option is wrong.
-    """
-    return Replay(ReplayOptions.recording("providers.replay", options))
-
-
-def open_image_replay(options: Mapping[str, Any]) -> ImageSearchProvider:
-    """Make the image provider ``replay``.
-
-    Raises:
-        SearchNotConfiguredError: The recording cannot be read, or an option is wrong.
-    """
-    return ImageReplay(ReplayOptions.recording("image_providers.replay", options))
-
-
-class Recorder(TextSearchProvider):
+class Recorder(Replay):
     """Records the responses of a text provider; recorded queries are answered from the file."""
 
-    cacheable = False
-
     def __init__(self, provider: TextSearchProvider, recording: Recording) -> None:
-        """Wrap ``provider``; neither it nor ``recording`` is closed with this."""
+        """Wrap ``provider``; it is not closed with this."""
+        super().__init__(recording)
         self.name = provider.name
         self.filters = provider.filters
         self._ask = provider.search
-        self._recording = recording
-        self._replay = Replay(recording)
 
     async def search(self, query: SearchQuery) -> SearchResults:
         """Return the recorded response; ask and record it first if there is none."""
-
-        async def ask() -> Any:
-            found = await self._ask(query)
-            return found.model_dump(mode="json", exclude_defaults=True, exclude={"kept"})
-
-        await _record(self._recording, text_fields(query), ask)
-        return await self._replay.search(query)
+        await _record(self._recording, query, self._ask, TypeAdapter(SearchResults))
+        return await super().search(query)
 
 
-class ImageRecorder(ImageSearchProvider):
+class ImageRecorder(ImageReplay):
     """Records the responses of an image provider; recorded queries are answered from the file."""
 
-    cacheable = False
-
     def __init__(self, provider: ImageSearchProvider, recording: Recording) -> None:
-        """Wrap ``provider``; neither it nor ``recording`` is closed with this."""
+        """Wrap ``provider``; it is not closed with this."""
+        super().__init__(recording)
         self.name = provider.name
         self._ask = provider.search
-        self._recording = recording
-        self._replay = ImageReplay(recording)
 
     async def search(self, query: ImageQuery) -> ImageResults:
         """Return the recorded response; ask and record it first if there is none."""
-
-        async def ask() -> Any:
-            found = await self._ask(query)
-            return IMAGE_RESULTS.dump_python(
-                found, mode="json", exclude_defaults=True, exclude={"kept"}
-            )
-
-        await _record(self._recording, image_fields(query), ask)
-        return await self._replay.search(query)
+        await _record(self._recording, query, self._ask, IMAGE_RESULTS)
+        return await super().search(query)
 
 
 async def _record(
-    recording: Recording, fields: dict[str, Any], ask: Callable[[], Awaitable[Any]]
+    recording: Recording,
+    query: Query,
+    ask: Callable[[Query], Awaitable[Response]],
+    format: TypeAdapter[Response],
 ) -> None:
+    fields = fields_of(query)
     if fields in recording:
         return
     try:
-        outcome = {"answer": await ask()}
+        found = await ask(query)
+        answer = format.dump_python(found, mode="json", exclude_defaults=True, exclude={"kept"})
+        outcome = {"answer": answer}
     except QueryRefusedError as error:
         outcome = {"refused": str(error)}
     try:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +14,15 @@ from deepeyes_plugins.search.contracts import SearchNotConfiguredError
 from deepeyes_plugins.search.recording import Recording
 from deepeyes_plugins.search.server import SearchServer
 from deepeyes_plugins.search.settings import KINDS, SearchSettings
+from deepeyes_plugins.serving.process import (
+    bearer_token,
+    configuration,
+    configure_logging,
+    listen,
+)
 
 logger = logging.getLogger(__name__)
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _SHUTDOWN_SECONDS = 5
 
 
@@ -46,15 +49,11 @@ def serve(settings: SearchSettings, options: ServerOptions) -> None:
     Raises:
         SystemExit: The service cannot start; the message says why.
     """
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(levelname)s: %(message)s", force=True
-    )
-    token = os.environ.get(settings.token_env, "").strip() or None  # As clients read it.
-    if token is None and options.host not in LOOPBACK:
-        raise SystemExit(
-            f"listening on {options.host} requires a bearer token, or anyone who can reach it "
-            f"could use up the search quota: set ${settings.token_env}, or listen on 127.0.0.1"
-        )
+    configure_logging(options.log_level)
+    try:
+        token = bearer_token(settings.token_env, options.host, "use up the search quota")
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     # `search.url` is for the agents: the service itself asks the providers.
     search = Search(settings.model_copy(update={"url": None}), user_cache_file())
     try:
@@ -62,24 +61,15 @@ def serve(settings: SearchSettings, options: ServerOptions) -> None:
         for kind in [kind for kind in KINDS if settings.chooses(kind)] or KINDS[:1]:
             search.preflight(kind)
         recording = Recording(options.record, writable=True) if options.record else None
-        app = SearchServer(search, token, recording).app()
+        app = SearchServer(search, recording).app(token, options.host)
     except SearchNotConfiguredError as error:
         raise SystemExit(str(error)) from None
     try:
-        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-        listener = socket.create_server((options.host, options.port), family=family, backlog=4096)
+        listener = listen(options.host, options.port)
     except OSError as error:
         raise SystemExit(f"cannot listen on {options.host}:{options.port}: {error}") from None
+    config = configuration(app, log_level=options.log_level, shutdown_seconds=_SHUTDOWN_SECONDS)
     with listener:
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            backlog=4096,
-            timeout_keep_alive=120,
-            timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
-        )
         port = listener.getsockname()[1]
         logger.info("the search service listens on http://%s:%d", options.host, port)
         uvicorn.Server(config).run(sockets=[listener])

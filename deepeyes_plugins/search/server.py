@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -26,6 +25,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -45,6 +45,7 @@ from deepeyes_plugins.search.contracts import (
 from deepeyes_plugins.search.providers.retriever import as_document
 from deepeyes_plugins.search.recording import ImageRecorder, Recorder, Recording
 from deepeyes_plugins.search.wire import IMAGE_QUERY, IMAGE_RESULTS, STATUSES, ErrorMessage
+from deepeyes_plugins.serving.guard import Guard, Handler, authorised
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,6 @@ _MAX_QUERIES = 1024
 """Queries in one request to ``/retrieve``."""
 
 Message = TypeVar("Message")
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 class RetrieveMessage(BaseModel):
@@ -69,21 +69,17 @@ class RetrieveMessage(BaseModel):
 class SearchServer:
     """HTTP handlers that answer from the providers of one :class:`Search`."""
 
-    def __init__(
-        self, search: Search, token: str | None = None, recording: Recording | None = None
-    ) -> None:
+    def __init__(self, search: Search, recording: Recording | None = None) -> None:
         """Create the providers.
 
         Args:
             search: Providers that answer.
-            token: Bearer token that clients must send; ``None`` for none.
             recording: File to which responses are written; recorded queries are answered from it.
 
         Raises:
             SearchNotConfiguredError: A provider is unknown, or an option of it is wrong.
         """
         self._search = search
-        self._token = token
         self._recording = recording
         self._text: TextSearchProvider = search.text
         self._images: ImageSearchProvider = search.images
@@ -93,16 +89,22 @@ class SearchServer:
         self._registry = CollectorRegistry()
         self._registry.register(_Counts(self._brokers))
 
-    def app(self) -> Starlette:
-        """Return the ASGI application."""
+    def app(self, token: str | None = None, host: str = "127.0.0.1") -> Starlette:
+        """Return the ASGI application.
+
+        Args:
+            token: Bearer token that clients must send; ``None`` for none.
+            host: Name or address on which the service listens.
+        """
         routes = [
-            Route("/search", self._guarded(self.text), methods=["POST"]),
-            Route("/image_search", self._guarded(self.image), methods=["POST"]),
-            Route("/retrieve", self._guarded(self.retrieve), methods=["POST"]),
-            Route("/health", self._guarded(self.health)),
+            Route("/search", authorised(_answered(self.text)), methods=["POST"]),
+            Route("/image_search", authorised(_answered(self.image)), methods=["POST"]),
+            Route("/retrieve", authorised(_answered(self.retrieve)), methods=["POST"]),
+            Route("/health", self.health),
             Route("/metrics", self.metrics),
         ]
-        return Starlette(routes=routes, lifespan=self._lifespan)
+        guard = Middleware(Guard, token, host)
+        return Starlette(routes=routes, lifespan=self._lifespan, middleware=[guard])
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -140,7 +142,9 @@ class SearchServer:
         return JSONResponse({"result": [[hit["document"] for hit in hits] for hits in found]})
 
     async def health(self, request: Request) -> Response:
-        """Return the state of the providers and the counts of queries."""
+        """Return the state of the providers and the counts of queries; strangers get neither."""
+        if not request.state.may_look:
+            return JSONResponse({"status": "ok"})
         return JSONResponse(
             {
                 "status": "ok",
@@ -161,29 +165,29 @@ class SearchServer:
 
     async def metrics(self, request: Request) -> Response:
         """Return metrics in the format of Prometheus."""
+        if not request.state.may_look:
+            reason = "the metrics require a bearer token, or a client on this machine"
+            return JSONResponse({"error": reason}, 401)
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
     def _brokers(self) -> dict[str, Broker]:  # type: ignore[type-arg]
         return {"text": self._search.text_broker, "image": self._search.image_broker}
 
-    def _guarded(self, handler: Handler) -> Handler:
-        """Check the token, and turn search errors into responses."""
-        expected = f"Bearer {self._token}".encode() if self._token else b""
 
-        async def guarded(request: Request) -> Response:
-            given = request.headers.get("authorization", "").encode("latin-1", "replace")
-            if expected and not hmac.compare_digest(given, expected):
-                return JSONResponse({"error": "the search service requires a bearer token"}, 401)
-            try:
-                return await handler(request)
-            except SearchError as error:
-                message = ErrorMessage.of(error)
-            except ClientDisconnect:
-                return Response(status_code=499)
-            logger.info("%s: %s", message.kind, message.message)
-            return JSONResponse(message.model_dump(), STATUSES[message.kind])
+def _answered(handler: Handler) -> Handler:
+    """Wrap a handler: turn search errors into responses."""
 
-        return guarded
+    async def answered(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except SearchError as error:
+            message = ErrorMessage.of(error)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        logger.info("%s: %s", message.kind, message.message)
+        return JSONResponse(message.model_dump(), STATUSES[message.kind])
+
+    return answered
 
 
 async def _read(request: Request, parse: Callable[[bytes], Message]) -> Message:

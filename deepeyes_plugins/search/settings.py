@@ -7,8 +7,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    ValidationError,
+    field_validator,
+)
 
+from deepeyes_plugins.remote.urls import refuse_credentials
 from deepeyes_plugins.search.contracts import MAXIMUM_RESULTS, SearchNotConfiguredError
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -53,6 +61,11 @@ class CacheSettings(BaseModel):
     size_mb: int = Field(
         1024, gt=0, description="Maximum size of the cache, in MiB; the oldest entries are evicted."
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: str | None) -> str | None:
+        return refuse_credentials(value, "search.cache.redis_password_env")
 
 
 class Budget(BaseModel):
@@ -183,6 +196,11 @@ class SearchSettings(BaseModel):
         "with *, case-insensitive; the first match decides). Without a match they are available in "
         "training; in evaluation the published rules apply.",
     )
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        return refuse_credentials(value, "search.token_env")
 
     def chooses(self, kind: Kind) -> bool:
         """Return whether the settings choose a provider, rather than leave it at the default."""

@@ -49,8 +49,8 @@ class Model(Protocol):
     """A served model; an asynchronous context manager."""
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        """Settings that affect generation, as JSON values."""
+    def output_settings(self) -> Mapping[str, Any]:
+        """Settings that affect the model's output, as JSON values."""
 
     async def __aenter__(self) -> Self:
         """Return the model itself; connections are opened later."""
@@ -65,7 +65,7 @@ class Model(Protocol):
             InfrastructureError: It does not respond, or has no such model.
         """
 
-    async def name(self) -> str:
+    async def model(self) -> str:
         """Return the server's name of the model.
 
         Raises:
@@ -162,7 +162,7 @@ class Sampling:
         with one_at_a_time(self.folder / "lock"):
             async with self.model as model:
                 await model.check()
-                name = await model.name()
+                name = await model.model()
                 resources = Resources(self.agent, _sandbox_that_starts())
                 judge = configured_judge(self.agent.judge)
                 scorer = Scorer(self.agent.rewards, judge, self.agent.plugins)
@@ -329,5 +329,5 @@ def _fingerprint(sampling: Sampling, model: str) -> str:
         mode="json",
     )
     variants = [(one.name, one.environment, one.system_prompt) for one in sampling.variants]
-    facts = [model, agent, dict(sampling.model.settings), sampling.seed, variants]
+    facts = [model, agent, dict(sampling.model.output_settings), sampling.seed, variants]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

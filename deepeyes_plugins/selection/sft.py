@@ -17,6 +17,7 @@ from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.dataset_info import DATASET_INFO
 from deepeyes_plugins.data.findings import DataError
 from deepeyes_plugins.data.formatter import format_row, format_sharegpt
+from deepeyes_plugins.data.media import confined
 from deepeyes_plugins.data.output import whole_file
 from deepeyes_plugins.data.writers import register_dataset
 from deepeyes_plugins.files import PARTIAL
@@ -204,7 +205,10 @@ def _row(
 
     def add(role: str, parts: Iterable[PartRecord]) -> None:
         parts = list(parts)
-        images.extend(_logged(log, part.image) for part in parts if part.image is not None)
+        for part in parts:
+            if part.image is not None:
+                images.append(path := _logged(log, part.image))
+                confined(part.image, str(path), (log,), "the log's folder")
         texts = (part.text or "" if part.image is None else IMAGE_PLACEHOLDER for part in parts)
         messages.append({"role": role, "content": "".join(texts)})
 

@@ -35,6 +35,7 @@ from deepeyes_plugins.search.contracts import (
     SearchResults,
     TextSearchProvider,
 )
+from deepeyes_plugins.testing.verdict import failure
 
 _CHECK_SECONDS = 120.0
 _AT_ONCE = 16
@@ -125,22 +126,12 @@ async def _report(
 ) -> dict[str, str | None]:
     provider = make()
     try:
-        return {name: await _failure(check(provider, samples)) for name, check in checks.items()}
+        return {
+            name: await failure(check(provider, samples), _CHECK_SECONDS)
+            for name, check in checks.items()
+        }
     finally:
         await provider.aclose()
-
-
-async def _failure(check: Awaitable[None]) -> str | None:
-    """Run a check and return why it failed; ``None`` if it passed."""
-    try:
-        await asyncio.wait_for(check, _CHECK_SECONDS)
-    except AssertionError as error:
-        return str(error) or "an assertion failed"
-    except TimeoutError:
-        return f"expected the check to end within {_CHECK_SECONDS:g} s, it timed out"
-    except Exception as error:
-        return f"the provider raised an unexpected {type(error).__name__}: {error}"
-    return None
 
 
 def _text(check: TextCheck) -> TextCheck:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from deepeyes_plugins.rollout.contracts import Environment, Tool
 from deepeyes_plugins.sandbox.client import SandboxClient
-from deepeyes_plugins.sandbox.contracts import SandboxUnavailable
 from deepeyes_plugins.sandbox.embedded import ensure_server
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 from deepeyes_plugins.search.client import Search
@@ -40,7 +39,6 @@ class Resources:
         self.search = Search(settings.search)
         self.sandbox_gate = Gate(
             "sandbox",
-            SandboxUnavailable,
             failures=settings.sandbox.circuit_failures,
             seconds=settings.sandbox.circuit_seconds,
             patience=settings.sandbox.patience,

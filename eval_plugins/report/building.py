@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,13 +25,12 @@ from eval_plugins.report.contents import (
     Prices,
     Report,
 )
-from eval_plugins.report.published import PUBLISHED, Published
+from eval_plugins.report.published import PUBLISHED, SHUFFLED, Published, base_name
 from eval_plugins.report.results import DatasetResults, Sample, find_results, models_of
 from eval_plugins.report.statistics import compare, holm, mean_interval
 from eval_plugins.report.trajectories import LoggedTrajectory, Matched, find_logs, match, read_logs
 from eval_plugins.report.trust import check_results, check_trajectories
 
-_SHUFFLED = re.compile(r"(?P<base>.+)_shuffled_(?P<seed>\d+)")
 _OTHER = "other"
 SIGNIFICANT = 0.05
 _GROUPS = ("real world", "OCR and charts", "mathematics", "search", _OTHER)
@@ -150,15 +148,14 @@ def build(
 
 def published_of(name: str) -> Published | None:
     """Return the published results of a dataset; a shuffled pass has those of its benchmark."""
-    shuffled = _SHUFFLED.fullmatch(name)
-    return PUBLISHED.get(shuffled["base"] if shuffled else name)
+    return PUBLISHED.get(base_name(name))
 
 
 def title_of(name: str) -> str:
     """Return the display name of a dataset."""
     known = published_of(name)
-    shuffled = _SHUFFLED.fullmatch(name)
-    base = known.title if known else shuffled["base"] if shuffled else name
+    shuffled = SHUFFLED.fullmatch(name)
+    base = known.title if known else base_name(name)
     return f"{base}, shuffled ({shuffled['seed']})" if shuffled else base
 
 
@@ -174,7 +171,7 @@ def _scored(samples: Sequence[Sample]) -> list[tuple[Sample, float]]:
 
 def _benchmark(result: DatasetResults, run: Run, prices: Prices) -> Benchmark:
     known = published_of(result.name)
-    shuffled = _SHUFFLED.fullmatch(result.name)
+    shuffled = SHUFFLED.fullmatch(result.name)
     scored = _scored(result.samples)
     accuracy = interval = None
     if scored:

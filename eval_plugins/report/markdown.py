@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
 
 from eval_plugins.report.contents import (
     AgentMetrics,
     Benchmark,
-    Comparison,
-    Finding,
+    ComparedBenchmark,
     Passes,
     Report,
 )
@@ -55,63 +58,25 @@ def scoring(benchmark: Benchmark) -> str:
 
 def to_markdown(report: Report) -> str:
     """Render a report as Markdown."""
-    return "\n".join(_lines(report)) + "\n"
-
-
-def _lines(report: Report) -> Iterator[str]:
-    yield f"# {escaped(report.title)}"
-    yield ""
-    yield f"Model `{report.model}`, {report.created}, deepeyes-plugins {report.version}."
-    yield ""
-    yield from _findings(report.findings)
-    yield "## Scores"
-    yield ""
-    yield from _table(
-        (
-            "benchmark",
-            "samples",
-            "failed",
-            "score",
-            "95 %",
-            "DeepEyesV2-7B",
-            "Qwen2.5-VL-7B",
-            "scoring",
-        ),
-        [*map(score_cells, report.benchmarks), *map(passes_cells, report.passes)],
+    environment = Environment(
+        autoescape=False,  # Of HTML: every cell goes through `escaped`.
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    yield from map(escaped, footnotes(report))
-    yield ""
-    rows = [agent_cells(one, one.agent) for one in report.benchmarks if one.agent is not None]
-    if rows:
-        yield "## The agent"
-        yield ""
-        yield from _table(
-            (
-                "benchmark",
-                "calls per sample",
-                "turns",
-                "tokens",
-                "seconds, median",
-                "seconds, 95th percentile",
-                "ends",
-                "cost",
-            ),
-            rows,
-        )
-    if report.comparison:
-        yield from _comparison(report.comparison)
-
-
-def _findings(findings: Sequence[Finding]) -> Iterator[str]:
-    if not findings:
-        return
-    yield "## Reliability"
-    yield ""
-    for finding in findings:
-        where = f"{escaped(finding.benchmark)}: " if finding.benchmark else ""
-        text = f"- **{LEVELS[finding.level]}.** {where}{escaped(finding.message)}."
-        yield text + (f" {escaped(finding.advice)}" if finding.advice else "")
-    yield ""
+    environment.filters["escaped"] = escaped
+    environment.filters["code"] = code
+    page = files("eval_plugins.report") / "page" / "report.md.j2"
+    return environment.from_string(page.read_text(encoding="utf-8")).render(
+        report=report,
+        levels=LEVELS,
+        named=NAMED,
+        scores=[*map(score_cells, report.benchmarks), *map(passes_cells, report.passes)],
+        footnotes=footnotes(report),
+        agents=[agent_cells(one, one.agent) for one in report.benchmarks if one.agent is not None],
+        compared=map(_compared_cells, report.comparison.benchmarks if report.comparison else ()),
+    )
 
 
 def score_cells(one: Benchmark) -> tuple[str, ...]:
@@ -181,65 +146,27 @@ def agent_cells(one: Benchmark, agent: AgentMetrics) -> tuple[str, ...]:
     )
 
 
-def _comparison(comparison: Comparison) -> Iterator[str]:
-    yield "## Comparison with the old run"
-    yield ""
-    yield f"Old run: model `{comparison.old_model}`, {', '.join(comparison.old_folders)}."
-    yield ""
-    rows = [
-        (
-            one.title,
-            f"{one.paired.samples:,}",
-            number(one.old),
-            number(one.new),
-            f"{100 * one.paired.difference:+.1f}",
-            f"{100 * one.paired.interval.low:+.1f} – {100 * one.paired.interval.high:+.1f}",
-            f"{one.paired.gained:,} / {one.paired.lost:,}",
-            f"{one.p_corrected:.3g}",
-            "yes" if one.moved else "no",
-        )
-        for one in comparison.benchmarks
-    ]
-    yield from _table(
-        (
-            "benchmark",
-            "samples in both",
-            "old",
-            "new",
-            "difference",
-            "95 %",
-            "gained / lost",
-            "p",
-            "significant",
-        ),
-        rows,
+def _compared_cells(one: ComparedBenchmark) -> tuple[str, ...]:
+    return (
+        one.title,
+        f"{one.paired.samples:,}",
+        number(one.old),
+        number(one.new),
+        f"{100 * one.paired.difference:+.1f}",
+        f"{100 * one.paired.interval.low:+.1f} – {100 * one.paired.interval.high:+.1f}",
+        f"{one.paired.gained:,} / {one.paired.lost:,}",
+        f"{one.p_corrected:.3g}",
+        "yes" if one.moved else "no",
     )
-    yield (
-        "p: McNemar's exact test (a sign-flip test where samples are variants of one question), "
-        "corrected by Holm for the number of benchmarks."
-    )
-    for one in comparison.benchmarks:
-        for word, indexes in (("gained", one.gained), ("lost", one.lost)):
-            if indexes:
-                more = f" and {len(indexes) - NAMED} more" if len(indexes) > NAMED else ""
-                named = ", ".join(map(escaped, indexes[:NAMED]))
-                yield f"- {escaped(one.title)}, {word}: {named}{more}"
-    for word, names in (("new", comparison.only_new), ("old", comparison.only_old)):
-        if names:
-            yield f"- only in the {word} run: {escaped(', '.join(names))}"
-    yield ""
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(header)} |"
-    yield f"|{' --- |' * len(header)}"
-    for row in rows:
-        yield f"| {' | '.join(map(escaped, row))} |"
-    yield ""
+def code(name: str) -> str:
+    """Format a name as code if its characters have no meaning there, else escape it."""
+    return f"`{name}`" if re.fullmatch(r"[\w ./:@=+-]+", name) else escaped(name)
 
 
 def escaped(text: str) -> str:
     """Escape Markdown and HTML, and join lines."""
-    for character in "\\`*_[]<>|#":
+    for character in "\\`*_[]<>|#&~":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())

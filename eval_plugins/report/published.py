@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +12,9 @@ SOURCE = (
     "search (the page's source at fd14bab); both models as its authors measured them"
 )
 """Source of every score below."""
+
+SHUFFLED = re.compile(r"(?P<base>.+)_shuffled_(?P<seed>\d+)")
+"""Pattern of a dataset's name with shuffled options: the benchmark's name and the seed."""
 
 Group = Literal["real world", "OCR and charts", "mathematics", "search"]
 
@@ -70,3 +74,9 @@ PUBLISHED: dict[str, Published] = {
 }
 """Published scores by VLMEvalKit's name of the dataset. The page does not name the splits of
 MathVerse and MathVision; those of the recipes are assumed."""
+
+
+def base_name(dataset: str) -> str:
+    """Return the benchmark of a shuffled dataset; other names are returned unchanged."""
+    match = SHUFFLED.fullmatch(dataset)
+    return match["base"] if match else dataset

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from deepeyes_plugins.files import read_json
 from deepeyes_plugins.rewards.rules import rule_accuracy
 from eval_plugins.report.tables import (
     FAILED,
@@ -239,7 +240,7 @@ def _asked_for(status: Mapping[str, Any]) -> set[str]:
 
 def _status(path: Path) -> dict[str, Any]:
     try:
-        status = json.loads(path.read_text(encoding="utf-8"))
+        status = read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         logger.warning("%s cannot be read: %s", path, error)
         return {}
@@ -400,7 +401,7 @@ def _ocrbench(sample: Sample) -> float:
     """Apply OCRBench's rule: one of the reference texts occurs in the answer."""
     try:
         references = [str(reference) for reference in ast.literal_eval(sample.reference)]
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         references = [sample.reference]
     if sample.category == "Handwritten Mathematical Expression Recognition":
         given = re.sub(r"\s+", "", sample.prediction)
@@ -420,7 +421,7 @@ def _score_simple_vqa(result: DatasetResults) -> bool:
     if result.name != "SimpleVQA" or not path.is_file():
         return False
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = read_json(path.read_text(encoding="utf-8"))
         verdicts = [next(iter(row["judge_res"].values())) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         result.problems.append(f"{path.name} cannot be read: {error}")

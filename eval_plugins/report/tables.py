@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from deepeyes_plugins.files import read_json
 from deepeyes_plugins.protocol.content import encodable
 from eval_plugins.cells import decoded
 
@@ -49,7 +49,7 @@ def read_table(path: Path) -> pd.DataFrame:
             separator = "\t" if path.suffix == ".tsv" else ","
             return pd.read_csv(path, sep=separator, dtype=str, na_filter=False).map(decoded)
         if path.suffix == ".json":
-            return _from_json(json.loads(path.read_text(encoding="utf-8")))
+            return _from_json(read_json(path.read_text(encoding="utf-8")))
     except OSError:
         raise
     except Exception as error:  # Every reader raises different types.
@@ -125,7 +125,7 @@ def read_metrics(path: Path) -> Metrics:
     """
     if path.suffix == ".json":
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UnreadableTable(f"{path} is not JSON: {error}") from error
         if not _is_table(data):

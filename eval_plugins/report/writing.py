@@ -28,6 +28,8 @@ from typing import Any
 
 from PIL import Image
 
+from deepeyes_plugins.data.media import confined
+from deepeyes_plugins.files import read_json
 from deepeyes_plugins.protocol.content import turn_upright
 from deepeyes_plugins.protocol.pixels import to_8bit
 from deepeyes_plugins.rollout.trajectory import PartRecord, Trajectory
@@ -46,12 +48,9 @@ QUESTION_SHOWN = 140
 """Maximum length of a question in the list, in characters."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _TAGS = re.compile(r"<(think|code|tool_call|answer)>(.*?)(?:</\1>|\Z)", re.DOTALL)
-_EXECUTED = re.compile(
-    r"\ACode execution result:\nstdout:\n```\n(?P<stdout>.*)\n```\n\n"
-    r"stderr:\n```\n(?P<stderr>.*)\n```\s*(?:Images:)?\s*\Z",
-    re.DOTALL,
-)
-_FENCE = re.compile(r"\A\s*```(?:python|py)?[ \t]*\n(.*?)\n?(?:```)?\s*\Z", re.DOTALL)
+_EXECUTED = "Code execution result:\nstdout:\n```\n", "\n```\n\nstderr:\n```\n", "\n```"
+"""The protocol's frame around code output: before, between and after its streams."""
+_OPENING_FENCE = re.compile(r"```(?:python|py)?[ \t]*\n")
 
 
 _FILES = ("report.json", "report.md", "index.html")
@@ -110,7 +109,7 @@ def _prepare_folder(folder: Path, contents: str) -> None:
 def _is_ours(file: Path) -> bool:
     """Return whether a ``report.json`` was written by this package."""
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
+        known = read_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(known, dict) and isinstance(known.get("benchmarks"), list)
@@ -204,13 +203,23 @@ def _part(part: PartRecord, image: Callable[[str], str]) -> dict[str, str]:
 def _observed(parts: Sequence[PartRecord], image: Callable[[str], str]) -> Iterator[dict[str, str]]:
     """Yield an observation without the protocol's frame around code output."""
     for part in parts:
-        framed = _EXECUTED.match(part.text or "")
-        if framed is None:
+        streams = _streams(part.text or "")
+        if streams is None:
             yield _part(part, image)
             continue
-        for name in ("stdout", "stderr"):
-            if framed[name].strip():
-                yield {"name": name, "text": framed[name]}
+        for name, text in zip(("stdout", "stderr"), streams, strict=True):
+            if text.strip():
+                yield {"name": name, "text": text}
+
+
+def _streams(text: str) -> tuple[str, str] | None:
+    """Return stdout and stderr of code output in the protocol's frame."""
+    before, between, after = _EXECUTED
+    stdout, found, rest = text.removeprefix(before).rpartition(between)
+    stderr = rest.rstrip().removesuffix("Images:").rstrip()
+    if not (text.startswith(before) and found and stderr.endswith(after)):
+        return None
+    return stdout, stderr.removesuffix(after)
 
 
 def segments(text: str) -> list[tuple[str, str]]:
@@ -232,8 +241,9 @@ def segments(text: str) -> list[tuple[str, str]]:
 
 
 def _unfenced(text: str) -> str:
-    match = _FENCE.match(text)
-    return match[1] if match else text
+    body = text.strip()
+    opening = _OPENING_FENCE.match(body)
+    return body[opening.end() :].removesuffix("```") if opening else text
 
 
 def _write_data(folder: Path, number: int, trajectories: Sequence[dict[str, Any]]) -> None:
@@ -277,6 +287,7 @@ class _Images:
 def _copy(source: Path, target: Path, side: int) -> None:
     """Decode an image and write a copy of at most ``side`` pixels; skip what is not an image."""
     try:
+        confined(source.name, str(source), (source.parent,), "the log's folder")
         with Image.open(source, formats=_FORMATS) as image:
             if image.format == "JPEG":
                 image.draft("RGB", (side, side))  # Decodes at a reduced size.

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from vlmeval.api.base import BaseAPI
 
 from deepeyes_plugins.environments.preflight import check_tools
+from deepeyes_plugins.printable import printable
 from deepeyes_plugins.rollout import EndReason, Task, Trajectory
 from deepeyes_plugins.rollout.log import TrajectoryLog
 from deepeyes_plugins.rollout.trajectory import MessageRecord
@@ -169,7 +170,8 @@ class DeepEyesV2(BaseAPI):
             logger.warning("a sample of %s failed", dataset, exc_info=True)
             code, text, log = -1, f"{self.fail_msg} {error!r}", repr(error)
         if self.verbose:
-            print(text if code == 0 else f"{text}\n{log}", flush=True)
+            said = text if code == 0 else f"{text}\n{log}"
+            print(printable(said, lines=True), flush=True)
         return text
 
     def _items(self, message: Any) -> list[Item]:

@@ -24,6 +24,9 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
+from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.media import confined
+from deepeyes_plugins.files import read_json
 from deepeyes_plugins.protocol.missing import is_missing, text_of
 from eval_plugins.vlmevalkit.constants import SEARCH_COLUMNS
 
@@ -158,8 +161,16 @@ def read_infoseek(
             question=_text(row.get("question"), where, "question"),
             answer=_text(answers[0] if answers else None, where, "answer"),
             candidates=_candidates([*answers[1:], *_entries(row.get("answer_eval"), where)], where),
-            images=(_checked(path.read_bytes(), f"{where}, {path}"),),
+            images=(_checked(_oven(path, images, where), f"{where}, {path}"),),
         )
+
+
+def _oven(path: Path, folder: Path, where: str) -> bytes:
+    try:
+        confined(path.name, str(path), (folder,), "--images")
+        return path.read_bytes()
+    except (OSError, RowError) as error:
+        raise SourceError(f"{where}: image_id: {error}") from error
 
 
 def write_table(name: str, questions: Iterable[Question], folder: Path) -> tuple[Path, int]:
@@ -258,7 +269,7 @@ def _json_lines(source: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         with source.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    row = json.loads(line)
+                    row = read_json(line)
                     if not isinstance(row, dict):
                         raise SourceError(f"{source}, line {number}: not an object")
                     yield number, row
@@ -284,7 +295,7 @@ def _text(value: Any, where: str, key: str) -> str:
 def _listed(value: Any) -> list[Any]:
     """Convert a value to a list: parse JSON text, wrap a single value."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        value = json.loads(value)
+        value = read_json(value)
     if is_missing(value):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]

@@ -5,7 +5,6 @@ VLMEvalKit imports these classes in every process, so scoring is imported only w
 
 from __future__ import annotations
 
-import json
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -16,6 +15,9 @@ import pandas as pd
 from vlmeval.dataset.image_base import ImageBaseDataset
 from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path
 
+from deepeyes_plugins.data.contracts import RowError
+from deepeyes_plugins.data.media import confined
+from deepeyes_plugins.files import read_json
 from deepeyes_plugins.protocol.missing import is_missing
 from eval_plugins.report.tables import read_table
 from eval_plugins.vlmevalkit.constants import (
@@ -166,12 +168,20 @@ class DeepEyesSearchQA(AnswerTable):
 
         Raises:
             FileNotFoundError: The table or an image of it is missing.
-            ValueError: A column is missing.
+            ValueError: A column is missing, or an image is outside of ``$LMUData``.
         """
         table = super().load_data(dataset)
         root = Path(LMUDataRoot())
+
+        def located(row: int, name: str) -> str:
+            try:
+                return confined(name, str(root / name), (root,), "LMUData")
+            except RowError as error:
+                raise ValueError(f"{dataset}.tsv, row {row}: image_file: {error}") from error
+
         table["image_file"] = [
-            [str(root / name) for name in json.loads(names)] for names in table["image_file"]
+            [located(row, name) for name in read_json(names)]
+            for row, names in enumerate(table["image_file"], 1)
         ]
         lost = [name for names in table["image_file"] for name in names if not Path(name).is_file()]
         if lost:
@@ -259,7 +269,7 @@ def _sample(row: pd.Series, prediction: str, failed: bool) -> Sample:
     from deepeyes_plugins.judge.contracts import Comparison
     from eval_plugins.vlmevalkit.scoring import Sample
 
-    candidates: list[Candidate] = json.loads(row["candidates"])
+    candidates: list[Candidate] = read_json(row["candidates"])
     names = [text for text in candidates if isinstance(text, str) and text != row["answer"]]
     ranges = [entry["range"] for entry in candidates if isinstance(entry, dict)]
     reference = row["answer"]

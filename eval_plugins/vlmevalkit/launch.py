@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from deepeyes_plugins.errors import SettingsError
+from deepeyes_plugins.files import read_json
+from deepeyes_plugins.hosts.openai.settings import OpenAISettings
 from eval_plugins.report.tables import UnreadableTable
 from eval_plugins.vlmevalkit.leftovers import STATUS_FILE, Combination, failed_samples
+from eval_plugins.vlmevalkit.settings import load_evaluation
 
 MODEL = "DeepEyesV2"
 DEFAULT_WORK_DIR = "outputs"
@@ -100,13 +103,34 @@ def expected(arguments: Sequence[str]) -> list[Combination]:
     models, names = _values(arguments, "--model") or [MODEL], _values(arguments, "--data")
     if configs:
         try:
-            recipe: Any = json.loads(Path(configs[-1]).read_text(encoding="utf-8"))
+            recipe: Any = read_json(Path(configs[-1]).read_text(encoding="utf-8"))
             models, names = list(recipe["model"]), list(recipe["data"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise LaunchError(
                 f"--config {configs[-1]} names no models or no datasets: {error!r}"
             ) from error
     return [Combination(model, name) for model in models for name in names]
+
+
+def servers(arguments: Sequence[str], agent: Path | None) -> list[OpenAISettings]:
+    """Return the settings of the servers that the requested DeepEyes models use.
+
+    Settings that VLMEvalKit will refuse are left to it.
+    """
+    configs = _values(arguments, "--config")
+    found = []
+    models: dict[str, Any] = {name: {} for name in _values(arguments, "--model") or [MODEL]}
+    if configs:
+        models = read_json(Path(configs[-1]).read_text(encoding="utf-8"))["model"]
+    for name, keywords in models.items():
+        options = dict(keywords) if isinstance(keywords, Mapping) else {}
+        if options.pop("class", name) == MODEL:
+            with contextlib.suppress(SettingsError, TypeError):
+                config = options.pop("agent_config", agent and str(agent))
+                for own in ("retry", "verbose", "fail_msg"):
+                    options.pop(own, None)
+                found.append(load_evaluation(config, **options).server)
+    return found
 
 
 def rescores_in_place(arguments: Sequence[str]) -> bool:
@@ -158,7 +182,7 @@ def _statuses(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield each status file once, with its folder; the model's folder links to its runs."""
     for path in sorted({path.resolve() for path in folder.rglob(STATUS_FILE)}):
         with contextlib.suppress(OSError, ValueError):
-            status = json.loads(path.read_text(encoding="utf-8"))
+            status = read_json(path.read_text(encoding="utf-8"))
             if isinstance(status, dict):
                 yield path.parent, status
 

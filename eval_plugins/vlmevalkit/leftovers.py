@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickletools
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from deepeyes_plugins.files import read_json
 from eval_plugins.report.tables import (
     FAILED,
     TABLE_SUFFIXES,
@@ -108,7 +108,7 @@ def _scores(folder: Path, combination: Combination, asked: Sequence[Combination]
     """Yield the score files, except those of datasets whose names start with this one's."""
     known = {other.dataset for other in asked}
     try:
-        known |= json.loads((folder / STATUS_FILE).read_text(encoding="utf-8"))["datasets"].keys()
+        known |= read_json((folder / STATUS_FILE).read_text(encoding="utf-8"))["datasets"].keys()
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         logger.debug("%s has no readable list of datasets", folder / STATUS_FILE)
     longer = [

@@ -25,10 +25,10 @@ from vlmeval.smp.file import INFER_FAIL_MSG
 from vlmeval.utils.matching_util import can_infer
 
 from deepeyes_plugins.judge.contracts import Comparison
+from eval_plugins.report.published import base_name
 from eval_plugins.report.tables import read_table
 from eval_plugins.vlmevalkit.dataset import check_answers, write_scores
 from eval_plugins.vlmevalkit.scoring import Sample, Scoring, as_published, score_samples
-from eval_plugins.vlmevalkit.shuffling import base_name
 
 logger = logging.getLogger(__name__)
 

@@ -1,17 +1,17 @@
 """Evaluation settings: the agent, the model's server and the prompt.
 
-The keys are the same in every place. Later ones override earlier ones:
+The defaults are those of the published evaluation. Two layers override them, with the same keys:
 
-1. the limits of the published evaluation,
-2. agent.yaml,
-3. its section ``evaluation``,
-4. the keywords of the model class (``--config`` file),
-5. environment variables (``DEEPEYES_…``, ``DEEPEYES_OPENAI_…``, ``DEEPEYES_EVAL_…``).
+1. agent.yaml, where a key in the section ``evaluation`` replaces the same key outside of it,
+2. the run: keywords of the model class (``--config`` file) or environment variables
+   (``DEEPEYES_…``, ``DEEPEYES_OPENAI_…``, ``DEEPEYES_EVAL_…``).
 """
 
 from __future__ import annotations
 
 import difflib
+import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,16 @@ from deepeyes_plugins.protocol.prompts import deepeyes_v2_prompt
 from deepeyes_plugins.search.availability import EVALUATION, SEARCH_TOOLS, search_is_on
 from deepeyes_plugins.settings import AgentSettings, LayeredSettings, load_settings
 
-PUBLISHED: Mapping[str, Any] = {"limits": {"turns": 10}, "sandbox": {"cell_timeout": 60.0}}
+AGENT_DEFAULTS: Mapping[str, Any] = {"limits": {"turns": 10}, "sandbox": {"cell_timeout": 60.0}}
 """Agent limits of the published evaluation: 10 turns, 60 s per cell (model class of the evaluation
 in Visual-Agent/DeepEyesV2)."""
-PUBLISHED_SERVER: Mapping[str, Any] = {"temperature": 0.0, "max_tokens": 20_480}
-"""Sampling of the published evaluation (same source, and its issue 30)."""
+SERVER_DEFAULTS: Mapping[str, Any] = {
+    "url": "http://127.0.0.1:8000",
+    "temperature": 0.0,
+    "max_tokens": 20_480,
+}
+"""``vllm serve`` on this machine; sampling of the published evaluation (same source, and its issue
+30)."""
 
 _NOT_HERE = ("evaluation", "failures", "rewards", "plugins")
 """Sections of agent.yaml that an evaluation cannot override."""
@@ -115,12 +120,14 @@ def load_evaluation(
     # None means that a keyword is not given.
     keywords = {key: value for key, value in keywords.items() if value is not None}
     _check(keywords, "the model's keywords")
+    for key, value in keywords.items():
+        _warn_if_given_twice(key, value)
 
     def arrange(values: dict[str, Any]) -> dict[str, Any]:
         section = values.get("evaluation") or {}
         if not isinstance(section, dict):
             raise SettingsError("evaluation: expected keys and values")
-        merged = _merged(PUBLISHED, values)
+        merged = _merged(AGENT_DEFAULTS, values)
         for layer in (section, keywords):
             merged = _merged(merged, _only(layer, AgentSettings.model_fields))
         return merged
@@ -128,7 +135,7 @@ def load_evaluation(
     agent = load_settings(agent_config, arrange)
     _check(agent.evaluation, "evaluation in agent.yaml")
     given = {**agent.evaluation, **keywords}
-    sampling: dict[str, Any] = {**PUBLISHED_SERVER}
+    sampling: dict[str, Any] = {**SERVER_DEFAULTS}
     if attempts is not None:
         sampling["retries"] = max(0, attempts - 1)
     server = load_openai_settings(**sampling | _only(given, OpenAISettings.model_fields))
@@ -161,6 +168,22 @@ def _check(values: Mapping[str, Any], where: str) -> None:
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise SettingsError(
                 f"{where}: unknown key {key!r}.{hint} Known: {', '.join(sorted(known))}."
+            )
+
+
+def _warn_if_given_twice(key: str, value: object) -> None:
+    """Warn about environment variables that override a keyword of the model by another value."""
+    models = (AgentSettings, OpenAISettings, PromptSettings)
+    prefix = next(m.model_config["env_prefix"] for m in models if key in m.model_fields)
+    inner = value if isinstance(value, Mapping) else {}
+    for name, given in {"": value, **{f"_{below}": at for below, at in inner.items()}}.items():
+        variable = f"{prefix}{key}{name}".upper()
+        if os.environ.get(variable, str(given)) != str(given):
+            warnings.warn(
+                f"{variable} and the model's keyword {key!r} are both given. The variable counts; "
+                "the next version rejects this: remove one of them.",
+                FutureWarning,
+                stacklevel=3,
             )
 
 

@@ -15,9 +15,6 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-PASS = re.compile(r"(?P<base>.+)_shuffled_(?P<seed>\d+)")
-"""Pattern of a shuffled pass's name: the benchmark's name and the seed."""
-
 _ROTATED = ("cycle_category", "g_index")
 """Columns of benchmarks that already repeat each question with permuted options."""
 _JOINED = r"\s*(?:[,，、&+/]|(?i:and|or)\b|[和与或及])+\s*"
@@ -54,17 +51,6 @@ class Shuffled:
     after: Counter[str]
 
 
-def pass_name(base: str, seed: int) -> str:
-    """Return the name of a pass, which :data:`PASS` matches."""
-    return f"{base}_shuffled_{seed}"
-
-
-def base_name(dataset: str) -> str:
-    """Return the benchmark of a shuffled pass; other names are returned unchanged."""
-    match = PASS.fullmatch(dataset)
-    return match["base"] if match else dataset
-
-
 def shuffle_table(base: str, seed: int, folder: Path) -> Shuffled:
     """Write ``<folder>/<base>_shuffled_<seed>.tsv``, row by row.
 
@@ -85,7 +71,7 @@ def shuffle_table(base: str, seed: int, folder: Path) -> Shuffled:
             "or LMUData names another folder"
         )
     csv.field_size_limit(sys.maxsize)  # Images are cells.
-    target = folder / f"{pass_name(base, seed)}.tsv"
+    target = folder / f"{base}_shuffled_{seed}.tsv"  # As SHUFFLED of the report.
     partial = target.with_name(f"{target.name}.partial")
     before: Counter[str] = Counter()
     after: Counter[str] = Counter()

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from eval_plugins.cells import decoded, encoded
-from eval_plugins.vlmevalkit.shuffling import PASS
+from eval_plugins.report.published import SHUFFLED
 
 PREDICTION, ANSWER = "prediction", "answer"
 _NOTHING = ("", "nan", "NaN", "-nan", "-NaN")
@@ -61,7 +61,7 @@ def _as_written(data: Any, path: Path, kind: str) -> Any:
         return pd.DataFrame(data)
     if kind not in _READERS or not isinstance(data, pd.DataFrame) or not path.is_file():
         return data
-    wanted = {PREDICTION, *(string.ascii_uppercase if PASS.search(path.stem) else ())}
+    wanted = {PREDICTION, *(string.ascii_uppercase if SHUFFLED.search(path.stem) else ())}
     if ANSWER in data and data[ANSWER].isna().any():
         wanted.add(ANSWER)
     # A column that pandas read as texts only is already unchanged.

@@ -109,6 +109,7 @@ def test_every_command_is_there_to_be_imported(path: tuple[str, ...]) -> None:
 
     assert answer.exit_code == 0
     assert f"{' '.join(path)} [OPTIONS]" in answer.stdout
+    assert not re.search(r"<(list|str|int|float|Path)\b", answer.stdout)  # no Python types
 
 
 def test_the_help_is_quick_because_no_command_is_imported() -> None:

@@ -247,8 +247,10 @@ def test_links_that_lead_nowhere_are_named_and_ways_out_of_the_folder_told(tmp_p
     (tmp_path / "outside.png").write_bytes(picture())
     (media / "link.png").symlink_to("../outside.png")
     (media / "dangling.png").symlink_to("gone.png")
-    names = ["link.png", "dangling.png", "../outside.png", "../gone.png"]
-    file, problems = tmp_path / "x.json", tmp_path / "problems.jsonl"
+    (media / "here.png").write_bytes(picture())
+    names = ["here.png", "link.png", "dangling.png", "../outside.png", "../gone.png"]
+    file, problems = tmp_path / "rows" / "x.json", tmp_path / "problems.jsonl"
+    file.parent.mkdir()
     file.write_text(json.dumps(list(map(sft_row, names))))
 
     result = run(
@@ -259,11 +261,14 @@ def test_links_that_lead_nowhere_are_named_and_ways_out_of_the_folder_told(tmp_p
     named = [json.loads(line) for line in problems.read_text().splitlines()]
     assert [(each["row"], each["level"]) for each in named] == [
         (2, "error"),
-        (3, "warning"),
+        (3, "error"),
         (4, "error"),
-        (4, "warning"),
+        (5, "error"),
     ]
-    assert "dangling.png" in named[0]["reason"] and ".. in its path" in named[1]["reason"]
+    for one, words in zip(
+        named, ("--media-root or", "dangling.png", "with .. in it", "no such file"), strict=True
+    ):
+        assert words in one["reason"]
 
 
 def test_a_zip_file_cut_or_damaged_in_the_middle(tmp_path: Path) -> None:

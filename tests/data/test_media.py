@@ -24,21 +24,44 @@ def zipped(path: Path, members: dict[str, bytes], method: int = ZIP_DEFLATED) ->
     return path
 
 
-def test_folder_first_then_its_zip_file_then_the_name_itself(tmp_path: Path) -> None:
+def test_folder_first_then_its_zip_file_then_an_absolute_path_that_may_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "media"
     folder.mkdir()
     (folder / "both.png").write_bytes(b"from the folder")
-    (tmp_path / "elsewhere.png").write_bytes(b"from elsewhere")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "1.png").write_bytes(b"from elsewhere")
+    (folder / "link.png").symlink_to(elsewhere / "1.png")
+    (folder / "same.png").symlink_to("both.png")
     zipped(folder / "images.zip", {"both.png": b"from the zip", "packed.png": b"from the zip"})
+    other = zipped(elsewhere / "o.zip", {"1.png": b"from another zip"})
 
     root = MediaRoot.open(folder)
 
     for name, content in (
         ("both.png", b"from the folder"),
         ("packed.png", b"from the zip"),
-        (str(tmp_path / "elsewhere.png"), b"from elsewhere"),
+        (str(folder / "both.png"), b"from the folder"),
+        ("same.png", b"from the folder"),
+        (f"zip://packed.png::{folder / 'images.zip'}", b"from the zip"),
     ):
         assert read_media(root.locate(name)) == content
+    outside = [
+        (str(elsewhere / "1.png"), b"from elsewhere"),
+        ("link.png", b"from elsewhere"),
+        (f"zip://1.png::{other}", b"from another zip"),
+    ]
+    for name, _ in outside:
+        with pytest.raises(RowError, match=r"outside.*name its folder in media_root or DEEPEYES_M"):
+            root.locate(name)
+    with pytest.raises(RowError, match=r"outside .*a path with \.\. in it"):
+        root.locate("../elsewhere/1.png")
+    monkeypatch.setenv(media.MEDIA_ROOTS, f"{folder}:{elsewhere}")
+    for name, content in outside:
+        assert read_media(MediaRoot.open(folder).locate(name)) == content
+        assert read_media(MediaPlaces.open([folder]).locate(name)) == content
     with pytest.raises(RowError, match=r"no such file in .*/media or .*/media/images\.zip"):
         root.locate("nowhere.png")
 

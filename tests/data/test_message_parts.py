@@ -25,6 +25,7 @@ from deepeyes_plugins.data.rl_rows import prompt_messages
 from deepeyes_plugins.data.row_store import IMAGE_SIZES, Rows, store_files
 from deepeyes_plugins.protocol.content import EncodedImage
 from tests.data.test_checks import PLAIN, image_bytes
+from tests.data.test_media import zipped
 
 PICTURE = image_bytes()
 URI = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
@@ -165,7 +166,7 @@ def test_a_placeholder_that_text_spells_stays_text(folder: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("form", NAMED)
-@pytest.mark.parametrize("place", ["absolute", "above", "link", "network"])
+@pytest.mark.parametrize("place", ["absolute", "above", "link", "zip", "network"])
 def test_a_part_does_not_lead_out_of_the_folder(
     form: str, place: str, folder: Path, tmp_path: Path
 ) -> None:
@@ -176,6 +177,7 @@ def test_a_part_does_not_lead_out_of_the_folder(
         "absolute": str(secret),
         "above": "../secret.png",
         "link": "link.png",
+        "zip": f"zip://1.png::{zipped(tmp_path / 'others.zip', {'1.png': PICTURE})}",
         "network": "https://example.com/a.png",
     }[place]
     (folder / "good.json").write_text(json.dumps([PLAIN]))
@@ -187,8 +189,9 @@ def test_a_part_does_not_lead_out_of_the_folder(
     assert (sft.summary.bad, sft.summary.written) == (1, 1)
     with pytest.raises(ValueError, match=r"none of 1 rows can be used\n.*row 1: images: image 1"):
         prepare_rl([file], tmp_path / "rl")
-    # A link that is there is followed where its owner trains, as in the column `images`.
-    assert check_rl_parquet(file).ok == (place == "link")
+    for report in (check_rl_parquet(file), check_sft_file(folder / "x.json")):
+        (problem,) = report.errors
+        assert (problem.row, problem.key) == (1, "images")
     if place == "network":
         assert "images are not downloaded" in sft.summary.faults[0]
         assert "images are not downloaded" in check_rl_parquet(file).errors[0].reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,6 +110,35 @@ def test_other_processes_leave_the_file_to_the_first(
         RowError, match=r"rows\.json: 2 <image> .* but 3 images\. The row is: .*zoom"
     ):
         convert(bad_rows[1])
+
+
+def test_images_outside_of_the_media_folder_are_named(
+    arguments: Arguments, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the check of the file, and in processes that convert single rows."""
+    elsewhere = tmp_path / "elsewhere" / "1.png"
+    elsewhere.parent.mkdir()
+    given = arguments(rows)
+    shutil.copy(Path(given["media_dir"]) / rows[0]["images"][0], elsewhere)
+    changed = copy.deepcopy(rows)
+    changed[0]["images"][0] = str(elsewhere)
+    given = arguments(changed)
+    data = SimpleNamespace(
+        **{key: given[key] for key in ("dataset_dir", "media_dir", "template")},
+        max_samples=None,
+        streaming=False,
+    )
+    entry = get_dataset_list(["rows"], data.dataset_dir)[0]
+    with pytest.raises(DataError, match=r"rows\.json, row 1: images: .* outside .* in media_dir"):
+        converter.get_dataset_converter("deepeyes", entry, data)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(RowError, match=r"1\.png is outside .*media_dir or DEEPEYES_MEDIA_ROOTS"):
+        converter.get_dataset_converter("deepeyes", entry, data)(changed[0])
+
+    monkeypatch.setenv("DEEPEYES_MEDIA_ROOTS", str(elsewhere.parent))
+
+    convert = converter.get_dataset_converter("deepeyes", entry, data)
+    assert convert(changed[0])["_images"].to_pylist()[0][0] == str(elsewhere)
 
 
 def test_wrong_choice_is_refused(

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from deepeyes_plugins.hosts.openai.probe import QUESTION
 from tests.serving import LocalServer
 
 
@@ -57,13 +58,23 @@ Script = Callable[[Body], Reply]
 class ChatServer(LocalServer):
     """Answers on a free port of loopback, in a thread, for as long as the context lasts.
 
+    It also answers the probe that precedes a run, unless a test is about that (``is_probed``).
+
     Attributes:
         url: Base URL, with /v1.
         requests: Bodies of the chat requests so far, in order of arrival.
         headers: Their headers.
     """
 
-    def __init__(self, script: Script, models: tuple[str, ...] = ("tiny",), port: int = 0) -> None:
+    def __init__(
+        self,
+        script: Script,
+        models: tuple[str, ...] = ("tiny",),
+        port: int = 0,
+        *,
+        is_probed: bool = False,
+    ) -> None:
+        self._is_probed = is_probed
         self.requests: list[Body] = []
         self.headers: list[dict[str, str]] = []
         self._script = script
@@ -87,6 +98,8 @@ class ChatServer(LocalServer):
 
     async def _chat(self, request: Request) -> Response:
         body = await request.json()
+        if not self._is_probed and question(body).startswith(QUESTION):
+            return Reply("b" if body.get("bad_words") else "a").response()
         self.requests.append(body)
         self.headers.append(dict(request.headers))
         reply = self._script(body)

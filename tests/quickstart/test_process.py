@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -70,6 +71,28 @@ def test_servers_are_up_inside_the_block_and_gone_behind_it(tmp_path: Path) -> N
         assert all(httpx.get(url).is_success for url in urls)
     for url in urls:
         with pytest.raises(httpx.ConnectError):
+            httpx.get(url)
+
+
+def test_a_server_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    """Also if that is killed, as by the scheduler of a cluster."""
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from deepeyes_plugins.quickstart.process import model_servers\n"
+        "with model_servers({Path(sys.argv[1]): sys.argv[2:]}, {}) as (url,):\n"
+        "    print(url, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    server = [sys.executable, "-c", SERVER, "{port}"]
+    command = [sys.executable, "-c", program, str(tmp_path / "log"), *server]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert httpx.get(url).is_success
+        process.kill()
+    with pytest.raises(httpx.TransportError):
+        while True:
             httpx.get(url)
 
 

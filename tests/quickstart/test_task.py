@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from deepeyes_plugins.protocol.content import EncodedImage
@@ -29,12 +27,9 @@ from deepeyes_plugins.quickstart.task import (
     FAILURE_PROBABILITY,
     FOLLOW_PROBABILITY,
     HABIT_CELL,
-    PICTURE_SIDE,
     SEEDS_PER_SPLIT,
     Example,
     crop_box,
-    crop_hits,
-    crop_turn,
     demonstration,
     make_example,
     observation_turn,
@@ -175,28 +170,6 @@ class TestDemonstrations:
         *text, _ = code_observation("", "", [EncodedImage.from_pil(picture)])
         assert "".join(map(str, text)) + "<image>" == observation_turn()
         assert code_observation("", "") == (FAILED_OBSERVATIONS[0],)
-
-
-class TestCropHits:
-    def test_a_crop_of_the_framed_cell_hits_and_others_miss(self) -> None:
-        example = make_example(3)
-        hits = [crop_hits(crop_turn(cell), example) for cell in range(len(CELL_NAMES))]
-        assert hits == [cell == example.framed_cell for cell in range(len(CELL_NAMES))]
-
-    @settings(deadline=None)
-    @given(spaces=st.lists(st.sampled_from(["", " ", "  "]), min_size=6, max_size=6))
-    def test_spaces_do_not_matter(self, spaces: list[str]) -> None:
-        a, b, c, d, e, f = spaces
-        code = f"image_1.crop({a}({b}0,{c}0,{d}{PICTURE_SIDE},{e}{PICTURE_SIDE}){f}).resize((9, 9))"
-        assert crop_hits(code, make_example(3))
-
-    @settings(deadline=None)
-    @given(code=st.text())
-    def test_any_text_is_understood_or_misses(self, code: str) -> None:
-        assert crop_hits(code, make_example(3)) is False
-
-    def test_an_empty_region_misses(self) -> None:
-        assert not crop_hits("image_1.crop((448, 448, 0, 0))", make_example(3))
 
 
 class TestFiles:

@@ -6,6 +6,7 @@ import pytest
 
 from deepeyes_plugins.remote.circuit import Circuit
 from deepeyes_plugins.remote.errors import CircuitOpenError, RemoteUnavailableError
+from deepeyes_plugins.remote.retry import Backoff
 
 
 class Clock:
@@ -26,7 +27,7 @@ def succeed(circuit: Circuit) -> None:
 
 
 def test_it_opens_after_failures_in_a_row() -> None:
-    circuit = Circuit(3, seconds=10, clock=Clock())
+    circuit = Circuit(3, Backoff(10, 10), clock=Clock())
     fail(circuit)
     fail(circuit)
     succeed(circuit)
@@ -42,7 +43,7 @@ def test_it_opens_after_failures_in_a_row() -> None:
 
 def test_one_request_tries_while_the_others_wait() -> None:
     clock = Clock()
-    circuit = Circuit(1, seconds=10, clock=clock)
+    circuit = Circuit(1, Backoff(10, 10), clock=clock)
     fail(circuit)
     clock.now = 10
     with circuit.attempt(), pytest.raises(CircuitOpenError):
@@ -53,7 +54,7 @@ def test_one_request_tries_while_the_others_wait() -> None:
 
 def test_a_trial_that_fails_opens_it_again() -> None:
     clock = Clock()
-    circuit = Circuit(5, seconds=10, clock=clock)
+    circuit = Circuit(5, Backoff(10, 10), clock=clock)
     for _ in range(5):
         fail(circuit)
     clock.now = 10
@@ -63,7 +64,7 @@ def test_a_trial_that_fails_opens_it_again() -> None:
 
 def test_a_trial_that_was_cancelled_is_repeated_later() -> None:
     clock = Clock()
-    circuit = Circuit(1, seconds=10, clock=clock)
+    circuit = Circuit(1, Backoff(10, 10), clock=clock)
     fail(circuit)
     clock.now = 10
     with pytest.raises(KeyboardInterrupt), circuit.attempt():
@@ -74,15 +75,48 @@ def test_a_trial_that_was_cancelled_is_repeated_later() -> None:
 
 
 def test_who_asks_for_patience_is_alive() -> None:
-    circuit = Circuit(1, seconds=10, clock=Clock())
+    circuit = Circuit(1, Backoff(10, 10), clock=Clock())
     fail(circuit, status=429)
     assert not circuit.is_open
 
 
 def test_a_refusal_is_an_answer() -> None:
-    circuit = Circuit(2, seconds=10, clock=Clock())
+    circuit = Circuit(2, Backoff(10, 10), clock=Clock())
     fail(circuit)
     with pytest.raises(PermissionError), circuit.attempt():
         raise PermissionError
     fail(circuit)
     assert not circuit.is_open
+
+
+def test_it_stays_open_longer_after_each_trial_that_fails() -> None:
+    clock = Clock()
+    circuit = Circuit(1, Backoff(1, 4), clock=clock)
+    for seconds in (1, 2, 4, 4):
+        fail(circuit)
+        assert circuit.wait == seconds
+        clock.now += seconds
+    succeed(circuit)
+    fail(circuit)
+    assert circuit.wait == 1
+
+
+def test_a_request_without_another_server_passes_and_its_failure_prolongs_nothing() -> None:
+    clock = Clock()
+    circuit = Circuit(1, Backoff(10, 40), clock=clock)
+    fail(circuit)
+    clock.now = 4
+    with pytest.raises(RemoteUnavailableError, match="still"), circuit.attempt(even_if_open=True):
+        raise RemoteUnavailableError("still down")
+    assert circuit.wait == 6
+    with circuit.attempt(even_if_open=True):
+        pass
+    assert not circuit.is_open
+
+
+def test_an_error_that_names_a_time_opens_it_for_that_time() -> None:
+    circuit = Circuit(1, Backoff(10, 10), clock=Clock())
+    used_up = PermissionError("no searches are left today")
+    circuit.open(used_up, 600)
+    assert circuit.wait == 600
+    assert circuit.cause is used_up

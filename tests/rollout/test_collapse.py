@@ -1,4 +1,5 @@
-"""The interaction-collapse alarm: silent while a policy becomes sparing, loud when it gives up."""
+"""The alarm about tool use: silent while a policy becomes sparing or busy, loud when it gives up
+its tools, or uses them up to the limits and answers worse."""
 
 from __future__ import annotations
 
@@ -9,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepeyes_plugins.rollout.collapse import ALL_TOOLS, CallHistory, Collapse, CollapseSettings
+from deepeyes_plugins.rollout.collapse import (
+    ALL_TOOLS,
+    CallHistory,
+    Collapse,
+    CollapseSettings,
+    Runaway,
+)
 
 
 def first_alarm(
@@ -77,6 +84,96 @@ def test_a_resumed_run_goes_on_from_its_history_and_forgets_what_it_plays_again(
 
     resumed.add(2, {"python": 2.0})
     assert list(resumed.calls) == [1, 2]
+
+
+STEPS = 60
+Series = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+
+def first_runaway(
+    calls: Series,
+    endings: Series,
+    accuracy: Series,
+    *,
+    noise: int | None = None,
+    samples: int = 128,
+) -> int | None:
+    """Step of the first alarm about calls, endings at a limit and accuracy of a run.
+
+    Args:
+        calls: Expected calls per sample by step.
+        endings: Probability that a trajectory ends at a limit.
+        accuracy: Probability that it is right.
+        noise: Seed with which ``samples`` of each step are drawn; without it there is no noise.
+        samples: Samples of a step.
+    """
+    if noise is not None:
+        random = np.random.default_rng(noise)
+        calls = random.poisson(calls * samples) / samples
+        endings, accuracy = (random.binomial(samples, p) / samples for p in (endings, accuracy))
+    history = CallHistory(CollapseSettings())
+    for step, (use, ended, right) in enumerate(zip(calls, endings, accuracy, strict=True), 1):
+        found = history.add(step, {"python": use}, limit_endings=ended, accuracy=right)
+        if any(isinstance(one, Runaway) for one in found):
+            return step
+    return None
+
+
+def line(start: float, end: float) -> Series:
+    return np.linspace(start, end, STEPS)
+
+
+@pytest.mark.parametrize("noise", [None, *range(5)])
+def test_calls_up_to_the_limit_with_worse_answers_run_away(noise: int | None) -> None:
+    """Public runs of Qwen3.5: of 512 samples, first 15 and then 164 miss at the turn limit."""
+    step = first_runaway(line(2.5, 5), line(15 / 512, 164 / 512), line(0.7, 0.5), noise=noise)
+    assert step is not None
+    assert 15 < step < 50
+
+
+def test_a_run_that_learns_first_and_then_runs_away_is_noticed() -> None:
+    half = STEPS // 2
+    accuracy = np.r_[np.linspace(0.4, 0.7, half), np.linspace(0.7, 0.5, half)]
+    endings = np.r_[np.full(half, 0.03), np.linspace(0.03, 0.4, half)]
+    step = first_runaway(line(1.5, 4), endings, accuracy, noise=1)
+    assert step is not None
+    assert half < step < STEPS - 5
+
+
+@pytest.mark.parametrize("noise", [None, *range(5)])
+@pytest.mark.parametrize(
+    ("calls", "endings", "accuracy"),
+    [
+        pytest.param((1, 4), (0.02, 0.25), (0.4, 0.7), id="learns to call more"),
+        pytest.param((1, 4), (0.02, 0.03), (0.7, 0.5), id="calls more, ends in time"),
+        pytest.param((2, 2), (0.05, 0.05), (0.5, 0.5), id="nothing but noise"),
+        pytest.param((3, 1.5), (0.3, 0.05), (0.5, 0.6), id="becomes sparing"),
+        pytest.param((2, 2), (0.02, 0.3), (0.7, 0.5), id="turns grow long, calls do not"),
+    ],
+)
+def test_other_runs_do_not_run_away(
+    noise: int | None,
+    calls: tuple[float, float],
+    endings: tuple[float, float],
+    accuracy: tuple[float, float],
+) -> None:
+    assert first_runaway(line(*calls), line(*endings), line(*accuracy), noise=noise) is None
+
+
+def test_hard_steps_here_and_there_do_not_run_away() -> None:
+    """A step of hard questions has more calls, more endings at a limit and fewer right answers."""
+    hard = np.arange(STEPS) % 10 == 9
+    series = (np.where(hard, bad, good) for bad, good in ((5, 2), (0.3, 0.03), (0.3, 0.7)))
+    assert first_runaway(*series, noise=1) is None
+
+
+def test_without_an_accuracy_nothing_is_said_to_run_away() -> None:
+    history = CallHistory(CollapseSettings(window=1))
+    history.add(1, {"python": 1.0}, limit_endings=0.0, accuracy=0.9)
+    assert history.add(2, {"python": 5.0}, limit_endings=0.9) == []
+    (found,) = history.add(3, {"python": 5.0}, limit_endings=0.9, accuracy=0.1)
+    assert found == Runaway((1.0, 5.0), (0.0, 0.9), (0.9, 0.1))
+    assert "endings at a limit from 0% to 90%, and accuracy fell from 0.90 to 0.10" in str(found)
 
 
 levels = st.floats(0.0, 10.0)

@@ -7,9 +7,6 @@ Redis. What a cell does is one word of its code:
 - `finish PORT`: the same, after the cell has run and its state was kept.
 - `refuse`: the answer is 422.
 - `break`: the connection ends within the first answer of this server to such a cell.
-
-It has two worker processes in name: its connections belong to them by turns. They pass on what is
-for the other one, which is counted.
 """
 
 from __future__ import annotations
@@ -40,26 +37,8 @@ class Protocol:
         self.max_sessions = max_sessions
         self.live: dict[str, int] = {}
         self.images: set[str] = set()
-        self.asked_by: dict[str, int] = {}
         self.counts: Counter[str] = Counter()
-        self._turns = itertools.cycle(range(2))
         self._numbers = itertools.count()
-        self._workers: dict[tuple[str, int], int] = {}
-
-    def worker(self, request: Request) -> int:
-        """The worker whose connection this is; counts requests for sessions of the other."""
-        assert request.client is not None
-        if request.client not in self._workers:
-            self._workers[request.client] = next(self._turns)
-        worker = self._workers[request.client]
-        session_id = request.path_params.get("id")
-        if session_id is not None and not session_id.startswith(f"{worker}-"):
-            self.counts["relayed"] += 1
-        return worker
-
-    def answer(self, request: Request, response: Response) -> Response:
-        response.headers["x-sandbox-worker"] = str(self.worker(request))
-        return response
 
     async def counted(self, request: Request) -> Response:
         return JSONResponse(self.counts)
@@ -67,24 +46,20 @@ class Protocol:
     async def put_image(self, request: Request) -> Response:
         self.counts["uploads"] += 1
         await request.body()
-        digest = request.path_params["digest"]
-        self.images.add(digest)
-        self.counts["relayed"] += self.asked_by[digest] != self.worker(request)
-        return self.answer(request, Response(status_code=204))
+        self.images.add(request.path_params["digest"])
+        return Response(status_code=204)
 
     async def create(self, request: Request) -> Response:
         self.counts["creations"] += 1
-        worker = self.worker(request)
         wanted = (await request.json())["images"]
         missing = [digest for digest in wanted if digest not in self.images]
         if missing:
-            self.asked_by |= dict.fromkeys(missing, worker)
-            return self.answer(request, JSONResponse({"missing": missing}, 404))
+            return JSONResponse({"missing": missing}, 404)
         if len(self.live) >= self.max_sessions:
-            return self.answer(request, JSONResponse({"error": "full"}, 503))
-        session_id = f"{worker}-{os.getpid():x}{next(self._numbers):x}"
+            return JSONResponse({"error": "full"}, 503)
+        session_id = f"{os.getpid():x}{next(self._numbers):x}"
         self.keep(session_id, 0)
-        return self.answer(request, JSONResponse({"id": session_id}, 201))
+        return JSONResponse({"id": session_id}, 201)
 
     async def execute(self, request: Request) -> Response:
         session_id = request.path_params["id"]
@@ -92,15 +67,15 @@ class Protocol:
         lost_names = {}
         if session_id not in self.live:
             if not self.kept(session_id).exists():
-                return self.answer(request, JSONResponse({"error": "gone"}, 404))
+                return JSONResponse({"error": "gone"}, 404)
             self.live[session_id] = int(self.kept(session_id).read_text())
             lost_names = {"file": "an open file cannot be kept"}
         if self.live[session_id] > body["cell"]:
-            return self.answer(request, JSONResponse({"error": "it ran before"}, 409))
+            return JSONResponse({"error": "it ran before"}, 409)
         if self.live[session_id] < body["cell"]:
             lost_names["earlier cells"] = "they did not run here"
         if body["code"] == "refuse":
-            return self.answer(request, JSONResponse({"error": "the code is refused"}, 422))
+            return JSONResponse({"error": "the code is refused"}, 422)
         if body["code"] == f"stop {self.port}":
             os.kill(os.getpid(), signal.SIGKILL)
         self.keep(session_id, self.live[session_id] + 1)
@@ -108,7 +83,7 @@ class Protocol:
             os.kill(os.getpid(), signal.SIGKILL)
         if body["code"] == "break" and not self.counts["broken"]:
             self.counts["broken"] += 1
-            return self.answer(request, StreamingResponse(half(), headers={"content-length": "9"}))
+            return StreamingResponse(half(), headers={"content-length": "9"})
         result = {
             "outcome": "ok",
             "result": f"{self.live[session_id]} cells",
@@ -116,17 +91,17 @@ class Protocol:
             "something_of_a_later_version": 1,
         }
         packed = Response(msgpack.packb(result), media_type="application/x-msgpack")
-        return self.answer(request, packed)
+        return packed
 
     async def evict(self, request: Request) -> Response:
         self.counts["evictions"] += 1
         found = self.live.pop(request.path_params["id"], None) is not None
-        return self.answer(request, Response(status_code=204 if found else 404))
+        return Response(status_code=204 if found else 404)
 
     async def close(self, request: Request) -> Response:
         self.live.pop(request.path_params["id"], None)
         self.kept(request.path_params["id"]).unlink(missing_ok=True)
-        return self.answer(request, Response(status_code=204))
+        return Response(status_code=204)
 
     def kept(self, session_id: str) -> Path:
         return self.store / session_id

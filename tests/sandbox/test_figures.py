@@ -6,10 +6,17 @@ import base64
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import matplotlib.pyplot  # noqa: F401  # Imports every kind of artist.
 import numpy as np
 import pytest
+from matplotlib.artist import Artist
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine as LayoutEngine
 from PIL import Image
 
 from deepeyes_plugins.sandbox import (
@@ -18,6 +25,7 @@ from deepeyes_plugins.sandbox import (
     SandboxSession,
     SandboxSettings,
 )
+from deepeyes_plugins.sandbox.kernels.fork import figures
 from deepeyes_plugins.sandbox.kernels.fork.provider import ForkProvider
 
 from .conftest import decoded, png
@@ -173,6 +181,36 @@ async def test_a_figure_is_that_of_stock_matplotlib(
     (shown,) = map(decoded, result.images)
     assert (shown.mode, shown.size) == (stock[name].mode, stock[name].size)
     assert difference(shown, stock[name]) == 0
+
+
+def test_a_matplotlib_that_the_fast_drawing_does_not_know_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # With a private name that is gone or no longer used, it does what stock matplotlib does.
+    calls: Counter[str] = Counter()
+    for kind, name in ((Figure, "draw"), (Axis, "_update_ticks"), (LayoutEngine, "execute")):
+        original = getattr(kind, name)
+
+        def counted(self: Any, *arguments: Any, call: Any = original, key: str = name) -> Any:
+            calls[key] += 1
+            return call(self, *arguments)
+
+        monkeypatch.setattr(kind, name, counted)
+    figure = Figure(layout="constrained")
+    figure.subplots().plot([1, 2])
+    figures.figure_png(figure)
+    assert (calls["draw"], calls["execute"]) == (1, 1), "stock: 2 and 2"
+    figure.set_layout_engine("none")
+    calls.clear()
+    figures.figure_png(figure)
+    assert (calls["draw"], calls["_update_ticks"]) == (1, 4), "stock: 2 and 22"
+    known = {kind.__name__ for kind in subclasses(Artist)}
+    assert known >= figures._STATIC | figures._STATIC_ONCE_SCALED
+
+
+def subclasses(kind: type) -> set[type]:
+    direct: list[type] = kind.__subclasses__()
+    return {*direct, *(deeper for one in direct for deeper in subclasses(one))}
 
 
 # A figure in a variable, and pyplot's present one.

@@ -163,9 +163,7 @@ async def test_a_provider_that_cannot_start_is_reported_as_such() -> None:
             raise SandboxUnavailable("there is no disk")
 
     report = await check_provider(Provider, SETTINGS)
-    assert report == {"start": "it raised SandboxUnavailable: there is no disk", "close": None}
-
-
-def test_every_check_is_listed() -> None:
-    written = {name for name in vars(conformance) if name.startswith("check_")}
-    assert {f"check_{name}" for name, _ in CHECKS} == written - {"check_provider"}
+    assert report == {
+        "start": "it raised an unexpected SandboxUnavailable: there is no disk",
+        "close": None,
+    }

@@ -80,9 +80,11 @@ def test_a_server_for_others_wants_a_token(host: str) -> None:
     assert "bearer token" in done.stderr and "DEEPEYES_TOKEN_SANDBOX" in done.stderr
 
 
-async def test_a_server_for_others_starts_with_a_token() -> None:
+async def test_a_server_for_others_starts_with_a_token_and_warns_of_an_old_option() -> None:
     environment = {"DEEPEYES_TOKEN_SANDBOX": "secret"}
-    with server_process(options=("--host", "0.0.0.0"), environment=environment) as server:
+    options = ("--host", "0.0.0.0", "--workers", "2")
+    with server_process(options=options, environment=environment) as server:
+        assert "--workers is deprecated" in server.log.read_text()
         refused = httpx.post(f"{server.url}/v1/sessions", json={}, trust_env=False)
         assert refused.status_code == 401 and refused.json()["error"]
         async with (

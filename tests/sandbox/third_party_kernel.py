@@ -36,7 +36,7 @@ from deepeyes_plugins.sandbox.kernels.contract import (
 )
 from deepeyes_plugins.sandbox.kernels.fork.images import INPUT_FORMATS, as_png
 from deepeyes_plugins.sandbox.kernels.outcomes import DIED, KILLED, timed_out
-from deepeyes_plugins.sandbox.kernels.output import BoundedText, images_cut
+from deepeyes_plugins.sandbox.kernels.output import BoundedImages, BoundedText
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 ROOT = Path(__file__).parents[2]
@@ -246,21 +246,19 @@ class Child:
         }
 
     def _sort(self, out: BoundedText, err: BoundedText) -> tuple[list[bytes], str]:
-        images: list[bytes] = []
+        images = BoundedImages(self._settings.max_images)
         result = BoundedText(self._settings.max_stdout_characters)
         for data, is_value in self._shown:
             encoded = data.get("image/png") or data.get("image/jpeg")
             if encoded:
                 raw = base64.b64decode(encoded) if isinstance(encoded, str) else encoded
-                images.append(as_png(raw))
+                images.add(as_png(raw))
             elif is_value:
                 result.write(data.get("text/plain", ""))
             else:
                 out.write(data.get("text/plain", "") + "\n")
-        kept = images[: self._settings.max_images]
-        if len(images) > len(kept):
-            err.write(images_cut(len(images) - len(kept), len(kept)))
-        return kept, result.take()
+        err.write(images.note)
+        return images.images, result.take()
 
     def _show_traceback(self, kind: type, error: BaseException, lines: list[str]) -> None:
         self._error_name = kind.__name__

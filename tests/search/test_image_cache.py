@@ -218,7 +218,7 @@ async def test_the_provider_without_a_cache_says_how_to_make_one(
     tmp_path: Path, path: str | None
 ) -> None:
     provider = CachedImages({} if path is None else {"path": str(tmp_path / path)})
-    with pytest.raises(SearchNotConfiguredError, match="search image-cache convert"):
+    with pytest.raises(SearchNotConfiguredError, match="data prepare search-cache"):
         await provider.search(ImageQuery(encoded(photo(1))))
 
 
@@ -318,6 +318,17 @@ class TestConversion:
         )
         assert status == 0, result.output
         assert json.loads(result.stdout)["questions"] == 2
+        aside = published.folder.parent / "aside.json"
+        aside.write_bytes(published.cache.read_bytes())
+        with pytest.warns(FutureWarning) as warned:
+            status, result = run(
+                "convert", aside, "--images", published.folder, "-o", path, "--json"
+            )
+        assert json.loads(result.stdout)["thumbnails"] == 4, result.output
+        assert [str(one.message).partition(": use ")[2] for one in warned] == [
+            "deepeyes data prepare search-cache",
+            "--media",
+        ]
         assert json.loads(run("info", path, "--json")[1].stdout)["answers"] == 2
         assert "questions" in run("info", path)[1].stdout
         status, result = run("info", published.cache)

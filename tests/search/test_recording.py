@@ -14,7 +14,7 @@ from deepeyes_plugins.search.contracts import (
     SearchUnavailableError,
     TextSearchProvider,
 )
-from deepeyes_plugins.search.recording import Recorder, Recording, Replay, text_fields
+from deepeyes_plugins.search.recording import Recorder, Recording, Replay, fields_of
 from tests.full_disk import full_disk
 
 
@@ -46,7 +46,7 @@ async def test_a_full_disk_is_told_and_costs_no_line(tmp_path: Path) -> None:
 def test_one_process_writes_and_others_read(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     first = Recording(path, writable=True)
-    first.add({**text_fields(SearchQuery(text="panda")), "answer": {}})
+    first.add({**fields_of(SearchQuery(text="panda")), "answer": {}})
     with pytest.raises(
         SearchNotConfiguredError, match="another process is writing to the recording"
     ):

@@ -148,7 +148,7 @@ async def test_without_a_provider_the_model_need_not_try_again(make: Make) -> No
             observation.parts
         )
         assert observation.infrastructure
-        assert observation.error is not None and "image-cache convert" in observation.error
+        assert observation.error is not None and "prepare search-cache" in observation.error
 
 
 async def test_titles_have_their_limits(make: Make) -> None:

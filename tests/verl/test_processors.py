@@ -23,12 +23,10 @@ from deepeyes_plugins.hosts.verl.policy import TokenPolicy, chat_message
 from deepeyes_plugins.protocol.content import EncodedImage
 from deepeyes_plugins.protocol.observations import code_observation
 from deepeyes_plugins.quickstart.task import task_texts
-from deepeyes_plugins.quickstart.tiny_model import (
-    make_tiny_qwen2_5_vl,
-    make_tiny_qwen3_vl,
-)
+from deepeyes_plugins.quickstart.tiny_model import make_tiny_qwen2_5_vl
 from deepeyes_plugins.rollout import Observation
 from tests.verl.conftest import ScriptedEngine, make_policy, picture, question
+from tests.verl.tiny_qwen3_vl import make_tiny_qwen3_vl
 
 CODE = "Look.</think>\n<code>\n```python\nimage_1\n```\n</code>"
 REAL_BOUNDS = {"shortest_edge": 56**2, "longest_edge": 1280 * 28**2}

@@ -55,11 +55,9 @@ class BrokenQueue:
         raise ConnectionError("the storage unit is gone")
 
 
-def output(tool: str | None) -> TrajectoryOutput:
+def output(tool: str | None, end: EndReason = EndReason.ANSWER) -> TrajectoryOutput:
     turn = TurnRecord(text="…", tokens=3, tool=tool, generate_seconds=0.5, tool_seconds=0.25)
-    trajectory = Trajectory(
-        task_id="1", data_source="perception", turns=[turn], end_reason=EndReason.ANSWER
-    )
+    trajectory = Trajectory(task_id="1", data_source="perception", turns=[turn], end_reason=end)
     return TrajectoryOutput(
         trajectory,
         prompt_ids=[1, 2],
@@ -75,8 +73,8 @@ def record(tool: str | None) -> str:
     return str(output(tool).as_dict()[SAMPLE_FIELD])
 
 
-def scored(reward: float) -> str:
-    played = output(None)
+def scored(reward: float, tool: str | None = None, end: EndReason = EndReason.ANSWER) -> str:
+    played = output(tool, end)
     played.extra_fields["reward_extra_info"] = {"score": reward}
     return str(played.as_dict()[SAMPLE_FIELD])
 
@@ -143,6 +141,20 @@ def test_the_alarm_is_loud_each_step_and_asks_to_stop_where_that_is_set(
     resumed = RunWatch(settings, tmp_path, None)
     assert "python fell to 0.00" in str(resumed.trained(3, Batch(["b_0_0"]), 1)[1])
     resumed.close()
+
+
+def test_the_alarm_also_watches_calls_that_run_into_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"metrics": False, "alarm": {"enabled": True, "stop": True, "window": 1}}
+    queue = Queue({"a_0_0": scored(1.0), "b_0_0": scored(0.0, "python", EndReason.TURNS)})
+    monkeypatch.setattr(metrics, "tq", queue)
+    for step, key in ((1, "a_0_0"), (2, "b_0_0")):  # resumed in between
+        watch = RunWatch(WatchSettings.model_validate(settings), tmp_path, None)
+        _, reason = watch.trained(step, Batch([key]), 1)
+        watch.close()
+    assert reason is not None and reason.startswith("runaway tool use at step 2: ")
+    assert "end/turns" in caplog.text
 
 
 def test_a_history_that_cannot_be_read_or_written_costs_warnings(

@@ -1,5 +1,7 @@
 """One real run of verl with the tiny model: what people watch arrives, and the alarm ends the run.
 
+The checkpoint that it leaves is served by vLLM and evaluated by VLMEvalKit, beside the run.
+
 Random weights, a real sandbox, verl's own command. ``busy_agent.py`` gives up its tools at step 3.
 """
 
@@ -27,6 +29,7 @@ from deepeyes_plugins.quickstart.datasets import write_rl
 from deepeyes_plugins.quickstart.process import OFFLINE
 from deepeyes_plugins.quickstart.task import split_examples
 from deepeyes_plugins.rollout.log import read_log
+from tests.vlmevalkit.conftest import write_table
 
 ROOT = Path(__file__).parents[2]
 GROUP = 2
@@ -102,6 +105,8 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     write_questions(folder / "data/train.parquet", 16, "train", ("busy-a", "busy-b"))
     write_questions(folder / "data/heldout.parquet", 2, "heldout", ("busy-a",))
     write_decided_model(tiny_model, folder / "sft")
+    write_table(folder / "tables", {"red": ("which colour?", "red"), "blue": ("and here?", "no")})
+    tiny = ROOT / "recipes/tiny"
     command = [
         *(sys.executable, "-m", "verl.trainer.main_ppo"),
         *("--config-path", str(ROOT / "recipes/tiny"), "--config-name", "rl"),
@@ -121,6 +126,12 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
         "algorithm.rollout_correction.bypass_mode=false",
         "trainer.logger=[console,file,tensorboard]",
+        "trainer.checkpoint_callback_class="
+        "deepeyes_plugins.hosts.verl.checkpoint_evaluation.EvaluateCheckpoints",
+        "deepeyes.evaluation={"
+        f"arguments: [--config, {tiny}/eval.json, --agent, {tiny}/agent.yaml], "
+        f"serve: 'vllm serve {{model}} --config {tiny}/serve.yaml --port {{port}}', "
+        f"environment: {{LMUData: {folder}/tables, OMP_NUM_THREADS: '1'}}}}",
         "trainer.total_training_steps=8",
         "trainer.save_freq=8",
         "trainer.test_freq=8",
@@ -240,3 +251,20 @@ def test_the_alarm_ends_the_run_with_a_checkpoint_of_the_last_step(run: Run) -> 
     newest = run.folder / "rl/latest_checkpointed_iteration.txt"
     assert newest.read_text() == str(GIVES_UP_AT)
     assert any((run.folder / f"rl/global_step_{GIVES_UP_AT}/actor").iterdir())
+
+
+def test_the_checkpoint_is_evaluated_and_its_score_is_among_the_metrics(run: Run) -> None:
+    folder = run.folder / f"rl/evaluations/global_step_{GIVES_UP_AT}"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "succeeded", (folder / "log.txt").read_text()[-3000:]
+    score = result["scores"]["DeepEyesQuickstart"]
+    assert 0 <= score <= 100
+    metrics = run.metrics[GIVES_UP_AT]
+    assert metrics["deepeyes_eval/DeepEyesQuickstart"] == score
+    assert metrics["deepeyes_eval/step"] == GIVES_UP_AT
+    evaluated = list(read_log(folder / "trajectories"))
+    assert len(evaluated) == 2
+    for one in evaluated:  # The settings are those of the recipe.
+        assert one.prompt[0].parts[0].text == "Use code to zoom in, then answer."
+        assert all(0 < turn.tokens <= 80 for turn in one.turns)
+    assert not any(one.labels.get("split") for one in evaluated)

@@ -25,10 +25,10 @@ async def engine(tiny_model: Path) -> AsyncIterator[TransformersServer]:
         config = compose(
             "rl", overrides=[f"actor_rollout_ref.model.path={tiny_model}"]
         ).actor_rollout_ref
-    server = TransformersServer(config.rollout, config.model, replica_rank=0)
+    server = TransformersServer(config.rollout, config.model)
     await server.launch()
     yield server
-    await server.stop()
+    server._serving.cancel()
 
 
 def prompt(processor: Any, words: str) -> list[int]:

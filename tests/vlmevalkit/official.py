@@ -61,7 +61,7 @@ def write_recipe(path: Path, **more: dict[str, str]) -> Path:
     data: dict[str, Any] = {
         name: {"class": class_, "dataset": name} for name, class_ in CLASSES.items()
     }
-    model = {"class": "DeepEyesV2", "url": "http://127.0.0.1:1", "retry_wait": 0.01, "retries": 1}
+    model = {"class": "DeepEyesV2", "retry_wait": 0.01, "retries": 1}
     path.write_text(json.dumps({"model": {"DeepEyesV2": model}, "data": data | more}))
     return path
 

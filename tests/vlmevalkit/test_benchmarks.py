@@ -237,8 +237,12 @@ def test_what_cannot_be_used_is_named_and_leaves_no_table(tmp_path: Path) -> Non
 
     source, images = infoseek_files(tmp_path)
     assert "--images" in refusal("infoseek", source, "--output", tmp_path)
-    (images / "01" / "oven_00000001.JPEG").unlink()
+    image = images / "01" / "oven_00000001.JPEG"
+    image.rename(tmp_path / image.name)
     said = refusal("infoseek", source, "--images", images, "--output", tmp_path)
     assert "line 2: no image 'oven_00000001'" in said
+    image.symlink_to(tmp_path / image.name)
+    said = refusal("infoseek", source, "--images", images, "--output", tmp_path)
+    assert "line 2: image_id: a symbolic link leads to" in said and "--images" in said
 
     assert not list(tmp_path.glob("*.tsv*"))

@@ -115,18 +115,3 @@ def test_api_mode_with_two_datasets_and_the_settings_file(tmp_path: Path, vlmeva
     assert (overall("DeepEyesQuickstart"), overall("VStarBench_small")) == (25.0, 1.0)
     logged = {trajectory.data_source for trajectory in read_log(tmp_path / "log")}
     assert logged == {"DeepEyesQuickstart", "VStarBench_small"}
-
-
-def test_the_tiny_recipe_names_the_classes(tmp_path: Path, vlmeval: Vlmeval) -> None:
-    write_table(tmp_path / "data", QUESTIONS)
-    recipe = Path(__file__).parents[2] / "recipes" / "tiny" / "eval.json"
-    with ChatServer(lambda body: Reply("<answer>red</answer>")) as server:
-        # The recipe's own URL is overridden, as every setting can be.
-        vlmeval("--config", str(recipe), DEEPEYES_OPENAI_URL=server.url)
-
-    assert len(server.requests) == 4
-    assert all(body["max_tokens"] == 80 and "</code>" in body["stop"] for body in server.requests)
-    first = server.requests[0]["messages"][0]
-    assert first == {"role": "system", "content": "Use code to zoom in, then answer."}
-    scores = tmp_path / "out" / "DeepEyesV2" / "DeepEyesV2_DeepEyesQuickstart_acc.csv"
-    assert pd.read_csv(scores).loc[0, "Overall"] == 25.0

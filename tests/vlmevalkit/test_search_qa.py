@@ -189,7 +189,11 @@ def test_rules_alone_only_if_asked_for_by_name(
         DeepEyesSearchQA("MMSearch", scoring="none")  # type: ignore[arg-type]
 
 
-def test_an_image_that_is_missing_is_named(evaluate: Evaluate, tmp_path: Path) -> None:
-    (tmp_path / "images" / "MMSearch" / "number.png").unlink()
+def test_an_image_that_is_missing_or_elsewhere_is_named(evaluate: Evaluate, tmp_path: Path) -> None:
+    image = tmp_path / "images" / "MMSearch" / "number.png"
+    image.unlink()
     with pytest.raises(FileNotFoundError, match=r"1 images are missing: .*number\.png"):
+        DeepEyesSearchQA("MMSearch", scoring="rules")
+    image.symlink_to("/etc/hostname")
+    with pytest.raises(ValueError, match=r"row \d: image_file: a symbolic link .* LMUData"):
         DeepEyesSearchQA("MMSearch", scoring="rules")

@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from deepeyes_plugins.cli.main import app
-from eval_plugins.vlmevalkit.shuffling import base_name, shuffle_table
+from eval_plugins.report.published import base_name
+from eval_plugins.vlmevalkit.shuffling import shuffle_table
 from tests.vlmevalkit.conftest import png
 
 COLOURS = ("red", "blue", "lime", "white")

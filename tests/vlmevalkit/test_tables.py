@@ -223,7 +223,7 @@ def test_options_are_shown_as_they_stand(data: Path) -> None:
     assert "\nC. " not in asked[0] and "\nE. " in asked[0] and "\nZ. " in asked[0]
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", ("xlsx", "json"))
 def test_an_evaluation_scores_what_was_answered(tmp_path: Path, kind: str) -> None:
     """``deepeyes eval run``, from the question to the report."""
     folder = tmp_path / "data"

@@ -22,7 +22,7 @@ from deepeyes_plugins.data.check.row import TOO_LONG, RowCheck
 from deepeyes_plugins.data.check.statistics import Statistics
 from deepeyes_plugins.data.content_hash import image_hash, pair_hash, question_hash
 from deepeyes_plugins.data.findings import DataError, Finding
-from deepeyes_plugins.files import whole_file
+from deepeyes_plugins.files import owner_only, whole_file
 
 CHECKPOINT_ROWS = 1000
 """Rows per checkpoint: the most that each process repeats after an interruption."""
@@ -126,6 +126,8 @@ class CheckpointWriter:
                 file.writelines(json.dumps(one) + "\n" for one in self._problems)
             with whole_file(path.with_suffix(".json")) as partial:
                 partial.write_bytes(_CHECKPOINT.dump_json(self.checkpoint))
+            for each in self._folder.glob(f"{path.name}.*"):
+                owner_only(each)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.findings import Finding
 from deepeyes_plugins.data.images import image_from
-from deepeyes_plugins.data.media import MediaRoot, read_media, short_name
+from deepeyes_plugins.data.media import MediaRoot, short_name
 from deepeyes_plugins.protocol.content import (
     MAXIMUM_ASPECT_RATIO,
     EncodedImage,
@@ -57,7 +57,7 @@ def inspect_image(
     Args:
         number: Number of the image in its row, from 1.
         image: As in :func:`~deepeyes_plugins.data.images.image_from`.
-        media_root: Folder or zip file that paths are relative to.
+        media_root: Folder or zip file that paths are relative to; ``None`` if they are located.
         decode: Whether to decode the pixels, not only the header.
     """
     name = f"image {number}"
@@ -65,9 +65,7 @@ def inspect_image(
         name = f"{name} ({short_name(image)})"
     try:
         if isinstance(media_root, MediaRoot):
-            if isinstance(image, str):
-                image = read_media(media_root.locate(image))
-            media_root = None
+            image, media_root = media_root.located(image), None
         file = image_from(image, media_root)
         with file.open() as opened:
             depth = describe_depth(opened)

@@ -12,9 +12,14 @@ EXAMPLES = 5
 _MOST_KINDS = 500
 _OTHER = "other problems"
 _VARIABLE = (
-    (re.compile(r"image \d+ \(.*?\):"), "image N:"),
+    (re.compile(r"image \d+ \(.{0,400}?\):"), "image N:"),
     (re.compile(r"'(?:[^'\\]|\\.){1,400}'|\"[^\"]{1,400}\""), "…"),
-    (re.compile(r"(?<!\w)/[^\s,;:]+|\b[\w./-]+\.(?:png|jpe?g|webp|gif|bmp|zip)\b", re.I), "…"),
+    (
+        re.compile(
+            r"(?<!\w)/[^\s,;:]++|(?<![\w./-])[\w./-]+\.(?:png|jpe?g|webp|gif|bmp|zip)\b", re.I
+        ),
+        "…",
+    ),
     (re.compile(r"\d[\d,.]*(?![\w-])"), "N"),
 )
 

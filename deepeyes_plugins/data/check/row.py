@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from deepeyes_plugins.data import rl_rows
@@ -18,7 +18,7 @@ from deepeyes_plugins.data.check.rl import (
 )
 from deepeyes_plugins.data.check.statistics import RowFacts
 from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError, TokenCounter
-from deepeyes_plugins.data.dataset_info import Entry, RowForm
+from deepeyes_plugins.data.dataset_info import Entry, RowForm, media_roots
 from deepeyes_plugins.data.findings import DataError, Finding
 from deepeyes_plugins.data.formatter import check_opening, format_row, row_warnings
 from deepeyes_plugins.data.hooks import formatters
@@ -92,7 +92,11 @@ def row_checker(
     form = RowForm() if entry is None else entry.form
     name = entry.formatting if entry and entry.formatting in formatters() else rules.formatter
     try:
-        media = MediaRoot.open(folder if rules.media is None else rules.media)
+        media = MediaRoot.open(
+            folder if rules.media is None else rules.media,
+            (folder, *media_roots(path if entry is None else entry.path)),
+            "--media-root",
+        )
         formatter = formatters()[name]
     except (MediaError, UnknownNameError) as error:
         raise DataError(f"{path}: {error}") from error
@@ -169,7 +173,6 @@ def _check_sft(
     findings += [one for one in seen if isinstance(one, Finding)]
     findings += [Finding(warning, level="warning") for warning in row_warnings(conversation)]
     findings += _image_warnings(seen)
-    findings += _outside_media(conversation.images)
     good = _readable(seen)
     tokens = None
     if rules.tokens is not None and len(good) == len(seen):
@@ -244,14 +247,3 @@ def _image_warnings(seen: Sequence[ImageInfo | Finding]) -> Iterator[Finding]:
     for number, one in enumerate(seen, 1):
         if isinstance(one, ImageInfo):
             yield from image_warnings(number, one)
-
-
-def _outside_media(images: Sequence[Any]) -> Iterator[Finding]:
-    for number, image in enumerate(images, 1):
-        if isinstance(image, str) and ".." in PurePosixPath(image.replace("\\", "/")).parts:
-            yield Finding(
-                f"image {number} ({image}): the .. in its path may point outside of the media "
-                "folder; training reads that file",
-                "images",
-                "warning",
-            )

@@ -6,8 +6,6 @@ from them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -18,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from deepeyes_plugins import __version__
 from deepeyes_plugins.data.check.checkpoints import (
     CHECKPOINT_ROWS,
     Checkpoint,
@@ -32,7 +29,8 @@ from deepeyes_plugins.data.check.deduplication import Hashes, duplicates, leaks
 from deepeyes_plugins.data.check.rl import COLUMNS
 from deepeyes_plugins.data.check.row import CheckRules, Kind, RowCheck, row_checker
 from deepeyes_plugins.data.check.rows import form_findings, in_threads
-from deepeyes_plugins.data.dataset_info import Entry
+from deepeyes_plugins.data.content_hash import file_fingerprint
+from deepeyes_plugins.data.dataset_info import Entry, media_roots
 from deepeyes_plugins.data.files import (
     ROWS_AT_A_TIME,
     Row,
@@ -43,8 +41,10 @@ from deepeyes_plugins.data.files import (
 )
 from deepeyes_plugins.data.findings import Finding
 from deepeyes_plugins.data.hooks import formatters
+from deepeyes_plugins.data.media import named_roots
 from deepeyes_plugins.data.workers import Progress, Workers, alone, processes_worth
 from deepeyes_plugins.environments.hooks import environments
+from deepeyes_plugins.files import owner_only_folder
 from deepeyes_plugins.rewards.hooks import rewards
 
 Role = Literal["train", "validation"]
@@ -176,7 +176,8 @@ def scan_part(
         DataError: A checkpoint cannot be written, or the file is gone.
     """
     with writing(part.folder):
-        part.folder.mkdir(parents=True, exist_ok=True)
+        for folder in (part.folder.parent, part.folder):
+            owner_only_folder(folder)
     whole = checkpoints_in(part.folder)
     done = [read_checkpoint(path) for path in whole]
     progress(sum(piece.rows for piece in done))
@@ -237,16 +238,10 @@ def _parts(source: Source, folder: Path) -> Iterator[_Part]:
 
 def _fingerprint(source: Source, rules: CheckRules) -> str:
     """Return a name that changes with every input of the result, except image files."""
-    stat = source.path.stat()
-    facts = {
-        "file": [str(source.path.absolute()), stat.st_size, stat.st_mtime_ns, source.kind],
-        "entry": repr(source.entry),
-        "rules": repr(rules),
-        "names": [sorted(names) for names in (environments(), rewards(), formatters())],
-        "version": [_LAYOUT, __version__],
-    }
-    text = json.dumps(facts, default=str)
-    return f"{source.path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    named = [repr(source.entry), repr(rules), *named_roots(), *media_roots(source.path)]
+    names = [sorted(names) for names in (environments(), rewards(), formatters())]
+    found = file_fingerprint(source.path, _LAYOUT, source.kind, named, names)
+    return f"{source.path.stem}-{found}"
 
 
 def _compare(

@@ -11,6 +11,7 @@ from typing import Any
 from deepeyes_plugins.data.check.images import inspect_image
 from deepeyes_plugins.data.check.rows import check_rows
 from deepeyes_plugins.data.contracts import Conversation, Formatter, RowError
+from deepeyes_plugins.data.dataset_info import media_roots
 from deepeyes_plugins.data.files import conversation_rows, training_rows
 from deepeyes_plugins.data.findings import Finding, Problem, Report
 from deepeyes_plugins.data.formatter import check_opening, format_row, format_sharegpt, row_warnings
@@ -39,7 +40,10 @@ def check_sft_file(
     path = Path(path)
     if not isinstance(media_root, MediaRoot):
         try:
-            media_root = MediaRoot.open(path.parent if media_root is None else media_root)
+            media_root = MediaRoot.open(
+                path.parent if media_root is None else media_root,
+                (path.parent, *media_roots(path)),
+            )
         except MediaError as error:
             return Report(path, problems=[Problem(path, None, "", str(error), "error")])
     rows = islice(conversation_rows(path) if is_loaded else training_rows(path), limit)
@@ -77,15 +81,17 @@ def repaired_findings(
         yield Finding(str(error), "messages")
         return
     if decode:
-        yield from image_findings(conversation, MediaRoot(None))
+        yield from image_findings(conversation)
 
 
-def image_findings(conversation: Conversation, media_root: MediaRoot) -> Iterator[Finding]:
+def image_findings(
+    conversation: Conversation, media_root: MediaRoot | None = None
+) -> Iterator[Finding]:
     """Yield images of a conversation that cannot be found or decoded.
 
     Args:
         conversation: A formatted row.
-        media_root: Folder or zip file that paths are relative to.
+        media_root: Folder or zip file that paths are relative to; ``None`` if they are located.
     """
     for number, image in enumerate(conversation.images, 1):
         seen = inspect_image(number, image, media_root)

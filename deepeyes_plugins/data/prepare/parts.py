@@ -6,8 +6,6 @@ missing or whose source, settings or result have changed.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from deepeyes_plugins import __version__
 from deepeyes_plugins.data.check.rows import form_findings, in_threads
+from deepeyes_plugins.data.content_hash import file_fingerprint, file_state
 from deepeyes_plugins.data.files import ROWS_AT_A_TIME, Row, data_rows, row_count
 from deepeyes_plugins.data.findings import DataError, Problem
 from deepeyes_plugins.data.media import MediaPlaces
@@ -259,24 +257,19 @@ def write_report(report: Path, parts: Iterable[Part]) -> None:
 
 def mark_of(file: Path, settings: Sequence[Any]) -> str:
     """Return a fingerprint of a part's inputs, except image files in folders."""
-    return hash_of([str(file.absolute()), _state(file), settings, _LAYOUT, __version__])
-
-
-def hash_of(value: Any) -> str:
-    """Return a short hash of a JSON-like value."""
-    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:16]
+    return file_fingerprint(file, _LAYOUT, settings)
 
 
 def describe_places(places: MediaPlaces) -> list[Any]:
     """Return media paths and versions of zip files, for fingerprints."""
-    return [str(places), [_state(place.archive) for place in places.places if place.archive]]
+    return [str(places), [file_state(place.archive) for place in places.places if place.archive]]
 
 
 def recall(place: Path, mark: str, *files: Path) -> Note | None:
     """Return the note of a finished part if its inputs and files are unchanged."""
     try:
         note = _NOTE.validate_json(place.read_bytes())
-        return note if (note.mark, note.states) == (mark, tuple(map(_state, files))) else None
+        return note if (note.mark, note.states) == (mark, tuple(map(file_state, files))) else None
     except (OSError, ValueError):
         return None
 
@@ -287,10 +280,5 @@ def remember(place: Path, mark: str, note: Note, *files: Path) -> None:
     Raises:
         DataError: It cannot be written.
     """
-    note.mark, note.states = mark, tuple(map(_state, files))
+    note.mark, note.states = mark, tuple(map(file_state, files))
     write_text(place, _NOTE.dump_json(note).decode())
-
-
-def _state(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns

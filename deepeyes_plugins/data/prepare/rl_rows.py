@@ -14,6 +14,7 @@ from deepeyes_plugins.data.media import is_inline, short_name
 from deepeyes_plugins.data.message_parts import image_source
 from deepeyes_plugins.data.prepare.changes import Change, Outcome
 from deepeyes_plugins.data.rl_rows import STALE_ENVIRONMENTS, plain_row
+from deepeyes_plugins.files import read_json
 from deepeyes_plugins.protocol.missing import is_missing
 
 _TEXT = pa.string()
@@ -221,7 +222,7 @@ def _parsed(value: Any, key: str, note: Callable[[Change], None]) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        parsed = json.loads(value)
+        parsed = read_json(value)
     except ValueError:
         return value
     if not isinstance(parsed, dict | list):

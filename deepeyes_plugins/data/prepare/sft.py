@@ -9,6 +9,7 @@ from threading import get_ident
 from typing import Any, BinaryIO
 
 from deepeyes_plugins.data.check.sft import repaired_findings
+from deepeyes_plugins.data.content_hash import fingerprint
 from deepeyes_plugins.data.contracts import RowError
 from deepeyes_plugins.data.dataset_info import DATASET_INFO, form_of
 from deepeyes_plugins.data.findings import DataError
@@ -21,7 +22,6 @@ from deepeyes_plugins.data.prepare.parts import (
     Part,
     Prepared,
     describe_places,
-    hash_of,
     make_parts,
     mark_of,
     recall,
@@ -90,7 +90,7 @@ def prepare_sft(
     settings = [list(columns), prefill, decode, describe_places(found.places), forms]
     with working_in(output, f"sft-{name}") as work:
         place = work / "joined.json"
-        mark = hash_of([mark_of(file, [*settings, keep_bad]) for file in found.files])
+        mark = fingerprint([mark_of(file, [*settings, keep_bad]) for file in found.files])
         note = recall(place, mark, target, report)
         before = len(found.files)
         if note is None:
@@ -104,7 +104,7 @@ def prepare_sft(
             remember(place, mark, note, target, report)
         for left_over in [*work.glob("*.jsonl"), *work.glob("*.changes")]:
             left_over.unlink()
-        register_dataset(info, name, target.name)
+        register_dataset(info, name, target.name, media_roots=found.places.roots)
     return Prepared((target,), report, note.summary, len(found.files), before)
 
 

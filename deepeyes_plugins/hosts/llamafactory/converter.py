@@ -26,6 +26,7 @@ from deepeyes_plugins.data.dataset_info import (
     REFUSED,
     ROLE_TAGS,
     RowForm,
+    media_roots,
 )
 from deepeyes_plugins.data.findings import DataError, Report
 from deepeyes_plugins.data.formatter import check_opening, format_row
@@ -137,10 +138,7 @@ class FormatterConverter(DatasetConverter):
             if self.decodes:
                 for finding in image_findings(conversation, self.media):
                     raise RowError(finding.reason)
-            images = [
-                self.media.locate(image) if isinstance(image, str) else image
-                for image in conversation.images
-            ]
+            images = list(map(self.media.located, conversation.images))
         except RowError as error:
             if self.bad_rows == "stop":
                 beginning = repr(next(iter(example.values()), None))[:200]
@@ -218,10 +216,15 @@ def _prefill(data_args: DataArguments) -> str | None:
 
 def _media(dataset_attr: DatasetAttr, data_args: DataArguments, *, archives: bool) -> MediaRoot:
     """Return the root of image paths; zip files only for templates that can read them."""
-    if dataset_attr.load_from not in ("file", "script"):
-        return MediaRoot(None)
+    is_local = dataset_attr.load_from in ("file", "script")
+    if not is_local and not os.path.exists(data_args.media_dir or ""):
+        return MediaRoot(None, setting="media_dir")
     try:
-        root = MediaRoot.open(data_args.media_dir)
+        also: tuple[Path, ...] = ()
+        if is_local:
+            folder = Path(data_args.dataset_dir)
+            also = (folder, *media_roots(folder / dataset_attr.dataset_name))
+        root = MediaRoot.open(data_args.media_dir, also, "media_dir")
     except MediaError as error:
         raise DataError(f"media_dir: {error}") from error
     if archives:

@@ -14,14 +14,12 @@ import torch
 from llamafactory.data.mm_plugin import PLUGINS, Qwen2VLPlugin, Qwen3VLPlugin, register_mm_plugin
 
 from deepeyes_plugins.data.images import image_from
-from deepeyes_plugins.data.media import is_archived, read_media
 from deepeyes_plugins.hosts.transformers.images import (
     ImageBounds,
     image_bounds,
     model_image,
     model_size,
 )
-from deepeyes_plugins.protocol.content import EncodedImage
 
 
 class SamePixels:
@@ -36,7 +34,7 @@ class SamePixels:
             return {}
         bounds = _bounds(processor)
         patch = processor.image_processor.patch_size
-        sizes = [model_size(_encoded(image).size, bounds) for image in images]
+        sizes = [model_size(image_from(image).size, bounds) for image in images]
         grids = [[1, height // patch, width // patch] for width, height in sizes]
         return {"image_grid_thw": torch.tensor(grids)}
 
@@ -46,7 +44,7 @@ class SamePixels:
         inputs: dict[str, Any] = super()._get_mm_inputs([], videos, audios, processor)  # type: ignore[misc]
         if images:
             bounds = _bounds(processor)
-            pictures = [model_image(_encoded(image), bounds) for image in images]
+            pictures = [model_image(image_from(image), bounds) for image in images]
             inputs |= processor.image_processor(
                 pictures,
                 return_tensors="pt",
@@ -81,7 +79,3 @@ def _bounds(processor: Any) -> ImageBounds:
     least, most = processor.image_min_pixels, processor.image_max_pixels
     own = image_bounds(processor.image_processor, {})
     return own._replace(minimum=max(own.minimum, least), maximum=min(own.maximum, most))
-
-
-def _encoded(image: Any) -> EncodedImage:
-    return image_from(read_media(image) if isinstance(image, str) and is_archived(image) else image)

@@ -28,6 +28,9 @@ class OpenAIPolicy:
 
     A turn always starts with the dialect's prefill and ends with the first closing tag, however the
     server treats prefills and stop strings.
+
+    Attributes:
+        messages: The conversation so far, each message as JSON.
     """
 
     def __init__(self, client: ChatClient, dialect: Dialect, *, seed: int | None = None) -> None:
@@ -43,7 +46,7 @@ class OpenAIPolicy:
         self._seed = client.settings.seed if seed is None else seed
         self._dialect = dialect
         self._server = client.next_server()
-        self._messages: list[bytes] = []
+        self.messages: list[bytes] = []
         self._total_tokens = 0
 
     async def begin(self, task: Task) -> None:
@@ -52,7 +55,7 @@ class OpenAIPolicy:
         Raises:
             ImageError: An image of the prompt is unreadable.
         """
-        self._messages = await self._prepared(task.messages)
+        self.messages = await self._prepared(task.messages)
 
     async def act(self) -> AssistantTurn | None:
         """Generate the next turn; ``None`` if the token budget or the context is exhausted.
@@ -67,7 +70,7 @@ class OpenAIPolicy:
                 return None
             limit = left if limit is None else min(limit, left)
         try:
-            completion = await self._complete(limit)
+            completion = await self.complete(limit)
         except ContextLengthError as error:
             logger.warning("the conversation does not fit the model's context: %s", error)
             return None
@@ -75,12 +78,12 @@ class OpenAIPolicy:
         strips_stop = settings.send_stop and settings.profile == "generic"
         turn = as_turn(completion, self._dialect, strips_stop=strips_stop)
         self._total_tokens = completion.total_tokens
-        self._messages.append(_assistant_message(turn.text))
+        self.messages.append(_assistant_message(turn.text))
         return turn
 
     async def observe(self, observation: Observation) -> bool:
         """Append an observation; its tokens are counted by the server in the next turn."""
-        self._messages += await self._prepared([observation.message])
+        self.messages += await self._prepared([observation.message])
         return True
 
     async def _prepared(self, messages: Sequence[Message]) -> list[bytes]:
@@ -92,8 +95,17 @@ class OpenAIPolicy:
             lambda: [_serialise(_decodable(message, limit)) for message in messages]
         )
 
-    async def _complete(self, limit: int | None) -> Completion:
-        messages = list(self._messages)
+    async def complete(self, limit: int | None) -> Completion:
+        """Request the next message, without adding it to the conversation.
+
+        Args:
+            limit: Maximum tokens; ``None`` for the server's.
+
+        Raises:
+            ContextLengthError: The conversation does not fit the context.
+            InfrastructureError: The server cannot be reached, or rejects the request permanently.
+        """
+        messages = list(self.messages)
         if self._opens_turns:
             messages.append(_assistant_message(self._dialect.prefill))
         fields = self._fields()

@@ -9,7 +9,7 @@ from pydantic_settings import PydanticBaseSettingsSource, SettingsConfigDict
 
 from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.remote.settings import RemoteSettings
-from deepeyes_plugins.remote.urls import is_http_url, versioned
+from deepeyes_plugins.remote.urls import displayed, is_http_url, refuse_credentials, versioned
 from deepeyes_plugins.settings import LayeredSettings
 
 ENVIRONMENT_PREFIX = "DEEPEYES_OPENAI_"
@@ -86,8 +86,9 @@ class OpenAISettings(LayeredSettings, RemoteSettings):
         if not _split(value):
             raise ValueError("no URL given")
         for url in _split(value):
+            refuse_credentials(url, "api_key_env")
             if not is_http_url(url):
-                raise ValueError(f"{url!r} is not an http:// or https:// URL")
+                raise ValueError(f"{displayed(url)!r} is not an http:// or https:// URL")
         return value
 
     @property

@@ -106,9 +106,7 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
-def deploy(
-    settings: SandboxSettings, *, num_cpus: float = 0, port: int = 0, workers: int = 1
-) -> list[NodeServer]:
+def deploy(settings: SandboxSettings, *, num_cpus: float = 0, port: int = 0) -> list[NodeServer]:
     """Start a server on every live node that has none; existing servers are not changed.
 
     All servers share one bearer token: that of the existing servers, else the one in the
@@ -119,7 +117,6 @@ def deploy(
         settings: Limits of the sessions.
         num_cpus: Ray CPUs that each server reserves on its node.
         port: Port on every node; 0: a port between 20000 and 29999 derived from the node's ID.
-        workers: Number of server processes on every node.
 
     Returns:
         One entry per live node; where the server could not start, the state is "no server" and the
@@ -150,7 +147,7 @@ def deploy(
                 max_restarts=-1,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
             )
-            .remote(settings.model_dump(), environment, port=port, workers=workers)
+            .remote(settings.model_dump(), environment, port=port)
         )
     answers = _ask(actors, settings.startup_timeout + _ACTOR_SECONDS)
     if any(not isinstance(answer, str) for answer in answers):

@@ -13,13 +13,14 @@ from urllib.parse import urlsplit
 
 import ray
 
+from deepeyes_plugins.remote.retry import Backoff
 from deepeyes_plugins.sandbox.embedded import EmbeddedServer, start_server
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
 
 _PORT_SECONDS = 15.0
-_MAX_BACKOFF_SECONDS = 30.0
+_BACKOFF = Backoff(1.0, 30.0)
 # Below the system's ephemeral ports, above those of Ray's workers.
 _PORTS = range(20_000, 30_000)
 
@@ -46,9 +47,7 @@ class ServerActor:
     The server ends with the process of the actor, which Ray restarts on the same node.
     """
 
-    def __init__(
-        self, settings: dict[str, Any], environment: dict[str, str], *, port: int, workers: int
-    ) -> None:
+    def __init__(self, settings: dict[str, Any], environment: dict[str, str], *, port: int) -> None:
         """Start the server in the background.
 
         Args:
@@ -56,13 +55,11 @@ class ServerActor:
             environment: Environment variables with the server's secrets: its bearer token and the
                 password of Redis, if any.
             port: Port to listen on; 0: a port derived from the node's ID.
-            workers: Number of server processes behind the port.
         """
         os.environ.update(environment)
         self._settings = settings
         self._token = environment[settings["token_env"]]
         self._fixed_port = port
-        self._workers = workers
         # Derived from the node's ID, so that a restarted server keeps its URL.
         self._node_port = _PORTS[int(ray.get_runtime_context().get_node_id(), 16) % len(_PORTS)]
         self._server: EmbeddedServer | None = None
@@ -92,20 +89,20 @@ class ServerActor:
 
     def _run_server(self) -> None:
         host = ray.util.get_node_ip_address()
-        backoff = 1.0
+        failures = 0
         while not self._stopping.is_set():
             try:
                 settings = SandboxSettings.model_validate(self._settings)
                 port = self._fixed_port or self._free_port(host)
-                server = start_server(settings, host=host, port=port, workers=self._workers)
+                server = start_server(settings, host=host, port=port)
             except Exception as error:
                 logger.error("no sandbox server on %s: %s", host, error)
                 self._failure = str(error)
                 self._first_start_done.set()
-                self._stopping.wait(backoff)
-                backoff = min(2 * backoff, _MAX_BACKOFF_SECONDS)
+                failures += 1
+                self._stopping.wait(_BACKOFF.seconds(failures))
                 continue
-            self._server, self._failure, backoff = server, "", 1.0
+            self._server, self._failure, failures = server, "", 0
             self._node_port = urlsplit(server.url).port or 0
             self._first_start_done.set()
             if self._stopping.is_set():

@@ -23,14 +23,15 @@ from deepeyes_plugins.hosts.ray.sandbox import ensure_server
 from deepeyes_plugins.hosts.verl.groups import Groups
 from deepeyes_plugins.hosts.verl.output import TrajectoryOutput
 from deepeyes_plugins.hosts.verl.policy import TokenBudget, TokenPolicy
+from deepeyes_plugins.hosts.verl.tracing import traced_rollout
 from deepeyes_plugins.plugins import UnknownNameError
 from deepeyes_plugins.protocol.content import EncodedImage
+from deepeyes_plugins.remote.retry import Backoff
 from deepeyes_plugins.rollout import (
     EndReason,
     Environment,
     InfrastructureError,
     Trajectory,
-    rollout,
 )
 from deepeyes_plugins.rollout.log import BackgroundWriter, RecordingEnvironment, TrajectoryLog
 from deepeyes_plugins.settings import load_settings
@@ -130,13 +131,14 @@ class DeepEyesAgentLoop(AgentLoopBase):
         failures = resources.settings.failures
         for attempt in range(failures.retries + 1):
             if attempt:
-                await asyncio.sleep(failures.retry_wait * 2 ** (attempt - 1))
+                await asyncio.sleep(Backoff(failures.retry_wait).seconds(attempt))
             environment = RecordingEnvironment(make_environment(resources))
             policy = self._policy(sampling_params, environment)
-            trajectory = await rollout(
+            trajectory = await traced_rollout(
                 policy,
                 environment,
                 task,
+                row,
                 name=name,
                 wall_time_includes_generation=self._engine_never_stops,
             )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 from cachetools import LRUCache
@@ -14,6 +13,7 @@ from PIL import Image
 
 from deepeyes_plugins.hosts.transformers.images import ImageBounds, model_image
 from deepeyes_plugins.protocol.content import EncodedImage
+from deepeyes_plugins.remote.single_flight import SingleFlight
 
 CACHE_BYTES = 512 << 20
 """Cache size: the resized images of about 32 live prompts."""
@@ -26,7 +26,7 @@ _SMALL_FILE = 64 << 10
 
 
 class ModelImages:
-    """Decodes and resizes images in its own threads, each image once.
+    """Decodes and resizes images in its own threads, each image once; for one event loop.
 
     The number of threads is limited, so that a batch of large images neither fills the memory with
     originals nor starves the event loop. The threads are separate from the default executor, so
@@ -43,8 +43,7 @@ class ModelImages:
         self._ready: LRUCache[tuple[str, ImageBounds], Image.Image] = LRUCache(
             cache_bytes, getsizeof=_decoded_bytes
         )
-        self._in_work: dict[tuple[str, ImageBounds], Future[Image.Image]] = {}
-        self._lock = threading.Lock()
+        self._decoding: SingleFlight[tuple[str, ImageBounds], Image.Image] = SingleFlight()
         self._threads = ThreadPoolExecutor(
             threads or min(MOST_THREADS, os.cpu_count() or 1), "deepeyes-images"
         )
@@ -62,27 +61,16 @@ class ModelImages:
         if len(image.data) > _SMALL_FILE:
             await loop.run_in_executor(self._threads, getattr, image, "sha256")
         key = image.sha256, bounds
-        with self._lock:
-            found = self._ready.get(key)
-            if found is not None:
-                return found
-            work = self._in_work.get(key)
-            mine = work is None
-            if work is None:
-                work = self._threads.submit(model_image, image, bounds)
-                self._in_work[key] = work
-        if mine:
-            # Outside the lock, which the callback takes: it runs here if the work is done.
-            work.add_done_callback(lambda done: self._store(key, done))
-        # Shielded, as other trajectories may wait for it when this one is cancelled.
-        return await asyncio.shield(asyncio.wrap_future(work))
+        if (found := self._ready.get(key)) is not None:
+            return found
 
-    def _store(self, key: tuple[str, ImageBounds], done: Future[Image.Image]) -> None:
-        with self._lock:
-            self._in_work.pop(key, None)
-            failed = done.cancelled() or done.exception() is not None
-            if not failed and _decoded_bytes(done.result()) <= self._ready.maxsize:
-                self._ready[key] = done.result()
+        async def decode() -> Image.Image:
+            resized = await loop.run_in_executor(self._threads, model_image, image, bounds)
+            if _decoded_bytes(resized) <= self._ready.maxsize:
+                self._ready[key] = resized
+            return resized
+
+        return await self._decoding.run(key, decode)
 
 
 @lru_cache(maxsize=1)

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deepeyes_plugins.files import append_line
+from deepeyes_plugins.files import append_line, owner_only_folder
 from deepeyes_plugins.protocol.content import encodable
 from deepeyes_plugins.rollout.log import BackgroundWriter
 
@@ -91,7 +91,7 @@ class LoggingBoard:
             self.writer.submit(partial(self._write, step, samples), tokens * _BYTES_PER_TOKEN)
 
     def _write(self, step: int, samples: Sequence[BoardSample]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        owner_only_folder(self._path.parent)
         append_line(self._path, b"\n".join(self._line(step, sample) for sample in samples))
 
     def _line(self, step: int, sample: BoardSample) -> bytes:

@@ -1,4 +1,4 @@
-"""Agent metrics in verl's loggers, the collapse alarm and samples for RL Logging Board.
+"""Agent metrics in verl's loggers, the alarm about tool use and samples for RL Logging Board.
 
 Each sample has a small record in verl's TransferQueue (:mod:`deepeyes_plugins.hosts.verl.output`).
 After a step, :class:`RunWatch` reads the records of exactly the samples that were trained on
@@ -39,7 +39,7 @@ from deepeyes_plugins.hosts.verl.output import SAMPLE_FIELD
 from deepeyes_plugins.protocol.missing import text_of
 from deepeyes_plugins.rollout.collapse import CallHistory, CollapseSettings
 from deepeyes_plugins.rollout.log import BackgroundWriter
-from deepeyes_plugins.rollout.metrics import MetricsAggregator, SampleRecord
+from deepeyes_plugins.rollout.metrics import MetricsAggregator, SampleRecord, mean
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ VALIDATION = "deepeyes_val"
 """Prefixes of metric names: ``deepeyes/<data source>/<metric>``."""
 
 HISTORY_FILE = "deepeyes_tool_calls.json"
-"""File beside the checkpoints with the calls per sample of each step, for resumed runs."""
+"""File beside the checkpoints with what the alarm compares of each step, for resumed runs."""
 
 _FLUSH_SECONDS = 30.0
 
@@ -82,7 +82,8 @@ class WatchSettings(BaseModel):
         "of them in memory.",
     )
     alarm: CollapseSettings = Field(
-        default_factory=CollapseSettings, description="The interaction-collapse alarm."
+        default_factory=CollapseSettings,
+        description="The alarm about tool use that collapses or runs away.",
     )
 
 
@@ -148,7 +149,7 @@ class RunWatch:
                     metrics[f"{TRAINING}/samples_left_out"] = 1 - len(samples) / expected
                     metrics |= named(TRAINING, groups_without_spread(keys, samples))
                 if self._settings.alarm.enabled and samples:
-                    reason = self._check_collapse(step, samples)
+                    reason = self._check_tool_use(step, samples)
         if self._board is not None:
             with log_failures("the samples for the logging board"):
                 keys = whole_groups(sample_keys(batch), self._settings.logging_board_samples)
@@ -176,25 +177,32 @@ class RunWatch:
             if writer is not None and not writer.flush(_FLUSH_SECONDS):
                 logger.warning("some %s were not written", writer.name)
 
-    def _check_collapse(self, step: int, samples: Sequence[SampleRecord]) -> str | None:
+    def _check_tool_use(self, step: int, samples: Sequence[SampleRecord]) -> str | None:
         if self._history is None:
             self._history = CallHistory(self._settings.alarm, read_history(self._history_file))
         calls = Counter(call.tool for sample in samples for call in sample.tool_calls)
+        scores = [sample.rewards.get("acc", sample.rewards.get("score")) for sample in samples]
+        known = [score for score in scores if score is not None]
         found = self._history.add(
-            step, {tool: count / len(samples) for tool, count in calls.items()}
+            step,
+            {tool: count / len(samples) for tool, count in calls.items()},
+            limit_endings=mean(sample.end_reason.is_limit for sample in samples),
+            accuracy=mean(known) if known else None,
         )
         self._writer.submit(
             partial(write_history, self._history_file, json.dumps(self._history.calls))
         )
         if not found:
             return None
-        what = f"interaction collapse at step {step}: {'; '.join(map(str, found))}"
+        names, advice = (
+            dict.fromkeys(texts)
+            for texts in zip(*((one.name, one.advice) for one in found), strict=True)
+        )
+        what = f"{' and '.join(names)} at step {step}: {'; '.join(map(str, found))}"
         logger.error(
-            "%s. Check the trajectories and the metrics deepeyes/*/: tool failures (tool_error, "
-            "tool_infrastructure_error, samples_with_infrastructure_errors; policies unlearn tools "
-            "that fail), rewards of answers without tools (reward/acc, reward/format) and end "
-            "reasons (end/). See docs/metrics.md.",
+            "%s. Check the trajectories and the metrics deepeyes/*/: %s. See docs/metrics.md.",
             what,
+            "; ".join(advice),
         )
         return what if self._settings.alarm.stop else None
 

@@ -1,4 +1,4 @@
-"""Extended verl trainers: agent metrics, judge preflight and early stop.
+"""Extended verl trainers: agent metrics, scores of checkpoints, judge preflight and early stop.
 
 verl looks up its trainer in ``TRAINER_REGISTRY`` by ``trainer.v1.trainer_mode``. The mode also
 controls the trainer's behaviour, so a new mode name would not be treated as sync or async;
@@ -19,8 +19,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
 
+from deepeyes_plugins.hosts.verl.checkpoint_evaluation import EvaluateCheckpoints
 from deepeyes_plugins.hosts.verl.judge_preflight import check_judge
-from deepeyes_plugins.hosts.verl.metrics import RunWatch, watch_settings
+from deepeyes_plugins.hosts.verl.metrics import RunWatch, log_failures, watch_settings
 from deepeyes_plugins.hosts.verl.stopping import RunStoppedError, StopRequests
 
 logger = logging.getLogger(__name__)
@@ -69,13 +70,17 @@ class DeepEyesTrainer(PPOTrainer):
         )
         self._stop.open()
         self._hook_replay_buffer(self._watch)
+        patience: float | None = 0.0
         try:
             super().fit(agent_loop_manager)
+            patience = None
         except RunStoppedError as stop:
             stopped = RunStoppedError(f"{stop}. {self._save_complete_steps()}")
             logger.error("the run stops: %s", stopped)
+            patience = None
             raise stopped from stop
         finally:
+            self._end_evaluations(patience)
             self._stop.close()
             self._watch.close()
 
@@ -94,7 +99,17 @@ class DeepEyesTrainer(PPOTrainer):
             metrics.update(own_metrics)
             if reason is not None:
                 self._stop.ask(reason)
+        if isinstance(self.checkpoint_callback, EvaluateCheckpoints):
+            metrics.update(self.checkpoint_callback.metrics())
         return batch
+
+    def _end_evaluations(self, patience: float | None) -> None:
+        """Wait for evaluations of checkpoints, and log the scores that no step has logged."""
+        if isinstance(self.checkpoint_callback, EvaluateCheckpoints):
+            with log_failures("the scores of checkpoints"):
+                self.checkpoint_callback.close(patience)
+                while scores := self.checkpoint_callback.metrics():
+                    self.logger.log(data=scores, step=self._completed_step)
 
     def _validate(self) -> dict[str, float]:
         metrics: dict[str, float] = super()._validate()

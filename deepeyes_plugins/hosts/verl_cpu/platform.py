@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -83,25 +82,17 @@ class CPUPlatform(PlatformBase):
         """One per process."""
         return 1
 
-    def set_device(self, device_index: int) -> None:
-        """Nothing to select."""
-
-    def synchronize(self, device_index: int | None = None) -> None:
-        """Nothing runs asynchronously."""
-
     def manual_seed(self, seed: int) -> None:
         """Seed torch."""
         torch.manual_seed(seed)
 
-    def manual_seed_all(self, seed: int) -> None:
-        """Seed torch."""
-        torch.manual_seed(seed)
+    manual_seed_all = manual_seed
 
-    def set_allocator_settings(self, settings: str) -> None:
-        """There is no caching allocator."""
+    def _nothing(self, *_: Any) -> None:
+        """Do nothing: no devices to select or wait for, no allocator, profiler or CUDA runtime."""
 
-    def empty_cache(self) -> None:
-        """There is no cache."""
+    set_device = synchronize = set_allocator_settings = empty_cache = _nothing
+    profiler_start = profiler_stop = cudart = _nothing
 
     def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
         """Unknown."""
@@ -115,16 +106,9 @@ class CPUPlatform(PlatformBase):
         """Ray sets it for the pretended resource; nothing reads it."""
         return "CUDA_VISIBLE_DEVICES"
 
-    @contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:
+    def nvtx_range(self, msg: str) -> AbstractContextManager[None]:
         """No ranges to mark."""
-        yield
-
-    def profiler_start(self) -> None:
-        """No device profiler."""
-
-    def profiler_stop(self) -> None:
-        """No device profiler."""
+        return nullcontext()
 
     def ray_resource_name(self) -> str:
         """A pretended resource: verl's pool check knows GPU and NPU only."""
@@ -137,7 +121,3 @@ class CPUPlatform(PlatformBase):
     def is_ipc_supported(self) -> bool:
         """No device memory to share."""
         return False
-
-    def cudart(self) -> Any:
-        """No CUDA runtime."""
-        return None

@@ -8,23 +8,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import ray
 import torch
 from PIL import Image
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import HFModelConfig, RolloutConfig
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 from verl.workers.rollout.utils import ensure_async_iterator
 
-from deepeyes_plugins.hosts.transformers.images import ImageBounds, image_bounds
+from deepeyes_plugins.hosts.transformers.images import image_bounds
 from deepeyes_plugins.hosts.verl.engines import FORBIDDEN_BIAS
 from deepeyes_plugins.hosts.verl_cpu.activation import ENGINE
 
@@ -35,25 +32,16 @@ QUIET_SECONDS = 0.03
 
 LARGEST_BATCH = 256
 
-_SAMPLING_KEYS = ("temperature", "top_p", "top_k", "max_tokens", "max_new_tokens", "stop")
 
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """One generation request and who waits for it."""
 
     prompt_ids: list[int]
-    sampling_params: dict[str, Any]
     images: list[Image.Image]
-    image_settings: dict[str, Any]
+    settings: tuple[dict[str, Any], dict[str, Any]]
+    """Sampling parameters and image settings; requests with equal ones can share a call."""
     result: asyncio.Future[TokenOutput]
-
-    @property
-    def batch_key(self) -> tuple[Any, ...]:
-        """Requests with equal keys can share a call."""
-        bias = self.sampling_params.get("logit_bias") or {}
-        rest = (repr(self.sampling_params.get(key)) for key in _SAMPLING_KEYS)
-        return (*rest, tuple(sorted(bias.items())))
 
 
 class TransformersServer:
@@ -63,40 +51,23 @@ class TransformersServer:
     running is finished, and what arrives meanwhile waits.
     """
 
-    def __init__(self, config: Any, model_config: Any, replica_rank: int) -> None:
-        """Take verl's rollout and model configuration; the model is loaded by :meth:`launch`."""
+    def __init__(self, config: Any, model_config: Any) -> None:
         self.config: RolloutConfig = omega_conf_to_dataclass(config)
         self.model_config: HFModelConfig = omega_conf_to_dataclass(model_config, HFModelConfig)
-        self.replica_rank = replica_rank
         self.global_steps: int | None = None
 
-    async def launch(self) -> tuple[str, int]:
-        """Load the model and start serving.
-
-        Returns:
-            Host and port; the port is 0, since requests come through Ray.
-        """
+    async def launch(self) -> None:
+        """Load the model and start serving."""
         from transformers import AutoModelForImageTextToText
 
-        self.processor = self.model_config.processor
-        self.tokenizer = self.model_config.tokenizer
         self.model = AutoModelForImageTextToText.from_pretrained(
             self.model_config.local_path, dtype=torch.float32, attn_implementation="sdpa"
         ).eval()
-        ends = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
-        self.ends = set(ends) if isinstance(ends, list) else {ends}
         self._requests: asyncio.Queue[Request] = asyncio.Queue()
         self._weights = asyncio.Lock()
         self._open = asyncio.Event()
         self._open.set()
-        self._pixels = lru_cache(maxsize=4096)(self._process_image)
         self._serving = asyncio.create_task(self._serve())
-        return ray.util.get_node_ip_address(), 0
-
-    async def stop(self) -> None:
-        """Stop serving; requests that wait are not answered any more."""
-        self._serving.cancel()
-        await asyncio.gather(self._serving, return_exceptions=True)
 
     async def load_weights(
         self, weights: list[tuple[str, torch.Tensor]], global_steps: int | None = None
@@ -118,21 +89,6 @@ class TransformersServer:
             if global_steps is not None:
                 self.global_steps = global_steps
 
-    async def wake_up(self, tags: list[str] | None = None) -> None:
-        """Nothing was freed."""
-
-    async def sleep(self) -> None:
-        """Nothing to free on a CPU."""
-
-    async def clear_kv_cache(self) -> None:
-        """No cache outlives a call."""
-
-    async def release_kv_cache(self) -> None:
-        """No cache outlives a call."""
-
-    async def resume_kv_cache(self) -> None:
-        """No cache outlives a call."""
-
     async def abort_all_requests(self, reject_request: bool = False) -> None:
         """Finish the running batch and generate nothing more until :meth:`resume_generation`.
 
@@ -148,11 +104,11 @@ class TransformersServer:
         """Generate again."""
         self._open.set()
 
-    async def start_profile(self, **_: Any) -> None:
-        """No profiler."""
+    async def _nothing(self, *_: Any, **__: Any) -> None:
+        """Do nothing: no memory is freed, no cache outlives a call, there is no profiler."""
 
-    async def stop_profile(self) -> None:
-        """No profiler."""
+    wake_up = sleep = clear_kv_cache = release_kv_cache = resume_kv_cache = _nothing
+    start_profile = stop_profile = _nothing
 
     async def generate(
         self,
@@ -168,16 +124,10 @@ class TransformersServer:
         Raises:
             RuntimeError: The call that this request was part of failed.
         """
-        result: asyncio.Future[TokenOutput] = asyncio.get_running_loop().create_future()
-        request = Request(
-            list(prompt_ids),
-            dict(sampling_params),
-            image_data or [],
-            mm_processor_kwargs or {},
-            result,
-        )
+        settings = dict(sampling_params), mm_processor_kwargs or {}
+        request = Request(list(prompt_ids), image_data or [], settings, asyncio.Future())
         await self._requests.put(request)
-        return await result
+        return await request.result
 
     async def _serve(self) -> None:
         waiting: list[Request] = []
@@ -190,66 +140,48 @@ class TransformersServer:
                 except TimeoutError:
                     break
             await self._open.wait()
-            waiting = [request for request in waiting if not request.result.done()]
-            if not waiting:
-                continue
-            key = waiting[0].batch_key
-            batch = [request for request in waiting if request.batch_key == key]
-            try:
-                async with self._weights:
-                    if not self._open.is_set():
-                        continue
-                    waiting = [request for request in waiting if request.batch_key != key]
+            async with self._weights:
+                if not self._open.is_set():
+                    continue
+                settings = waiting[0].settings
+                batch = [request for request in waiting if request.settings == settings]
+                waiting = [request for request in waiting if request.settings != settings]
+                try:
                     outputs = await asyncio.to_thread(self._run, batch)
-            except Exception as error:
-                logger.exception("a batch of %d requests failed", len(batch))
-                for request in batch:
-                    if not request.result.done():
-                        request.result.set_exception(RuntimeError(f"generation failed: {error!r}"))
-                continue
+                except Exception as error:
+                    logger.exception("a batch of %d requests failed", len(batch))
+                    outputs = [RuntimeError(f"generation failed: {error!r}")] * len(batch)
             for request, output in zip(batch, outputs, strict=True):
-                if not request.result.done():
+                if request.result.done():  # whoever asked has given up
+                    continue
+                if isinstance(output, RuntimeError):
+                    request.result.set_exception(output)
+                else:
                     request.result.set_result(output)
 
-    def _process_image(
-        self, size: tuple[int, int], pixels: bytes, bounds: ImageBounds
-    ) -> tuple[Any, Any]:
-        image = Image.frombytes("RGB", size, pixels)
-        features = self.processor.image_processor(
-            images=[image],
-            min_pixels=bounds.minimum,
-            max_pixels=bounds.maximum,
-            return_tensors="pt",
-        )
-        return features["pixel_values"], features["image_grid_thw"]
-
     @torch.inference_mode()
-    def _run(self, batch: list[Request]) -> list[TokenOutput]:
-        started = time.monotonic()
-        params = batch[0].sampling_params
-        width = max(len(request.prompt_ids) for request in batch)
-        pad = self.tokenizer.pad_token_id
-        ids = torch.full((len(batch), width), pad)
-        attention = torch.zeros_like(ids)
-        for row, request in enumerate(batch):
-            ids[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
-            attention[row, width - len(request.prompt_ids) :] = 1
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": attention}
-        features = [
-            self._pixels(
-                image.size,
-                image.tobytes(),
-                image_bounds(self.processor.image_processor, request.image_settings),
+    def _run(self, batch: list[Request]) -> list[TokenOutput | RuntimeError]:
+        params, image_settings = batch[0].settings
+        tokenizer, processor = self.model_config.tokenizer, self.model_config.processor
+        pad = tokenizer.pad_token_id
+        inputs = dict(
+            tokenizer.pad(
+                {"input_ids": [request.prompt_ids for request in batch]},
+                padding_side="left",
+                return_tensors="pt",
             )
-            for request in batch
-            for image in request.images
-        ]
-        if features:
-            inputs["pixel_values"] = torch.cat([pixels for pixels, _ in features])
-            inputs["image_grid_thw"] = torch.cat([grid for _, grid in features])
-            inputs["mm_token_type_ids"] = (ids == self.model.config.image_token_id).long()
+        )
+        if images := [image for request in batch for image in request.images]:
+            bounds = image_bounds(processor.image_processor, image_settings)
+            inputs |= processor.image_processor(
+                images=images,
+                min_pixels=bounds.minimum,
+                max_pixels=bounds.maximum,
+                return_tensors="pt",
+            )
+            image_tokens = inputs["input_ids"] == self.model.config.image_token_id
+            inputs["mm_token_type_ids"] = image_tokens.long()
 
-        limit = params.get("max_tokens") or params.get("max_new_tokens")
         temperature = params.get("temperature", 1.0)
         sampling: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
@@ -265,19 +197,19 @@ class TransformersServer:
         output = self.model.generate(
             **inputs,
             **sampling,
-            max_new_tokens=limit or self.config.response_length,
-            eos_token_id=sorted(self.ends),
+            max_new_tokens=params.get("max_tokens") or self.config.response_length,
+            eos_token_id=self.model.generation_config.eos_token_id or tokenizer.eos_token_id,
             pad_token_id=pad,
             suppress_tokens=sorted(forbidden),
             stop_strings=params.get("stop") or None,
-            tokenizer=self.tokenizer,
+            tokenizer=tokenizer,
             output_logits=True,
             return_dict_in_generate=True,
         )
-        generated = output.sequences[:, width:]
+        generated = output.sequences[:, inputs["input_ids"].shape[1] :]
         log_probs = torch.stack(output.logits, 1).float() / (temperature or 1.0)
         log_probs = log_probs.log_softmax(-1).gather(-1, generated[..., None])[..., 0]
-        results = []
+        results: list[TokenOutput | RuntimeError] = []
         for row, row_log_probs in zip(generated.tolist(), log_probs.tolist(), strict=True):
             length = row.index(pad) if pad in row else len(row)
             results.append(
@@ -288,17 +220,11 @@ class TransformersServer:
                     extra_fields={"global_steps": self.global_steps},
                 )
             )
-        logger.info(
-            "generated %d x %d tokens in %.2f s",
-            len(batch),
-            generated.shape[1],
-            time.monotonic() - started,
-        )
         return results
 
 
 class TransformersReplica(RolloutReplica):
-    """One server per replica, on the node of its training worker."""
+    """One server per replica, on this machine."""
 
     async def launch_servers(self) -> None:
         """Start the server actor.
@@ -310,23 +236,13 @@ class TransformersReplica(RolloutReplica):
             raise ValueError(
                 f"the {ENGINE} engine is not sharded: set rollout.tensor_model_parallel_size=1"
             )
-        node = await self.workers[0].__ray_call__.remote(
-            lambda _: ray.get_runtime_context().get_node_id()
-        )
-        server = (
-            ray.remote(TransformersServer)
-            .options(
-                name=f"{server_name(self.replica_rank)}{self.name_suffix}",
-                num_cpus=0,
-                max_concurrency=self.max_concurrency,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False),
-            )
-            .remote(self.config, self.model_config, self.replica_rank)
-        )
-        host, port = await server.launch.remote()
+        name = f"{server_name(self.replica_rank)}{self.name_suffix}"
+        options = {"name": name, "num_cpus": 0, "max_concurrency": self.max_concurrency}
+        server = ray.remote(**options)(TransformersServer).remote(self.config, self.model_config)
+        await server.launch.remote()
         self.servers = [server]
         self._server_handle = server
-        self._server_address = f"{host}:{port}-{self.replica_rank}"
+        self._server_address = name  # Requests come through Ray.
 
 
 class TransformersAdapter(BaseRollout):
@@ -337,29 +253,13 @@ class TransformersAdapter(BaseRollout):
     ) -> None:
         """Find out which replica this rank belongs to; its server is launched later."""
         super().__init__(config, model_config, device_mesh)
-        rank = int(os.environ["RANK"])
-        size = (
-            self.config.tensor_model_parallel_size
-            * self.config.data_parallel_size
-            * self.config.pipeline_model_parallel_size
-        )
-        self.replica_rank = rank // size if replica_rank == -1 else replica_rank
-        self._leads = rank % size == 0
-
-    @property
-    def server(self) -> Any:
-        """The replica's server actor."""
-        return ray.get_actor(server_name(self.replica_rank))
+        self.replica_rank = int(os.environ["RANK"]) if replica_rank == -1 else replica_rank
 
     async def resume(self, tags: list[str]) -> None:
-        """Wake the server up."""
-        if self._leads:
-            await self.server.wake_up.remote(tags=tags)
+        """Do nothing: no memory was freed."""
 
     async def release(self) -> None:
-        """Put the server to sleep."""
-        if self._leads:
-            await self.server.sleep.remote()
+        """Do nothing: a CPU has no memory to share with the trainer."""
 
     async def update_weights(
         self,
@@ -375,13 +275,12 @@ class TransformersAdapter(BaseRollout):
         """
         if wire_format != "named_tensors":
             raise ValueError(f"the {ENGINE} engine takes named tensors, not {wire_format!r}")
-        # Every rank drains the generator: gathering a sharded tensor is a collective call.
         gathered = [
             (name, tensor.detach().to("cpu", copy=True))
             async for name, tensor in ensure_async_iterator(weights)
         ]
-        if self._leads:
-            await self.server.load_weights.remote(gathered, global_steps)
+        server = ray.get_actor(server_name(self.replica_rank))
+        await server.load_weights.remote(gathered, global_steps)
 
 
 def server_name(replica_rank: int) -> str:

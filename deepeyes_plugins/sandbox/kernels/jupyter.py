@@ -22,7 +22,7 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -38,7 +38,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from PIL import Image
 
 from deepeyes_plugins.protocol.pixels import is_8bit
-from deepeyes_plugins.sandbox.contracts import ExecutionResult, SandboxUnavailable
+from deepeyes_plugins.sandbox.contracts import ExecutionResult, Outcome, SandboxUnavailable
 from deepeyes_plugins.sandbox.kernels.contract import (
     ImageRejected,
     ImagesMissing,
@@ -53,9 +53,10 @@ from deepeyes_plugins.sandbox.kernels.fork.images import (
     reason,
 )
 from deepeyes_plugins.sandbox.kernels.fork.isolation import LAYERS
+from deepeyes_plugins.sandbox.kernels.fork.process import unique_bytes
 from deepeyes_plugins.sandbox.kernels.jupyter_prelude import NAMES_TYPE
 from deepeyes_plugins.sandbox.kernels.outcomes import DIED, KILLED, MALFORMED, timed_out
-from deepeyes_plugins.sandbox.kernels.output import MAX_IMAGE_BYTES, BoundedText, images_cut
+from deepeyes_plugins.sandbox.kernels.output import BoundedImages, BoundedText
 from deepeyes_plugins.sandbox.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
@@ -110,9 +111,7 @@ class _Output:
     def begin(self, request: str) -> None:
         """Prepare for the cell of a request; text written between two cells is preserved."""
         self._request = request
-        self._images: list[bytes] = []
-        self._image_bytes = 0
-        self._images_dropped = 0
+        self._images = BoundedImages(self._settings.max_images)
         self._result = ""
         self._error_name: str | None = None
         self.idle = asyncio.Event()
@@ -151,44 +150,33 @@ class _Output:
             self.stdout.write(f"{data['text/plain']}\n")
 
     async def _show_image(self, encoded: str) -> None:
-        if len(self._images) >= self._settings.max_images:
-            self._images_dropped += 1
-            return
+        png, images = b"", self._images
         try:
-            png = await asyncio.to_thread(_png, encoded, self._settings.max_image_pixels)
+            if not images.full:
+                png = await asyncio.to_thread(_png, encoded, self._settings.max_image_pixels)
+            images.add(png)
         except ImageRefused as error:
             self.stderr.write(f"{error}\n")
-            return
-        self._image_bytes += len(png)
-        if self._image_bytes > MAX_IMAGE_BYTES:
-            self._images_dropped += 1
-        else:
-            self._images.append(png)
 
     def finish(self, reply: dict[str, Any], duration: float) -> ExecutionResult:
         """Return the result of the cell, from its output and the kernel's reply."""
         if reply["status"] != "ok" and self._error_name is None:
             self._fail({"ename": reply.get("ename"), "traceback": reply.get("traceback", ())})
-        if self._images_dropped:
-            self.stderr.write(images_cut(self._images_dropped, self._settings.max_images))
-        return ExecutionResult(
-            outcome="ok" if self._error_name is None else "error",
-            stdout=self.stdout.take(),
-            stderr=self.stderr.take(),
-            result=self._result,
-            images=self._images,
-            duration=duration,
-            error_name=self._error_name,
-        )
+        self.stderr.write(self._images.note)
+        ended = self._take("ok" if self._error_name is None else "error", duration)
+        return replace(ended, result=self._result, error_name=self._error_name)
 
     def break_off(self, reason: str, duration: float) -> ExecutionResult:
         """Return the result of a cell whose kernel has died."""
         self.stderr.write(reason)
+        return self._take("killed", duration)
+
+    def _take(self, outcome: Outcome, duration: float) -> ExecutionResult:
         return ExecutionResult(
-            "killed",
+            outcome,
             stdout=self.stdout.take(),
             stderr=self.stderr.take(),
-            images=self._images,
+            images=self._images.images,
             duration=duration,
         )
 
@@ -316,14 +304,14 @@ class JupyterKernel:
             return
         program = await asyncio.to_thread(_PRELUDE.read_text, encoding="utf-8")
         program += "\nfrom IPython import get_ipython\nprepare(get_ipython())\n"
-        reply = await self._ask(
+        error = await self._ask(
             f"exec(compile({program!r}, {_PRELUDE_NAME!r}, 'exec'), "
             f"{{'__name__': {_PRELUDE_NAME!r}, '__file__': {_PRELUDE_NAME!r}}})"
         )
-        if reply["status"] != "ok":
+        if error:
             raise SandboxUnavailable(
                 f"the kernelspec {self._spec.name!r} cannot be used, since it is not an ipykernel: "
-                f"{reply.get('ename')}: {reply.get('evalue')}"
+                f"{error}"
             )
         for number, data in enumerate(images, start=1):
             await self._attach(f"image_{number}", data)
@@ -333,32 +321,22 @@ class JupyterKernel:
         if self._spec.local:
             path = self._folder / name
             await asyncio.to_thread(path.write_bytes, data)
-            error = await self._evaluate(
-                f"get_ipython().deepeyes_image({name!r}, path={str(path)!r})"
-            )
+            error = await self._ask(f"get_ipython().deepeyes_image({name!r}, path={str(path)!r})")
         if error.startswith("FileNotFoundError"):
             # The kernel is on another machine or in a container.
             text = base64.b64encode(data).decode("ascii")
-            error = await self._evaluate(f"get_ipython().deepeyes_image({name!r}, data={text!r})")
+            error = await self._ask(f"get_ipython().deepeyes_image({name!r}, data={text!r})")
         if error:
             raise SandboxUnavailable(
                 f"the kernelspec {self._spec.name!r} cannot open images ({error}); its environment "
                 "needs Pillow"
             )
 
-    async def _evaluate(self, expression: str) -> str:
-        """Evaluate an expression in the kernel; return its error, or ""."""
-        reply = await self._ask("", {"value": expression})
-        value = reply.get("user_expressions", {}).get("value", reply)
-        return "" if value["status"] == "ok" else f"{value.get('ename')}: {value.get('evalue')}"
-
-    async def _ask(self, code: str, expressions: dict[str, str] | None = None) -> dict[str, Any]:
-        """Run internal code in the kernel; return the reply."""
+    async def _ask(self, code: str) -> str:
+        """Run internal code in the kernel; return its error, or ""."""
         assert self._client is not None
-        request = self._client.execute(
-            code, silent=True, user_expressions=expressions, allow_stdin=False
-        )
-        return await self._reply(request)
+        reply = await self._reply(self._client.execute(code, silent=True, allow_stdin=False))
+        return "" if reply["status"] == "ok" else f"{reply.get('ename')}: {reply.get('evalue')}"
 
     async def execute(self, code: str, timeout: float) -> ExecutionResult:
         """Run one cell; see ``Kernel``."""
@@ -473,11 +451,7 @@ class JupyterKernel:
 
     def memory(self) -> int:
         """Return the unshared memory of this kernel; 0 if it is not on this machine."""
-        try:
-            lines = Path(f"/proc/{self._pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-        except OSError:
-            return 0
-        return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))
+        return unique_bytes(self._pid) if self._pid else 0
 
     def _end(self) -> None:
         """Handle the end of the process, or of its usability."""

@@ -33,12 +33,37 @@ def max_characters(limit: int) -> int:
     return _ESCAPED_CHARACTERS * limit + _MARK_CHARACTERS
 
 
-def images_cut(dropped: int, limit: int) -> str:
-    """Return the line of stderr that says how many images were dropped, and why."""
-    return (
-        f"{dropped} images cut: a cell returns at most {limit}, and {MAX_IMAGE_BYTES >> 20} MiB "
-        "in all.\n"
-    )
+class BoundedImages:
+    """Images of one cell; those beyond the limits are counted, but not stored."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._dropped = 0
+        self.images: list[bytes] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether the maximum number is reached, so that no further one need be encoded."""
+        return len(self.images) >= self._limit
+
+    def add(self, png: bytes) -> None:
+        """Add an image, or drop it; one without bytes, which was not encoded, is always dropped."""
+        self._bytes += len(png)
+        if not png or self.full or self._bytes > MAX_IMAGE_BYTES:
+            self._dropped += 1
+        else:
+            self.images.append(png)
+
+    @property
+    def note(self) -> str:
+        """The line of stderr that says how many were dropped, and why; "" if none were."""
+        if not self._dropped:
+            return ""
+        return (
+            f"{self._dropped} images cut: a cell returns at most {self._limit}, and "
+            f"{MAX_IMAGE_BYTES >> 20} MiB in all.\n"
+        )
 
 
 class BoundedText(io.TextIOBase):

@@ -16,12 +16,16 @@ from deepeyes_plugins.remote.service import Reply
 from deepeyes_plugins.search.contracts import FILTERS, SearchQuery, SearchResult, SearchResults
 from deepeyes_plugins.search.providers.web import (
     Answer,
+    KeyVariable,
     Markup,
+    Page,
+    Url,
     WebOptions,
     WebProvider,
     WebRequest,
     Words,
     given,
+    listed,
     with_operators,
 )
 
@@ -33,24 +37,25 @@ _LANGUAGES = {"ja": "jp", "pt": "pt-br", "zh": "zh-hans"}
 class BraveOptions(WebOptions):
     """Options of Brave."""
 
-    url: str = Field(
-        "https://api.search.brave.com", pattern="^https?://", description="Base URL of the engine."
-    )
-    key_env: str | None = Field(
-        "BRAVE_API_KEY", description="Name of the environment variable that holds the key."
-    )
+    url: Url = "https://api.search.brave.com"
+    key_env: KeyVariable = "BRAVE_API_KEY"
     extra_snippets: bool = Field(
         False, description="Request further excerpts of each page, if the plan includes them."
     )
 
 
-class _Page(Answer):
+class _Page(Page):
     title: Markup = ""
-    url: Words = ""
     description: Markup = ""
     extra_snippets: tuple[Markup, ...] = ()
     age: Words = ""
     page_age: Words = ""
+
+    def result(self) -> SearchResult:
+        """Return the result with its excerpts and the age that Brave shows."""
+        snippet = " ".join([self.description, *self.extra_snippets]).strip()
+        date = self.age or self.page_age
+        return super().result().model_copy(update={"snippet": snippet, "date": date})
 
 
 class _Web(Answer):
@@ -86,18 +91,7 @@ class Brave(WebProvider[BraveOptions]):
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
         """Return the web results; the response has no block ``web`` if there are none."""
         found = _Found.model_validate_json(reply.body)
-        pages = found.web.results if found.web is not None else ()
-        return SearchResults(
-            results=tuple(
-                SearchResult(
-                    title=page.title,
-                    link=page.url,
-                    snippet=" ".join([page.description, *page.extra_snippets]).strip(),
-                    date=page.age or page.page_age,
-                )
-                for page in pages
-            )
-        )
+        return listed(found.web.results if found.web is not None else ())
 
 
 def _freshness(query: SearchQuery) -> str:

@@ -14,21 +14,23 @@ from deepeyes_plugins.remote.service import Reply
 from deepeyes_plugins.search.contracts import SearchQuery, SearchResult, SearchResults
 from deepeyes_plugins.search.providers.web import (
     Answer,
+    DatedPage,
+    KeyVariable,
+    Url,
     WebOptions,
     WebProvider,
     WebRequest,
     Words,
     given,
+    listed,
 )
 
 
 class ExaOptions(WebOptions):
     """Options of Exa."""
 
-    url: str = Field("https://api.exa.ai", pattern="^https?://", description="Base URL.")
-    key_env: str | None = Field(
-        "EXA_API_KEY", description="Name of the environment variable that holds the key."
-    )
+    url: Url = "https://api.exa.ai"
+    key_env: KeyVariable = "EXA_API_KEY"
     type: Literal["auto", "fast", "neural", "keyword", "deep"] = Field(
         "auto", description="Exa's kind of search."
     )
@@ -40,13 +42,14 @@ class ExaOptions(WebOptions):
     )
 
 
-class _Page(Answer):
-    title: Words = ""
-    url: Words = ""
-    publishedDate: Words = ""
-    score: float | None = None
+class _Page(DatedPage):
     highlights: tuple[Words, ...] = ()
     text: Words = ""
+
+    def result(self) -> SearchResult:
+        """Return the result; Exa's scores may be in another order and are left out."""
+        snippet = " … ".join(self.highlights) or self.text
+        return super().result().model_copy(update={"snippet": snippet})
 
 
 class _Found(Answer):
@@ -80,16 +83,5 @@ class Exa(WebProvider[ExaOptions]):
         return WebRequest("/search", "POST", json=body)
 
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
-        """Return the results in Exa's order, without its scores, which may be in another order."""
-        found = _Found.model_validate_json(reply.body)
-        return SearchResults(
-            results=tuple(
-                SearchResult(
-                    title=page.title,
-                    link=page.url,
-                    snippet=" … ".join(page.highlights) or page.text,
-                    date=page.publishedDate.partition("T")[0],
-                )
-                for page in found.results
-            )
-        )
+        """Return the results in Exa's order."""
+        return listed(_Found.model_validate_json(reply.body).results)

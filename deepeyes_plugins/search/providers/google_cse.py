@@ -11,14 +11,17 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from deepeyes_plugins.remote.service import Reply
-from deepeyes_plugins.search.contracts import FILTERS, SearchQuery, SearchResult, SearchResults
+from deepeyes_plugins.search.contracts import FILTERS, SearchQuery, SearchResults
 from deepeyes_plugins.search.providers.web import (
     Answer,
+    KeyVariable,
+    Page,
+    Url,
     WebOptions,
     WebProvider,
     WebRequest,
-    Words,
     given,
+    listed,
     with_operators,
 )
 
@@ -28,26 +31,14 @@ _MOST_RESULTS = 10
 class GoogleOptions(WebOptions):
     """Options of Google's API."""
 
-    url: str = Field(
-        "https://customsearch.googleapis.com",
-        pattern="^https?://",
-        description="Base URL of the engine.",
-    )
-    key_env: str | None = Field(
-        "GOOGLE_API_KEY", description="Name of the environment variable that holds the key."
-    )
+    url: Url = "https://customsearch.googleapis.com"
+    key_env: KeyVariable = "GOOGLE_API_KEY"
     engine_id: str = Field(description="Id of the programmable search engine (cx).")
-
-
-class _Page(Answer):
-    title: Words = ""
-    link: Words = ""
-    snippet: Words = ""
 
 
 class _Found(Answer):
     kind: Literal["customsearch#search"]
-    items: tuple[_Page, ...] = ()
+    items: tuple[Page, ...] = ()
 
 
 class GoogleCse(WebProvider[GoogleOptions]):
@@ -72,10 +63,7 @@ class GoogleCse(WebProvider[GoogleOptions]):
 
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
         """Return the items."""
-        found = _Found.model_validate_json(reply.body)
-        return SearchResults(
-            results=tuple(SearchResult(**page.model_dump()) for page in found.items)
-        )
+        return listed(_Found.model_validate_json(reply.body).items)
 
 
 def _dates(query: SearchQuery) -> str:

@@ -29,7 +29,7 @@ class CacheOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: Path | None = Field(
-        None, description="File created by `deepeyes search image-cache convert`."
+        None, description="File created by `deepeyes data prepare search-cache`."
     )
     distance: int = Field(
         4,
@@ -92,7 +92,7 @@ class CachedImages(ImageSearchProvider):
             if path is None:
                 raise SearchNotConfiguredError(
                     "cache: search.image_providers.cache.path is not set; create a cache with "
-                    "`deepeyes search image-cache convert`, or choose another "
+                    "`deepeyes data prepare search-cache`, or choose another "
                     "search.image_provider"
                 )
             try:

@@ -16,6 +16,7 @@ from deepeyes_plugins.remote.service import Reply
 from deepeyes_plugins.search.contracts import SearchQuery, SearchResult, SearchResults
 from deepeyes_plugins.search.providers.web import (
     Answer,
+    Url,
     WebOptions,
     WebProvider,
     WebRequest,
@@ -26,9 +27,7 @@ from deepeyes_plugins.search.providers.web import (
 class RetrieverOptions(WebOptions):
     """Options of a retrieval server."""
 
-    url: str = Field(
-        "http://127.0.0.1:8000", pattern="^https?://", description="Base URL of the server."
-    )
+    url: Url = "http://127.0.0.1:8000"
     path: str = Field("/retrieve", pattern="^/", description="Path below the base URL.")
 
 

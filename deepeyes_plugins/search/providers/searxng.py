@@ -16,16 +16,17 @@ from deepeyes_plugins.search.contracts import (
     SearchError,
     SearchNotConfiguredError,
     SearchQuery,
-    SearchResult,
     SearchResults,
 )
 from deepeyes_plugins.search.providers.web import (
     Answer,
+    ScoredPage,
+    Url,
     WebOptions,
     WebProvider,
     WebRequest,
-    Words,
     given,
+    listed,
     with_operators,
 )
 
@@ -33,25 +34,15 @@ from deepeyes_plugins.search.providers.web import (
 class SearxngOptions(WebOptions):
     """Options of SearXNG."""
 
-    url: str = Field(
-        "http://127.0.0.1:8888", pattern="^https?://", description="Base URL of the instance."
-    )
+    url: Url = "http://127.0.0.1:8888"
     categories: tuple[str, ...] = Field(
         (), description="Categories; by default those of the instance."
     )
     engines: tuple[str, ...] = Field((), description="Engines; by default those of the instance.")
 
 
-class _Page(Answer):
-    title: Words = ""
-    url: Words = ""
-    content: Words = ""
-    publishedDate: Words = ""
-    score: float | None = None
-
-
 class _Found(Answer):
-    results: tuple[_Page, ...]
+    results: tuple[ScoredPage, ...]
     unresponsive_engines: tuple[tuple[Any, ...], ...] = ()
 
 
@@ -77,19 +68,7 @@ class Searxng(WebProvider[SearxngOptions]):
         """Return the results, marked as partial if engines did not answer."""
         found = _Found.model_validate_json(reply.body)
         silent = ", ".join(str(engine[0]) for engine in found.unresponsive_engines if engine)
-        return SearchResults(
-            results=tuple(
-                SearchResult(
-                    title=page.title,
-                    link=page.url,
-                    snippet=page.content,
-                    date=page.publishedDate.partition("T")[0],
-                    score=page.score,
-                )
-                for page in found.results
-            ),
-            partial=f"no answer from {silent}" if silent else "",
-        )
+        return listed(found.results, partial=f"no answer from {silent}" if silent else "")
 
     def _refused(self, error: RemoteRefusedError) -> SearchError:
         if error.status == 403:

@@ -7,20 +7,24 @@ without searches; a search without results is a success with ``error`` set).
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from pydantic import Field
 
 from deepeyes_plugins.remote.service import Reply
-from deepeyes_plugins.search.contracts import FILTERS, SearchQuery, SearchResult, SearchResults
+from deepeyes_plugins.search.contracts import FILTERS, SearchQuery, SearchResults
 from deepeyes_plugins.search.providers.web import (
     Answer,
+    DatedPage,
+    KeyVariable,
+    Url,
     WebOptions,
     WebProvider,
     WebRequest,
     Words,
     given,
     google_dates,
+    listed,
     with_operators,
 )
 
@@ -28,30 +32,39 @@ from deepeyes_plugins.search.providers.web import (
 class SerpApiOptions(WebOptions):
     """Options of SerpApi."""
 
-    url: str = Field(
-        "https://serpapi.com", pattern="^https?://", description="Base URL of the engine."
-    )
-    key_env: str | None = Field(
-        "SERPAPI_API_KEY", description="Name of the environment variable that holds the key."
-    )
+    url: Url = "https://serpapi.com"
+    key_env: KeyVariable = "SERPAPI_API_KEY"
     engine: str = Field("google", description="SerpApi's name of the engine.")
-
-
-class _Page(Answer):
-    title: Words = ""
-    link: Words = ""
-    snippet: Words = ""
-    date: Words = ""
 
 
 class _Metadata(Answer):
     status: str
 
 
-class _Found(Answer):
+class SerpApiAnswer(Answer):
+    """Base of models of SerpApi's responses."""
+
     search_metadata: _Metadata
-    organic_results: tuple[_Page, ...] = ()
     error: Words = ""
+
+    @classmethod
+    def read(cls, reply: Reply) -> Self:
+        """Parse a response.
+
+        Raises:
+            ValidationError: The response has another format than documented.
+            RemoteUnavailableError: The search failed at SerpApi; it is retried.
+        """
+        found = cls.model_validate_json(reply.body)
+        if found.search_metadata.status not in ("Success", "Cached"):
+            raise reply.unreadable(
+                f"the search has status {found.search_metadata.status}: {found.error}"
+            )
+        return found
+
+
+class _Found(SerpApiAnswer):
+    organic_results: tuple[DatedPage, ...] = ()
 
 
 class SerpApi(WebProvider[SerpApiOptions]):
@@ -75,12 +88,5 @@ class SerpApi(WebProvider[SerpApiOptions]):
         return WebRequest("/search.json", params=params)
 
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
-        """Return the organic results; a search that failed at SerpApi is retried."""
-        found = _Found.model_validate_json(reply.body)
-        if found.search_metadata.status not in ("Success", "Cached"):
-            raise reply.unreadable(
-                f"the search has status {found.search_metadata.status}: {found.error}"
-            )
-        return SearchResults(
-            results=tuple(SearchResult(**page.model_dump()) for page in found.organic_results)
-        )
+        """Return the organic results."""
+        return listed(_Found.read(reply).organic_results)

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
-
 from deepeyes_plugins.remote.service import Reply
-from deepeyes_plugins.search.contracts import FILTERS, SearchQuery, SearchResult, SearchResults
+from deepeyes_plugins.search.contracts import FILTERS, SearchQuery, SearchResults
 from deepeyes_plugins.search.providers.web import (
     Answer,
+    DatedPage,
+    KeyVariable,
+    Url,
     WebOptions,
     WebProvider,
     WebRequest,
-    Words,
     given,
     google_dates,
+    listed,
     with_operators,
 )
 
@@ -27,24 +28,13 @@ from deepeyes_plugins.search.providers.web import (
 class SerperOptions(WebOptions):
     """Options of Serper."""
 
-    url: str = Field(
-        "https://google.serper.dev", pattern="^https?://", description="Base URL of the engine."
-    )
-    key_env: str | None = Field(
-        "SERPER_API_KEY", description="Name of the environment variable that holds the key."
-    )
-
-
-class _Page(Answer):
-    title: Words = ""
-    link: Words = ""
-    snippet: Words = ""
-    date: Words = ""
+    url: Url = "https://google.serper.dev"
+    key_env: KeyVariable = "SERPER_API_KEY"
 
 
 class _Found(Answer):
     searchParameters: dict[str, object]
-    organic: tuple[_Page, ...] = ()
+    organic: tuple[DatedPage, ...] = ()
 
 
 class Serper(WebProvider[SerperOptions]):
@@ -68,7 +58,4 @@ class Serper(WebProvider[SerperOptions]):
 
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
         """Return the organic results."""
-        found = _Found.model_validate_json(reply.body)
-        return SearchResults(
-            results=tuple(SearchResult(**page.model_dump()) for page in found.organic)
-        )
+        return listed(_Found.model_validate_json(reply.body).organic)

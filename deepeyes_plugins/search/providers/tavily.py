@@ -16,16 +16,18 @@ from deepeyes_plugins.search.contracts import (
     QuotaExhaustedError,
     SearchError,
     SearchQuery,
-    SearchResult,
     SearchResults,
 )
 from deepeyes_plugins.search.providers.web import (
     Answer,
+    KeyVariable,
+    ScoredPage,
+    Url,
     WebOptions,
     WebProvider,
     WebRequest,
-    Words,
     given,
+    listed,
 )
 
 _MOST_RESULTS = 20
@@ -35,27 +37,15 @@ _LIMIT_STATUSES = (432, 433)
 class TavilyOptions(WebOptions):
     """Options of Tavily."""
 
-    url: str = Field(
-        "https://api.tavily.com", pattern="^https?://", description="Base URL of the engine."
-    )
-    key_env: str | None = Field(
-        "TAVILY_API_KEY", description="Name of the environment variable that holds the key."
-    )
+    url: Url = "https://api.tavily.com"
+    key_env: KeyVariable = "TAVILY_API_KEY"
     depth: Literal["basic", "advanced"] = Field(
         "basic", description="Search depth; `advanced` is slower and costs twice as much."
     )
 
 
-class _Page(Answer):
-    title: Words = ""
-    url: Words = ""
-    content: Words = ""
-    published_date: Words = ""
-    score: float | None = None
-
-
 class _Found(Answer):
-    results: tuple[_Page, ...]
+    results: tuple[ScoredPage, ...]
 
 
 class Tavily(WebProvider[TavilyOptions]):
@@ -83,26 +73,13 @@ class Tavily(WebProvider[TavilyOptions]):
 
     def results(self, reply: Reply, query: SearchQuery) -> SearchResults:
         """Return the results with their scores."""
-        found = _Found.model_validate_json(reply.body)
-        return SearchResults(
-            results=tuple(
-                SearchResult(
-                    title=page.title,
-                    link=page.url,
-                    snippet=page.content,
-                    date=page.published_date,
-                    score=page.score,
-                )
-                for page in found.results
-            )
-        )
+        return listed(_Found.model_validate_json(reply.body).results)
 
     def _refused(self, error: RemoteRefusedError) -> SearchError:
         if error.status in _LIMIT_STATUSES:
             variable = self.options.key_env or ""
             return QuotaExhaustedError(
-                f"tavily: the plan of the key in ${variable} is used up: "
-                f"{self._without_key(str(error))}",
+                f"tavily: the plan of the key in ${variable} is used up: {error}",
                 variable=variable,
             )
         return super()._refused(error)

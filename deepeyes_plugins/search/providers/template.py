@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deepeyes_plugins.remote.redaction import protect_credentials
 from deepeyes_plugins.remote.service import Reply
 from deepeyes_plugins.search.contracts import FILTERS, SearchQuery, SearchResult, SearchResults
 from deepeyes_plugins.search.providers.web import WebOptions, WebProvider, WebRequest
@@ -37,17 +38,25 @@ class FieldPaths(BaseModel):
     score: str = Field("score", description="Path of the score; higher is better.")
 
 
-class TemplateOptions(WebOptions):
-    """Templates of requests and paths in responses."""
+class JsonApiOptions(WebOptions):
+    """Options of any engine with a JSON API, for text and for images."""
 
     path: str = Field("", pattern="^(/.*)?$", description="Path below the base URL.")
-    method: Literal["GET", "POST"] = Field("GET", description="HTTP method.")
     headers: dict[str, str] = Field(
         default_factory=dict, description="Headers without secrets; the API key is in key_env."
     )
     key_header: str = Field(
         "Authorization", description="Header of the key; Authorization gets a bearer token."
     )
+    results: str = Field(
+        "results", description="Path of the list of results; empty if the response is the list."
+    )
+
+
+class TemplateOptions(JsonApiOptions):
+    """Templates of requests and paths in responses."""
+
+    method: Literal["GET", "POST"] = Field("GET", description="HTTP method.")
     key_parameter: str | None = Field(
         None, description="Query parameter of the key, instead of a header."
     )
@@ -60,9 +69,6 @@ class TemplateOptions(WebOptions):
         None,
         description="JSON body with the same substitutions; a text that is only `{count}` becomes "
         "a number, `{sites}` a list.",
-    )
-    results: str = Field(
-        "results", description="Path of the list of results; empty if the response is the list."
     )
     fields: FieldPaths = Field(default_factory=FieldPaths, description="Paths within a result.")
 
@@ -84,6 +90,7 @@ class Template(WebProvider[TemplateOptions]):
         super().__init__(options)
         named = set(_PLACE.findall(repr((self.options.params, self.options.body))))
         self.filters = frozenset(name for name in FILTERS if name in named)
+        protect_credentials((self.options.params, self.options.body))
         self.headers = self.options.headers
         self.key_header = self.options.key_header
         self.key_parameter = self.options.key_parameter

@@ -7,17 +7,26 @@ import json
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from deepeyes_plugins.protocol.content import encodable
 from deepeyes_plugins.remote.errors import RemoteRefusedError, RemoteUnavailableError
 from deepeyes_plugins.remote.service import RemoteService, Reply
 from deepeyes_plugins.remote.settings import RemoteSettings
+from deepeyes_plugins.remote.urls import refuse_credentials
 from deepeyes_plugins.search.contracts import (
     KeyMissingError,
     KeyRefusedError,
@@ -27,6 +36,7 @@ from deepeyes_plugins.search.contracts import (
     SearchError,
     SearchNotConfiguredError,
     SearchQuery,
+    SearchResult,
     SearchResults,
     SearchUnavailableError,
     TextSearchProvider,
@@ -50,13 +60,21 @@ _RATE_LIMIT_SECONDS = 5.0
 _TAG = re.compile(r"</?(?:b|strong|em|i|mark)>", re.IGNORECASE)
 
 
+Url = Annotated[
+    str,
+    Field(pattern="^https?://", description="Base URL of the engine."),
+    AfterValidator(lambda url: refuse_credentials(url, "key_env")),
+]
+KeyVariable = Annotated[
+    str | None, Field(description="Name of the environment variable that holds the key.")
+]
+
+
 class WebOptions(RemoteSettings):
     """Options of the provider of a web engine."""
 
-    url: str = Field(pattern="^https?://", description="Base URL of the engine.")
-    key_env: str | None = Field(
-        None, description="Name of the environment variable that holds the key."
-    )
+    url: Url
+    key_env: KeyVariable = None
     timeout: float = Field(20.0, gt=0, description="Seconds that one request may take.")
     retries: int = Field(
         3,
@@ -114,6 +132,40 @@ Markup = Annotated[
     BeforeValidator(_words),
 ]
 """Text on one line, from which emphasis tags and HTML entities are removed."""
+
+_TIME = re.compile(r"(?<=^\d{4}-\d\d-\d\d)T.*", re.DOTALL)
+
+
+class Page(Answer):
+    """One result, under the names that engines give its parts."""
+
+    title: Words = ""
+    link: Words = Field("", validation_alias=AliasChoices("link", "url"))
+    snippet: Words = Field("", validation_alias=AliasChoices("snippet", "content"))
+
+    def result(self) -> SearchResult:
+        """Return the parts that a result has."""
+        return SearchResult(**self.model_dump(include=set(SearchResult.model_fields)))
+
+
+class DatedPage(Page):
+    """One result of an engine that says when a page was published; of a time, only the day."""
+
+    date: Annotated[Words, AfterValidator(lambda text: _TIME.sub("", text))] = Field(
+        "", validation_alias=AliasChoices("date", "publishedDate", "published_date")
+    )
+
+
+class ScoredPage(DatedPage):
+    """One result of an engine whose scores are in the order of its results."""
+
+    score: float | None = None
+
+
+def listed(pages: Iterable[Page], partial: str = "") -> SearchResults:
+    """Return the results of a response."""
+    return SearchResults(results=tuple(page.result() for page in pages), partial=partial)
+
 
 Options = TypeVar("Options", bound=WebOptions)
 Found = TypeVar("Found")
@@ -247,7 +299,7 @@ class WebEngine(Provider, Generic[Options]):
         """Map a refused request to a search error."""
         variable = self.options.key_env or ""
         account = f"the account of the key in ${variable}" if variable else "the account"
-        reason = self._without_key(str(error))
+        reason = str(error)
         if error.status == 402 or _says_used_up(error.status, error.text):
             return QuotaExhaustedError(
                 f"{self.name}: {account} is used up: {reason}", variable=variable
@@ -268,7 +320,7 @@ class WebEngine(Provider, Generic[Options]):
         )
 
     def _unavailable(self, error: RemoteUnavailableError) -> SearchError:
-        reason = self._without_key(str(error))
+        reason = str(error)
         if error.status == 429:
             variable = self.options.key_env or ""
             return QuotaExhaustedError(
@@ -279,11 +331,6 @@ class WebEngine(Provider, Generic[Options]):
                 retry_after=error.retry_after or _RATE_LIMIT_SECONDS,
             )
         return SearchUnavailableError(f"{self.name}: {reason}")
-
-    def _without_key(self, text: str) -> str:
-        """Remove the key, which some servers repeat in their error messages."""
-        key = os.environ.get(self.options.key_env or "", "").strip()
-        return text.replace(key, "…") if key else text
 
 
 def _says_used_up(status: int, text: str) -> bool:

@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import httpx
+import aiohttp
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork
 
 from deepeyes_plugins.protocol.content import EncodedImage, ImageError
+from deepeyes_plugins.remote.redaction import protect_credentials
 from deepeyes_plugins.remote.service import Reply
 from deepeyes_plugins.search.contracts import (
     ImageQuery,
@@ -29,10 +30,19 @@ from deepeyes_plugins.search.contracts import (
     QueryRefusedError,
 )
 from deepeyes_plugins.search.fetching import Fetcher, FetchError, thumbnail_rules
-from deepeyes_plugins.search.providers.template import ListOfAnything, at, filled, word
+from deepeyes_plugins.search.providers.serpapi import SerpApiAnswer
+from deepeyes_plugins.search.providers.template import (
+    JsonApiOptions,
+    ListOfAnything,
+    at,
+    filled,
+    word,
+)
 from deepeyes_plugins.search.providers.web import (
     Answer,
+    KeyVariable,
     Options,
+    Url,
     WebEngine,
     WebOptions,
     WebRequest,
@@ -150,12 +160,8 @@ class WebImages(WebEngine[Options], ImageSearchProvider):
 class LensOptions(WebImageOptions):
     """Options of Google Lens by SerpApi."""
 
-    url: str = Field(
-        "https://serpapi.com", pattern="^https?://", description="Base URL of the engine."
-    )
-    key_env: str | None = Field(
-        "SERPAPI_API_KEY", description="Name of the environment variable that holds the key."
-    )
+    url: Url = "https://serpapi.com"
+    key_env: KeyVariable = "SERPAPI_API_KEY"
     kind: Literal["visual_matches", "exact_matches"] = Field(
         "visual_matches", description="Find pages with similar images, or with this image."
     )
@@ -173,21 +179,15 @@ class _Upload(Answer):
     image_id: str = Field(min_length=1)
 
 
-class _Metadata(Answer):
-    status: str
-
-
 class _Match(Answer):
     title: Words = ""
     link: Words = ""
     thumbnail: Words = ""
 
 
-class _Lens(Answer):
-    search_metadata: _Metadata
+class _Lens(SerpApiAnswer):
     visual_matches: tuple[_Match, ...] = ()
     exact_matches: tuple[_Match, ...] = ()
-    error: Words = ""
 
 
 class SerpApiLens(WebImages[LensOptions]):
@@ -217,22 +217,19 @@ class SerpApiLens(WebImages[LensOptions]):
     async def _uploaded(self, image: EncodedImage) -> str:
         """Upload the image and return its id, which SerpApi accepts for ten minutes."""
         data, kind = await asyncio.to_thread(_small, image)
-        form = httpx.Request(
-            "POST", "http://form", files={"image": (f"image.{kind.partition('/')[2]}", data, kind)}
+        form = aiohttp.MultipartWriter("form-data")
+        part = form.append(data, {"Content-Type": kind})
+        part.set_content_disposition(
+            "form-data", name="image", filename=f"image.{kind.partition('/')[2]}"
         )
-        request = WebRequest(
-            "/image", "POST", content=form.read(), content_type=form.headers["Content-Type"]
-        )
+        content = await form.as_bytes()
+        request = WebRequest("/image", "POST", content=content, content_type=form.content_type)
         return await self.ask(
             request, lambda reply: _Upload.model_validate_json(reply.body).image_id
         )
 
     def _read(self, reply: Reply) -> list[Match]:
-        found = _Lens.model_validate_json(reply.body)
-        if found.search_metadata.status not in ("Success", "Cached"):
-            raise reply.unreadable(
-                f"the search has status {found.search_metadata.status}: {found.error}"
-            )
+        found = _Lens.read(reply)
         pages = found.visual_matches or found.exact_matches
         return [Match(page.title, page.link, page.thumbnail) for page in pages]
 
@@ -267,23 +264,13 @@ class ImagePaths(BaseModel):
     )
 
 
-class ImageTemplateOptions(WebImageOptions):
+class ImageTemplateOptions(WebImageOptions, JsonApiOptions):
     """Templates of requests and paths in responses."""
 
-    path: str = Field("", pattern="^(/.*)?$", description="Path below the base URL.")
-    headers: dict[str, str] = Field(
-        default_factory=dict, description="Headers without secrets; the API key is in key_env."
-    )
-    key_header: str = Field(
-        "Authorization", description="Header of the key; Authorization gets a bearer token."
-    )
     body: Any = Field(
         default_factory=lambda: {"image": "{image}", "data_id": "{data_id}", "count": "{count}"},
         description="JSON body. {image} (the file in base64), {media_type}, {sha256} (of the "
         "file), {data_id} and {count} are substituted.",
-    )
-    results: str = Field(
-        "results", description="Path of the list of results; empty if the response is the list."
     )
     fields: ImagePaths = Field(default_factory=ImagePaths, description="Paths within a result.")
 
@@ -296,6 +283,7 @@ class ImageTemplate(WebImages[ImageTemplateOptions]):
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         super().__init__(options)
+        protect_credentials(self.options.body)
         self.headers = self.options.headers
         self.key_header = self.options.key_header
 

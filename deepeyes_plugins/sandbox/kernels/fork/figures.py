@@ -22,39 +22,14 @@ from IPython.core import pylabtools
 from matplotlib import pyplot
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
-from matplotlib.image import AxesImage
 from matplotlib.transforms import Bbox
 from PIL import Image
 
 from deepeyes_plugins.sandbox.kernels.fork.images import encode_pixels, refuse_empty
 
 _STOCK_OPTIONS: Final = {"bbox_inches": "tight"}
-_TEXT_SETTINGS: Final = tuple(
-    name for name in matplotlib.rcParams if name.startswith(("font.", "text.", "mathtext."))
-)
-
-
-class _Renderer(RendererAgg):
-    """Renderer that shares matplotlib's cache of text sizes.
-
-    The key of that cache is the renderer, so the drawing would repeat the text layout of the
-    bounding box. Here, renderers with equal text settings are equal.
-    """
-
-    def __init__(self, width: float, height: float, dpi: float) -> None:
-        super().__init__(width, height, dpi)
-        settings = [matplotlib.rcParams[name] for name in _TEXT_SETTINGS]
-        self._measures = repr((dpi, len(fontManager.ttflist), settings))
-        self._hash = hash(self._measures)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Renderer) and self._measures == other._measures
-
-    def __hash__(self) -> int:
-        return self._hash
 
 
 class _Pixels(io.BytesIO):
@@ -85,10 +60,6 @@ _STATIC_ONCE_SCALED: Final = frozenset(
     }
 )
 
-# The renderer of the last bounding box. The reference keeps its cached text sizes alive.
-_measuring: list[_Renderer] = []
-_fast_images_are_equal = False
-
 
 def figure_png(figure: Figure) -> bytes | None:
     """Draw a figure as the inline backend does.
@@ -98,17 +69,15 @@ def figure_png(figure: Figure) -> bytes | None:
     """
     if not figure.axes and not figure.lines:
         return None
-    with _fast_images(figure):
-        if not _is_stock(figure):
-            return _draw(figure, "tight")
-        with _layout_frozen(figure):
-            with _ticks_cached(figure):
-                box = _tight_box(figure)
-            with _ticks_cached(figure), _text_sizes_shared(figure):
-                png = _draw(figure, box)
-            if _is_static(figure) or _same(box, _tight_box(figure)):
-                return png
-            return _draw(figure, "tight")
+    if not _is_stock(figure):
+        return _draw(figure, "tight")
+    with _layout_frozen(figure):
+        with _ticks_cached(figure):
+            box = _tight_box(figure)
+            png = _draw(figure, box)
+        if _is_static(figure) or np.array_equal(box, _tight_box(figure)):
+            return png
+        return _draw(figure, "tight")
 
 
 def install(
@@ -169,42 +138,15 @@ def _draw(figure: Figure, box: Any) -> bytes:
     return pixels.png
 
 
-@contextlib.contextmanager
-def _text_sizes_shared(figure: Figure) -> Iterator[None]:
-    """Make the canvas draw with a renderer that shares cached text sizes."""
-    canvas: Any = figure.canvas
-    if not isinstance(canvas, FigureCanvasAgg):
-        yield
-        return
-
-    def get_renderer() -> RendererAgg:
-        key = *canvas.get_width_height(physical=True), figure.dpi
-        if canvas._lastKey != key:
-            canvas.renderer, canvas._lastKey = _Renderer(*key), key
-        return canvas.renderer
-
-    canvas.get_renderer = get_renderer
-    try:
-        yield
-    finally:
-        del canvas.get_renderer
-
-
 def _tight_box(figure: Figure) -> Bbox:
     """Compute the tight bounding box of a figure, in inches."""
-    renderer = _Renderer(1, 1, figure.dpi)
-    if _measuring != [renderer]:
-        _measuring[:] = [renderer]
+    renderer = RendererAgg(1, 1, figure.dpi)
     for axes in figure.axes:
         # The limits of one may depend on the aspect of another, so all aspects are applied first.
         locator: Any = axes.get_axes_locator()
         axes.apply_aspect(locator(axes, renderer) if locator else None)
     box = figure.get_tightbbox(renderer)
     return Bbox(box.padded(matplotlib.rcParams["savefig.pad_inches"]).get_points())
-
-
-def _same(one: Bbox, other: Bbox) -> bool:
-    return bool((one.get_points() == other.get_points()).all())
 
 
 @contextlib.contextmanager
@@ -282,61 +224,5 @@ def _is_coloured(artist: Any) -> bool:
     if type(artist).__name__ not in _STATIC_ONCE_SCALED:
         return False
     values = artist.get_array()
-    return values is None or artist.norm.scaled() or _is_photo(artist)
-
-
-@contextlib.contextmanager
-def _fast_images(figure: Figure) -> Iterator[None]:
-    """Use the fast conversion for 8-bit RGB images."""
-    images = [
-        image
-        for axes in figure.axes
-        for image in axes.images
-        if _fast_images_are_equal and _is_photo(image)
-    ]
-    for image in images:
-        image.make_image = functools.partial(_make_image, image)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for image in images:
-            del image.make_image
-
-
-def _is_photo(image: Any) -> bool:
-    pixels = image.get_array()
-    return (
-        type(image) is AxesImage
-        and pixels is not None
-        and (pixels.dtype, pixels.ndim, pixels.shape[-1]) == (np.uint8, 3, 3)
-        and image.get_alpha() is None
-        and not np.ma.is_masked(pixels)
-    )
-
-
-def _make_image(image: Any, *args: Any, **options: Any) -> Any:
-    # The same conversion as in matplotlib, without masked arrays and extra copies.
-    original = image._A
-    pixels = np.ones((*original.shape[:2], 4))
-    np.divide(np.asarray(original), 0xFF, dtype=np.float32, out=pixels[..., :3])
-    image._A = pixels
-    try:
-        return AxesImage.make_image(image, *args, **options)
-    finally:
-        image._A = original
-
-
-def _compare_images() -> bool:
-    """Return whether the fast conversion gives the same pixels in this version of matplotlib."""
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
-    figure = Figure(figsize=(1, 1))
-    image = figure.add_axes((0.1, 0.1, 0.8, 0.8)).imshow(pixels)
-    renderer = _Renderer(100, 100, figure.dpi)
-    stock, fast = image.make_image(renderer)[0], _make_image(image, renderer)[0]
-    return bool(np.array_equal(stock, fast))
-
-
-def warm() -> None:
-    """Check whether the fast conversion is valid; called once, before sessions are forked."""
-    global _fast_images_are_equal
-    _fast_images_are_equal = _compare_images()
+    has_scale = values is not None and values.ndim < 3  # RGB images have none.
+    return not has_scale or bool(artist.norm.scaled())

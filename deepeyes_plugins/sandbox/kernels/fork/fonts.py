@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from matplotlib import _mathtext, font_manager
@@ -37,19 +36,6 @@ _MIN_BYTES: Final = 1 << 20
 _EXTENSIONS: Final = ("ttf", "ttc", "otf")
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    path: str
-    name: str
-    weight: int
-    covered: int
-
-    @property
-    def rank(self) -> tuple[int, int, int, str]:
-        known = _KNOWN.index(self.name) if self.name in _KNOWN else len(_KNOWN)
-        return -self.covered, known, abs(self.weight - 400), self.path
-
-
 def use_cjk_font(folders: Sequence[str]) -> str | None:
     """Make matplotlib fall back to a font with Chinese, Japanese and Korean characters.
 
@@ -61,16 +47,16 @@ def use_cjk_font(folders: Sequence[str]) -> str | None:
     Returns:
         The name of the font, or None if there is none.
     """
-    candidates = [found for path in _large_fonts(folders) if (found := _inspect(path))]
-    if not candidates:
+    ranked = sorted(filter(None, map(_rank, _large_fonts(folders))))
+    if not ranked:
         return None
-    best = min(candidates, key=lambda candidate: candidate.rank)
+    *_, path, name = ranked[0]
     manager: Any = font_manager.fontManager
-    if not any(entry.fname == best.path for entry in manager.ttflist):
-        manager.addfont(best.path)
-    _fall_back_in_text(manager, best.path)
-    _fall_back_in_formulas(best.path)
-    return best.name
+    if not any(entry.fname == path for entry in manager.ttflist):
+        manager.addfont(path)
+    _fall_back_in_text(manager, path)
+    _fall_back_in_formulas(path)
+    return name
 
 
 def _fall_back_in_text(manager: Any, path: str) -> None:
@@ -122,7 +108,11 @@ def _large_fonts(folders: Sequence[str]) -> list[str]:
     return [path for path in paths if os.path.isfile(path) and os.path.getsize(path) >= _MIN_BYTES]
 
 
-def _inspect(path: str) -> _Candidate | None:
+def _rank(path: str) -> tuple[int, int, int, str, str] | None:
+    """Return coverage, preference, weight, path and name of a font with the characters; or None.
+
+    The best font sorts first.
+    """
     try:
         font = FT2Font(path)
         covered = sum(font.get_char_index(ord(character)) > 0 for character in _SAMPLE)
@@ -132,4 +122,6 @@ def _inspect(path: str) -> _Candidate | None:
         return None
     if not covered:
         return None
-    return _Candidate(path, font.family_name, weight if isinstance(weight, int) else 400, covered)
+    name = font.family_name
+    known = _KNOWN.index(name) if name in _KNOWN else len(_KNOWN)
+    return -covered, known, abs(weight - 400) if isinstance(weight, int) else 0, path, name

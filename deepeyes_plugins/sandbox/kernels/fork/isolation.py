@@ -182,13 +182,14 @@ def _prctl(option: int, *arguments: int) -> int:
     return value
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the thread that forked it ends.
+def die_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel end this process when the thread that forked it ends.
 
     Args:
         parent: Process ID of the parent; if it has ended already, this process exits at once.
+        by: Signal that ends it.
     """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         os._exit(1)
 

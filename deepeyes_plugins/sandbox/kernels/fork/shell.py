@@ -29,12 +29,7 @@ from traitlets.config import Config
 from deepeyes_plugins.sandbox.kernels.fork.images import ImageRefused, as_png, encode_png
 from deepeyes_plugins.sandbox.kernels.fork.memory import memfd
 from deepeyes_plugins.sandbox.kernels.fork.state import SessionState, printable, reported
-from deepeyes_plugins.sandbox.kernels.output import (
-    MAX_IMAGE_BYTES,
-    BoundedText,
-    OutputLimits,
-    images_cut,
-)
+from deepeyes_plugins.sandbox.kernels.output import BoundedImages, BoundedText, OutputLimits
 
 # Placeholder for an image that is not encoded since the cell has reached its image limit.
 _CUT = b""
@@ -56,9 +51,7 @@ class CellOutput:
     def clear(self) -> None:
         """Clear result, images and error; text written between two cells is preserved."""
         self.result = ""
-        self.images: list[bytes] = []
-        self.images_dropped = 0
-        self._image_bytes = 0
+        self.images = BoundedImages(self.limits.images)
         self.error_name: str | None = None
 
     def show(self, data: dict[str, Any]) -> bool:
@@ -66,19 +59,11 @@ class CellOutput:
         encoded = data.get("image/png", data.get("image/jpeg"))
         if encoded is None:
             return False
-        if encoded == _CUT:
-            self.images_dropped += 1
-            return True
         try:
-            png = as_png(base64.b64decode(encoded) if isinstance(encoded, str) else encoded)
+            file = base64.b64decode(encoded) if isinstance(encoded, str) else encoded
+            self.images.add(file and as_png(file))
         except (ImageRefused, ValueError) as error:
             self.stderr.write(f"{error}\n")
-            return True
-        self._image_bytes += len(png)
-        if len(self.images) >= self.limits.images or self._image_bytes > MAX_IMAGE_BYTES:
-            self.images_dropped += 1
-        else:
-            self.images.append(png)
         return True
 
 
@@ -188,7 +173,6 @@ class Shell:
         pyplot.imshow([[0.0, 1.0]])
         pyplot.title("warm")
         png = self._shell.display_formatter.formatters["image/png"]
-        figures.warm()
         figures.install(self._shell, self._unless_full)
         fonts.warn_once_per_cell(self._shell)
         png.for_type(Image.Image, self._unless_full(self._image_png))
@@ -258,14 +242,13 @@ class Shell:
             self._interruptible = False
             output.error_name = type(error).__name__
             output.stderr.write("".join(traceback.format_exception_only(error)))
-        if output.images_dropped:
-            output.stderr.write(images_cut(output.images_dropped, output.limits.images))
+        output.stderr.write(output.images.note)
         return {
             "outcome": "ok" if finished and output.error_name is None else "error",
             "stdout": output.stdout.take(),
             "stderr": output.stderr.take(),
             "result": output.result,
-            "images": output.images,
+            "images": output.images.images,
             "error_name": None if output.error_name is None else printable(output.error_name),
             "names": [printable(name) for name in self._state.names()],
         }
@@ -302,8 +285,7 @@ class Shell:
 
     def _unless_full(self, encode: Callable[[Any], bytes]) -> Callable[[Any], bytes | None]:
         def encode_unless_full(shown: Any) -> bytes | None:
-            full = len(self._output.images) >= self._output.limits.images
-            return _CUT if full else encode(shown)
+            return _CUT if self._output.images.full else encode(shown)
 
         return encode_unless_full
 
