@@ -39,7 +39,8 @@ def serve(model: Path, log: Path, *flags: str) -> Iterator[str]:
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    with model_servers({log: (*command, *address, *FLAGS, *flags)}, environment) as (url,):
+    commands = {log: (*command, *address, *FLAGS, *flags)}
+    with model_servers(commands, environment, limit=900) as (url,):
         yield url.removesuffix("/v1")
 
 
