@@ -337,7 +337,7 @@ WITHOUT_A_SERVER = {"text:local", "text:replay", "image:cache", "image:replay"}
 MODULES = {
     "deepeyes_plugins/hosts/openai/client.py": "model server",
     "deepeyes_plugins/judge/judge.py": "judge",
-    "deepeyes_plugins/quickstart/process.py": "health of its own model servers: without any key",
+    "deepeyes_plugins/hosts/openai/probe.py": "model server",
     "deepeyes_plugins/remote/http.py": "opens the connections of all but Redis",
     "deepeyes_plugins/quickstart/process.py": "asks its own model server, which has no key",
     "deepeyes_plugins/remote/chat.py": "the base of judge and model server",
