@@ -98,7 +98,8 @@ async def probe(settings: OpenAISettings) -> list[ServerReport]:
 
 
 async def _probe(settings: OpenAISettings, url: str) -> ServerReport:
-    quick = settings.model_copy(update={"timeout": _FIRST_SECONDS, "retries": 0})
+    seconds = min(settings.timeout, _FIRST_SECONDS)
+    quick = settings.model_copy(update={"timeout": seconds, "retries": 0})
     endpoint = ChatEndpoint(
         url,
         quick,
