@@ -68,11 +68,13 @@ class ServerReport:
         url: Its base URL.
         model: The model's name; empty if it is not known.
         found: What it does not do.
+        reached: Whether anything answers there.
     """
 
     url: str
     model: str = ""
     found: tuple[Shortcoming, ...] = ()
+    reached: bool = True
 
 
 async def require_server(settings: OpenAISettings) -> None:
@@ -113,7 +115,7 @@ async def _probe(settings: OpenAISettings, url: str) -> ServerReport:
         lengths = await _context_lengths(endpoint)
     except RemoteUnavailableError as error:
         action = "start the server, or correct the setting 'url' or DEEPEYES_OPENAI_URL"
-        return ServerReport(url, found=(Shortcoming(str(error), action),))
+        return ServerReport(url, found=(Shortcoming(str(error), action),), reached=False)
     except RemoteError as error:
         action = "correct the settings 'url' and 'model', or the API key"
         return ServerReport(url, found=(Shortcoming(str(error), action),))
