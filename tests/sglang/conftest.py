@@ -25,7 +25,7 @@ FLAGS = (
     *("--grammar-backend", "none", "--disable-overlap-schedule", "--skip-server-warmup"),
     *("--max-total-tokens", "16384", "--max-running-requests", "16"),
     *("--context-length", str(CONTEXT)),
-    *("--limit-mm-data-per-request", f'{{{{"image": {MOST_IMAGES}}}}}'),
+    *("--limit-mm-data-per-request", f'{{"image": {MOST_IMAGES}}}'),
 )
 
 
