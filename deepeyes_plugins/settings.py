@@ -64,6 +64,7 @@ class AgentSettings(LayeredSettings):
     model_config = SettingsConfigDict(
         extra="forbid",
         frozen=True,
+        hide_input_in_errors=True,
         env_prefix="DEEPEYES_",
         env_nested_delimiter="_",
         env_nested_max_split=1,

@@ -10,7 +10,7 @@ from deepeyes_plugins.remote.retry import Backoff
 class RemoteSettings(BaseModel):
     """Timeouts, retries and limits of requests; base of the settings of each service."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     timeout: float = Field(60.0, gt=0, description="Time limit of one request, in seconds.")
     connect_timeout: float = Field(

@@ -33,7 +33,7 @@ _CHOICES: Mapping[Kind, frozenset[str]] = {
 class CacheSettings(BaseModel):
     """Settings of the response cache."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     path: Path | None = Field(
         None,
@@ -101,7 +101,7 @@ class PageSettings(BaseModel):
 class SearchSettings(BaseModel):
     """Settings of search: providers, filters, cache, budgets and limits of observations."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     provider: str = Field(
         "local", description="Text-search provider; `deepeyes plugins` lists the names."
