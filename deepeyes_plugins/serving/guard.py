@@ -2,8 +2,8 @@
 
 A page on another site can send requests to a server on loopback. It is told apart by headers that
 browsers set and pages cannot: ``Origin`` and ``Sec-Fetch-Site``. A page whose host name was pointed
-at loopback (DNS rebinding) is told apart by ``Host``. A body must not have a content type that a page
-can send to another site without asking.
+at loopback (DNS rebinding) is told apart by ``Host``. A body must not have a content type that a
+page can send to another site without asking.
 """
 
 from __future__ import annotations
