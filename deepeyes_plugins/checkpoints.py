@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from deepeyes_plugins.files import PARTIAL
+from deepeyes_plugins.files import PARTIAL, read_json
 
 CONFIG = "config.json"
 WEIGHTS = ".safetensors"
@@ -118,7 +118,7 @@ def export(source: Path, target: Path) -> Exported:
 def _model_type(source: Path) -> str:
     path = source / CONFIG
     try:
-        model_type = json.loads(path.read_bytes())["model_type"]
+        model_type = read_json(path.read_bytes())["model_type"]
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing: name the folder of a checkpoint") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -136,7 +136,7 @@ def _header(file: BinaryIO, path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     try:
         (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-        header: dict[str, Any] = json.loads(file.read(min(length, size)))
+        header: dict[str, Any] = read_json(file.read(min(length, size)))
         tensors = [fields for name, fields in header.items() if name != "__metadata__"]
         end = max((fields["data_offsets"][1] for fields in tensors), default=0)
     except (struct.error, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -176,7 +176,7 @@ def _write_index(source: Path, target: Path, names: Mapping[str, str]) -> None:
     if not source.exists():
         return
     try:
-        index = json.loads(source.read_bytes())
+        index = read_json(source.read_bytes())
         weight_map: dict[str, str] = index["weight_map"]
         differing = sorted(weight_map.keys() ^ names.keys())
     except (ValueError, LookupError, TypeError, AttributeError) as error:

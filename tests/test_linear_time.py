@@ -23,6 +23,7 @@ import pytest
 import yaml
 
 from deepeyes_plugins.files import read_json
+from deepeyes_plugins.remote.redaction import _spellings, is_secret
 from deepeyes_plugins.rewards.guards import lists_alternatives, speaks_to_judge
 from deepeyes_plugins.rewards.mathematics import mathematics_verdict
 from deepeyes_plugins.rewards.rules import rule_accuracy
@@ -46,7 +47,15 @@ _VALUES = (
     lambda text: rule_accuracy(text, "7"),
     lambda text: mathematics_verdict(text, r"\frac{1}{2}"),
 )
+
+
+def redacted(text: str) -> str:
+    """Search a text for a secret, however it is spelled."""
+    return "".join(spelling.text.sub("*", text) for spelling in _spellings("a1%&=:/\\ a1%&=:/"))
+
+
 READERS: dict[str, tuple[Callable[[str], object], ...]] = {
+    "deepeyes_plugins/remote/redaction.py": (redacted, is_secret),
     "deepeyes_plugins/rewards/guards.py": (*_ALTERNATIVES, speaks_to_judge),
     "deepeyes_plugins/rewards/latex.py": _VALUES,
     "deepeyes_plugins/rewards/mathematics.py": _VALUES,
@@ -56,6 +65,9 @@ READERS: dict[str, tuple[Callable[[str], object], ...]] = {
     "deepeyes_plugins/search/segmentation.py": (document_terms,),
 }
 """Modules whose patterns see texts as functions pass them on: shortened, or without long blanks."""
+
+ANYTHING = re.compile(r"[a1%&=:/\\ \n]*x")
+"""Stands for a pattern that is made while the program runs."""
 
 METHODS = {"search", "match", "fullmatch", "split", "findall", "finditer", "sub", "subn"}
 
@@ -96,7 +108,7 @@ def found_in(path: Path) -> Iterator[tuple[re.Pattern[Any], set[str]]]:
         assert known is not None or str(path) in READERS, (
             f"{path}:{node.lineno}: a pattern that is made"
         )
-        for pattern in known if isinstance(known, tuple) else [known]:
+        for pattern in known if isinstance(known, tuple) else [known or ANYTHING]:
             if isinstance(pattern, tuple):  # With what belongs to it.
                 pattern = next(each for each in pattern if isinstance(each, re.Pattern))
             if isinstance(pattern, re.Pattern):

@@ -35,6 +35,7 @@ from deepeyes_plugins.cli.main import app as command
 from deepeyes_plugins.environments.hooks import environments
 from deepeyes_plugins.errors import SettingsError
 from deepeyes_plugins.hosts.openai import ChatClient, OpenAISettings, load_openai_settings
+from deepeyes_plugins.hosts.openai.probe import probe
 from deepeyes_plugins.judge.contracts import Comparison
 from deepeyes_plugins.judge.judge import LLMJudge
 from deepeyes_plugins.judge.preflight import examine
@@ -303,6 +304,11 @@ async def _sandbox(url: str) -> object:
         return failures, await client.create_session([PICTURE.data])
 
 
+async def _probe(url: str) -> object:
+    settings = OpenAISettings(url=url, model="m", profile="vllm", api_key_env=VARIABLE, **_QUICK)
+    return await probe(settings)
+
+
 async def _redis(url: str) -> object:
     address = url.rpartition("//")[2]
     settings = CacheSettings(redis_url=f"redis://{address}/0", redis_password_env=VARIABLE)
@@ -329,6 +335,7 @@ CLIENTS: dict[str, Ask] = {
     "search service": _service,
     "judge": _judge,
     "model server": _openai,
+    "probe of a model server": _probe,
     "sandbox": _sandbox,
     "Redis of the response cache": _redis,
 }
@@ -336,6 +343,7 @@ WITHOUT_A_SERVER = {"text:local", "text:replay", "image:cache", "image:replay"}
 
 MODULES = {
     "deepeyes_plugins/hosts/openai/client.py": "model server",
+    "deepeyes_plugins/hosts/openai/probe.py": "probe of a model server",
     "deepeyes_plugins/judge/judge.py": "judge",
     "deepeyes_plugins/remote/http.py": "opens the connections of all but Redis",
     "deepeyes_plugins/quickstart/process.py": "asks its own model server, which has no key",

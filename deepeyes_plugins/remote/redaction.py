@@ -31,8 +31,8 @@ _URL_SAFE = str.maketrans("+/", "-_")
 _SHORTHANDS = {"\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
 _ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
 _SECRET_NAME = re.compile(
-    r"(?:^|[^a-z])(?:(?:api|access|secret)?key|(?:\w+)?token|secret|password|passwd|auth|authorization"
-    r"|credentials?|signature|cookie)$",
+    r"(?:token|(?:^|[^a-z])(?:(?:api|access|secret)?key|secret|password|passwd|auth|authorization"
+    r"|credentials?|signature|cookie))$",
     re.IGNORECASE,
 )
 

@@ -126,10 +126,12 @@ def read_metrics(path: Path) -> Metrics:
     if path.suffix == ".json":
         try:
             data = read_json(path.read_text(encoding="utf-8"))
+            if not _is_table(data):
+                return dict(_flat(data))
         except ValueError as error:
             raise UnreadableTable(f"{path} is not JSON: {error}") from error
-        if not _is_table(data):
-            return dict(_flat(data))
+        except RecursionError as error:
+            raise UnreadableTable(f"{path} is nested too deeply") from error
         table = _from_json(data)
     else:
         table = read_table(path)

@@ -52,6 +52,20 @@ def test_the_help_names_every_command() -> None:
         assert re.search(rf"\b{command}\b", text)
 
 
+def test_a_traceback_needs_debug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def new(name: str) -> None:
+        raise LookupError(f"no {name}")
+
+    monkeypatch.setattr("deepeyes_plugins.cli.plugins.new", new)
+
+    told = CliRunner().invoke(app, ["plugins", "new", "x"])
+    shown = CliRunner().invoke(app, ["--debug", "plugins", "new", "x"])
+
+    assert told.exit_code == 1
+    assert told.stderr.startswith("error: LookupError: no x") and "--debug" in told.stderr
+    assert isinstance(shown.exception, LookupError)
+
+
 @pytest.mark.parametrize("group", ["", "data", "sandbox", "search", "search index", "eval"])
 def test_no_summary_is_cut_at_80_columns(group: str) -> None:
     text = CliRunner().invoke(app, [*group.split(), "--help"], env={"COLUMNS": "80"}).stdout

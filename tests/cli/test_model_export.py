@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from deepeyes_plugins.checkpoints import PUBLISHED, CheckpointError, export, published_name
 from deepeyes_plugins.cli.main import app
-from deepeyes_plugins.quickstart.tiny_model import make_tiny_qwen2_5_vl, make_tiny_qwen3_vl
+from deepeyes_plugins.quickstart.tiny_model import make_tiny_qwen2_5_vl
+from tests.verl.tiny_qwen3_vl import make_tiny_qwen3_vl
 
 CORPUS = ["What colour is the dot?"]
 RESTS = ("layers.0.self_attn.q_proj.weight", "embed_tokens.weight", "blocks.0.attn.qkv.bias")

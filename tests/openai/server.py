@@ -82,6 +82,7 @@ class ChatServer(LocalServer):
         super().__init__(
             Route("/v1/models", self._list_models),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/tokenize", self._tokenize, methods=["POST"]),
             port=port,
         )
         self.url = f"{self.root}/v1"
@@ -95,6 +96,10 @@ class ChatServer(LocalServer):
     async def _list_models(self, request: Request) -> Response:
         listed = [{"id": name, "object": "model"} for name in self._models]
         return Response(json.dumps({"object": "list", "data": listed}))
+
+    async def _tokenize(self, request: Request) -> Response:
+        body = await request.json()
+        return Response(json.dumps({"tokens": [7]}), 200 if "prompt" in body else 404)
 
     async def _chat(self, request: Request) -> Response:
         body = await request.json()

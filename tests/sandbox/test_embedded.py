@@ -132,8 +132,12 @@ async def test_ensure_server_starts_one_for_all_threads_and_children(
 
 
 def test_a_server_that_cannot_start_says_why() -> None:
-    with pytest.raises(SandboxUnavailable, match="no_such_module"):
-        start_server(SandboxSettings(warm_modules=("no_such_module",)))
+    settings = SandboxSettings(warm_modules=("no_such_module",))
+    with (
+        pytest.warns(FutureWarning, match="start several servers"),
+        pytest.raises(SandboxUnavailable, match="no_such_module"),
+    ):
+        start_server(settings, workers=2)
 
 
 def test_an_unknown_kernel_is_named_with_those_that_there_are() -> None:

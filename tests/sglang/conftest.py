@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from deepeyes_plugins.checkpoints import export
-from deepeyes_plugins.quickstart.process import model_servers
+from deepeyes_plugins.quickstart.process import free_ports, model_servers
 from deepeyes_plugins.quickstart.task import task_texts
 from deepeyes_plugins.quickstart.tiny_model import make_tiny_qwen2_5_vl
 
@@ -38,8 +38,11 @@ def serve(model: Path, log: Path, *flags: str) -> Iterator[str]:
         "SGLANG_USE_CPU_ENGINE": "1",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        # By default the server's port + 10,000, which may not exist.
+        "SGLANG_GRPC_PORT": str(free_ports(1)[0]),
     }
-    with model_servers({log: (*command, *address, *FLAGS, *flags)}, environment) as (url,):
+    commands = {log: (*command, *address, *FLAGS, *flags)}
+    with model_servers(commands, environment, limit=900) as (url,):
         yield url.removesuffix("/v1")
 
 

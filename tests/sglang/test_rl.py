@@ -18,9 +18,10 @@ from deepeyes_plugins.checkpoints import export
 from deepeyes_plugins.hosts.verl.engines import engine_params
 from deepeyes_plugins.protocol.content import Message
 from deepeyes_plugins.quickstart.task import task_texts
-from deepeyes_plugins.quickstart.tiny_model import make_tiny_qwen2_5_vl, make_tiny_qwen3_vl
+from deepeyes_plugins.quickstart.tiny_model import make_tiny_qwen2_5_vl
 from tests.sglang.conftest import most_likely, serve
 from tests.verl.conftest import picture
+from tests.verl.tiny_qwen3_vl import make_tiny_qwen3_vl
 from tests.vllm.test_same_prompt import pictures, processed
 
 # verl 0.9.1 sets it; with a tokenizer, SGLang 0.5.12 does not read placeholders that are expanded.

@@ -7,7 +7,6 @@ tokens. What a server refuses stops a run; what it does differently is a warning
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from deepeyes_plugins.files import read_json
 from deepeyes_plugins.hosts.openai.client import ChatClient
 from deepeyes_plugins.hosts.openai.policy import OpenAIPolicy
 from deepeyes_plugins.hosts.openai.settings import OpenAISettings
@@ -98,7 +98,8 @@ async def probe(settings: OpenAISettings) -> list[ServerReport]:
 
 
 async def _probe(settings: OpenAISettings, url: str) -> ServerReport:
-    quick = settings.model_copy(update={"timeout": _FIRST_SECONDS, "retries": 0})
+    seconds = min(settings.timeout, _FIRST_SECONDS)
+    quick = settings.model_copy(update={"timeout": seconds, "retries": 0})
     endpoint = ChatEndpoint(
         url,
         quick,
@@ -273,9 +274,12 @@ class _Probe:
         """Return the tokens of a prompt, from a server that has an endpoint for them."""
         policy = OpenAIPolicy(self._client, _BARE)
         await policy.begin(Task("probe", (Message("user", parts),)))
-        body = {"model": self._settings.model, "messages": [*map(json.loads, policy.messages)]}
+        return await self._tokens({"messages": [*map(read_json, policy.messages)]})
+
+    async def _tokens(self, fields: dict[str, Any]) -> list[int] | None:
         for service, path in self._services:
             with suppress(RemoteError, AttributeError):
+                body = {"model": self._settings.model, **fields}
                 reply = (await service.fetch("POST", path, json=body)).json()
                 tokens = reply.get("token_ids") or reply.get("tokens")
                 if isinstance(tokens, list):
@@ -298,16 +302,21 @@ class _Probe:
         return [Shortcoming(what, action, stops=False)]
 
     async def _forbidden(self) -> list[Shortcoming]:
+        """Let the model want a forbidden token more than anything else."""
         if self._settings.profile != "vllm":
             return []
-        word = (await self._ask(QUESTION)).text.strip()
-        if not word or not word.isascii():
+        token = DEEPEYES_V2.forbidden[0]
+        tokens = await self._tokens({"prompt": token, "add_special_tokens": False})
+        if tokens is None or len(tokens) != 1:
             return []
-        again = await self._ask(QUESTION, dialect=replace(_BARE, forbidden=(word,)))
-        if again.text.strip() != word:
+        wants = {**self._settings.extra_body, "logit_bias": {str(tokens[0]): 100.0}}
+        eager = self._settings.model_copy(update={"extra_body": wants})
+        forbidding = replace(_BARE, forbidden=DEEPEYES_V2.forbidden)
+        free = await self._ask(QUESTION, settings=eager)
+        if free.text != (await self._ask(QUESTION, dialect=forbidding, settings=eager)).text:
             return []
-        what = f"it generates the forbidden token {word!r}"
-        action = "a server that obeys bad_words, or profile: generic; such turns are cut"
+        what = f"it generates the forbidden token {token}"
+        action = "a server that obeys bad_words; turns are cut at such tokens"
         return [Shortcoming(what, action, stops=False)]
 
     async def _prefill(self) -> list[Shortcoming]:
