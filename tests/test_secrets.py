@@ -372,6 +372,14 @@ def senders() -> Iterator[str]:
                     yield str(path.relative_to(ROOT))
 
 
+def test_a_log_record_whose_arguments_do_not_fit_is_logged_without_the_secret(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    redaction.protect("of-the-canary")
+    logging.getLogger("a library").warning("%d of them", "of-the-canary")
+    assert caplog.messages == ["'%d of them' with ('[redacted]',)"]
+
+
 def test_every_client_is_in_the_table() -> None:
     assert set(senders()) <= set(MODULES), "list the module, and its client in CLIENTS"
     named = {f"text:{name}" for name in search_providers()}

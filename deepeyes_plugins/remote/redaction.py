@@ -221,7 +221,11 @@ def _redact_log_records() -> None:
 
     def redacted(*arguments: object, **options: object) -> logging.LogRecord:
         record = make(*arguments, **options)
-        message = record.getMessage()
+        try:
+            message = record.getMessage()
+        except Exception:  # Arguments that do not fit: the handler would print them as they are.
+            record.msg = message = f"{record.msg!r} with {record.args!r}"
+            record.args = None
         if (clean := redact(message)) != message:
             record.msg, record.args = clean, None
         if record.exc_info and record.exc_info[0] is not None:
