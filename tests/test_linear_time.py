@@ -34,7 +34,7 @@ from eval_plugins.report.writing import _streams, segments
 ROOT = Path(__file__).parents[1]
 SHORT, LONG = (200, 500, 1_000), 4_000
 """Characters of a text; the short ones are within the limits of readers that have one."""
-LITTLE = 0.02
+LITTLE = 0.005
 """Seconds that no linear reader takes for a long text, and each quadratic one does."""
 ATTACKS, ATTACKS_OF_READERS = 60, 4
 """Texts per pattern. Readers see the texts of all patterns of their module."""

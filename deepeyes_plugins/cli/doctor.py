@@ -34,7 +34,7 @@ from deepeyes_plugins.plugins import PluginError, UnknownNameError
 from deepeyes_plugins.rewards.hooks import rewards
 from deepeyes_plugins.settings import SETTINGS_VARIABLE, AgentSettings, load_settings
 from deepeyes_plugins.tools.hooks import tools
-from eval_plugins.vlmevalkit.settings import load_evaluation
+from eval_plugins.vlmevalkit.settings import SERVER_DEFAULTS, load_evaluation
 
 Status = Literal["ok", "warning", "problem", "absent"]
 
@@ -383,6 +383,11 @@ def _check_server() -> Iterator[Finding]:
     except SettingsError:
         return  # None is named, or the check of the settings says so.
     for report in asyncio.run(probe(settings)):
+        if not report.reached and settings.url == SERVER_DEFAULTS["url"]:
+            text = f"none answers at {settings.url}, where evaluations look by default"
+            action = "For an evaluation start one, or name it in DEEPEYES_OPENAI_URL."
+            yield Finding("engine", "server", "absent", text, action)
+            continue
         for one in report.found:
             status: Status = "problem" if one.stops else "warning"
             yield Finding("engine", "server", status, f"{report.url}: {one.what}", one.action)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from urllib.parse import parse_qs, urlsplit
 
 from deepeyes_plugins.remote.redaction import is_secret
-
-_USER_INFO = re.compile(r"(?<=//)\S*@")
 
 
 def is_http_url(url: str) -> bool:
@@ -18,7 +15,8 @@ def is_http_url(url: str) -> bool:
 
 def displayed(url: str) -> str:
     """Return a URL without user info and parameters, for messages about invalid URLs."""
-    return _USER_INFO.sub("", url).partition("?")[0]
+    scheme, slashes, rest = url.partition("//")
+    return f"{scheme}{slashes}{rest.rpartition('@')[2]}".partition("?")[0]
 
 
 def refuse_credentials(url: str | None, instead: str) -> str | None:

@@ -2,8 +2,8 @@
 
 A page on another site can send requests to a server on loopback. It is told apart by headers that
 browsers set and pages cannot: ``Origin`` and ``Sec-Fetch-Site``. A page whose host name was pointed
-at loopback (DNS rebinding) is told apart by ``Host``. A body must have a content type that a page
-cannot send to another site without asking.
+at loopback (DNS rebinding) is told apart by ``Host``. A body must not have a content type that a
+page can send to another site without asking.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Guard:
             )
         if _is_of_another_site(headers):
             return 403, "this server answers no pages of other sites"
-        if may_call and _has_body(headers) and not _is_accepted(scope, headers, has_token):
+        if may_call and _has_body(headers) and not _is_accepted(scope["method"], headers):
             return 415, "the content type of a request must be application/json"
         return None
 
@@ -120,9 +120,12 @@ def _has_body(headers: Headers) -> bool:
     return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
 
-def _is_accepted(scope: Scope, headers: Headers, has_token: bool) -> bool:
-    """Return whether a body has a content type that no form and no simple request can have."""
+def _is_accepted(method: str, headers: Headers) -> bool:
+    """Return whether a body has no content type of forms and of what pages send without asking.
+
+    Programs may leave the type out: browsers that do so name the page in ``Origin``.
+    """
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if scope["method"] == "PUT":  # A file; pages of other sites have to ask before they send it.
+    if method == "PUT":  # A file.
         return kind in ("", "application/octet-stream") or kind.startswith("image/")
-    return kind == "application/json" or (not kind and has_token)
+    return kind in ("", "application/json")

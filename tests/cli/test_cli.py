@@ -209,10 +209,15 @@ def test_the_doctor_says_why_verl_did_not_load_us() -> None:
     assert "VERL_USE_EXTERNAL_PLUGINS" in findings(answer)[0]["text"]
 
 
-def test_the_doctor_says_that_vllm_does_not_load_us() -> None:
-    answer = deepeyes("doctor", "--json", "--only", "engine", VLLM_PLUGINS="others")
+def test_the_doctor_says_that_vllm_does_not_load_us_and_that_a_named_server_is_down() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    answer = deepeyes(
+        *("doctor", "--json", "--only", "engine"), VLLM_PLUGINS="others", DEEPEYES_OPENAI_URL=url
+    )
 
-    installed, plugin = findings(answer)
+    installed, plugin, server = findings(answer)
+    assert server["status"] == "problem" and url in server["text"]
     assert (installed["status"], installed["text"]) == ("ok", version("vllm"))
     assert plugin["status"] == "problem"
     assert "VLLM_PLUGINS=others" in plugin["text"]
@@ -292,7 +297,8 @@ def test_the_doctor_reads_well_for_people() -> None:
     answer = deepeyes("doctor", "--only", "machine,versions,settings")
 
     assert answer.returncode == 0
-    assert re.search(r"versions +torch +ok", answer.stdout)
+    assert re.search(r"^versions +compared with +ok +constraints\.txt", answer.stdout, re.MULTILINE)
+    assert re.search(r"^ +torch +ok", answer.stdout, re.MULTILINE)
     assert re.search(r"Nothing to mend, \d+ to know of, \d+ absent\.", answer.stdout)
 
 

@@ -39,7 +39,8 @@ class Model:
             text = "<|image_pad|>"
         text = text[: body["max_tokens"]]
         ends = [text.index(stop) + len(stop) for stop in body.get("stop", ()) if stop in text]
-        return Reply(text[: min(ends, default=None)], total_tokens=tokens + 7)
+        reason = "stop" if ends else "length"
+        return Reply(text[: min(ends, default=None)], reason, total_tokens=tokens + 7)
 
 
 async def found(script: Callable[[Body], Reply], **settings: Any) -> tuple[Shortcoming, ...]:

@@ -16,7 +16,9 @@ async def test_vllm_does_everything_that_its_profile_asks_for(url: str, profile:
 
 
 async def test_what_vllm_refuses_and_its_context_are_told(url: str) -> None:
-    refused = OpenAISettings(url=url, profile="vllm", extra_body={"temperature": 3.0})
+    refused = OpenAISettings(
+        url=url, profile="vllm", extra_body={"temperature": 3.0}, max_tokens=99
+    )
     ((one,),) = [report.found for report in await probe(refused)]
     assert one.stops and "HTTP 400" in one.what and "temperature" in one.what
 

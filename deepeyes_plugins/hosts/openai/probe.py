@@ -68,11 +68,13 @@ class ServerReport:
         url: Its base URL.
         model: The model's name; empty if it is not known.
         found: What it does not do.
+        reached: Whether anything answers there.
     """
 
     url: str
     model: str = ""
     found: tuple[Shortcoming, ...] = ()
+    reached: bool = True
 
 
 async def require_server(settings: OpenAISettings) -> None:
@@ -113,7 +115,7 @@ async def _probe(settings: OpenAISettings, url: str) -> ServerReport:
         lengths = await _context_lengths(endpoint)
     except RemoteUnavailableError as error:
         action = "start the server, or correct the setting 'url' or DEEPEYES_OPENAI_URL"
-        return ServerReport(url, found=(Shortcoming(str(error), action),))
+        return ServerReport(url, found=(Shortcoming(str(error), action),), reached=False)
     except RemoteError as error:
         action = "correct the settings 'url' and 'model', or the API key"
         return ServerReport(url, found=(Shortcoming(str(error), action),))
@@ -290,13 +292,15 @@ class _Probe:
         if self._settings.profile == "generic" or not self._settings.send_stop:
             return []  # Turns are completed or cut afterwards.
         dialect = replace(_BARE, stop=_LETTERS)
-        text = (await self._ask(QUESTION, dialect=dialect, limit=_FEW_TOKENS)).text
-        ends = [text.index(letter) + 1 for letter in _LETTERS if letter in text]
+        said = await self._ask(QUESTION, dialect=dialect, limit=_FEW_TOKENS)
         action = "profile: generic (DEEPEYES_OPENAI_PROFILE), which restores and cuts afterwards"
-        if not ends:
+        # Of several stop strings in one token, a server may cut at any.
+        if said.finish_reason == "stop" and said.text.endswith(_LETTERS):
+            return []
+        if said.finish_reason == "stop":
             what = "it removes the stop string from its output"
-        elif min(ends) < len(text):
-            what = f"it goes on after a stop string: {text[:40]!r}"
+        elif any(letter in said.text for letter in _LETTERS):
+            what = f"it goes on after a stop string: {said.text[:40]!r}"
         else:
             return []
         return [Shortcoming(what, action, stops=False)]
