@@ -22,7 +22,7 @@ class Plan:
         rl_examples: Questions for reinforcement learning.
         rl_steps: Its steps, where they are not those of the recipe.
         heldout: Questions that no training sees.
-        blind: How many of them are asked again with the sandbox switched off.
+        blind: How many of them are repeated with the sandbox switched off.
         probe_examples: Pictures that the leak probe learns from.
         claims: Whether the run is long enough for its accuracies to mean something.
         engine: What generates.

@@ -141,7 +141,7 @@ def test_a_table_for_people(tmp_path: Path) -> None:
     assert (tmp_path / "log.scores.jsonl").exists()
 
 
-def test_the_judge_of_the_settings_is_asked_and_a_lost_one_is_asked_again(
+def test_the_judge_of_the_settings_is_asked_and_a_failed_request_retried(
     tmp_path: Path, config: Path, judge: JudgeServer
 ) -> None:
     log = write(tmp_path / "log.jsonl", line("1", "red"), line("2", "crimson"), line("3", "navy"))

@@ -37,7 +37,7 @@ def rl_row(number: int, source: str, image: int = 0) -> dict[str, Any]:
 
 @pytest.fixture
 def rl_files(tmp_path: Path) -> Path:
-    """Two files, with every third question of the first once more in the second."""
+    """Two files, with every third question of the first also in the second."""
     folder = tmp_path / "in"
     folder.mkdir()
     first = [rl_row(number, "perception") for number in range(60)]

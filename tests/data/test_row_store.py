@@ -1,4 +1,4 @@
-"""A file is checked and stored once; from then on any of its rows is at hand."""
+"""A file is checked and stored once; from then on any of its rows can be read."""
 
 from __future__ import annotations
 

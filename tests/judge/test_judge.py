@@ -93,7 +93,7 @@ async def test_equal_comparisons_cost_one_call() -> None:
         Comparison("What colour?", "re", "dred"),
     ],
 )
-async def test_what_may_mean_something_else_is_asked_again(other: Comparison) -> None:
+async def test_what_may_mean_something_else_is_not_served_from_the_cache(other: Comparison) -> None:
     with ChatServer(honest) as server:
         async with judge(server) as asked:
             await asked.compare("answer", RED)
@@ -148,7 +148,7 @@ async def test_without_a_cache_everything_is_asked() -> None:
     ],
     ids=["500", "429", "html", "half", "empty", "none", "both", "thinking", "cut"],
 )
-async def test_a_bad_reply_is_asked_again(trouble: Reply) -> None:
+async def test_a_bad_reply_is_retried(trouble: Reply) -> None:
     with ChatServer.saying(trouble, YES) as server:
         async with judge(server) as asked:
             verdict = await asked.compare("answer", RED)

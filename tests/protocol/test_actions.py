@@ -234,7 +234,7 @@ class TestCompleteAtTag:
         assert complete_at_tag("a</code>b</tool_call>c", self.STOP) == "a</code>"
         assert complete_at_tag("a</tool_call>b</code>c", self.STOP) == "a</tool_call>"
 
-    def test_other_text_is_left_alone(self) -> None:
+    def test_other_text_is_unchanged(self) -> None:
         assert complete_at_tag("<answer>red</answer>", self.STOP) == "<answer>red</answer>"
         assert complete_at_tag("a</code>b", ()) == "a</code>b"
 

@@ -124,7 +124,7 @@ class TestDefuse:
         "text",
         ["", "a < b", "x <| y |> z", "<images>", "<p>", "<tool_response>", "<img>", "é中\n\t\x00"],
     )
-    def test_other_text_is_left_alone(self, text: str) -> None:
+    def test_other_text_is_unchanged(self, text: str) -> None:
         assert defuse(text) == text
 
     @pytest.mark.parametrize(

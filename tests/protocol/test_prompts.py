@@ -28,7 +28,7 @@ def test_every_form_that_the_prompt_shows_is_an_action() -> None:
     assert isinstance(parse_action(prompt.rpartition("## Answer")[2]), AnswerAction)
 
 
-def test_only_the_tools_at_hand_are_described() -> None:
+def test_only_the_available_tools_are_described() -> None:
     assert "search" not in deepeyes_v2_prompt()
     assert "run Python or answer." in deepeyes_v2_prompt()
     assert "<code>" not in deepeyes_v2_prompt([])

@@ -179,7 +179,7 @@ async def test_no_more_than_allowed_per_second(script: Script, url: str) -> None
     assert time.monotonic() - started >= 0.35
 
 
-async def test_a_server_that_keeps_failing_is_left_alone(script: Script, url: str) -> None:
+async def test_the_circuit_of_a_server_that_keeps_failing_opens(script: Script, url: str) -> None:
     script.say("broken", 500)
     async with service(url, retries=0, circuit_failures=2, circuit_seconds=60) as client:
         for _ in range(2):
@@ -204,7 +204,7 @@ async def test_who_is_not_let_through_does_not_wait_for_a_turn(script: Script, u
         assert client.statistics.snapshot().held_back == 3
 
 
-async def test_it_is_asked_again_when_it_is_back(script: Script, url: str) -> None:
+async def test_the_circuit_closes_when_the_server_is_back(script: Script, url: str) -> None:
     script.say("broken", 500)
     script.say("broken", 500)
     script.say("back")

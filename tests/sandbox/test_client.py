@@ -496,7 +496,7 @@ class TestFailover:
         result = await staying.execute("", timeout=5)
         assert (result.result, result.lost_names) == ("2 cells", {})
 
-    async def test_a_session_that_was_put_away_comes_back(
+    async def test_an_evicted_session_is_restored(
         self, session: tuple[SandboxSession, ProtocolServer, ProtocolServer]
     ) -> None:
         staying, first, _ = session

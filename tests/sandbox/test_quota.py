@@ -67,7 +67,7 @@ async def test_the_server_says_so(client: SandboxClient) -> None:
     assert health.isolated
 
 
-async def test_few_files_are_left_alone(house: House, session: SandboxSession) -> None:
+async def test_few_files_are_within_the_quota(house: House, session: SandboxSession) -> None:
     code = "import time\nopen('kept', 'wb').write(bytes(1 << 20)); time.sleep(2.5)\n'done'"
     assert (await session.execute(code, 20)).result == "'done'"
     assert [path.name for path in house.folders()[0].iterdir()] == ["kept"]

@@ -138,7 +138,7 @@ async def test_redis_may_go_and_come_back_during_use(
                 results.append(await session.execute("x.append(2); x", 60))
             assert [result.result for result in results] == ["[1, 2]"] * 4
             own.start()
-            # Sessions that were put away meanwhile, and those that were not, are all saved.
+            # Sessions that were evicted meanwhile, and those that were not, are all saved.
             for session in sessions:
                 await saved(own, session)
             os.kill(one.pid, signal.SIGKILL)

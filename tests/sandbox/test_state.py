@@ -1,4 +1,4 @@
-"""Sessions that are put away and come back."""
+"""Eviction of sessions and restore from their snapshots."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ async def test_more_sessions_than_processes() -> None:
             assert (health.sessions, health.stored) == (0, 0)
 
 
-async def test_a_session_that_runs_a_cell_is_never_put_away() -> None:
+async def test_a_session_that_runs_a_cell_is_never_evicted() -> None:
     with start_server(SandboxSettings(max_sessions=1, room_timeout=0.2)) as server:
         async with SandboxClient(server.url, token=server.token) as client:
             busy = await client.create_session()

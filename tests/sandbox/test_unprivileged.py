@@ -110,7 +110,7 @@ async def test_too_many_threads_end_the_session(session: SandboxSession) -> None
     assert result.outcome == "killed" and "threads" in result.stderr
 
 
-async def test_a_session_is_put_away_and_comes_back(
+async def test_a_session_is_evicted_and_restored(
     server: ServerProcess, session: SandboxSession
 ) -> None:
     await session.execute("kept = [1, 2]; open('note', 'w').write('kept')", 10)

@@ -33,7 +33,7 @@ class Service:
         """Say what to run.
 
         Args:
-            folder: For agent.yaml and the kept answers.
+            folder: For agent.yaml and the response cache.
             search: The section ``search`` of agent.yaml.
             command: ``serve`` by default; or ``record FILE`` and the like.
             environment: Further variables.

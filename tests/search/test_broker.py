@@ -146,7 +146,9 @@ async def test_a_refusal_is_kept_and_a_failure_is_not(store: ResponseStore) -> N
     assert len(broken.asked) == 2
 
 
-async def test_a_kept_answer_of_another_version_is_asked_for_again(store: ResponseStore) -> None:
+async def test_a_cached_response_of_another_version_is_requested_again(
+    store: ResponseStore,
+) -> None:
     fake = Fake()
     newer = SearchType(**{**vars(TEXT), "dump": lambda answer: b'{"results": [{"rank": 1}]}'})
     await Broker(newer, [Source(fake, fake.name)], store, CacheSettings()).search(QUERY)
@@ -178,7 +180,7 @@ async def test_what_each_provider_said_is_told(store: ResponseStore) -> None:
         await broker(store, first, second).search(QUERY)
 
 
-async def test_a_provider_without_quota_is_left_alone(store: ResponseStore) -> None:
+async def test_a_provider_without_quota_gets_no_request(store: ResponseStore) -> None:
     fake = Fake(says=QuotaExhaustedError("used up", retry_after=60))
     asking = broker(store, fake)
     for number in range(3):
@@ -214,7 +216,7 @@ async def test_a_refusal_that_is_told_again_collects_nothing(store: ResponseStor
     assert lengths[-1] == lengths[1]
 
 
-async def test_a_provider_is_asked_again_after_its_pause(store: ResponseStore) -> None:
+async def test_a_provider_is_used_again_after_its_suspension(store: ResponseStore) -> None:
     fake = Fake(says=QuotaExhaustedError("used up", retry_after=0.01))
     asking = broker(store, fake)
     with pytest.raises(QuotaExhaustedError):

@@ -271,7 +271,7 @@ async def test_rate_and_budget_hold_for_all_clients_and_outlive_a_kill(
     assert len(script.queries) == 30
 
 
-async def test_an_engine_that_keeps_failing_is_left_alone_and_the_next_one_answers(
+async def test_the_circuit_of_an_engine_that_keeps_failing_opens_and_the_next_one_answers(
     retriever: tuple[Retriever, dict[str, Any]], engines: tuple[Engines, str], tmp_path: Path
 ) -> None:
     script, settings = retriever
@@ -284,7 +284,7 @@ async def test_an_engine_that_keeps_failing_is_left_alone_and_the_next_one_answe
     # The circuit opens in the middle of the first query, which has tries left.
     failing = {"circuit_failures": 2, "circuit_seconds": 60, "retries": 3}
     settings["providers"]["retriever"] |= failing
-    # What the command line says of the kept answers comes before agent.yaml.
+    # Options of the response cache come before agent.yaml.
     settings["cache"] = {"redis_url": "redis://127.0.0.1:1/0"}
     command = ("serve", "--cache", str(tmp_path / "kept.sqlite"))
     with Service(tmp_path, settings, *command, environment={KEY_VARIABLE: KEY}) as service:

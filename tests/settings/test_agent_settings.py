@@ -241,7 +241,7 @@ class TestVariables:
             "DEEPEYES_HOME",
         ],
     )
-    def test_variables_of_other_parts_are_left_alone(
+    def test_variables_of_other_parts_are_ignored(
         self, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
         monkeypatch.setenv(name, "anything")

@@ -1,4 +1,4 @@
-"""A service that is down is left alone, and those who need it wait."""
+"""The circuit of a service that is down is open, and calls wait for it."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def test_a_queue_that_fails_costs_figures_never_the_step(
     assert [one.levelname for one in caplog.records] == ["WARNING"] * 3
 
 
-def test_settings_come_from_the_recipes_section_and_its_other_keys_are_left_alone() -> None:
+def test_settings_come_from_the_recipes_section_which_may_have_other_keys() -> None:
     section = {"agent_config": "agent.yaml", "logging_board": "runs/board", "alarm": None}
     settings = watch_settings(section)
     assert settings.logging_board == Path("runs/board")

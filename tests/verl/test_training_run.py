@@ -1,4 +1,4 @@
-"""One real run of verl with the tiny model: what people watch arrives, and the alarm ends the run.
+"""One real run of verl with the tiny model: the metrics arrive, and the alarm ends the run.
 
 The checkpoint that it leaves is served by vLLM and evaluated by VLMEvalKit, beside the run.
 

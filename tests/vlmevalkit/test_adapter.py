@@ -54,7 +54,7 @@ def make_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make
 
 
 def noise_jpeg(seed: int) -> bytes:
-    """A picture that changes when it is encoded once more."""
+    """A picture that changes when it is encoded a second time."""
     picture = Image.frombytes("RGB", (32, 24), random.Random(seed).randbytes(32 * 24 * 3))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=95)

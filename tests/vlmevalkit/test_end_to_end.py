@@ -47,7 +47,7 @@ def test_a_run_that_fails_in_part_and_its_repair(tmp_path: Path, vlmeval: Vlmeva
 
         repaired = True
         vlmeval(*arguments, "--reuse", **settings)
-        asked_again = server.requests[asked_first:]
+        retried = server.requests[asked_first:]
 
     # The failed sample is a failure with its reason, not a wrong answer.
     assert list(broken.loc[[0, 1, 2]]) == ["Red.", "green", "(0, 255, 0)"]
@@ -63,7 +63,7 @@ def test_a_run_that_fails_in_part_and_its_repair(tmp_path: Path, vlmeval: Vlmeva
     assert "2 attempts" in first.stdout
 
     # --reuse asks for nothing else.
-    assert {question(body) for body in asked_again} == {QUESTIONS["white"][0]}
+    assert {question(body) for body in retried} == {QUESTIONS["white"][0]}
     scores = pd.read_csv(result.with_name(f"{result.stem}_acc.csv"))
     assert scores.loc[0, ["Overall", "answered", "failed"]].to_list() == [75, 4, 0]
 

@@ -139,7 +139,7 @@ def test_a_run_that_is_killed_fails_in_part_and_is_repaired(tmp_path: Path, star
         code, said = finish(
             start(*("--config", str(worse), "--reuse", "--api-nproc", "32", *judged), url=model.url)
         )
-        # What was answered before the kill is not asked again.
+        # What was answered before the kill is not repeated.
         assert asked(before) == {*CHOICES, *CHARTS, *MATHS} - answered, said
         assert CHOICES[0] not in answered
         assert code == 1

@@ -83,7 +83,7 @@ def test_pickled_predictions_are_not_looked_into(tmp_path: Path) -> None:
         (["--reuse", "--api-mode"], False),
     ],
 )
-def test_scores_stay_where_no_sample_is_asked_again(arguments: list[str], anew: bool) -> None:
+def test_scores_stay_where_no_sample_is_repeated(arguments: list[str], anew: bool) -> None:
     assert rescores_in_place(arguments) is anew
 
 

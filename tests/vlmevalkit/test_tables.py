@@ -171,7 +171,7 @@ def write_charts(folder: Path) -> None:
 
 
 def write_options(folder: Path) -> None:
-    """Write VStarBench.tsv with all options, the last of each row once more at E and at Z."""
+    """Write VStarBench.tsv with all options, the last of each row also at E and at Z."""
     rows = [
         {"question": f"q-{number}?", **dict(zip("ABCD", four, strict=True)), "answer": "A"}
         for number, four in enumerate(OPTIONS)
