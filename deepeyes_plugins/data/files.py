@@ -155,6 +155,8 @@ def _array_rows(file: TextIO) -> Iterator[Row]:
 
 def _not_json(error: Exception, text: str) -> str:
     cut = ", perhaps truncated" if _ends_too_early(error, text) else ""
+    if isinstance(error, RecursionError):
+        return "not valid JSON: nested too deeply"
     if not isinstance(error, json.JSONDecodeError):
         return f"not valid JSON: {error}"
     near = text[max(0, error.pos - _SHOWN_CHARACTERS) : error.pos + _SHOWN_CHARACTERS]

@@ -24,6 +24,11 @@ Handler = Callable[[Request], Awaitable[Response]]
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Addresses that only this machine can reach."""
 _FOREIGN_SITES = frozenset({"cross-site", "same-site"})
+_SIMPLE_TYPES = frozenset(
+    {"text/plain", "multipart/form-data", "application/x-www-form-urlencoded"}
+)
+"""Content types that pages can send to another site without asking (Fetch standard,
+"CORS-safelisted request-header")."""
 
 
 class Guard:
@@ -77,7 +82,7 @@ class Guard:
             )
         if _is_of_another_site(headers):
             return 403, "this server answers no pages of other sites"
-        if may_call and _has_body(headers) and not _is_accepted(scope["method"], headers):
+        if may_call and _has_body(headers) and _may_be_of_a_page(headers):
             return 415, "the content type of a request must be application/json"
         return None
 
@@ -120,12 +125,9 @@ def _has_body(headers: Headers) -> bool:
     return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
 
-def _is_accepted(method: str, headers: Headers) -> bool:
-    """Return whether a body has no content type of forms and of what pages send without asking.
+def _may_be_of_a_page(headers: Headers) -> bool:
+    """Return whether a body has a content type that pages can send without asking.
 
     Programs may leave the type out: browsers that do so name the page in ``Origin``.
     """
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if method == "PUT":  # A file.
-        return kind in ("", "application/octet-stream") or kind.startswith("image/")
-    return kind in ("", "application/json")
+    return headers.get("content-type", "").partition(";")[0].strip().lower() in _SIMPLE_TYPES

@@ -175,7 +175,7 @@ def test_rows_nested_too_deep_for_a_reader(tmp_path: Path) -> None:
     (tmp_path / "lines.jsonl").write_text(f"{json.dumps(PLAIN)}\n{deep}\n")
     for file in tmp_path.iterdir():
         (problem,) = check_sft_file(file).problems
-        assert problem.row == 2 and "recursion" in problem.reason
+        assert problem.row == 2 and "nested too deep" in problem.reason
 
 
 def test_an_animation_that_ends_anywhere_is_no_more_than_a_bad_row() -> None:

@@ -17,7 +17,7 @@ REQUESTS = 10_000
 CONNECTIONS = 16
 ANSWER_SECONDS = 20
 SETTINGS = SandboxSettings(max_sessions=12, memory_mb=256, cell_timeout=1, interrupt_grace=0.5)
-EXPECTED = {200, 201, 204, 400, 401, 404, 405, 409, 413, 422, 431, 503}
+EXPECTED = {200, 201, 204, 400, 401, 404, 405, 409, 413, 415, 421, 422, 431, 503}
 
 DIGEST = "0" * 64
 TARGETS = (
@@ -85,9 +85,11 @@ BODIES: tuple[Callable[[random.Random], bytes], ...] = (
 def head(dice: random.Random, token: str, size: int) -> str:
     method, path = dice.choice(TARGETS)
     shown = token if dice.random() < 0.95 else dice.choice(("", "x", "é"))
-    lines = [f"{method} {path} HTTP/1.1", "Host: sandbox", f"Authorization: Bearer {shown}"]
+    host = "127.0.0.1" if dice.random() < 0.9 else "sandbox"
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", f"Authorization: Bearer {shown}"]
     accept = dice.choice(("application/x-msgpack", "application/json", "*/*", "", ";;;q=é"))
-    kind = dice.choice(("application/json", "text/plain", "multipart/form-data", "\xff"))
+    kinds = ("text/plain", "multipart/form-data", "\xff")
+    kind = "application/json" if dice.random() < 0.9 else dice.choice(kinds)
     lines += [f"Accept: {accept}", f"Content-Type: {kind}", f"Content-Length: {size}"]
     return "\r\n".join(lines) + "\r\n\r\n"
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -45,8 +46,12 @@ class House:
     folder: Path
 
     def footprint(self) -> tuple[int, int, int]:
-        """Open descriptors, processes and files of the server."""
-        descriptors = len(os.listdir(f"/proc/{self.server.pid}/fd"))
+        """Open descriptors but for connections, processes and files of the server."""
+        process = psutil.Process(self.server.pid)
+        connections = sum(
+            one.status == psutil.CONN_ESTABLISHED for one in process.net_connections("tcp")
+        )
+        descriptors = process.num_fds() - connections
         files = sum(len(folders) + len(names) for _, folders, names in os.walk(self.folder))
         return descriptors, len(children(self.server.pid)), files
 

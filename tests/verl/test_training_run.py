@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -135,7 +136,8 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         "trainer.total_training_steps=8",
         "trainer.save_freq=8",
         "trainer.test_freq=8",
-        f"+ray_kwargs.ray_init._temp_dir={folder / 'ray'}",
+        # Sockets have short paths only.
+        f"+ray_kwargs.ray_init._temp_dir={tempfile.mkdtemp(prefix='ray-')}",
     ]
     variables = {
         "DEEPEYES_TRAJECTORIES": str(folder / "trajectories"),
