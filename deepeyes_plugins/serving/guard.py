@@ -54,7 +54,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request by an error, or pass it to the application."""
-        if scope["type"] != "http":  # No server of ours has WebSockets.
+        if scope["type"] != "http":  # Neither server has WebSockets.
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
